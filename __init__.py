@@ -1,0 +1,48 @@
+"""robustode: the robustness benchmark for neural-ODE classifiers.
+
+The public names below are loaded on first use, so importing this package loads no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .attacks import Threat, register_threat
+    from .bench.api import evaluate, load_model
+    from .models import ModelSpec, ODEBlock, Solver, register_model
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "evaluate": "bench.api",
+    "load_model": "bench.api",
+    "ModelSpec": "models",
+    "ODEBlock": "models",
+    "Solver": "models",
+    "register_model": "models",
+    "Threat": "attacks",
+    "register_threat": "attacks",
+}
+
+__all__ = [
+    "ModelSpec",
+    "ODEBlock",
+    "Solver",
+    "Threat",
+    "evaluate",
+    "load_model",
+    "register_model",
+    "register_threat",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,60 @@
+"""The exceptions a user meets. Each message is one line and says what to do next."""
+
+from __future__ import annotations
+
+
+class RobustodeError(Exception):
+    """Base of every error that is shown to a user as one line, without a traceback.
+
+    `status` is what a record of the failed work says.
+    """
+
+    status = "error"
+
+
+class InvalidArgument(RobustodeError, ValueError):
+    """An argument, preset or threat strength that cannot be used (exit status 2)."""
+
+
+class UnknownName(InvalidArgument):
+    """A name that no registry holds; the message suggests the nearest ones."""
+
+
+class DataUnavailable(RobustodeError):
+    """A dataset that is neither on disk nor downloadable; the message says where to put it."""
+
+
+class ModelFailure(RobustodeError):
+    """A model that raises, or whose solver gives up."""
+
+
+class ContractBroken(ModelFailure):
+    """A model whose output is not a floating tensor of logits (N, K)."""
+
+    status = "contract"
+
+
+class NonFinite(ModelFailure):
+    """Logits, gradients, losses or images that are NaN or infinite."""
+
+    status = "nonfinite"
+
+
+class BudgetViolation(RobustodeError):
+    """A perturbed image outside its norm ball or outside the pixel box [0, 1]."""
+
+    status = "budget"
+
+
+class TimeLimitExceeded(RobustodeError):
+    """A unit of work that took longer than its preset allows."""
+
+    status = "timeout"
+
+
+class CheckpointError(RobustodeError):
+    """A checkpoint that cannot be used: truncated, altered, or not safetensors."""
+
+
+class RecordError(RobustodeError):
+    """A stored record that cannot be used: truncated, edited, or of an unknown schema."""

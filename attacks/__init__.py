@@ -1,0 +1,14 @@
+"""The threats: random noise and adversarial attacks. Every file here that registers one takes part."""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+
+from ._norms import BUDGET_TOLERANCE, distance, project, violation
+from .registry import THREATS, Threat, register_threat
+
+for _module in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")):
+    import_module(f".{_module}", __name__)
+
+__all__ = ["BUDGET_TOLERANCE", "THREATS", "Threat", "distance", "project", "register_threat", "violation"]

@@ -1,0 +1,44 @@
+"""Distances between images in float64, projection onto a ball, and the violation of a budget."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .registry import Norm
+
+BUDGET_TOLERANCE = 1e-6
+"""How far a float32 attack may overstep its norm or the box [0, 1], in pixel units."""
+
+
+def distance(images: Tensor, others: Tensor, norm: Norm) -> Tensor:
+    """Distance per sample between two batches (N, C, H, W), computed in float64; shape (N,)."""
+    difference = (images.double() - others.double()).flatten(1)
+    length: Tensor = torch.linalg.vector_norm(difference, ord=torch.inf if norm == "linf" else 2, dim=1)
+    return length
+
+
+def project(images: Tensor, center: Tensor, radius: float, norm: Norm) -> Tensor:
+    """Nearest point to `images` in the ball around `center` (exact for each norm), then the box.
+
+    Clipping to [0, 1] after projecting never leaves the ball, because `center` lies in the box.
+    """
+    delta = images - center
+    if norm == "linf":
+        delta = delta.clamp(-radius, radius)
+    else:
+        length = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp_min(torch.finfo(delta.dtype).tiny)
+        delta = delta * (radius / length).clamp_max(1).view(-1, 1, 1, 1)
+    return (center + delta).clamp(0, 1)
+
+
+def violation(images: Tensor, center: Tensor, radius: float, norm: Norm | None) -> Tensor:
+    """How far each sample lies outside its budget and the box, in float64; shape (N,), 0 inside.
+
+    A non-finite image violates by infinity. With `norm` None only the box counts.
+    """
+    pixels = images.double().flatten(1)
+    outside = torch.maximum(-pixels, pixels - 1).amax(1).clamp_min(0)
+    if norm is not None:
+        outside = torch.maximum(outside, (distance(images, center, norm) - radius).clamp_min(0))
+    return torch.where(pixels.isfinite().all(1), outside, torch.inf)

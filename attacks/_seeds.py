@@ -1,0 +1,41 @@
+"""Seeds: one stream per sample for noise, one per batch for attacks; the caller's state untouched."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from .registry import Seed
+
+
+def sample_seeds(seed: int, indices: Sequence[int]) -> list[int]:
+    """One 128-bit seed per sample, from a run's seed and the sample's own index in its dataset."""
+    return [((seed % 2**64) << 64) | int(index) for index in indices]
+
+
+def per_sample(seed: Seed, count: int) -> list[int]:
+    """Return `seed` as one seed for each of `count` samples; an int is combined with the position."""
+    seeds = sample_seeds(seed, range(count)) if isinstance(seed, int) else list(seed)
+    if len(seeds) != count:
+        raise ValueError(f"{len(seeds)} seeds for {count} samples")
+    return seeds
+
+
+def sample_generator(seed: int) -> np.random.Generator:
+    """A generator of its own for one sample (Philox, a counter-based stream keyed by the seed)."""
+    return np.random.Generator(np.random.Philox(key=seed % 2**128))
+
+
+@contextmanager
+def seeded(seed: Seed, *, restart: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators for a block and restore them afterwards, also on an error."""
+    text = f"{restart}:{seed if isinstance(seed, int) else ','.join(map(str, seed))}"
+    state = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 2**63
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(state)
+        yield

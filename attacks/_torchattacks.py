@@ -1,0 +1,83 @@
+"""The one place that talks to torchattacks, and works around what must not be trusted in it.
+
+torchattacks 3.5.1: PGD returns its last iterate, has no restarts, draws from the global generator,
+caches the device when built and switches the model's mode. So the model is handed over behind a
+module of our own that keeps the best iterate and has no mode to switch; generators are forked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torchattacks.attack import Attack
+
+from ._seeds import seeded
+from .registry import Model, Seed
+
+
+class BestIterate(nn.Module):
+    """A model that remembers, per sample, the image of the largest margin it was asked about.
+
+    The margin is max_{k != y} z_k - z_y: positive exactly when the sample is broken.
+
+    Attributes
+    ----------
+    images
+        Best images so far, (N, C, H, W).
+    margin
+        Their margins, (N,); -inf before the first query.
+    """
+
+    def __init__(self, model: Model, images: Tensor, labels: Tensor) -> None:
+        super().__init__()
+        self._model = (model,)  # in a tuple, so that no mode or parameter of it can be reached
+        self._labels = labels
+        self._anchor = nn.Parameter(images.new_empty(0), requires_grad=False)  # tells torchattacks the device
+        self.images = images.clone()
+        self.margin = images.new_full((len(images),), -torch.inf)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K) of the N samples in their original order."""
+        logits = self._model[0](images)
+        with torch.no_grad():
+            true = logits.gather(1, self._labels[:, None])
+            others = logits.scatter(1, self._labels[:, None], -torch.inf).amax(1)
+            margin = (others - true[:, 0]).to(self.margin)
+            better = margin > self.margin
+            self.margin = torch.where(better, margin, self.margin)
+            self.images = torch.where(better.view(-1, 1, 1, 1), images.detach(), self.images)
+        return logits
+
+
+def strongest(
+    make: Callable[[nn.Module], Attack],
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    seed: Seed,
+    *,
+    restarts: int = 1,
+) -> Tensor:
+    """Run ``make(model)`` up to `restarts` times and return every sample's best iterate.
+
+    A sample that is broken takes no part in later restarts.
+    """
+    best = images.clone()
+    margin = images.new_full((len(images),), -torch.inf)
+    active = torch.arange(len(images), device=images.device)
+    for restart in range(restarts):
+        tracker = BestIterate(model, images[active], labels[active])
+        attack = make(tracker)
+        with seeded(seed, restart=restart, device=images.device):
+            last = attack(images[active], labels[active])
+        with torch.no_grad():
+            tracker(last)
+        better = tracker.margin > margin[active]
+        best[active[better]] = tracker.images[better]
+        margin[active[better]] = tracker.margin[better]
+        active = torch.nonzero(margin <= 0).flatten()
+        if not len(active):
+            break
+    return best

@@ -1,0 +1,13 @@
+"""No perturbation: the reference point of every curve."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .registry import Model, Seed, register_threat
+
+
+@register_threat("clean", family="clean", max_strength=0.0)
+def clean(model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed) -> Tensor:
+    """Return the images as they are."""
+    return images.clone()

@@ -1,0 +1,121 @@
+"""What a threat is to the benchmark (`Threat`), and the registry that threats join by decoration."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor
+
+from .._errors import InvalidArgument
+from .._registry import Registry, check_name, unknown_name
+
+Family = Literal["clean", "noise", "gradient"]
+Norm = Literal["linf", "l2"]
+Model: TypeAlias = Callable[[Tensor], Tensor]
+"""What an attack sees of a model: images (N, C, H, W) in [0, 1] to logits (N, K)."""
+Seed: TypeAlias = int | Sequence[int]
+"""One seed for a batch, or one per sample (any size up to 128 bits)."""
+
+
+Craft: TypeAlias = Callable[..., Tensor]
+"""``craft(model, images, labels, strength, seed, **parameters)`` returns perturbed images.
+
+`images` (N, C, H, W) in [0, 1], `labels` (N,) int64, `strength` in pixel units; the result has the
+shape of `images`.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threat:
+    """One way to perturb images. Its strength stays outside, so a curve over strengths is data.
+
+    Attributes
+    ----------
+    family
+        ``clean``, ``noise`` or ``gradient``.
+    norm
+        The norm that bounds the perturbation by the strength; None for unbounded noise.
+    craft
+        See `Craft`.
+    parameters
+        What `craft` is called with besides the strength.
+    strength_name
+        The strength's symbol on an axis: sigma, amount, radius, eps.
+    max_strength
+        The largest strength that has a meaning.
+    stochastic
+        Whether several draws differ. A stochastic threat is seeded per sample.
+    needs_gradient
+        Whether the model must be differentiable.
+    queries
+        Forwards and backwards per sample at the given parameters, for time estimates.
+    version
+        Raise it by hand when the algorithm changes: stored records of older versions are not reused.
+    """
+
+    name: str
+    family: Family
+    craft: Craft
+    norm: Norm | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    strength_name: str = "strength"
+    max_strength: float = math.inf
+    stochastic: bool = False
+    needs_gradient: bool = False
+    queries: Callable[[Mapping[str, Any]], tuple[int, int]] = lambda _: (0, 0)
+    protocol: str = "pixel"
+    reference: str = ""
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "threat")
+
+    def __call__(self, model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed) -> Tensor:
+        """Perturb `images` with this threat's parameters; strength 0 leaves them as they are."""
+        self.check_strength(strength)
+        if strength == 0:
+            return images.clone()
+        return self.craft(model, images, labels, strength, seed, **self.parameters)
+
+    def check_strength(self, strength: float) -> float:
+        """Return `strength`; raise `InvalidArgument` when it is negative, not finite or too large."""
+        if not (math.isfinite(strength) and 0 <= strength <= self.max_strength):
+            upper = "" if math.isinf(self.max_strength) else f" and at most {self.max_strength:g}"
+            raise InvalidArgument(
+                f"threat {self.name}: {self.strength_name} must be at least 0{upper}, not {strength:g}"
+            )
+        return strength
+
+    def configure(self, **overrides: Any) -> Threat:
+        """Return this threat with other parameters; raise `UnknownName` for one it does not take."""
+        for name, value in overrides.items():
+            if name not in self.parameters:
+                raise unknown_name(f"parameter of threat {self.name}", name, sorted(self.parameters))
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise InvalidArgument(f"threat {self.name}: {name} must be a positive number, not {value!r}")
+        return dataclasses.replace(self, parameters={**self.parameters, **overrides})
+
+
+THREATS: Registry[Threat] = Registry("threat")
+
+
+def register_threat(name: str, **attributes: Any) -> Callable[[Craft], Craft]:
+    """Register the decorated function as the threat `name`; `attributes` are those of `Threat`.
+
+    The keyword parameters of the function, with their defaults, become ``Threat.parameters`` unless
+    `attributes` names others.
+    """
+
+    def decorate(craft: Craft) -> Craft:
+        own = [p for p in inspect.signature(craft).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        defaults = {p.name: p.default for p in own if p.default is not p.empty}
+        parameters = {**defaults, **attributes.pop("parameters", {})}
+        THREATS.register(Threat(name=name, craft=craft, parameters=parameters, **attributes))
+        return craft
+
+    return decorate

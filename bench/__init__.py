@@ -1,0 +1,1 @@
+"""The harness: plan, train, evaluate, time, store, summarise, report."""

@@ -1,0 +1,175 @@
+"""robustode from Python: evaluate a module you have, load a model that a run has trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from .._errors import CheckpointError, InvalidArgument
+from ..attacks import THREATS
+from ..models import MODELS
+from .checkpoint import load_state, load_tensors
+from .data import DATASETS, load_data
+from .device import environment
+from .evaluate import evaluate_cell
+from .records import Cell
+from .stats import wilson
+from .store import Store
+
+DEFAULT_STRENGTHS: Mapping[str, float] = {
+    "clean": 0.0,
+    "gaussian": 0.2,
+    "salt-pepper": 0.1,
+    "uniform": 0.3,
+    "fgsm-linf": 0.1,
+    "pgd-linf": 0.1,
+    "fgsm-l2": 0.5,
+    "pgd-l2": 0.5,
+}
+"""The strength of a threat that is named without one."""
+
+
+def evaluate(
+    module: nn.Module,
+    *,
+    dataset: str = "digits",
+    threats: Sequence[str | tuple[str, float]] = ("clean", "gaussian", "pgd-linf"),
+    samples: int | None = None,
+    draws: int = 1,
+    batch_size: int = 100,
+    seed: int = 0,
+    data_root: str | Path | None = None,
+) -> pd.DataFrame:
+    """Accuracy of a trained module under threats; nothing is stored.
+
+    Parameters
+    ----------
+    module
+        Maps images in [0, 1], shape (N, C, H, W), to logits (N, K); it stays on its device, and its
+        modes, parameters and gradients are left as they are.
+    threats
+        Names, or (name, strength) pairs in pixel units; see ``robustode list threats``.
+    samples
+        The first so many test samples; all of them by default.
+    draws
+        Repetitions of a random threat.
+
+    Returns
+    -------
+    DataFrame
+        One row a threat: ``threat, norm, strength, accuracy, low, high, samples, draws, seconds``;
+        `low` and `high` bound the accuracy by a 95% Wilson interval.
+
+    Raises
+    ------
+    UnknownName, InvalidArgument
+        For names and strengths that cannot be used, before anything is computed.
+    ModelFailure, NonFinite, BudgetViolation
+        When the module breaks its contract or an attack its budget.
+    """
+    DATASETS.get(dataset)
+    if samples is not None and samples < 1:
+        raise InvalidArgument(f"samples must be at least 1, not {samples}")
+    plans = []
+    for item in threats:
+        name, strength = (item, DEFAULT_STRENGTHS.get(item)) if isinstance(item, str) else item
+        threat = THREATS.get(name)
+        if strength is None:
+            raise InvalidArgument(f"threat {name}: give its strength, as ({name!r}, {threat.strength_name})")
+        plans.append((threat, threat.check_strength(float(strength))))
+    data = load_data(dataset, Path(data_root) if data_root else None)
+    count = min(samples or len(data.test), len(data.test))
+    device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    rows = []
+    for threat, strength in plans:
+        cell = Cell(
+            kind="accuracy",
+            dataset=dataset,
+            index_sha256=data.index_sha256,
+            model="module",
+            model_version="0",
+            threat=threat.name,
+            threat_version=threat.version,
+            family=threat.family,
+            norm=threat.norm,
+            parameters=dict(threat.parameters),
+            strength=strength,
+            draws=draws if threat.stochastic else 1,
+            attack_seed=seed,
+            samples=count,
+            batch_size=batch_size,
+        )
+        record = evaluate_cell(
+            cell,
+            module,
+            data.test,
+            threat,
+            num_classes=data.num_classes,
+            device=device,
+            environment=environment(device),
+        )
+        low, high = wilson(record.accuracy * count, count)
+        rows.append(
+            {
+                "threat": threat.name,
+                "norm": threat.norm,
+                "strength": strength,
+                "accuracy": record.accuracy,
+                "low": float(low),
+                "high": float(high),
+                "samples": count,
+                "draws": cell.draws,
+                "seconds": record.seconds,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def load_model(folder: str | Path, name: str, *, seed: int = 0, model: str | None = None) -> nn.Module:
+    """Return the trained model called `name` from a results folder, in eval mode on the CPU.
+
+    Parameters
+    ----------
+    folder
+        What ``--out`` named, for example ``results/quick``.
+    seed
+        Training seed.
+    model
+        ``FILE.py:factory`` for a model that lives in a file.
+
+    Raises
+    ------
+    InvalidArgument
+        When no such training is stored.
+    CheckpointError
+        When its weights are missing or do not match the hash in its record.
+    """
+    from .external import resolve_model
+    from .run import checkpoint_path
+
+    spec = resolve_model(model) if model else MODELS.get(name)
+    store = Store(Path(folder))
+    records, _ = store.load()
+    trainings = [
+        r
+        for r in records
+        if r.cell.kind == "training"
+        and r.status == "ok"
+        and (r.cell.model, r.cell.training_seed) == (name, seed)
+    ]
+    if not trainings:
+        raise InvalidArgument(f"{folder} holds no trained {name} with seed {seed}: run `robustode run` first")
+    newest = max(trainings, key=lambda r: str(r.environment.get("created", "")))
+    path = checkpoint_path(store, newest.cell)
+    tensors, sha256 = load_tensors(path)
+    if sha256 != newest.card["checkpoint_sha256"]:
+        raise CheckpointError(f"{path} does not match its record: run `robustode run --fresh`")
+    shape: Any = tuple(newest.card["input_shape"])
+    built = spec.build(shape, int(newest.card["num_classes"]), **newest.cell.hyperparameters)
+    load_state(built, tensors, path)
+    return built.eval()

@@ -1,0 +1,219 @@
+"""argv -> a plan -> a call. Each subcommand imports what it needs, so help and report load no torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from .. import __version__
+from .._errors import InvalidArgument, RobustodeError
+
+LISTS = ("models", "threats", "datasets", "presets")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one clear line for a mistake, and a suggestion for a mistyped command."""
+
+    def error(self, message: str) -> NoReturn:
+        if "invalid choice" in message and self.prog == "robustode":
+            import difflib
+
+            typed = message.split("'")[1]
+            near = difflib.get_close_matches(typed, COMMANDS, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(COMMANDS)}"
+            message = f"unknown command {typed!r}: {hint}"
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="robustode",
+        description="The robustness benchmark for neural-ODE classifiers.",
+        epilog="Start with `robustode run`: four models on 8x8 digits, no download, under 3 minutes.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"robustode {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    run = commands.add_parser(
+        "run", help="train, evaluate and time models, then write the report", allow_abbrev=False
+    )
+    run.add_argument(
+        "--preset", default="quick", metavar="NAME|FILE.toml", help="what to run (default: quick)"
+    )
+    run.add_argument(
+        "--models",
+        metavar="A,B|FILE.py:FACTORY",
+        help="these models instead of the preset's, separated by commas",
+    )
+    run.add_argument(
+        "--seeds", type=int, metavar="N", help="training seeds 0 .. N-1 instead of the preset's number"
+    )
+    run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    run.add_argument(
+        "--data-root", type=Path, metavar="DIR", help="where datasets lie (default: $ROBUSTODE_DATA)"
+    )
+    run.add_argument("--out", type=Path, metavar="DIR", help="results folder (default: results/<preset>)")
+    run.add_argument("--fresh", action="store_true", help="do everything again, stored or not")
+    run.add_argument(
+        "--dry-run", action="store_true", help="say what would be done and how long it takes; do nothing"
+    )
+    run.add_argument("--quiet", action="store_true", help="no progress, only the leaderboard and failures")
+
+    listing = commands.add_parser("list", help="show what is registered", allow_abbrev=False)
+    listing.add_argument("what", choices=LISTS)
+    listing.add_argument("--json", action="store_true", help="for programs")
+
+    new = commands.add_parser("new-model", help="write a one-file model to start from", allow_abbrev=False)
+    new.add_argument("name", metavar="NAME", help="lower-case letters, digits and dashes")
+    new.add_argument("file", nargs="?", type=Path, metavar="FILE.py", help="default: NAME.py in this folder")
+
+    check = commands.add_parser(
+        "check", help="does one model keep the contract? under a minute", allow_abbrev=False
+    )
+    check.add_argument("model", metavar="NAME|FILE.py:FACTORY")
+
+    report = commands.add_parser(
+        "report", help="tables, plots and page again, from records alone", allow_abbrev=False
+    )
+    report.add_argument(
+        "--out", type=Path, default=Path("results/quick"), metavar="DIR", help="default: results/quick"
+    )
+    return parser
+
+
+COMMANDS = ("run", "list", "new-model", "check", "report")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 something failed, 2 wrong arguments."""
+    arguments = _parser().parse_args(argv)
+    handler = globals()[f"_{arguments.command.replace('-', '_')}"]
+    try:
+        return int(handler(arguments))
+    except RobustodeError as error:
+        print(f"robustode: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\nrobustode: stopped; what was finished is stored, and the same command goes on from there",
+            file=sys.stderr,
+        )
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from .preset import load_preset
+
+    preset = load_preset(arguments.preset)
+
+    from contextlib import nullcontext
+
+    from rich.console import Console
+
+    from .data import load_data
+    from .device import pick_device
+    from .external import resolve_model
+    from .plan import make_plan
+    from .progress import Quiet, Terminal
+    from .run import estimate, run_plan
+    from .store import Store
+
+    names = (
+        [name.strip() for name in arguments.models.split(",") if name.strip()] if arguments.models else None
+    )
+    if names == []:
+        raise InvalidArgument("--models names no model")
+    models = [resolve_model(name) for name in dict.fromkeys(names)] if names else None
+    plan = make_plan(preset, models=models, seeds=arguments.seeds)
+    device = pick_device(arguments.device)
+    data = load_data(preset.dataset, arguments.data_root)
+    out = arguments.out or Path("results") / preset.name
+    if arguments.dry_run:
+        return _dry_run(plan, estimate(plan, data, device), out)
+    console = Console()
+    with nullcontext(Quiet()) if arguments.quiet else Terminal(console) as reporter:
+        outcome = run_plan(plan, data, Store(out), device=device, fresh=arguments.fresh, reporter=reporter)
+    if not arguments.quiet:
+        print(f"{outcome.done} cells done, {outcome.skipped} stored already")
+    status = _show(out)
+    for line in outcome.failures:
+        print(f"failed: {line}", file=sys.stderr)
+    for problem in outcome.problems:
+        print(f"set aside and done again: {problem}", file=sys.stderr)
+    return 1 if outcome.failures else status
+
+
+def _dry_run(plan: object, estimates: Sequence[object], out: Path) -> int:
+    from .plan import Plan
+    from .progress import duration
+    from .run import Estimate
+
+    assert isinstance(plan, Plan)
+    total = 0.0
+    for entry in estimates:
+        assert isinstance(entry, Estimate)
+        total += entry.seconds
+        print(f"{entry.model:<24} {entry.cells:>5} cells  about {duration(entry.seconds)}")
+    print(f"{plan.preset.name}: {plan.preset.title}; the preset says: {plan.preset.cost}")
+    print(f"from nothing about {duration(total)} here, measured on one batch of each model; results in {out}")
+    return 0
+
+
+def _show(out: Path) -> int:
+    """Write the report and print the leaderboard and the page's path."""
+    from rich.console import Console
+
+    from .report import write_report
+    from .terminal import terminal_table
+
+    report = write_report(out)
+    console = Console()
+    console.print(terminal_table(report.leaderboard))
+    for problem in report.problems:
+        print(f"not used: {problem}", file=sys.stderr)
+    if report.superseded:
+        print(f"{report.superseded} records of older versions or checkpoints are not shown")
+    print(f"open {report.page.resolve()}")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    return _show(arguments.out)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from .listing import listing
+
+    print(listing(arguments.what, as_json=arguments.json))
+    return 0
+
+
+def _new_model(arguments: argparse.Namespace) -> int:
+    from .scaffold import new_model
+
+    path = new_model(arguments.name, arguments.file)
+    print(f"wrote {path}")
+    print(f"next: robustode check {path}:build")
+    print(f"then: robustode run --models {path}:build")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from .conformance import check_model
+    from .external import resolve_model
+
+    console = Console(highlight=False)
+    passed = True
+    for result in check_model(resolve_model(arguments.model)):
+        passed &= result.passed
+        console.print(str(result), markup=False, soft_wrap=True)
+    return 0 if passed else 1

@@ -1,0 +1,220 @@
+"""Does a model keep the contract? One function a check; each failure says what to change."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .._errors import ContractBroken, NonFinite, RobustodeError
+from ..models import ModelSpec
+from .claims import CLAIM_CHECKS
+from .evaluate import frozen
+from .limits import time_limit
+from .queries import call_model, one_line
+
+SHAPES = ((1, 8, 8), (1, 28, 28), (3, 32, 32))
+"""Input shapes (C, H, W) every model is built for."""
+CLASSES = (2, 3, 10)
+SHAPE = (1, 8, 8)
+"""The shape the other checks use."""
+BATCH_TOLERANCE = 1e-4
+"""Largest relative change of logits between a sample alone and the same sample in a batch."""
+LIMIT = 20.0
+"""Seconds for one check."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Outcome of one check; `exempt` carries the model's stated reason for an expected failure."""
+
+    check: str
+    error: str | None = None
+    exempt: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the model keeps the contract here, or says why it does not."""
+        return self.error is None or self.exempt is not None
+
+    def __str__(self) -> str:
+        if self.error is None:
+            return f"pass    {self.check}" + (" (its exemption was not needed here)" if self.exempt else "")
+        if self.exempt is not None:
+            return f"exempt  {self.check}: {self.exempt} [{self.error}]"
+        return f"FAIL    {self.check}: {self.error}"
+
+
+def _build(
+    spec: ModelSpec, shape: tuple[int, int, int] = SHAPE, classes: int = 10, seed: int = 0
+) -> nn.Module:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = spec.build(shape, classes, **spec.resolve())
+        if not isinstance(model, nn.Module):
+            raise ContractBroken(f"build returned {type(model).__name__}: return a torch.nn.Module")
+        call_model(model.eval(), _images(shape, 2), classes)
+    return model
+
+
+def _images(shape: tuple[int, int, int] = SHAPE, count: int = 16) -> Tensor:
+    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(1))
+
+
+def check_shapes(spec: ModelSpec) -> None:
+    """Logits (N, K) for every shape and number of classes, for N = 1 too."""
+    for shape, classes in itertools.product(SHAPES, CLASSES):
+        try:
+            model = _build(spec, shape, classes)
+            with torch.no_grad():
+                for count in (1, 3):
+                    call_model(model, _images(shape, count), classes)
+        except Exception as error:
+            raise ContractBroken(
+                f"for input {shape} and {classes} classes: {one_line(error)}; use input_shape and num_classes"
+            ) from error
+
+
+def check_finite(spec: ModelSpec) -> None:
+    """Finite logits for black, white and random images."""
+    model = _build(spec)
+    with torch.no_grad():
+        for images in (torch.zeros(2, *SHAPE), torch.ones(2, *SHAPE), _images()):
+            call_model(model, images, 10)
+
+
+def check_logits(spec: ModelSpec) -> None:
+    """Logits and not probabilities: a softmax inside the model hides gradients from attacks."""
+    with torch.no_grad():
+        logits = call_model(_build(spec), _images(), 10)
+    if bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones(len(logits)), atol=1e-4):
+        raise ContractBroken(
+            "every row is non-negative and sums to 1: return logits, without the final softmax"
+        )
+
+
+def check_gradients(spec: ModelSpec) -> None:
+    """Finite gradients to the input, not all zero, and to every trainable parameter."""
+    model = _build(spec).train()
+    images = _images().requires_grad_(True)
+    logits = call_model(model, images, 10)
+    if not logits.requires_grad:
+        raise ContractBroken("the logits carry no gradient: do not detach or convert to numpy in forward")
+    F.cross_entropy(logits, torch.arange(len(images)) % 10).backward()
+    if images.grad is None or not bool(images.grad.any()):
+        raise ContractBroken("no gradient reaches the input: do not detach, round or threshold it in forward")
+    for name, tensor in [("the input", images), *model.named_parameters()]:
+        if tensor.requires_grad and tensor.grad is None:
+            raise ContractBroken(
+                f"no gradient reaches parameter {name}: use it in forward, or do not register it"
+            )
+        if tensor.grad is not None and not bool(tensor.grad.isfinite().all()):
+            raise NonFinite(f"the gradient of {name} is NaN or infinite at initialisation")
+
+
+def check_deterministic(spec: ModelSpec) -> None:
+    """The same logits twice in eval mode."""
+    model, images = _build(spec), _images()
+    with torch.no_grad():
+        first, second = call_model(model, images, 10), call_model(model, images, 10)
+    if not torch.equal(first, second):
+        change = float((first - second).abs().max())
+        raise ContractBroken(
+            f"two passes in eval mode differ by {change:.3g}: draw no random numbers in eval mode"
+        )
+
+
+def check_batch_independent(spec: ModelSpec) -> None:
+    """A sample's logits do not depend on the samples beside it."""
+    model = _build(spec)
+    images = torch.cat(
+        [_images(count=6), torch.zeros(1, *SHAPE), torch.ones(1, *SHAPE), _images(count=1).round()]
+    )
+    with torch.no_grad():
+        alone = torch.cat([call_model(model, image[None], 10) for image in images])
+        together = call_model(model, images, 10)
+    change = float(((alone - together).abs().amax(1) / alone.abs().amax(1).clamp_min(1e-12)).max())
+    if change > BATCH_TOLERANCE:
+        raise ContractBroken(
+            f"logits alone and in a batch differ by {change:.2g} of their size: use no statistics over the "
+            'batch and a fixed-grid solver, or state expected_failures={"batch_independent": reason}'
+        )
+
+
+def check_state_round_trip(spec: ModelSpec) -> None:
+    """Weights saved and loaded into a fresh model give the same logits."""
+    model, other = _build(spec, seed=0), _build(spec, seed=1)
+    plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    other.load_state_dict(safetensors.torch.load(safetensors.torch.save(plain)))
+    with torch.no_grad():
+        same = torch.equal(call_model(model, _images(), 10), call_model(other, _images(), 10))
+    if not same:
+        raise ContractBroken(
+            "logits change after saving and loading: keep every tensor as a parameter or a buffer"
+        )
+
+
+def check_double_precision(spec: ModelSpec) -> None:
+    """The same model in float64, with logits near those in float32."""
+    model, images = _build(spec), _images()
+    with torch.no_grad():
+        single = call_model(model, images, 10)
+        double = call_model(model.double(), images.double(), 10)
+    if double.dtype != torch.float64:
+        raise ContractBroken(
+            f"the model turned float64 into {double.dtype}: take dtype and device from the input"
+        )
+    change = float((single - double).abs().max() / double.abs().max().clamp_min(1e-12))
+    if change > 1e-2:
+        raise ContractBroken(
+            f"logits in float32 and float64 differ by {change:.2g} of their size: ill-conditioned"
+        )
+
+
+def check_claim(spec: ModelSpec, claim: str) -> None:
+    """Measure one declared claim at two initialisations."""
+    for seed in (0, 1):
+        model = _build(spec, seed=seed)
+        with frozen(model):
+            CLAIM_CHECKS[claim](model, _images())
+
+
+CHECKS: dict[str, Callable[[ModelSpec], None]] = {
+    "shapes": check_shapes,
+    "finite": check_finite,
+    "logits": check_logits,
+    "gradients": check_gradients,
+    "deterministic": check_deterministic,
+    "batch_independent": check_batch_independent,
+    "state_round_trip": check_state_round_trip,
+    "double_precision": check_double_precision,
+}
+
+
+def checks_for(spec: ModelSpec) -> dict[str, Callable[[ModelSpec], None]]:
+    """The checks of one model: the common ones, and one for each claim it makes."""
+    claims = {f"claim:{claim}": partial(check_claim, claim=claim) for claim in sorted(spec.claims)}
+    return {**CHECKS, **claims}
+
+
+def check_model(spec: ModelSpec) -> Iterator[Result]:
+    """Run every check of `spec`, yielding each result as it comes; an exception is a failure."""
+    for name, check in checks_for(spec).items():
+        error = None
+        try:
+            with time_limit(LIMIT, f"check {name}"):
+                check(spec)
+        except RobustodeError as failure:
+            error = one_line(failure, limit=400)
+        except Exception as failure:
+            error = f"{type(failure).__name__}: {one_line(failure)}"
+        yield Result(check=name, error=error, exempt=spec.expected_failures.get(name))
+    for name in sorted(set(spec.expected_failures) - set(checks_for(spec))):
+        known = ", ".join(checks_for(spec))
+        yield Result(check=name, error=f"expected_failures names no such check (known: {known})")

@@ -1,0 +1,208 @@
+"""Datasets as tensors, split by fixed and hashed indices.
+
+Which sample is in which split follows from SHA-256 of the dataset's name and the sample's number, so
+it depends on no random generator and no library version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._errors import DataUnavailable
+from .._registry import Registry
+
+ENVIRONMENT_VARIABLE = "ROBUSTODE_DATA"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Images (N, C, H, W) float32 in [0, 1], labels (N,) int64, and each sample's number in its source."""
+
+    images: Tensor
+    labels: Tensor
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, count: int | None) -> Split:
+        """The first `count` samples, or all of them."""
+        return Split(images=self.images[:count], labels=self.labels[:count], indices=self.indices[:count])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A loaded dataset.
+
+    Attributes
+    ----------
+    index_sha256
+        Hash of the three index lists and of the test labels: which samples a number speaks of.
+    """
+
+    name: str
+    num_classes: int
+    train: Split
+    validation: Split
+    test: Split
+    index_sha256: str
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.test.images.shape[1:]
+        return channels, height, width
+
+
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSource:
+    """Where a dataset comes from.
+
+    Attributes
+    ----------
+    load
+        ``load(root)`` returns training and test (images uint8 or float (N, H, W[, C]), labels); a
+        source without a test set of its own returns None for it.
+    scale
+        The pixel value that becomes 1.
+    validation, test
+        Samples taken from the training set for validation, and for testing where there is no test set.
+    """
+
+    name: str
+    summary: str
+    load: Callable[[Path], tuple[Arrays, Arrays | None]]
+    scale: float = 255.0
+    num_classes: int = 10
+    validation: int = 5000
+    test: int = 0
+
+
+DATASETS: Registry[DatasetSource] = Registry("dataset")
+
+
+def default_root() -> Path:
+    """``$ROBUSTODE_DATA``, or ``~/.cache/robustode``."""
+    return Path(os.environ.get(ENVIRONMENT_VARIABLE) or Path.home() / ".cache" / "robustode")
+
+
+def load_data(name: str, root: Path | None = None) -> Data:
+    """Load a dataset by name.
+
+    Raises
+    ------
+    UnknownName
+        When no dataset is called `name`.
+    DataUnavailable
+        When it is neither under `root` nor downloadable.
+    """
+    source = DATASETS.get(name)
+    (images, labels), test = source.load(root or default_root())
+    order = np.array(
+        sorted(range(len(labels)), key=lambda i: hashlib.sha256(f"{name}:{i}".encode()).digest()),
+        dtype=np.int64,
+    )
+    if test is None:
+        test_indices, order = order[: source.test], order[source.test :]
+        test = images[test_indices], labels[test_indices]
+    else:
+        test_indices = np.arange(len(test[1]))
+    validation_indices, train_indices = order[: source.validation], np.sort(order[source.validation :])
+
+    def split(arrays: Arrays, rows: np.ndarray, indices: np.ndarray) -> Split:
+        pixels = torch.from_numpy(arrays[0][rows]).to(torch.float32).div_(source.scale)
+        pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+        return Split(images=pixels, labels=torch.from_numpy(arrays[1][rows]).long(), indices=indices)
+
+    fingerprint = hashlib.sha256()
+    for part in (train_indices, validation_indices, test_indices, np.asarray(test[1])):
+        fingerprint.update(np.ascontiguousarray(part, dtype="<i8").tobytes())
+    return Data(
+        name=name,
+        num_classes=source.num_classes,
+        train=split((images, labels), train_indices, train_indices),
+        validation=split((images, labels), validation_indices, validation_indices),
+        test=split(test, np.arange(len(test[1])), test_indices),
+        index_sha256=fingerprint.hexdigest(),
+    )
+
+
+def _digits(_root: Path) -> tuple[Arrays, None]:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return (bunch.images.astype(np.float32), bunch.target.astype(np.int64)), None
+
+
+def _torchvision(class_name: str, where: str) -> Callable[[Path], tuple[Arrays, Arrays]]:
+    def load(root: Path) -> tuple[Arrays, Arrays]:
+        import torchvision
+
+        dataset_class = getattr(torchvision.datasets, class_name)
+
+        def part(train: bool) -> Arrays:
+            dataset = dataset_class(root, train=train, download=False)
+            return np.asarray(dataset.data), np.asarray(dataset.targets, dtype=np.int64)
+
+        try:
+            return part(True), part(False)
+        except Exception as absent:
+            try:
+                with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                    dataset_class(root, download=True)
+                return part(True), part(False)
+            except Exception as error:
+                lines = (
+                    str(error).strip().splitlines()
+                    or str(absent).strip().splitlines()
+                    or [type(error).__name__]
+                )
+                raise DataUnavailable(
+                    f"{class_name} is not usable in {root} and could not be downloaded ({lines[0][:120]}): "
+                    f"put its files into {root / where}, or name another folder with --data-root or "
+                    f"{ENVIRONMENT_VARIABLE}"
+                ) from None
+
+    return load
+
+
+DATASETS.register(
+    DatasetSource(
+        name="digits",
+        summary="8x8 grey digits, 1,797 of them, inside scikit-learn: no download",
+        load=_digits,
+        scale=16.0,
+        validation=180,
+        test=450,
+    )
+)
+DATASETS.register(
+    DatasetSource(name="mnist", summary="28x28 grey digits, 70,000", load=_torchvision("MNIST", "MNIST/raw"))
+)
+DATASETS.register(
+    DatasetSource(
+        name="fashion-mnist",
+        summary="28x28 grey articles of clothing, 70,000",
+        load=_torchvision("FashionMNIST", "FashionMNIST/raw"),
+    )
+)
+DATASETS.register(
+    DatasetSource(
+        name="cifar10",
+        summary="32x32 colour images, 60,000",
+        load=_torchvision("CIFAR10", "cifar-10-batches-py"),
+    )
+)

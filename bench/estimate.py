@@ -1,0 +1,68 @@
+"""How long a plan will take here: each model is timed on one batch, and queries are multiplied out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .data import Data
+from .limits import time_limit
+from .plan import Plan
+from .queries import call_model
+from .records import Cell
+
+ESTIMATE_LIMIT = 20.0
+"""Seconds after which a model is not waited for; its estimate is then nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Seconds per sample, forwards and backwards, of one model on one device."""
+
+    forward: float
+    backward: float
+
+    def of(self, cell: Cell, plan: Plan) -> float:
+        """Estimated seconds for `cell`."""
+        if cell.kind == "training":
+            return int(cell.recipe["epochs"]) * cell.samples * (self.forward + self.backward)
+        if cell.kind == "throughput":
+            timing = plan.preset.throughput
+            return 1.5 * timing.seconds if timing else 0.0
+        queries = next(a.queries for a in plan.attacks if a.threat.name == cell.threat)
+        return cell.samples * cell.draws * (queries[0] * self.forward + queries[1] * self.backward)
+
+
+def measure_cost(model: nn.Module, data: Data, batch_size: int, device: torch.device) -> Cost:
+    """Time one forward and one backward pass of `model` on a batch of training images.
+
+    A model that fails here costs nothing: its failure is reported where it is trained.
+    """
+    images = data.train.images[:batch_size].to(device)
+    labels = data.train.labels[:batch_size].to(device)
+    times = []
+    try:
+        with time_limit(ESTIMATE_LIMIT, "one batch"):
+            for _ in range(2):
+                begin = time.perf_counter()
+                loss = F.cross_entropy(call_model(model, images, data.num_classes), labels)
+                _synchronise(device)
+                middle = time.perf_counter()
+                torch.autograd.grad(
+                    loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True
+                )
+                _synchronise(device)
+                times.append((middle - begin, time.perf_counter() - middle))
+    except Exception:
+        return Cost(forward=0.0, backward=0.0)
+    forward, backward = min(times, key=sum)
+    return Cost(forward=forward / len(images), backward=backward / len(images))
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

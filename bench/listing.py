@@ -1,0 +1,68 @@
+"""What is registered, for people and, as JSON, for programs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def entries(what: str) -> list[dict[str, Any]]:
+    """The registered `what` (models, threats, datasets, presets), one dictionary each."""
+    if what == "presets":
+        from .preset import load_preset, preset_names
+
+        presets = [load_preset(name) for name in preset_names()]
+        return [{"name": p.name, "summary": p.title, "dataset": p.dataset, "cost": p.cost} for p in presets]
+    if what == "datasets":
+        from .data import DATASETS
+
+        return [{"name": d.name, "summary": d.summary, "classes": d.num_classes} for d in DATASETS]
+    if what == "threats":
+        from ..attacks import THREATS
+
+        return [
+            {
+                "name": t.name,
+                "family": t.family,
+                "norm": t.norm,
+                "strength": t.strength_name,
+                "parameters": dict(t.parameters),
+                "version": t.version,
+                "reference": t.reference,
+            }
+            for t in THREATS
+        ]
+    from ..models import MODELS
+
+    return [
+        {
+            "name": m.name,
+            "summary": m.summary,
+            "claims": sorted(m.claims),
+            "hyperparameters": m.resolve(),
+            "expected_failures": dict(m.expected_failures),
+            "version": m.version,
+            "reference": m.reference,
+        }
+        for m in MODELS
+    ]
+
+
+def listing(what: str, *, as_json: bool) -> str:
+    """Text of ``robustode list``: one line an entry, or JSON."""
+    found = entries(what)
+    if as_json:
+        return json.dumps(found, indent=1, ensure_ascii=False)
+    width = max(len(entry["name"]) for entry in found)
+    lines = []
+    for entry in found:
+        about = entry.get("summary") or ", ".join(
+            f"{key} {entry[key]}" for key in ("family", "norm", "strength") if entry.get(key)
+        )
+        extra = "".join(f"; {entry[key]}" for key in ("cost",) if entry.get(key))
+        lines.append(f"{entry['name']:<{width}}  {about}{extra}")
+        lines += [
+            f"{'':<{width}}    expected to fail {k}: {v}"
+            for k, v in entry.get("expected_failures", {}).items()
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,181 @@
+"""Preset and arguments become a plan; a plan becomes cells. Pure: nothing is read or written here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .._errors import InvalidArgument
+from ..attacks import THREATS, Threat
+from ..models import MODELS, ModelSpec
+from .data import DATASETS, Data
+from .headline import Headline
+from .preset import Preset, Recipe, ThreatPlan
+from .records import Cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """A configured threat, and how the preset wants it applied."""
+
+    threat: Threat
+    plan: ThreatPlan
+
+    @property
+    def queries(self) -> tuple[int, int]:
+        """Forwards and backwards per sample and draw, the harness's own two predictions included."""
+        forwards, backwards = self.threat.queries(self.threat.parameters)
+        return forwards + (2 if self.threat.needs_gradient else 1), backwards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything a run will do, resolved and checked.
+
+    Attributes
+    ----------
+    specs
+        The models.
+    seeds
+        Training seeds 0 .. seeds - 1.
+    attacks
+        The threats with their grids.
+    """
+
+    preset: Preset
+    specs: tuple[ModelSpec, ...]
+    seeds: int
+    attacks: tuple[Attack, ...]
+
+    def hyperparameters(self, spec: ModelSpec) -> dict[str, object]:
+        """Every hyperparameter of `spec` under this preset."""
+        override = self.preset.overrides.get(spec.name)
+        return spec.resolve(override.hyperparameters if override else None)
+
+    def recipe(self, spec: ModelSpec) -> Recipe:
+        """The preset's recipe, the model's own wishes over it, the preset's override over both."""
+        override = self.preset.overrides.get(spec.name)
+        body = {**self.preset.recipe.model_dump(), **spec.recipe, **(override.recipe if override else {})}
+        try:
+            return Recipe.model_validate(body)
+        except ValueError as error:
+            raise InvalidArgument(f"recipe of {spec.name}: {str(error).splitlines()[1]}") from None
+
+    def headline(self) -> Headline:
+        """What the report needs to know of the plan."""
+        reported = {
+            attack.threat.norm
+            if attack.threat.family == "gradient" and attack.threat.norm
+            else attack.threat.name: (attack.plan.reported)
+            for attack in self.attacks
+            if attack.plan.reported is not None
+        }
+        preset = self.preset
+        return Headline(preset=preset.name, title=preset.title, reported=reported, rank=preset.rank)
+
+    def training_cell(self, spec: ModelSpec, seed: int, data: Data) -> Cell:
+        """The cell that trains `spec` with `seed`."""
+        return Cell(
+            kind="training",
+            dataset=data.name,
+            index_sha256=data.index_sha256,
+            model=spec.name,
+            model_version=spec.full_version,
+            hyperparameters=self.hyperparameters(spec),
+            recipe=self.recipe(spec).model_dump(),
+            training_seed=seed,
+            samples=len(data.train),
+            batch_size=self.recipe(spec).batch_size,
+        )
+
+    def accuracy_cells(
+        self, training: Cell, checkpoint_sha256: str, solver: str | None, data: Data
+    ) -> list[Cell]:
+        """One cell for each threat and strength, on the weights that `training` made."""
+        return [
+            dataclasses.replace(
+                training,
+                kind="accuracy",
+                checkpoint_sha256=checkpoint_sha256,
+                solver=solver,
+                threat=threat.name,
+                threat_version=threat.version,
+                family=threat.family,
+                norm=threat.norm if threat.family == "gradient" else None,
+                protocol=threat.protocol,
+                parameters=dict(threat.parameters),
+                strength=strength,
+                draws=plan.draws if threat.stochastic else 1,
+                attack_seed=plan.seed,
+                samples=min(plan.samples or len(data.test), len(data.test)),
+                batch_size=plan.batch_size or self.preset.batch_size,
+            )
+            for threat, plan in ((attack.threat, attack.plan) for attack in self.attacks)
+            for strength in plan.strengths
+        ]
+
+    def throughput_cells(
+        self, training: Cell, checkpoint_sha256: str, solver: str | None, device: str
+    ) -> list[Cell]:
+        """One cell for each batch size, for inference and for a training step."""
+        timing = self.preset.throughput
+        return [
+            dataclasses.replace(
+                training,
+                kind="throughput",
+                checkpoint_sha256=checkpoint_sha256,
+                solver=solver,
+                threat=what,
+                family="timing",
+                parameters={"seconds": timing.seconds, "passes": timing.passes},
+                samples=batch_size,
+                batch_size=batch_size,
+                device=device,
+            )
+            for what in ("inference", "training-step")
+            for batch_size in (timing.batch_sizes if timing else [])
+            if timing
+        ]
+
+
+def make_plan(preset: Preset, *, models: Sequence[ModelSpec] | None = None, seeds: int | None = None) -> Plan:
+    """Resolve every name and check every value of `preset`, with `models` and `seeds` over it.
+
+    Raises
+    ------
+    InvalidArgument
+        For anything that cannot be run; nothing has been done by then.
+    """
+    DATASETS.get(preset.dataset)
+    names = MODELS.names() if preset.models == ["all"] else preset.models
+    specs = tuple(models) if models is not None else tuple(MODELS.get(name) for name in names)
+    if seeds is not None and seeds < 1:
+        raise InvalidArgument(f"--seeds must be at least 1, not {seeds}")
+    for name in preset.overrides:
+        MODELS.get(name)
+    attacks: list[Attack] = []
+    for grid in preset.threats:
+        threat = THREATS.get(grid.name).configure(**grid.parameters)
+        for strength in (*grid.strengths, *([grid.reported] if grid.reported is not None else [])):
+            threat.check_strength(strength)
+        if grid.reported is not None and grid.reported not in grid.strengths:
+            raise InvalidArgument(
+                f"preset {preset.name}: {grid.name}: reported = {grid.reported:g} is not among its strengths"
+            )
+        if any(threat.name == attack.threat.name for attack in attacks):
+            raise InvalidArgument(
+                f"preset {preset.name}: threat {grid.name} is listed twice: give it one grid"
+            )
+        attacks.append(Attack(threat=threat, plan=grid))
+    plan = Plan(preset=preset, specs=specs, seeds=seeds or preset.seeds, attacks=tuple(attacks))
+    reported = plan.headline().reported
+    if preset.rank not in reported:
+        raise InvalidArgument(
+            f"preset {preset.name}: rank = {preset.rank!r} has no reported strength "
+            f"(known: {', '.join(reported)})"
+        )
+    for spec in specs:
+        plan.hyperparameters(spec)
+        plan.recipe(spec)
+    return plan

@@ -1,0 +1,177 @@
+"""What a preset says: a TOML file, checked key by key, with one clear line for each mistake. No torch."""
+
+from __future__ import annotations
+
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from .._errors import InvalidArgument
+from .._registry import check_name, unknown_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+class Recipe(_Table):
+    """How a model is trained: Adam, its learning rate multiplied by `decay` after every epoch."""
+
+    name: str = "plain"
+    epochs: PositiveInt
+    batch_size: PositiveInt = 100
+    learning_rate: PositiveFloat = 0.01
+    decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    weight_decay: NonNegativeFloat = 0.0
+
+
+class ThreatPlan(_Table):
+    """One threat over its grid of strengths.
+
+    `reported` is the strength shown on the leaderboard; `samples` the number of test samples, all of
+    them unless given.
+    """
+
+    name: str
+    strengths: Annotated[list[NonNegativeFloat], Field(min_length=1)]
+    reported: NonNegativeFloat | None = None
+    draws: PositiveInt = 1
+    samples: PositiveInt | None = None
+    batch_size: PositiveInt | None = None
+    seed: int = 0
+    parameters: dict[str, Any] = {}
+
+
+class ThroughputPlan(_Table):
+    """Which batch sizes are timed, for at least so many seconds and passes each."""
+
+    batch_sizes: Annotated[list[PositiveInt], Field(min_length=1)]
+    seconds: PositiveFloat = 0.5
+    passes: PositiveInt = 10
+
+
+class TimeLimits(_Table):
+    """Seconds after which a unit of work is stopped and stored as a timeout."""
+
+    training: PositiveFloat
+    cell: PositiveFloat
+
+
+class ModelOverride(_Table):
+    """What a preset changes in one model."""
+
+    hyperparameters: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+
+
+class Preset(_Table):
+    """A benchmark: dataset, models, seeds, recipe, threats, throughput.
+
+    `cost` states, in words, what the whole preset takes on two cores. `models` may be ``["all"]``.
+    `rank` names what models are ranked by: a threat, or the norm of a worst case.
+    """
+
+    name: str
+    title: str
+    cost: str
+    dataset: str
+    models: Annotated[list[str], Field(min_length=1)]
+    seeds: PositiveInt = 1
+    batch_size: PositiveInt = 100
+    rank: str
+    recipe: Recipe
+    threats: Annotated[list[ThreatPlan], Field(min_length=1)]
+    throughput: ThroughputPlan | None = None
+    time_limit: TimeLimits
+    overrides: dict[str, ModelOverride] = {}
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with robustode."""
+    folder = files(__package__) / "presets"
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def load_preset(name: str) -> Preset:
+    """Read a preset by its name, or from a path that ends in ``.toml``.
+
+    Raises
+    ------
+    InvalidArgument
+        When the file is missing, is not TOML, or a key or value in it is wrong.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise InvalidArgument(f"preset {name}: cannot be read: {reason}") from None
+        stem = path.stem.lower()
+    else:
+        if name not in preset_names():
+            raise unknown_name("preset", name, preset_names())
+        text = (files(__package__) / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+        stem = name
+    try:
+        body = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidArgument(f"preset {name}: not valid TOML: {error}") from None
+    return parse_preset({"name": stem, **body}, origin=name)
+
+
+def parse_preset(body: dict[str, Any], *, origin: str) -> Preset:
+    """Check the content of a preset; every mistake is one line that names the key."""
+    try:
+        preset = Preset.model_validate(body)
+    except ValidationError as error:
+        raise InvalidArgument(f"preset {origin}: {_first_line(error)}") from None
+    check_name(preset.name, "preset")
+    check_name(preset.recipe.name, "recipe")
+    return preset
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    if first["type"] == "extra_forbidden":
+        *parents, key = first["loc"]
+        known = _keys(Preset, parents)
+        return f"{unknown_name('key', str(key), known)}" + (
+            f" (in {'.'.join(map(str, parents))})" if parents else ""
+        )
+    if first["type"] == "missing":
+        return f"key {where!r} is missing"
+    return f"{where} = {first['input']!r}: {first['msg'].lower()}"
+
+
+def _keys(table: type[BaseModel], path: list[Any]) -> list[str]:
+    for part in path:
+        if isinstance(part, int) or part not in table.model_fields:
+            continue
+        stack = [table.model_fields[part].annotation]
+        while stack:
+            annotation = stack.pop()
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                table = annotation
+                break
+            stack.extend(get_args(annotation))
+    return list(table.model_fields)

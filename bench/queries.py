@@ -1,0 +1,102 @@
+"""What stands between the harness and a model: every query is counted and every answer checked."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .._errors import ContractBroken, ModelFailure, NonFinite, RobustodeError
+from ..models import count_nfe
+
+
+class QueriedModel(nn.Module):
+    """A model behind a counter that trusts no answer.
+
+    Attributes
+    ----------
+    forwards, backwards
+        Samples passed forwards and backwards so far.
+    evaluations
+        Field evaluations times samples so far; None for a model that does not count.
+
+    Notes
+    -----
+    A query raises `ModelFailure` when the model raises, `ContractBroken` when its output is not
+    (N, K) floating point, and `NonFinite` for logits or input gradients that are NaN or infinite:
+    neither is ever an answer.
+    """
+
+    def __init__(self, model: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.model = model
+        self.num_classes = num_classes
+        self.forwards = 0
+        self.backwards = 0
+        self.evaluations: int | None = None
+
+    @property
+    def nfe(self) -> float | None:
+        """Mean field evaluations per forward pass."""
+        return None if self.evaluations is None or not self.forwards else self.evaluations / self.forwards
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K) of `images` (N, C, H, W)."""
+        count = len(images)
+        if images.requires_grad:
+            images.register_hook(self._check_gradient)
+        logits = call_model(self.model, images, self.num_classes)
+        self.forwards += count
+        evaluations = count_nfe(self.model)
+        if evaluations is not None:
+            self.evaluations = (self.evaluations or 0) + evaluations * count
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)
+        return logits
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)
+
+    def _check_gradient(self, gradient: Tensor) -> None:
+        if not bool(gradient.isfinite().all()):
+            bad = int((~gradient.flatten(1).isfinite().all(1)).sum())
+            raise NonFinite(f"the input gradient is NaN or infinite for {bad} of {len(gradient)} samples")
+
+
+def call_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
+    """Return the model's logits for a batch, or raise saying which part of the contract it broke.
+
+    Raises
+    ------
+    ModelFailure
+        The model raised.
+    ContractBroken
+        It returned something that is not a floating (N, K) tensor.
+    NonFinite
+        The logits hold NaN or infinity.
+    """
+    try:
+        logits = model(images)
+    except (RobustodeError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ModelFailure(f"the model raised {type(error).__name__}: {one_line(error)}") from error
+    if not isinstance(logits, Tensor):
+        raise ContractBroken(f"the model returned {type(logits).__name__}, not a tensor of logits")
+    if logits.shape != (len(images), num_classes):
+        raise ContractBroken(
+            f"the model returned shape {tuple(logits.shape)} for {len(images)} images, "
+            f"not ({len(images)}, {num_classes})"
+        )
+    if not logits.is_floating_point():
+        raise ContractBroken(f"the model returned {logits.dtype}, not floating-point logits")
+    finite = logits.isfinite().all(1)
+    if not bool(finite.all()):
+        raise NonFinite(f"logits are NaN or infinite for {int((~finite).sum())} of {len(images)} samples")
+    return logits
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The first non-empty line of an error's message, shortened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,301 @@
+"""The whole benchmark: for every model and seed train, evaluate, time; store each result as it comes.
+
+A cell whose record is stored and sound is not done again, so a run that was stopped, in whatever way,
+goes on where it was when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..models import ModelSpec, ODEBlock
+from .checkpoint import Checkpoint, find_checkpoint, load_state, load_tensors
+from .data import Data
+from .device import device_name, environment
+from .estimate import ESTIMATE_LIMIT, Cost, measure_cost
+from .evaluate import evaluate_cell, failed
+from .limits import time_limit
+from .plan import Plan
+from .progress import Quiet, Reporter
+from .records import Cell, Record
+from .store import Problem, Store
+from .throughput import measure_cell
+from .train import History, build_model, train
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What a run did: cells done, cells skipped because they were stored, and what failed."""
+
+    done: int = 0
+    skipped: int = 0
+    failures: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Units of work of one model and their estimated seconds."""
+
+    model: str
+    cells: int
+    seconds: float
+
+
+def checkpoint_path(store: Store, cell: Cell) -> Path:
+    """Where the weights that the training `cell` makes lie."""
+    return (
+        store.checkpoints
+        / cell.model
+        / f"{cell.dataset}-seed{cell.training_seed}-{cell.key()[:12]}.safetensors"
+    )
+
+
+def describe_solver(model: nn.Module) -> str | None:
+    """The solvers of the model's ODE blocks, in words; None for a model without one."""
+    solvers = [str(module.solver) for module in model.modules() if isinstance(module, ODEBlock)]
+    return "; ".join(solvers) or None
+
+
+def estimate(plan: Plan, data: Data, device: torch.device) -> list[Estimate]:
+    """Cells and seconds for each model of `plan`, measured on one batch each."""
+    result = []
+    for spec in plan.specs:
+        training = plan.training_cell(spec, 0, data)
+        cost = _cost_of(spec, training, data, plan, device)
+        cells = _all_cells(plan, training, None, data, device)
+        result.append(
+            Estimate(
+                model=spec.name,
+                cells=plan.seeds * len(cells),
+                seconds=plan.seeds * sum(cost.of(cell, plan) for cell in cells),
+            )
+        )
+    return result
+
+
+def run_plan(
+    plan: Plan,
+    data: Data,
+    store: Store,
+    *,
+    device: torch.device,
+    fresh: bool = False,
+    reporter: Reporter | None = None,
+) -> Outcome:
+    """Do every cell of `plan` that is not stored yet (all of them with `fresh`).
+
+    A failure of one model or cell is stored and named, and the rest goes on.
+    """
+    reporter = reporter or Quiet()
+    outcome = Outcome()
+    with store.lock():
+        _, outcome.problems = store.load()
+        store.set_aside(outcome.problems)
+        plan.headline().write(store.folder)
+        reporter.doing("estimating")
+        costs = {
+            spec.name: _cost_of(spec, plan.training_cell(spec, 0, data), data, plan, device)
+            for spec in plan.specs
+        }
+        reporter.start(
+            plan.seeds
+            * sum(
+                costs[spec.name].of(cell, plan)
+                for spec in plan.specs
+                for cell in _all_cells(plan, plan.training_cell(spec, 0, data), None, data, device)
+            )
+        )
+        for seed, spec in itertools.product(range(plan.seeds), plan.specs):
+            _ModelRun(plan, data, store, device, fresh, reporter, outcome, costs[spec.name]).run(spec, seed)
+    return outcome
+
+
+class _ModelRun:
+    """One model and one seed: its weights, then its cells."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        data: Data,
+        store: Store,
+        device: torch.device,
+        fresh: bool,
+        reporter: Reporter,
+        outcome: Outcome,
+        cost: Cost,
+    ) -> None:
+        self.plan, self.data, self.store, self.device = plan, data, store, device
+        self.fresh, self.reporter, self.outcome, self.cost = fresh, reporter, outcome, cost
+
+    def run(self, spec: ModelSpec, seed: int) -> None:
+        training = self.plan.training_cell(spec, seed, self.data)
+        trained = self._weights(spec, training)
+        if trained is None:
+            return
+        model, checkpoint = trained
+        cells = _all_cells(
+            self.plan, training, checkpoint.sha256, self.data, self.device, describe_solver(model)
+        )[1:]
+        curves = itertools.groupby(cells, key=lambda cell: (cell.kind, cell.threat))
+        for (_, threat), curve in curves:
+            records = [self._cell(cell, model) for cell in curve]
+            new = [record for record in records if record is not None]
+            if new:
+                self.reporter.say(f"{spec.name} seed {seed} · {threat}: {_summary(new)}")
+
+    def _weights(self, spec: ModelSpec, training: Cell) -> tuple[nn.Module, Checkpoint] | None:
+        """The trained model, from its checkpoint or by training; None when that failed."""
+        path = checkpoint_path(self.store, training)
+        work = self.cost.of(training, self.plan)
+        began, described = time.perf_counter(), environment(self.device)
+        facts = {"cell": dataclasses.asdict(training), "environment": described}
+        self.reporter.doing(f"{training.model} seed {training.training_seed}: training")
+        history: History | None = None
+        try:
+            with time_limit(self.plan.preset.time_limit.training, f"training {spec.name}"):
+                model = build_model(spec.build, self.data, training.hyperparameters, training.training_seed)
+                checkpoint = None if self.fresh else find_checkpoint(path)
+                if checkpoint:
+                    load_state(model, load_tensors(path)[0], path)
+                    model.to(self.device).eval()
+                    self.reporter.advance(work)
+                else:
+                    advance = self._advance(work, int(training.recipe["epochs"]) * len(self.data.train))
+                    checkpoint, history = train(
+                        model,
+                        self.data,
+                        self.plan.recipe(spec),
+                        seed=training.training_seed,
+                        path=path,
+                        facts=facts,
+                        device=self.device,
+                        resume=not self.fresh,
+                        on_batch=advance,
+                    )
+        except Exception as error:
+            cells = _all_cells(self.plan, training, None, self.data, self.device)[1:]
+            self.reporter.advance(work + sum(self.cost.of(cell, self.plan) for cell in cells))
+            self._put(failed(training, error, seconds=time.perf_counter() - began, environment=described))
+            return None
+        stored = self.store.get(training)
+        if history is None and stored is not None and stored.status == "ok":
+            self.outcome.skipped += 1
+            return model, checkpoint
+        record = _training_record(training, spec, model, self.data, checkpoint, time.perf_counter() - began)
+        self._put(record)
+        accuracy = max(record.outcomes["validation_accuracy"])
+        self.reporter.say(f"{spec.name} seed {training.training_seed} · trained: validation {accuracy:.1%}")
+        return model, checkpoint
+
+    def _cell(self, cell: Cell, model: nn.Module) -> Record | None:
+        """Do one cell and store its record; None when it was stored already."""
+        work = self.cost.of(cell, self.plan)
+        stored = None if self.fresh else self.store.get(cell)
+        if stored is not None and stored.status == "ok":
+            self.outcome.skipped += 1
+            self.reporter.advance(work)
+            return None
+        self.reporter.doing(cell.label())
+        began, described = time.perf_counter(), environment(self.device)
+        advance = self._advance(work, cell.samples * cell.draws)
+        common: dict[str, Any] = {
+            "num_classes": self.data.num_classes,
+            "device": self.device,
+            "environment": described,
+        }
+        try:
+            with time_limit(self.plan.preset.time_limit.cell, cell.label()):
+                if cell.kind == "throughput":
+                    record = measure_cell(cell, model, self.data.test, **common)
+                    advance(cell.samples)
+                else:
+                    threat = next(a.threat for a in self.plan.attacks if a.threat.name == cell.threat)
+                    record = evaluate_cell(cell, model, self.data.test, threat, on_samples=advance, **common)
+        except Exception as error:
+            record = failed(cell, error, seconds=time.perf_counter() - began, environment=described)
+        self._put(record)
+        return record
+
+    def _put(self, record: Record) -> None:
+        self.store.put(record)
+        self.outcome.done += 1
+        if record.status != "ok":
+            line = f"{record.cell.label()}: {record.status}: {record.error}"
+            self.outcome.failures.append(line)
+            self.reporter.say(f"failed: {line}")
+
+    def _advance(self, work: float, units: int) -> Callable[[int], None]:
+        return lambda done: self.reporter.advance(work * done / units)
+
+
+def _all_cells(
+    plan: Plan,
+    training: Cell,
+    checkpoint_sha256: str | None,
+    data: Data,
+    device: torch.device,
+    solver: str | None = None,
+) -> list[Cell]:
+    sha256 = checkpoint_sha256 or ""
+    accuracy = plan.accuracy_cells(training, sha256, solver, data)
+    return [training, *accuracy, *plan.throughput_cells(training, sha256, solver, device_name(device))]
+
+
+def _cost_of(spec: ModelSpec, training: Cell, data: Data, plan: Plan, device: torch.device) -> Cost:
+    try:
+        with time_limit(ESTIMATE_LIMIT, f"building {spec.name}"):
+            model = build_model(spec.build, data, training.hyperparameters, 0).to(device)
+    except Exception:
+        return Cost(forward=0.0, backward=0.0)
+    return measure_cost(model, data, plan.preset.batch_size, device)
+
+
+def _training_record(
+    cell: Cell, spec: ModelSpec, model: nn.Module, data: Data, checkpoint: Checkpoint, seconds: float
+) -> Record:
+    history = checkpoint.facts["history"]
+    return Record(
+        cell=cell,
+        outcomes={name: np.asarray(values, np.float64) for name, values in history.items()},
+        measures={
+            "best_epoch": float(checkpoint.facts["selected_epoch"]),
+            "parameters": float(sum(p.numel() for p in model.parameters())),
+        },
+        card={
+            "summary": spec.summary,
+            "reference": spec.reference,
+            "claims": sorted(spec.claims),
+            "expected_failures": dict(spec.expected_failures),
+            "solver": describe_solver(model),
+            "input_shape": list(data.input_shape),
+            "num_classes": data.num_classes,
+            "checkpoint_sha256": checkpoint.sha256,
+        },
+        forwards=len(history["train_loss"]) * cell.samples,
+        backwards=len(history["train_loss"]) * cell.samples,
+        seconds=seconds,
+        environment=checkpoint.facts["environment"],
+    )
+
+
+def _summary(records: Sequence[Record]) -> str:
+    parts = []
+    for record in records:
+        if record.status != "ok":
+            parts.append(f"{record.cell.strength:g} {record.status}")
+        elif record.cell.kind == "throughput":
+            parts.append(f"{record.measures['samples_per_second']:,.0f}/s at {record.cell.batch_size}")
+        else:
+            parts.append(f"{record.cell.strength:g} {record.accuracy:.1%}")
+    return ", ".join(parts)

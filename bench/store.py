@@ -1,0 +1,129 @@
+"""The results folder: where records lie, how they are written whole or not at all. No torch.
+
+``<out>/records/<model>/*.json``, ``<out>/checkpoints/``, ``<out>/report/``, and ``<out>/set-aside/``
+for records that could not be used.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .._errors import InvalidArgument, RecordError
+from .records import Cell, Record, from_json, to_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A record file that was not used, and why."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class Store:
+    """Records of one results folder.
+
+    Parameters
+    ----------
+    folder
+        The results folder; it is created on the first write, not before.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.records = self.folder / "records"
+        self.checkpoints = self.folder / "checkpoints"
+        self.report = self.folder / "report"
+
+    def path(self, cell: Cell) -> Path:
+        """Where the record of `cell` lies: readable first, unique by its key."""
+        what = cell.kind if cell.kind == "training" else f"{cell.threat}-{cell.strength:g}"
+        return (
+            self.records
+            / cell.model
+            / f"{cell.dataset}-{what}-seed{cell.training_seed}-{cell.key()[:12]}.json"
+        )
+
+    def get(self, cell: Cell) -> Record | None:
+        """Return the stored record of `cell`, or None; one that cannot be used counts as absent."""
+        path = self.path(cell)
+        try:
+            record = from_json(path.read_text(encoding="utf-8"))
+        except (OSError, RecordError, UnicodeDecodeError):
+            return None
+        return record if record.cell.key() == cell.key() else None
+
+    def put(self, record: Record) -> Path:
+        """Write `record`, replacing an earlier one of the same cell, and return its path."""
+        path = self.path(record.cell)
+        write_atomically(path, to_json(record).encode())
+        return path
+
+    def load(self) -> tuple[list[Record], list[Problem]]:
+        """Read every record, in a fixed order; what cannot be used is returned as problems."""
+        records: list[Record] = []
+        problems: list[Problem] = []
+        for path in sorted(self.records.glob("*/*.json")):
+            if path.name.startswith("."):
+                continue
+            try:
+                record = from_json(path.read_text(encoding="utf-8"))
+            except (RecordError, OSError, UnicodeDecodeError) as error:
+                problems.append(Problem(path=path, reason=str(error)))
+                continue
+            if path != self.path(record.cell):
+                problems.append(Problem(path=path, reason="its name does not match its content"))
+                continue
+            records.append(record)
+        return records, problems
+
+    def set_aside(self, problems: list[Problem]) -> None:
+        """Move unusable records to ``set-aside/`` so that their cells are done again."""
+        for problem in problems:
+            target = self.folder / "set-aside" / problem.path.parent.name / problem.path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(problem.path, target)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for one run; a second run of the same folder is refused."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise InvalidArgument(
+                f"another run is writing to {self.folder}: wait for it, or choose another --out"
+            ) from None
+        try:
+            for stale in self.folder.rglob(".tmp-*"):
+                stale.unlink(missing_ok=True)
+            yield
+        finally:
+            lock.release()

@@ -1,0 +1,242 @@
+"""Training with seeds, selection on held-out training samples, and resumption at every epoch.
+
+The order of samples and every random number follow from (seed, epoch), so a training that was killed
+and resumed ends with the same bytes as one that ran through.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .._errors import CheckpointError, ContractBroken, ModelFailure, NonFinite, RobustodeError
+from ..models import Normalise
+from .checkpoint import Checkpoint, load_state, load_tensors, save_checkpoint, save_tensors
+from .data import Data, Split
+from .preset import Recipe
+from .queries import call_model, one_line
+
+_EPOCHS_APART = 1_000_003
+"""Spreads (seed, epoch) over torch's seeds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What each epoch gave; the selected epoch has the best validation accuracy, then loss."""
+
+    train_loss: list[float]
+    validation_loss: list[float]
+    validation_accuracy: list[float]
+
+    @property
+    def best(self) -> int:
+        """Index of the selected epoch."""
+        scores = list(zip(self.validation_accuracy, (-x for x in self.validation_loss), strict=True))
+        return max(range(len(scores)), key=lambda i: (scores[i], -i))
+
+
+def build_model(
+    build: Callable[..., nn.Module], data: Data, hyperparameters: Mapping[str, Any], seed: int
+) -> nn.Module:
+    """Build an untrained model from `seed` and show it two images; the caller's random state is kept.
+
+    Raises
+    ------
+    ModelFailure
+        When it cannot be built, is no module, has nothing to train, or breaks the contract at once.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        try:
+            model = build(data.input_shape, data.num_classes, **hyperparameters)
+        except RobustodeError:
+            raise
+        except Exception as error:
+            raise ModelFailure(
+                f"the model cannot be built: {type(error).__name__}: {one_line(error)}"
+            ) from error
+        if not isinstance(model, nn.Module):
+            raise ContractBroken(f"the factory returned {type(model).__name__}, not a torch.nn.Module")
+        call_model(model.eval(), data.train.images[:2], data.num_classes)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ContractBroken("the model has no parameters to train")
+    return model
+
+
+def train(
+    model: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    *,
+    seed: int,
+    path: Path,
+    facts: Mapping[str, Any],
+    device: torch.device,
+    resume: bool = True,
+    on_batch: Callable[[int], None] = lambda samples: None,
+) -> tuple[Checkpoint, History]:
+    """Train `model` in place, leave it in eval mode with the selected weights, and write its checkpoint.
+
+    Parameters
+    ----------
+    path
+        Of the checkpoint; ``<path>.partial`` files beside it hold the state after each epoch.
+    facts
+        What goes into the checkpoint's JSON; a partial state is resumed only for the same ``facts["cell"]``.
+    resume
+        Whether to go on from a partial state, if there is one.
+    on_batch
+        Called with the number of samples after each training batch.
+
+    Raises
+    ------
+    NonFinite
+        When the loss stops being finite: the run diverged.
+    """
+    model.to(device)
+    for module in model.modules():
+        if isinstance(module, Normalise):
+            module.fit(data.train.images)
+    optimiser = torch.optim.Adam(
+        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    partial = _Partial(path, facts)
+    if not resume:
+        partial.remove()
+    history, best = partial.load(model, optimiser)
+    done = len(history.train_loss)
+    on_batch(done * len(data.train))
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        for epoch in range(done, recipe.epochs):
+            torch.manual_seed((seed * _EPOCHS_APART + epoch + 1) % 2**63)
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.learning_rate * recipe.decay**epoch
+            loss = _train_epoch(
+                model, data.train, optimiser, recipe, epoch, device, on_batch, data.num_classes
+            )
+            validation_loss, validation_accuracy = score(
+                model, data.validation, recipe.batch_size, device, data.num_classes
+            )
+            history.train_loss.append(loss)
+            history.validation_loss.append(validation_loss)
+            history.validation_accuracy.append(validation_accuracy)
+            if history.best == epoch:
+                best = {name: t.detach().clone() for name, t in model.state_dict().items()}
+            partial.save(model, optimiser, history, best)
+    load_state(model, best, path)
+    checkpoint = save_checkpoint(
+        path, model, {**facts, "history": vars(history), "selected_epoch": history.best + 1}
+    )
+    partial.remove()
+    model.eval()
+    return checkpoint, history
+
+
+def _train_epoch(
+    model: nn.Module,
+    split: Split,
+    optimiser: torch.optim.Optimizer,
+    recipe: Recipe,
+    epoch: int,
+    device: torch.device,
+    on_batch: Callable[[int], None],
+    num_classes: int,
+) -> float:
+    model.train()
+    order = torch.randperm(len(split))
+    total = 0.0
+    for rows in order.split(recipe.batch_size):
+        images, labels = split.images[rows].to(device), split.labels[rows].to(device)
+        loss = training_step(model, images, labels, optimiser, num_classes)
+        if not math.isfinite(loss):
+            raise NonFinite(
+                f"training diverged in epoch {epoch + 1}: the loss is {loss}; lower the learning rate"
+            )
+        total += loss * len(rows)
+        on_batch(len(rows))
+    return total / len(split)
+
+
+def training_step(
+    model: nn.Module, images: Tensor, labels: Tensor, optimiser: torch.optim.Optimizer, num_classes: int
+) -> float:
+    """One step on cross-entropy plus ``model.penalty()`` where the model has one; returns the loss."""
+    optimiser.zero_grad(set_to_none=True)
+    loss = F.cross_entropy(call_model(model, images, num_classes), labels)
+    penalty = getattr(model, "penalty", None)
+    if callable(penalty):
+        loss = loss + penalty()
+    loss.backward()
+    optimiser.step()
+    return float(loss.detach())
+
+
+@torch.no_grad()
+def score(
+    model: nn.Module, split: Split, batch_size: int, device: torch.device, num_classes: int
+) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy of `model` on `split`, in eval mode."""
+    model.eval()
+    loss, correct = 0.0, 0
+    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+        logits, target = call_model(model, images.to(device), num_classes), labels.to(device)
+        loss += float(F.cross_entropy(logits, target, reduction="sum"))
+        correct += int((logits.argmax(1) == target).sum())
+    return loss / len(split), correct / len(split)
+
+
+class _Partial:
+    """The state after an epoch, in safetensors: weights, best weights so far, optimiser, history."""
+
+    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
+        self.path = path.with_name(f"{path.stem}.partial{path.suffix}")
+        self.cell = json.loads(json.dumps(facts["cell"], sort_keys=True))
+
+    def save(
+        self, model: nn.Module, optimiser: torch.optim.Optimizer, history: History, best: Mapping[str, Tensor]
+    ) -> None:
+        tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in best.items()}
+        for index, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        body = json.dumps({"cell": self.cell, "history": vars(history)}, sort_keys=True).encode()
+        tensors["about"] = torch.frombuffer(bytearray(body), dtype=torch.uint8)
+        save_tensors(self.path, tensors)
+
+    def load(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[History, dict[str, Tensor]]:
+        nothing: tuple[History, dict[str, Tensor]] = (
+            History(train_loss=[], validation_loss=[], validation_accuracy=[]),
+            {},
+        )
+        if not self.path.exists():
+            return nothing
+        try:
+            tensors, _ = load_tensors(self.path)
+            about = json.loads(bytes(tensors["about"].tolist()))
+        except (CheckpointError, KeyError, ValueError):
+            return nothing
+        if about["cell"] != self.cell:
+            return nothing
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        load_state(model, part("model."), self.path)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in part("optimiser.").items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        return History(**about["history"]), part("best.")
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)

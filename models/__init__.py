@@ -1,0 +1,25 @@
+"""The architectures. Every file here that registers a model is part of the benchmark."""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+
+from ._ode import ODEBlock, Solver, SolverFailure, count_nfe
+from ._stem import Normalise
+from .registry import CLAIMS, MODELS, ModelSpec, register_model
+
+for _module in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")):
+    import_module(f".{_module}", __name__)
+
+__all__ = [
+    "CLAIMS",
+    "MODELS",
+    "ModelSpec",
+    "Normalise",
+    "ODEBlock",
+    "Solver",
+    "SolverFailure",
+    "count_nfe",
+    "register_model",
+]

@@ -1,0 +1,162 @@
+"""CH-NODE: x' = (J - gamma I) grad H(x), contractive by the choice of one scalar, gamma.
+
+H(x) = 1^T log cosh(K^T x + b) + kappa^2/2 |x|^2, whose Hessian lies between c1 I and c2 I with
+c1 = kappa^2 and c2 = kappa^2 + max_j sigma_max(K_j)^2. With m = (c1 + c2)/2, d = (c2 - c1)/2, a = d/m,
+the flow contracts in the Euclidean norm at rate rho = gamma m - d sqrt(1 + gamma^2), positive exactly
+when gamma > a / sqrt(1 - a^2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .._errors import InvalidArgument
+from ._ode import Field, ODEBlock, Solver
+from ._stem import PixelNetwork, smoothness_penalty
+from .hamiltonian import EnergyLayer
+from .registry import register_model
+
+_GAMMA_FLOOR = 1e-3
+"""Threshold used for gamma when K vanishes, where the formula's own threshold is 0."""
+
+
+def contraction_threshold(sigma: Tensor, kappa: float) -> Tensor:
+    """The value a / sqrt(1 - a^2) that gamma must exceed, from sigma_max(K) and kappa.
+
+    Equal to (c2 - c1) / (2 sqrt(c1 c2)), written here as sigma/(2 kappa) * sigma/hypot(sigma, kappa):
+    no difference of nearly equal numbers, no root of a negative one, so it is finite for every finite K.
+
+    References
+    ----------
+    Zakwan, Xu, Ferrari-Trecate, arXiv 2203.11805, Theorem 1.
+    """
+    return sigma / (2 * kappa) * (sigma / torch.hypot(sigma, torch.full_like(sigma, kappa)))
+
+
+def contraction_rate(gamma: float, c1: float, c2: float) -> float:
+    """rho = gamma m - d sqrt(1 + gamma^2), per unit of time; positive means contractive.
+
+    The same number as ((gamma m)^2 - d^2 (1 + gamma^2)) / (gamma m + d sqrt(1 + gamma^2)), which is
+    how it is computed, since the two terms nearly cancel.
+    """
+    m, d = (c1 + c2) / 2, (c2 - c1) / 2
+    return (gamma**2 * c1 * c2 - d**2) / (gamma * m + d * math.hypot(1, gamma))
+
+
+class ContractiveLayer(EnergyLayer):
+    """f(x) = (J - gamma I)(K tanh(K^T x + b) + kappa^2 x)."""
+
+    def __init__(self, width: int, *, kappa: float, gain: float = 1.0) -> None:
+        super().__init__(width, gain=gain)
+        self.kappa = kappa
+
+    def forward(self, state: Tensor, gamma: Tensor) -> Tensor:
+        """Derivative at `state`, shape (n, M), under the scalar `gamma`."""
+        gradient = self.gradient_of_log_cosh(state) + self.kappa**2 * state
+        return self.J @ gradient - gamma * gradient
+
+    def energy(self, state: Tensor) -> Tensor:
+        """H at `state` (n, M), shape (M,); it decreases along the flow."""
+        return super().energy(state) + 0.5 * self.kappa**2 * state.square().sum(0)
+
+
+class ContractiveFlow(ODEBlock):
+    """The flow of contractive layers, with one gamma for all of them, computed at every forward pass.
+
+    Parameters
+    ----------
+    layers
+        All layers in time: c2 is the largest over them.
+    kappa
+        c1 = kappa^2, the curvature that the quadratic term adds to H.
+    margin
+        gamma = (1 + margin) * threshold, so rho > 0 by construction.
+    final_time, solver
+        As in `ODEBlock`.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[ContractiveLayer],
+        *,
+        kappa: float,
+        margin: float,
+        final_time: float,
+        solver: Solver,
+    ) -> None:
+        super().__init__(layers, final_time=final_time, solver=solver)
+        if not (kappa > 0 and margin > 0):
+            raise InvalidArgument(f"kappa and margin must be positive, not {kappa} and {margin}")
+        self.kappa, self.margin = kappa, margin
+
+    def sigma(self) -> Tensor:
+        """Largest singular value of any K_j, a scalar."""
+        weights: list[Tensor] = [layer.get_parameter("K") for layer in self.layers]
+        largest: Tensor = torch.linalg.matrix_norm(torch.stack(weights), ord=2).max()
+        return largest
+
+    def gamma(self) -> Tensor:
+        """gamma of the present parameters, a differentiable scalar."""
+        return (1 + self.margin) * contraction_threshold(self.sigma(), self.kappa).clamp_min(_GAMMA_FLOOR)
+
+    def bounds(self) -> dict[str, float]:
+        """gamma, c1, c2 and the rate rho (per unit of time) of the exact flow."""
+        with torch.no_grad():
+            gamma, sigma = float(self.gamma()), float(self.sigma())
+        c1 = self.kappa**2
+        c2 = c1 + sigma**2
+        return {"gamma": gamma, "c1": c1, "c2": c2, "rho": contraction_rate(gamma, c1, c2)}
+
+    def fields(self) -> Sequence[Field]:
+        """The layers, each with today's gamma."""
+        gamma = self.gamma()
+        return [partial(layer, gamma=gamma) for layer in self.layers]
+
+
+@register_model(
+    "ch-node",
+    summary="x' = (J - gamma I) grad H(x) with H = 1^T log cosh(K^T x + b) + kappa^2/2 |x|^2",
+    reference="Zakwan, Xu, Ferrari-Trecate, IEEE Control Systems Letters 2022, arXiv 2203.11805",
+    recipe={"weight_decay": 2e-4},
+    claims=frozenset({"fixed_step", "contractive"}),
+)
+def build(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    width: int = 8,
+    layers: int = 4,
+    final_time: float = 1.0,
+    method: str = "heun2",
+    steps: int = 8,
+    kappa: float = 0.55,
+    margin: float = 0.05,
+    gain: float = 0.5,
+    smoothing: float = 1e-3,
+) -> nn.Module:
+    """Build a CH-NODE.
+
+    Parameters
+    ----------
+    input_shape, num_classes, width, layers, final_time, method, steps, smoothing
+        As in `hamiltonian.build`.
+    kappa
+        The quadratic term M = kappa I; c1 = kappa^2.
+    margin
+        How far gamma lies above the contraction threshold, as a fraction of it.
+    gain
+        Initial size of K; small enough that the solver's grid resolves the flow from the start.
+    """
+    blocks = [ContractiveLayer(width, kappa=kappa, gain=gain) for _ in range(layers)]
+    solver = Solver(method=method, steps=steps)
+    flow = ContractiveFlow(blocks, kappa=kappa, margin=margin, final_time=final_time, solver=solver)
+
+    def penalty() -> Tensor:
+        return smoothness_penalty(blocks, step=final_time / layers, weight=smoothing)
+
+    return PixelNetwork(input_shape, num_classes, flow, width=width, penalty=penalty)

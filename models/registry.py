@@ -1,0 +1,122 @@
+"""What a model is to the benchmark (`ModelSpec`), and the registry that models join by decoration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from .._errors import InvalidArgument
+from .._registry import Registry, check_name, unknown_name
+
+CLAIMS: Mapping[str, str] = {
+    "fixed_step": "every forward pass costs the same number of field evaluations",
+    "hamiltonian": "the exact flow conserves the model's energy H along every layer",
+    "contractive": "the exact flow brings any two states closer: its rate rho is positive",
+}
+"""What a model may say of itself; each claim is measured by the conformance suite."""
+
+
+Build: TypeAlias = Callable[..., nn.Module]
+"""``build(input_shape, num_classes, **hyperparameters)`` returns an untrained module.
+
+`input_shape` is (C, H, W). The module maps images in [0, 1], shape (N, C, H, W), to logits, shape
+(N, num_classes).
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """One entry of the model registry.
+
+    Attributes
+    ----------
+    name
+        Lower-case identifier; safe in a path.
+    build
+        The factory, see `Build`.
+    summary
+        One sentence: the dynamics.
+    reference
+        The paper, with its identifier.
+    hyperparameters
+        Overrides of the defaults in the signature of `build`.
+    recipe
+        Overrides of the preset's training recipe that belong to the model itself (weight decay).
+    claims
+        Names from `CLAIMS`.
+    expected_failures
+        Conformance checks that this model is known to fail, each with its reason.
+    version
+        Raise it by hand when the algorithm changes: stored records of older versions are not reused.
+    source
+        Hash of the file of a model that lives outside the package; None inside.
+    """
+
+    name: str
+    build: Build
+    summary: str = ""
+    reference: str = ""
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    claims: frozenset[str] = frozenset()
+    expected_failures: Mapping[str, str] = field(default_factory=dict)
+    version: int = 1
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "model")
+        for claim in self.claims:
+            if claim not in CLAIMS:
+                raise unknown_name("claim", claim, sorted(CLAIMS))
+
+    @property
+    def full_version(self) -> str:
+        """The hand-raised version, with the file's hash for a model outside the package."""
+        return str(self.version) if self.source is None else f"{self.version}+{self.source[:12]}"
+
+    def resolve(self, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return every hyperparameter: signature defaults, then the spec's, then `overrides`.
+
+        Raises
+        ------
+        InvalidArgument
+            For a name that `build` does not take.
+        """
+        signature = inspect.signature(self.build)
+        parameters = list(signature.parameters.values())[2:]
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        values = {p.name: p.default for p in parameters if p.default is not p.empty}
+        for name, value in {**self.hyperparameters, **(overrides or {})}.items():
+            if name not in values and not open_ended:
+                raise unknown_name(f"hyperparameter of {self.name}", name, sorted(values))
+            values[name] = value
+        return values
+
+
+MODELS: Registry[ModelSpec] = Registry("model")
+
+
+def register_model(name: str, **attributes: Any) -> Callable[[Build], Build]:
+    """Register the decorated factory as the model `name`; `attributes` are those of `ModelSpec`.
+
+    Examples
+    --------
+    >>> @register_model("linear-example", summary="a linear classifier")
+    ... def build(input_shape, num_classes):
+    ...     return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+    >>> MODELS.get("linear-example").build is build
+    True
+    >>> MODELS.unregister("linear-example")
+    """
+
+    def decorate(build: Build) -> Build:
+        if not callable(build):
+            raise InvalidArgument(f"model {name!r}: register_model decorates a function, not {build!r}")
+        MODELS.register(ModelSpec(name=name, build=build, **attributes))
+        return build
+
+    return decorate

@@ -1,0 +1,44 @@
+"""ResNet: x_{j+1} = x_j + h tanh(K_j^T x_j + b_j), one forward-Euler step per layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ._ode import ODEBlock, Solver
+from ._stem import ChannelLayer, PixelNetwork, smoothness_penalty
+from .registry import register_model
+
+
+class ResNetLayer(ChannelLayer):
+    """f(x) = tanh(K^T x + b)."""
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Derivative at `state`, shape (n, M)."""
+        return torch.tanh(torch.addmm(self.b, self.K.T, state))
+
+
+@register_model(
+    "resnet",
+    summary="x' = tanh(K^T x + b), one forward-Euler step per layer",
+    reference="He, Zhang, Ren, Sun, CVPR 2016; Haber, Ruthotto, Inverse Problems 34, 2017, arXiv 1705.03341",
+    recipe={"weight_decay": 2e-4},
+    claims=frozenset({"fixed_step"}),
+)
+def build(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    width: int = 8,
+    layers: int = 4,
+    final_time: float = 2.0,
+    smoothing: float = 1e-3,
+) -> nn.Module:
+    """Build a ResNet of `layers` residual blocks; hyperparameters as in `hamiltonian.build`."""
+    blocks = [ResNetLayer(width) for _ in range(layers)]
+    flow = ODEBlock(blocks, final_time=final_time, solver=Solver(method="euler", steps=layers))
+
+    def penalty() -> Tensor:
+        return smoothness_penalty(blocks, step=final_time / layers, weight=smoothing)
+
+    return PixelNetwork(input_shape, num_classes, flow, width=width, penalty=penalty)
