@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,6 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--out", type=Path, default=Path("results/quick"), metavar="DIR", help="default: results/quick"
     )
+    report.add_argument(
+        "--benchmarks",
+        type=Path,
+        metavar="FILE.json",
+        help="add a pytest-benchmark file, as `tox -e bench` writes it",
+    )
     return parser
 
 
@@ -91,6 +98,9 @@ COMMANDS = ("run", "list", "new-model", "check", "report")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 something failed, 2 wrong arguments."""
     arguments = _parser().parse_args(argv)
+    # Read when torch is loaded: idle OpenMP threads sleep instead of spinning, which on a machine that
+    # does anything else besides is up to 20 times faster.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     handler = globals()[f"_{arguments.command.replace('-', '_')}"]
     try:
         return int(handler(arguments))
@@ -171,11 +181,12 @@ def _show(out: Path) -> int:
     from rich.console import Console
 
     from .report import write_report
-    from .terminal import terminal_table
+    from .terminal import WIDTH, terminal_table
 
     report = write_report(out)
     console = Console()
-    console.print(terminal_table(report.leaderboard))
+    width = console.width if console.is_terminal else max(console.width, WIDTH)
+    Console(width=width).print(terminal_table(report.leaderboard, width))
     for problem in report.problems:
         print(f"not used: {problem}", file=sys.stderr)
     if report.superseded:
@@ -185,6 +196,10 @@ def _show(out: Path) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    if arguments.benchmarks:
+        from .benchmarks import add_benchmarks
+
+        add_benchmarks(arguments.out, arguments.benchmarks)
     return _show(arguments.out)
 
 

@@ -105,6 +105,8 @@ class Cell:
             return f"{what} · training"
         if self.family == "clean":
             return f"{what} · clean"
+        if self.kind == "throughput":
+            return f"{what} · {self.threat} at batch size {self.batch_size}"
         return f"{what} · {self.threat} {self.strength:g}"
 
 

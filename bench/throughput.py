@@ -92,7 +92,7 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        before: int = torch.cuda.memory_allocated(device)
         run()
         torch.cuda.synchronize(device)
         peak: int = torch.cuda.max_memory_allocated(device) - before

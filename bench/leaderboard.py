@@ -1,0 +1,140 @@
+"""One row a model: the reported strengths, the cost, and whether the row can be believed. No torch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .headline import Headline
+from .records import Record
+from .stats import WORST_CASE, Entry, current, entry, summarise
+
+TIMINGS = ("inference", "training-step")
+
+
+def column(key: str, strength: float) -> str:
+    """Name the leaderboard's column of a reported threat or norm: ``linf@0.1``."""
+    return f"{key}@{strength:g}"
+
+
+def leaderboard(
+    records: Iterable[Record], headline: Headline, summary: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Rank the models of each dataset by the worst case (or noise) that `headline` names.
+
+    Columns: rank, dataset, model, recipe, clean, ``<noise>@<strength>``, and ``<norm>@<eps>`` for the
+    worst case, each with ``_low`` and ``_high``; ``inference@<device>`` and ``training-step@<device>``
+    (samples per second, best over batch sizes); nfe, parameters, seeds, samples, status, reference.
+    Accuracies are fractions. A value that some training seed lacks is blank. A row whose status is
+    not ``ok`` stands below those whose status is; rows of equal value share a rank.
+
+    Parameters
+    ----------
+    records
+        Any records; superseded ones are left out here.
+    headline
+        What to report; a key that no record mentions gets no column.
+    summary
+        ``summarise(records)``, where it is at hand already.
+    """
+    used, _ = current(records)
+    table = summarise(used) if summary is None else summary
+    accuracy = [record for record in used if record.cell.kind == "accuracy"]
+    known = {record.cell.norm or record.cell.threat for record in accuracy}
+    norms = {record.cell.norm for record in accuracy} - {None}
+    reported = {key: strength for key, strength in headline.reported.items() if key in known}
+
+    values: dict[tuple[Any, ...], tuple[float, float, float, int, int]] = {}
+    best: dict[tuple[Any, ...], float] = defaultdict(float)
+    devices: list[tuple[str, str]] = []
+    for r in table.to_dict("records"):
+        row = (r["dataset"], r["model"], r["recipe"])
+        if r["statistic"] == "throughput":
+            where = (row, r["threat"], r["protocol"])
+            best[where] = max(best[where], r["value"])
+            devices.append((r["threat"], r["protocol"]))
+        elif r["statistic"] in ("accuracy", "nfe", "parameters"):
+            name = r["norm"] if r["threat"] == WORST_CASE else r["threat"]
+            key = (row, r["statistic"], name, round(r["strength"], 9))
+            if key not in values or r["protocol"] == "pixel":
+                values[key] = (r["value"], r["low"], r["high"], r["samples"], r["seeds"])
+    timings = sorted(set(devices), key=lambda pair: (pair[1], pair[0]))
+
+    statuses = _statuses(used, reported, norms)
+    rows = []
+    for row, (status, seeds) in statuses.items():
+        line: dict[str, Any] = dict(zip(("rank", "dataset", "model", "recipe"), (0, *row), strict=True))
+        samples = 0
+        for shown, strength in {"clean": 0.0, **reported}.items():
+            found = values.get((row, "accuracy", shown, round(strength, 9)))
+            if found is None or found[4] < seeds:
+                found = (np.nan, np.nan, np.nan, 0, 0)
+            name = shown if shown == "clean" else column(shown, strength)
+            line |= dict(zip((name, f"{name}_low", f"{name}_high"), found[:3], strict=True))
+            if found[3] and (not samples or shown == headline.rank):
+                samples = found[3]
+        for threat, device in timings:
+            line[f"{threat}@{device}"] = best.get((row, threat, device), np.nan)
+        line["nfe"] = values.get((row, "nfe", "clean", 0.0), (np.nan,))[0]
+        line["parameters"] = values.get((row, "parameters", "model", 0.0), (np.nan,))[0]
+        rows.append(line | {"seeds": seeds, "samples": samples, "status": status})
+
+    board = pd.DataFrame(rows)
+    if board.empty:
+        return board
+    cards = {entry(record.cell): record.card for record in used if record.card}
+    references = [str(cards.get(row, {}).get("reference") or "") for row in statuses]
+    board["reference"] = references
+    board["parameters"] = board["parameters"].astype("Int64")
+    return _ranked(board, rank_column(board, headline))
+
+
+def rank_column(board: pd.DataFrame, headline: Headline) -> str:
+    """Name the column that ranks: the headline's, else the first reported one, else ``clean``."""
+    names = [column(key, strength) for key, strength in headline.reported.items()]
+    if headline.rank in headline.reported:
+        names.insert(0, column(headline.rank, headline.reported[headline.rank]))
+    return next((name for name in names if name in board), "clean")
+
+
+def _statuses(
+    used: list[Record], reported: dict[str, float], norms: set[str | None]
+) -> dict[Entry, tuple[str, int]]:
+    """Status and number of training seeds of each row, in a fixed order."""
+    questions: dict[str, set[Any]] = defaultdict(set)
+    answered: dict[Entry, set[Any]] = defaultdict(set)
+    seeds: dict[Entry, set[int]] = defaultdict(set)
+    failed: dict[Entry, int] = defaultdict(int)
+    for record in used:
+        cell, row = record.cell, entry(record.cell)
+        seeds[row].add(cell.training_seed)
+        failed[row] += record.status != "ok"
+        if cell.kind == "accuracy":
+            question = (cell.protocol, cell.threat, cell.norm, round(cell.strength, 9))
+            questions[cell.dataset].add(question)
+            answered[row].add((cell.training_seed, question))
+    statuses = {}
+    for row in sorted(seeds):
+        asked = questions[row[0]]
+        strengths = {(norm if norm in norms else threat, strength) for _, threat, norm, strength in asked}
+        wanted = {("clean", 0.0), *((key, round(strength, 9)) for key, strength in reported.items())}
+        missing = len(seeds[row]) * len(asked) > len(answered[row]) or not wanted <= strengths
+        status = "incomplete" if missing else "ok"
+        if n := failed[row]:
+            status = f"failed: {n} cell{'s' if n > 1 else ''}"
+        statuses[row] = (status, len(seeds[row]))
+    return statuses
+
+
+def _ranked(board: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Sort within each dataset, complete rows first, and number the rows; equal values share a rank."""
+    board = board.assign(_below=board["status"] != "ok", _value=-board[by].round(9).fillna(-1.0))
+    keys = ["dataset", "_below", "_value"]
+    board = board.sort_values([*keys, "model", "recipe"], kind="stable", ignore_index=True)
+    position = board.groupby("dataset").cumcount() + 1
+    board["rank"] = position.groupby([board[key] for key in keys]).transform("min")
+    return board.drop(columns=["_below", "_value"])

@@ -1,0 +1,232 @@
+"""What stands on the page, as plain data for the template. No torch."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+
+from .benchmarks import BenchmarkFile
+from .figures import Picture, labelled
+from .headline import Headline
+from .records import Record
+from .stats import Entry, entry
+from .style import key_name, strength_symbol
+from .tables import Field, best, fields, shown
+from .text import count, duration, memory, missing, percent
+
+
+def render(
+    *,
+    records: list[Record],
+    summary: pd.DataFrame,
+    board: pd.DataFrame,
+    headline: Headline,
+    pictures: Sequence[Picture],
+    problems: Sequence[tuple[str, str]],
+    benchmarks: Sequence[BenchmarkFile],
+    superseded: int,
+) -> str:
+    """Render the page: one HTML text that needs no network and no other file.
+
+    Parameters
+    ----------
+    records
+        The records that count.
+    problems
+        Pairs of a file's name and why it was not used.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"duration": duration, "percent": percent, "count": count}
+    by_row: dict[Entry, list[Record]] = defaultdict(list)
+    for record in records:
+        by_row[entry(record.cell)].append(record)
+    failures = [(r.cell.dataset, r.cell.label(), r.error or r.status) for r in records if r.status != "ok"]
+    rank_by = "clean accuracy"
+    if headline.rank in headline.reported:
+        name, symbol = key_name(headline.rank), strength_symbol(headline.rank)
+        rank_by = f"{name[0].lower()}{name[1:]}, {symbol} = {headline.reported[headline.rank]:g}"
+    rows: list[Any] = list(labelled(board).itertuples())
+    text = environment.get_template("index.html.j2").render(
+        headline=headline,
+        rank_by=rank_by,
+        datasets=[_dataset(str(name), rows, pictures) for name, rows in board.groupby("dataset", sort=True)],
+        throughput=_throughput(summary),
+        cards=[_card(row, by_row[row.dataset, row.model, row.recipe]) for row in rows],
+        failures=failures,
+        problems=problems,
+        benchmarks=benchmarks,
+        superseded=superseded,
+        environments=_environments(records),
+        counts={"records": len(records), "models": board["model"].nunique(), "failed": len(failures)},
+    )
+    return str(text)
+
+
+def _dataset(name: str, rows: pd.DataFrame, pictures: Sequence[Picture]) -> dict[str, Any]:
+    columns = [f for f in fields(rows) if f.name != "status"]  # it stands under the model's name
+    groups: list[list[Any]] = []
+    for f in columns:
+        if not groups or groups[-1][0] != f.group:
+            groups.append([f.group, 0])
+        groups[-1][1] += 1
+    tops = {f.name: best(rows, f) for f in columns}
+    lines = [
+        {
+            "ok": row["status"] == "ok",
+            "status": row["status"],
+            "cells": [_cell(f, row, i in tops[f.name]) for f in columns],
+        }
+        for i, (_, row) in enumerate(rows.iterrows())
+    ]
+    mine = [p for p in pictures if p.dataset == name]
+    images = [
+        {
+            "title": p.title,
+            "alt": p.alt,
+            "name": p.name,
+            "uri": _data_uri(p.svg),
+            "example": "-examples-" in p.name,
+        }
+        for p in mine
+    ]
+    return {"name": name, "columns": columns, "groups": groups, "lines": lines, "images": images}
+
+
+def _cell(field: Field, row: pd.Series[Any], top: bool) -> dict[str, Any]:
+    value = row[field.name]
+    low, high = row.get(f"{field.name}_low"), row.get(f"{field.name}_high")
+    interval = "" if missing(low) else f"{percent(low)} – {percent(high)}"
+    sort = "" if missing(value) else value if field.kind == "text" else f"{float(value):.10g}"
+    anchor = _anchor(row["dataset"], row["model"], row["recipe"]) if field.name == "model" else ""
+    return {
+        "text": shown(field, value),
+        "sort": sort,
+        "interval": interval,
+        "best": top,
+        "kind": field.kind,
+        "anchor": anchor,
+        "bar": f"{100 * float(value):.1f}" if field.kind == "fraction" and not missing(value) else "",
+    }
+
+
+def _throughput(summary: pd.DataFrame) -> list[dict[str, Any]]:
+    """One table a dataset and device: a line per model, pass and batch size."""
+    names = ["throughput", "latency_median", "latency_p95", "peak_memory"]
+    timing = summary[summary["statistic"].isin(names)]
+    tables = []
+    for (dataset, device), rows in timing.groupby(["dataset", "protocol"], sort=True):
+        lines = []
+        for (model, recipe, threat, batch), cells in rows.groupby(["model", "recipe", "threat", "strength"]):
+            value = cells.drop_duplicates("statistic").set_index("statistic")
+            rate = value.loc["throughput"] if "throughput" in value.index else None
+            got = {name: value["value"].get(name) for name in names}
+            spread = (
+                ""
+                if rate is None or missing(rate["low"])
+                else f"{count(rate['low'])} – {count(rate['high'])}"
+            )
+            lines.append(
+                {
+                    "model": model,
+                    "recipe": recipe,
+                    "what": "training step" if threat == "training-step" else threat,
+                    "batch": f"{batch:.0f}",
+                    "rate": count(got["throughput"]),
+                    "rate_sort": "" if missing(got["throughput"]) else f"{got['throughput']:.10g}",
+                    "interval": spread,
+                    "median": duration(got["latency_median"]),
+                    "median_sort": "" if missing(got["latency_median"]) else f"{got['latency_median']:.10g}",
+                    "p95": duration(got["latency_p95"]),
+                    "p95_sort": "" if missing(got["latency_p95"]) else f"{got['latency_p95']:.10g}",
+                    "memory": memory(got["peak_memory"]),
+                    "memory_sort": "" if missing(got["peak_memory"]) else f"{got['peak_memory']:.10g}",
+                }
+            )
+        tables.append({"dataset": dataset, "device": device, "lines": lines})
+    return tables
+
+
+def _card(row: Any, records: list[Record]) -> dict[str, Any]:
+    card: Mapping[str, Any] = next((r.card for r in records if r.card), {})
+    cell = records[0].cell
+    training = sorted((r for r in records if r.cell.kind == "training"), key=lambda r: r.cell.training_seed)
+    claims = card.get("claims") or []
+    expected = card.get("expected_failures") or {}
+    return {
+        "label": row.label,
+        "anchor": _anchor(row.dataset, row.model, row.recipe),
+        "dataset": row.dataset,
+        "rank": row.rank,
+        "status": row.status,
+        "summary": str(card.get("summary") or ""),
+        "reference": str(card.get("reference") or ""),
+        "claims": [str(c) for c in claims] if isinstance(claims, list | tuple) else [str(claims)],
+        "expected": {str(k): str(v) for k, v in expected.items()} if isinstance(expected, Mapping) else {},
+        "settings": {
+            "Hyperparameters": _pairs(cell.hyperparameters),
+            "Recipe": _pairs(cell.recipe),
+        },
+        "parameters": "" if missing(row.parameters) else f"{int(row.parameters):,}",
+        "version": cell.model_version,
+        "seeds": sorted({r.cell.training_seed for r in records}),
+        "training": [_training(record) for record in training if record.status == "ok"],
+        "failures": [(r.cell.label(), r.status, r.error or "") for r in records if r.status != "ok"],
+    }
+
+
+def _training(record: Record) -> dict[str, Any]:
+    curve = {name: np.asarray(values, float).ravel() for name, values in record.outcomes.items()}
+    epochs = max((values.size for values in curve.values()), default=0)
+    chosen = record.measures.get("best_epoch")
+    # Ten epochs at most, the first and the last among them.
+    rows = sorted({round(i) for i in np.linspace(0, epochs - 1, min(10, epochs))}) if epochs else []
+
+    def at(name: str, i: int) -> float | None:
+        values = curve.get(name)
+        return float(values[i]) if values is not None and i < values.size and np.isfinite(values[i]) else None
+
+    names = ("train_loss", "validation_loss", "validation_accuracy")
+    return {
+        "seed": record.cell.training_seed,
+        "epochs": epochs,
+        "best": "" if missing(chosen) else f"{chosen:g}",
+        "seconds": duration(record.seconds),
+        "rows": [(i + 1, *(at(name, i) for name in names)) for i in rows],
+    }
+
+
+def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def text(value: Any) -> str:
+        plain = isinstance(value, str | int | float)
+        return str(value) if plain else json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
+
+    return [(str(name), text(values[name])) for name in sorted(values)]
+
+
+def _environments(records: list[Record]) -> list[list[tuple[str, str]]]:
+    """What made the numbers: each different environment once, the time of writing left out."""
+    found = {tuple(_pairs({k: v for k, v in r.environment.items() if k != "created"})) for r in records}
+    return [list(one) for one in sorted(found) if one]
+
+
+def _anchor(*names: str) -> str:
+    return "model-" + "-".join("".join(c if c.isalnum() else "_" for c in name) for name in names)
+
+
+def _data_uri(svg: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")

@@ -1,0 +1,125 @@
+"""The report: tables, figures and one page, from stored records alone. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from .._errors import InvalidArgument, RecordError
+from .benchmarks import read_benchmarks
+from .figures import draw_all
+from .headline import Headline
+from .leaderboard import leaderboard
+from .page import render
+from .records import Record
+from .stats import current, summarise
+from .store import Problem, Store, write_atomically
+from .tables import markdown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What `write_report` made.
+
+    Attributes
+    ----------
+    page
+        Path of ``index.html``.
+    leaderboard
+        One row a model, as in ``leaderboard.csv``.
+    failures
+        One line for each failed cell that counts.
+    problems
+        Files that were not used, and why.
+    superseded
+        Records left out because a newer one answers the same question.
+    """
+
+    page: Path
+    leaderboard: pd.DataFrame
+    failures: list[str]
+    problems: list[Problem]
+    superseded: int
+
+
+def write_report(folder: Path) -> Report:
+    """Write ``<folder>/report/``: page, leaderboard, summary and figures.
+
+    The same records give the same bytes. Figures of an earlier report that are no longer drawn are
+    removed. No logits are computed and no torch is loaded.
+
+    Raises
+    ------
+    InvalidArgument
+        When the folder holds no usable record; nothing is written then.
+    """
+    folder = Path(folder)
+    store = Store(folder)
+    records, problems = store.load()
+    if not records and problems:
+        raise InvalidArgument(
+            f"no usable records in {folder}: none of {len(problems)} files can be read "
+            f"(first: {problems[0]}); run `robustode run` again"
+        )
+    if not records:
+        raise InvalidArgument(f"no records in {folder}: run `robustode run` first, or pass --out")
+    used, superseded = current(records)
+    headline, plan_problems = _headline(folder, used)
+    benchmarks, benchmark_problems = read_benchmarks(folder)
+    problems = [*problems, *plan_problems, *benchmark_problems]
+    failures = [f"{r.cell.label()}: {r.error or r.status}" for r in used if r.status != "ok"]
+
+    summary = summarise(used)
+    board = leaderboard(used, headline, summary)
+    pictures = draw_all(used, summary, board, headline)
+    files = {
+        "leaderboard.csv": _csv(board),
+        "leaderboard.md": markdown(board, headline.title),
+        "summary.csv": _csv(summary),
+    }
+    page = render(
+        records=used,
+        summary=summary,
+        board=board,
+        headline=headline,
+        pictures=pictures,
+        problems=[(_relative(p.path, folder), p.reason) for p in problems],
+        benchmarks=benchmarks,
+        superseded=superseded,
+    )
+    drawn = {f"{p.name}.{kind}": data for p in pictures for kind, data in (("svg", p.svg), ("png", p.png))}
+    for name, data in drawn.items():
+        write_atomically(store.report / "figures" / name, data)
+    for name, text in files.items():
+        write_atomically(store.report / name, text.encode())
+    write_atomically(store.report / "index.html", page.encode())
+    for stale in (store.report / "figures").glob("*"):
+        if stale.name not in drawn and stale.is_file():
+            stale.unlink()
+    return Report(
+        page=store.report / "index.html",
+        leaderboard=board,
+        failures=failures,
+        problems=problems,
+        superseded=superseded,
+    )
+
+
+def _headline(folder: Path, records: list[Record]) -> tuple[Headline, list[Problem]]:
+    """Read the plan, or guess it; a plan that is there and cannot be used is a problem."""
+    try:
+        return Headline.read(folder), []
+    except RecordError as error:
+        path = folder / "plan.json"
+        problems = [Problem(path=path, reason=f"{error}; reporting the middle strengths")]
+        return Headline.guess(records), problems if path.exists() else []
+
+
+def _csv(table: pd.DataFrame) -> str:
+    return str(table.to_csv(index=False, lineterminator="\n", float_format="%.10g"))
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name

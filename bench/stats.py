@@ -1,0 +1,267 @@
+"""From records to numbers: which records count, intervals, worst cases, the tidy table. No torch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from .records import Cell, Record
+
+COLUMNS = (
+    "dataset",
+    "protocol",
+    "model",
+    "recipe",
+    "threat",
+    "norm",
+    "strength",
+    "statistic",
+    "value",
+    "low",
+    "high",
+    "samples",
+    "seeds",
+)
+WORST_CASE = "worst-case"
+Z95 = 1.959963984540054  # the 97.5% quantile of the standard normal distribution
+
+Entry = tuple[str, str, str]
+
+
+def entry(cell: Cell) -> Entry:
+    """Name the row of the leaderboard a cell belongs to: (dataset, model, recipe name)."""
+    return cell.dataset, cell.model, str(cell.recipe.get("name", ""))
+
+
+def current(records: Iterable[Record]) -> tuple[list[Record], int]:
+    """Keep the newest variant, checkpoint and answer of each kind; never mix them with older ones.
+
+    For each (dataset, model, recipe name) only the newest variant counts, for each of its training
+    seeds only the newest checkpoint, and for each question (a threat at a strength, a batch size on
+    a device) only the newest record, by ``environment["created"]``.
+
+    Returns
+    -------
+    used, superseded
+        The records that count, in the order given, and how many do not.
+    """
+    given = list(records)
+    used = _newest(given, lambda c: entry(c), lambda c: c.variant())
+    used = _newest(
+        used,
+        lambda c: None if c.kind == "training" else (entry(c), c.training_seed),
+        lambda c: c.checkpoint_sha256 or "",
+    )
+    # Pointwise worst cases need one list of test samples, so one index per row.
+    used = _newest(used, lambda c: entry(c) if c.kind == "accuracy" else None, lambda c: c.index_sha256)
+    used = _newest(used, _question, lambda c: c.key())
+    return used, len(given) - len(used)
+
+
+def _question(cell: Cell) -> Hashable:
+    timing = (cell.batch_size, cell.device) if cell.kind == "throughput" else ()
+    what = (cell.kind, cell.protocol, cell.threat, cell.norm, cell.strength)
+    return entry(cell), cell.training_seed, what, timing
+
+
+def _newest(
+    records: list[Record], group: Callable[[Cell], Hashable], choice: Callable[[Cell], str]
+) -> list[Record]:
+    """Keep, in each group, the records of the newest choice; the group None is left alone."""
+    members: dict[Hashable, list[Record]] = defaultdict(list)
+    for record in records:
+        members[group(record.cell)].append(record)
+    old: set[int] = set()
+    for where, rivals in members.items():
+        if where is None or len(rivals) == 1:
+            continue
+        chosen = [choice(record.cell) for record in rivals]
+        created = (str(record.environment.get("created", "")) for record in rivals)
+        newest = max(zip(created, chosen, strict=True))[1]
+        old |= {id(record) for record, name in zip(rivals, chosen, strict=True) if name != newest}
+    return [record for record in records if id(record) not in old]
+
+
+def wilson(successes: ArrayLike, n: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Wilson's 95% score interval of a proportion, in closed form.
+
+    Parameters
+    ----------
+    successes, n
+        Successes (fractions allowed: a mean over draws or seeds) out of `n`; they broadcast.
+
+    Returns
+    -------
+    low, high
+        Bounds in [0, 1], of the broadcast shape; NaN where `n` is not positive.
+    """
+    k, n = np.broadcast_arrays(np.asarray(successes, float), np.asarray(n, float))
+    n = np.where(n > 0, n, np.nan)
+    p = k / n
+    centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * np.sqrt(np.clip(p * (1 - p), 0, None) / n + Z95**2 / (4 * n**2))
+    low = np.where(p <= 0, p, np.clip(centre - half, 0, p))
+    high = np.where(p >= 1, p, np.clip(centre + half, p, 1))
+    return low, high
+
+
+def worst_case(outcomes: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """Say which samples survive everything: AND over attacks and over draws.
+
+    Parameters
+    ----------
+    outcomes
+        At least one array `correct` of shape (draws, samples); include the clean one, since a
+        misclassified clean sample counts as broken.
+
+    Returns
+    -------
+    survived
+        Shape (min samples,): the arrays are aligned on their first test samples.
+    """
+    samples = min(outcome.shape[1] for outcome in outcomes)
+    survived = np.ones(samples, bool)
+    for outcome in outcomes:
+        survived &= outcome[:, :samples].all(axis=0)
+    return survived
+
+
+def summarise(records: Iterable[Record]) -> pd.DataFrame:
+    """Make the tidy table: one row a figure, columns `COLUMNS`.
+
+    Accuracies are fractions with Wilson's interval at n = samples (draws of one sample, and seeds on
+    one sample, are not independent). Throughput is in samples per second, latency in seconds a
+    batch, memory in bytes; there `strength` is the batch size and `protocol` the device. Failed
+    records give no row, and `seeds` says how many training seeds are behind a value.
+    """
+    used, _ = current(records)
+    good = [record for record in used if record.status == "ok"]
+    rows = [*_accuracy_rows(good), *_worst_case_rows(used), *_cost_rows(good)]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    order = ["dataset", "model", "recipe", "statistic", "protocol", "threat", "norm", "strength"]
+    table = table.sort_values(order, kind="stable", na_position="first", ignore_index=True)
+    return table.astype({"strength": float, "value": float, "low": float, "high": float})
+
+
+def _grouped(pairs: Iterable[tuple[Hashable, Any]]) -> dict[Any, list[Any]]:
+    groups: dict[Any, list[Any]] = defaultdict(list)
+    for key, value in pairs:
+        groups[key].append(value)
+    return groups
+
+
+def _fractions(where: tuple[Any, ...], values: Sequence[float], samples: int) -> Iterator[tuple[Any, ...]]:
+    """Rows of one accuracy and its spread; `where` is (dataset, protocol, ..., strength)."""
+    mean, seeds = float(np.mean(values)), len(values)
+    low, high = wilson(mean * samples, samples)
+    yield (*where, "accuracy", mean, float(low), float(high), samples, seeds)
+    if seeds > 1:
+        yield (*where, "accuracy_spread", float(np.std(values, ddof=1)), np.nan, np.nan, samples, seeds)
+
+
+def _accuracy_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
+    cells = [(r.cell, r) for r in records if r.cell.kind == "accuracy"]
+    places = (
+        ((c.dataset, c.protocol, c.model, entry(c)[2], c.threat, c.norm, c.strength), r) for c, r in cells
+    )
+    for where, group in _grouped(places).items():
+        samples = min(record.outcomes["correct"].shape[1] for record in group)
+        yield from _fractions(where, [record.accuracy for record in group], samples)
+
+
+def _worst_case_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
+    """Worst cases over all attacks of one norm; no row for a seed that lacks one of them.
+
+    An example inside a smaller ball lies inside every larger one, so breaks found at a smaller
+    strength count at the larger strengths too. What must have been run at a strength is every
+    attack that any model of the dataset was given there.
+    """
+    clean: dict[tuple[Entry, int], NDArray[np.bool_]] = {}
+    required: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    attacks: dict[tuple[Any, ...], dict[int, dict[float, dict[str, NDArray[np.bool_]]]]] = {}
+    for record in records:
+        cell = record.cell
+        if cell.kind != "accuracy":
+            continue
+        if cell.norm is not None:
+            required[cell.dataset, cell.protocol, cell.norm, cell.strength].add(cell.threat)
+        if record.status != "ok":
+            continue
+        if cell.family == "clean":
+            clean[entry(cell), cell.training_seed] = record.outcomes["correct"]
+        elif cell.norm is not None:
+            seeds = attacks.setdefault((entry(cell), cell.protocol, cell.norm), {})
+            grid = seeds.setdefault(cell.training_seed, {})
+            grid.setdefault(cell.strength, {})[cell.threat] = record.outcomes["correct"]
+    for (row, protocol, norm), seeds in attacks.items():
+        seeds = {seed: grid for seed, grid in seeds.items() if (row, seed) in clean}
+        arrays = [a for grid in seeds.values() for by_threat in grid.values() for a in by_threat.values()]
+        samples = min([a.shape[1] for a in arrays] + [clean[row, seed].shape[1] for seed in seeds], default=0)
+        if not samples:
+            continue
+        values: dict[float, list[float]] = defaultdict(list)
+        for seed, grid in sorted(seeds.items()):
+            survived = clean[row, seed][:, :samples]
+            for strength, by_threat in sorted(grid.items()):
+                survived = worst_case([survived, *by_threat.values()])[None, :]
+                if by_threat.keys() == required[row[0], protocol, norm, strength]:
+                    values[strength].append(float(survived.mean()))
+        dataset, model, recipe = row
+        for strength, fractions in values.items():
+            where = (dataset, protocol, model, recipe, WORST_CASE, norm, strength)
+            yield from _fractions(where, fractions, samples)
+
+
+def _cost_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
+    """Means over training seeds of what was measured once a cell: time, memory, size, NFE."""
+    found: list[tuple[tuple[Any, ...], tuple[float, float, float, int, int]]] = []
+
+    def add(
+        cell: Cell, protocol: str, strength: float, statistic: str, value: float | None, *rest: Any
+    ) -> None:
+        if value is not None and np.isfinite(value):
+            where = (
+                cell.dataset,
+                protocol,
+                cell.model,
+                entry(cell)[2],
+                cell.threat,
+                None,
+                strength,
+                statistic,
+            )
+            low, high, samples = rest or (np.nan, np.nan, 0)
+            found.append((where, (float(value), low, high, samples, cell.training_seed)))
+
+    sizes: dict[tuple[Entry, int], tuple[Cell, float]] = {}
+    for record in records:
+        cell, measures = record.cell, record.measures
+        if "parameters" in measures:
+            sizes.setdefault((entry(cell), cell.training_seed), (cell, measures["parameters"]))
+        if cell.kind == "throughput":
+            device, batch = cell.device or "unknown device", float(cell.batch_size)
+            rate, passes = measures.get("samples_per_second"), record.outcomes.get("seconds")
+            low = high = np.nan
+            if rate is not None and passes is not None and passes.size and np.all(passes > 0):
+                middle = float(np.median(passes))
+                low, high = (rate * middle / float(np.percentile(passes, q)) for q in (95, 5))
+            samples = cell.batch_size * (0 if passes is None else passes.size)
+            add(cell, device, batch, "throughput", rate, low, high, samples)
+            add(cell, device, batch, "latency_median", measures.get("latency_median"))
+            add(cell, device, batch, "latency_p95", measures.get("latency_p95"))
+            add(cell, device, batch, "peak_memory", measures.get("peak_memory_bytes"))
+        elif cell.kind == "training":
+            add(cell, str(record.environment.get("device", "")), 0.0, "training_seconds", record.seconds)
+        elif cell.family == "clean":
+            add(cell, cell.protocol, 0.0, "nfe", record.nfe)
+    for cell, size in sizes.values():
+        where = (cell.dataset, "", cell.model, entry(cell)[2], "model", None, 0.0, "parameters")
+        found.append((where, (size, np.nan, np.nan, 0, cell.training_seed)))
+    for where, values in _grouped(found).items():
+        mean = [float(np.mean([value[i] for value in values])) for i in range(3)]
+        yield (*where, *mean, max(value[3] for value in values), len({value[4] for value in values}))

@@ -1,0 +1,51 @@
+"""Numbers as people read them: percentages, times, sizes. No torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+
+def missing(value: Any) -> bool:
+    """Whether `value` is None, NaN or pandas' NA."""
+    return value is None or value is pd.NA or value != value
+
+
+def percent(value: Any, digits: int = 1) -> str:
+    """Turn a fraction into a percentage without its sign: 0.5 is ``50.0``; blank if missing."""
+    return "" if missing(value) else f"{100 * float(value):.{digits}f}"
+
+
+def count(value: Any) -> str:
+    """Write a number with three significant digits and a suffix from ten thousand on: ``82.2k``."""
+    if missing(value):
+        return ""
+    value = float(value)
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= (size if size > 1e3 else 1e4) * 0.9995:
+            return f"{value / size:.3g}{suffix}" if value < 999.5 * size else f"{value / size:.0f}{suffix}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def duration(value: Any) -> str:
+    """Write seconds in the unit that suits: ``1.83 ms``."""
+    if missing(value):
+        return ""
+    value = float(value)
+    for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}" if value < 1000 * size else f"{value / size:,.0f} {unit}"
+    return f"{value * 1e9:.3g} ns" if math.isfinite(value) else str(value)
+
+
+def memory(value: Any) -> str:
+    """Write bytes in binary units: ``286 MiB``."""
+    if missing(value):
+        return ""
+    value = float(value)
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}" if value < 1000 * size else f"{value / size:,.0f} {unit}"
+    return f"{value:.0f} B"

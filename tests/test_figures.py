@@ -1,0 +1,140 @@
+"""Figures: the same bytes again, one look a model, nothing hidden."""
+
+from __future__ import annotations
+
+import itertools
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import synthetic
+from robustode.bench.figures import Picture, draw_all, draw_curves, labelled
+from robustode.bench.headline import Headline
+from robustode.bench.leaderboard import leaderboard
+from robustode.bench.records import Record
+from robustode.bench.stats import current, summarise
+from robustode.bench.style import RC, styles
+from robustode.bench.tradeoff import draw_tradeoff
+
+
+def draw(records: list[Record], headline: Headline = synthetic.HEADLINE) -> list[Picture]:
+    used, _ = current(records)
+    summary = summarise(used)
+    return draw_all(used, summary, leaderboard(used, headline, summary), headline)
+
+
+def test_core_models_have_fixed_and_distinct_looks() -> None:
+    looks = styles(synthetic.CORE)
+    for part in ("color", "marker", "dash"):
+        # Two solid lines are told apart by colour and marker.
+        distinct = {getattr(look, part) for look in looks.values()}
+        assert len(distinct) == (3 if part == "dash" else 4)
+    alone = {name: styles([name])[name] for name in synthetic.CORE}
+    assert looks == alone == {n: styles([*synthetic.CORE, *synthetic.MORE])[n] for n in synthetic.CORE}
+
+
+def test_looks_are_distinct_for_many_models_and_independent_of_order() -> None:
+    names = [*synthetic.CORE, *synthetic.MORE, *(f"model-{i}" for i in range(20))]
+    looks = styles(names)
+    assert looks == styles(name for name in reversed(names))
+    assert len({(s.color, s.marker, s.dash) for s in looks.values()}) == len(names)
+    few = styles([*synthetic.CORE, *synthetic.MORE])
+    assert len({s.color for s in few.values()}) == len(few)
+
+
+def test_a_model_keeps_its_look_unless_its_slot_is_contested() -> None:
+    names = [f"model-{i}" for i in range(40)]
+    for a, b in itertools.pairwise(names):
+        alone, both = styles([a]), styles([a, b])
+        assert both[a] == alone[a] or both[b] == styles([b])[b]
+
+
+def test_every_figure_is_drawn_and_byte_identical() -> None:
+    records = synthetic.records(models=("node", "resnet"), seeds=(0, 1), samples=40)
+    first, second = draw(records), draw(records)
+    assert first == second
+    assert [p.name for p in first] == [
+        "digits-accuracy",
+        "digits-heatmap",
+        "digits-tradeoff",
+        "digits-examples-node",
+        "digits-examples-resnet",
+    ]
+    for picture in first:
+        assert picture.alt
+        assert picture.png.startswith(b"\x89PNG")
+        assert b"<svg" in picture.svg
+        assert b"<dc:date>" not in picture.svg
+        assert b"Software" not in picture.png
+
+
+@pytest.mark.parametrize(
+    ("kinds", "stems"),
+    [
+        ({"training"}, set()),
+        ({"throughput"}, set()),
+        ({"training", "accuracy"}, {"accuracy", "heatmap", "examples-node"}),
+    ],
+)
+def test_missing_pieces_leave_figures_out(kinds: set[str], stems: set[str]) -> None:
+    records = [r for r in synthetic.records(models=("node",), samples=20) if r.cell.kind in kinds]
+    assert {p.name.removeprefix("digits-") for p in draw(records)} == stems
+
+
+def test_clean_alone_still_has_a_tradeoff_and_a_heatmap() -> None:
+    records = synthetic.records(models=("node",), threats=(), samples=20)
+    assert [p.name for p in draw(records, Headline())] == [
+        "digits-heatmap",
+        "digits-tradeoff",
+        "digits-examples-node",
+    ]
+
+
+def test_datasets_have_their_own_figures_and_names_are_safe() -> None:
+    records = synthetic.records(models=("../x y",), threats=("gaussian",), samples=20)
+    records += synthetic.records(models=("node",), threats=("gaussian",), samples=20, dataset="mnist")
+    names = [p.name for p in draw(records)]
+    assert "digits-examples-..-x-y" in names
+    assert "mnist-accuracy" in names
+    assert all("/" not in name and not name.startswith(".") for name in names)
+
+
+def test_a_failed_strength_is_a_gap_in_the_line() -> None:
+    failures = {("node", "gaussian", 0.1): synthetic.FAILURE}
+    records = synthetic.records(models=("node",), threats=("gaussian",), samples=20, failures=failures)
+    summary = summarise(records)
+    board = labelled(leaderboard(records, synthetic.HEADLINE, summary))
+    # Another model supplies the strength that this one lacks.
+    other = synthetic.records(models=("resnet",), threats=("gaussian",), samples=20)
+    table = summarise([*records, *other]).assign(label=lambda t: t["model"])
+    board = labelled(leaderboard([*records, *other], synthetic.HEADLINE))
+    with mpl.rc_context(RC):
+        figure = draw_curves(table[table["statistic"] == "accuracy"], board, styles(["node", "resnet"]))
+    pieces = [np.asarray(line.get_xdata(), float).tolist() for line in figure.axes[0].lines]
+    assert [0.0, 0.05] in pieces
+    assert [0.2, 0.3] in pieces
+    assert [0.0, 0.05, 0.1, 0.2, 0.3] in pieces
+
+
+def test_direct_labels_do_not_overlap() -> None:
+    models = [*synthetic.CORE, *synthetic.MORE]
+    records = synthetic.records(models=models, samples=100)
+    summary = summarise(records)
+    board = labelled(leaderboard(records, synthetic.HEADLINE, summary))
+    rates = summary[(summary["statistic"] == "throughput") & (summary["threat"] == "inference")]
+    with mpl.rc_context(RC):
+        figure = draw_tradeoff(
+            rates.assign(label=rates["model"]), board, "linf@0.1", "accuracy (%)", styles(models), 12
+        )
+        assert figure is not None
+        figure.canvas.draw()
+        boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == len(models)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_many_models_stay_few_figures() -> None:
+    models = [f"model-{i:02d}" for i in range(45)]
+    records = synthetic.records(models=models, threats=("gaussian", "pgd-linf"), samples=20)
+    pictures = draw(records)
+    assert len(pictures) == 3 + 8
