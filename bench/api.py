@@ -150,7 +150,7 @@ def load_model(folder: str | Path, name: str, *, seed: int = 0, model: str | Non
         When its weights are missing or do not match the hash in its record.
     """
     from .external import resolve_model
-    from .run import checkpoint_path
+    from .work import checkpoint_path
 
     spec = resolve_model(model) if model else MODELS.get(name)
     store = Store(Path(folder))

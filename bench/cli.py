@@ -7,10 +7,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from .. import __version__
 from .._errors import InvalidArgument, RobustodeError
+
+if TYPE_CHECKING:
+    from .preset import Preset
+    from .work import Outlook
 
 LISTS = ("models", "threats", "datasets", "presets")
 
@@ -132,8 +136,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from .external import resolve_model
     from .plan import make_plan
     from .progress import Quiet, Terminal
-    from .run import estimate, run_plan
+    from .run import run_plan
     from .store import Store
+    from .work import look_ahead
 
     names = (
         [name.strip() for name in arguments.models.split(",") if name.strip()] if arguments.models else None
@@ -146,7 +151,7 @@ def _run(arguments: argparse.Namespace) -> int:
     data = load_data(preset.dataset, arguments.data_root)
     out = arguments.out or Path("results") / preset.name
     if arguments.dry_run:
-        return _dry_run(plan, estimate(plan, data, device), out)
+        return _dry_run(preset, look_ahead(plan, data, Store(out), device, fresh=arguments.fresh), out)
     console = Console()
     with nullcontext(Quiet()) if arguments.quiet else Terminal(console) as reporter:
         outcome = run_plan(plan, data, Store(out), device=device, fresh=arguments.fresh, reporter=reporter)
@@ -160,19 +165,15 @@ def _run(arguments: argparse.Namespace) -> int:
     return 1 if outcome.failures else status
 
 
-def _dry_run(plan: object, estimates: Sequence[object], out: Path) -> int:
-    from .plan import Plan
+def _dry_run(preset: Preset, outlooks: list[Outlook], out: Path) -> int:
     from .progress import duration
-    from .run import Estimate
 
-    assert isinstance(plan, Plan)
-    total = 0.0
-    for entry in estimates:
-        assert isinstance(entry, Estimate)
-        total += entry.seconds
-        print(f"{entry.model:<24} {entry.cells:>5} cells  about {duration(entry.seconds)}")
-    print(f"{plan.preset.name}: {plan.preset.title}; the preset says: {plan.preset.cost}")
-    print(f"from nothing about {duration(total)} here, measured on one batch of each model; results in {out}")
+    for outlook in outlooks:
+        todo = f"{outlook.left} of {outlook.cells} cells to do"
+        print(f"{outlook.model:<24} {todo:>24}  about {duration(outlook.seconds)}")
+    print(f"{preset.name}: {preset.title}; the preset says: {preset.cost}")
+    total = duration(sum(outlook.seconds for outlook in outlooks))
+    print(f"about {total} here, measured on one batch of each model; results in {out}")
     return 0
 
 

@@ -59,10 +59,10 @@ class _Clock:
         return min(self.done / self.total, 1.0) if self.total else 1.0
 
     def left(self) -> str:
-        elapsed = time.monotonic() - self.began
-        if self.done <= 0 or elapsed < 1:
-            return duration(self.total - self.done)
-        return duration(elapsed * max(self.total - self.done, 0) / self.done)
+        """Estimated work left, at the pace seen so far; early on the estimate itself counts most."""
+        elapsed, prior = time.monotonic() - self.began, 0.05 * self.total
+        pace = (elapsed + prior) / (self.done + prior) if self.total else 1.0
+        return duration(pace * max(self.total - self.done, 0))
 
 
 class Terminal:

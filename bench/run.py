@@ -11,18 +11,17 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..models import ModelSpec, ODEBlock
+from ..models import ModelSpec
 from .checkpoint import Checkpoint, find_checkpoint, load_state, load_tensors
 from .data import Data
-from .device import device_name, environment
-from .estimate import ESTIMATE_LIMIT, Cost, measure_cost
+from .device import environment
+from .estimate import Cost
 from .evaluate import evaluate_cell, failed
 from .limits import time_limit
 from .plan import Plan
@@ -31,6 +30,7 @@ from .records import Cell, Record
 from .store import Problem, Store
 from .throughput import measure_cell
 from .train import History, build_model, train
+from .work import cells_of, checkpoint_path, describe_solver, look_ahead
 
 
 @dataclass(kw_only=True)
@@ -41,47 +41,6 @@ class Outcome:
     skipped: int = 0
     failures: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """Units of work of one model and their estimated seconds."""
-
-    model: str
-    cells: int
-    seconds: float
-
-
-def checkpoint_path(store: Store, cell: Cell) -> Path:
-    """Where the weights that the training `cell` makes lie."""
-    return (
-        store.checkpoints
-        / cell.model
-        / f"{cell.dataset}-seed{cell.training_seed}-{cell.key()[:12]}.safetensors"
-    )
-
-
-def describe_solver(model: nn.Module) -> str | None:
-    """The solvers of the model's ODE blocks, in words; None for a model without one."""
-    solvers = [str(module.solver) for module in model.modules() if isinstance(module, ODEBlock)]
-    return "; ".join(solvers) or None
-
-
-def estimate(plan: Plan, data: Data, device: torch.device) -> list[Estimate]:
-    """Cells and seconds for each model of `plan`, measured on one batch each."""
-    result = []
-    for spec in plan.specs:
-        training = plan.training_cell(spec, 0, data)
-        cost = _cost_of(spec, training, data, plan, device)
-        cells = _all_cells(plan, training, None, data, device)
-        result.append(
-            Estimate(
-                model=spec.name,
-                cells=plan.seeds * len(cells),
-                seconds=plan.seeds * sum(cost.of(cell, plan) for cell in cells),
-            )
-        )
-    return result
 
 
 def run_plan(
@@ -104,18 +63,9 @@ def run_plan(
         store.set_aside(outcome.problems)
         plan.headline().write(store.folder)
         reporter.doing("estimating")
-        costs = {
-            spec.name: _cost_of(spec, plan.training_cell(spec, 0, data), data, plan, device)
-            for spec in plan.specs
-        }
-        reporter.start(
-            plan.seeds
-            * sum(
-                costs[spec.name].of(cell, plan)
-                for spec in plan.specs
-                for cell in _all_cells(plan, plan.training_cell(spec, 0, data), None, data, device)
-            )
-        )
+        outlooks = look_ahead(plan, data, store, device, fresh=fresh)
+        costs = {outlook.model: outlook.cost for outlook in outlooks}
+        reporter.start(sum(outlook.seconds for outlook in outlooks))
         for seed, spec in itertools.product(range(plan.seeds), plan.specs):
             _ModelRun(plan, data, store, device, fresh, reporter, outcome, costs[spec.name]).run(spec, seed)
     return outcome
@@ -144,7 +94,7 @@ class _ModelRun:
         if trained is None:
             return
         model, checkpoint = trained
-        cells = _all_cells(
+        cells = cells_of(
             self.plan, training, checkpoint.sha256, self.data, self.device, describe_solver(model)
         )[1:]
         curves = itertools.groupby(cells, key=lambda cell: (cell.kind, cell.threat))
@@ -169,7 +119,6 @@ class _ModelRun:
                 if checkpoint:
                     load_state(model, load_tensors(path)[0], path)
                     model.to(self.device).eval()
-                    self.reporter.advance(work)
                 else:
                     advance = self._advance(work, int(training.recipe["epochs"]) * len(self.data.train))
                     checkpoint, history = train(
@@ -184,8 +133,8 @@ class _ModelRun:
                         on_batch=advance,
                     )
         except Exception as error:
-            cells = _all_cells(self.plan, training, None, self.data, self.device)[1:]
-            self.reporter.advance(work + sum(self.cost.of(cell, self.plan) for cell in cells))
+            cells = cells_of(self.plan, training, None, self.data, self.device)
+            self.reporter.advance(sum(self.cost.of(cell, self.plan) for cell in cells))
             self._put(failed(training, error, seconds=time.perf_counter() - began, environment=described))
             return None
         stored = self.store.get(training)
@@ -204,7 +153,6 @@ class _ModelRun:
         stored = None if self.fresh else self.store.get(cell)
         if stored is not None and stored.status == "ok":
             self.outcome.skipped += 1
-            self.reporter.advance(work)
             return None
         self.reporter.doing(cell.label())
         began, described = time.perf_counter(), environment(self.device)
@@ -237,28 +185,6 @@ class _ModelRun:
 
     def _advance(self, work: float, units: int) -> Callable[[int], None]:
         return lambda done: self.reporter.advance(work * done / units)
-
-
-def _all_cells(
-    plan: Plan,
-    training: Cell,
-    checkpoint_sha256: str | None,
-    data: Data,
-    device: torch.device,
-    solver: str | None = None,
-) -> list[Cell]:
-    sha256 = checkpoint_sha256 or ""
-    accuracy = plan.accuracy_cells(training, sha256, solver, data)
-    return [training, *accuracy, *plan.throughput_cells(training, sha256, solver, device_name(device))]
-
-
-def _cost_of(spec: ModelSpec, training: Cell, data: Data, plan: Plan, device: torch.device) -> Cost:
-    try:
-        with time_limit(ESTIMATE_LIMIT, f"building {spec.name}"):
-            model = build_model(spec.build, data, training.hyperparameters, 0).to(device)
-    except Exception:
-        return Cost(forward=0.0, backward=0.0)
-    return measure_cost(model, data, plan.preset.batch_size, device)
 
 
 def _training_record(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..models import count_nfe
 from .data import Split
 from .evaluate import frozen
 from .queries import call_model
@@ -99,7 +100,7 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
         return peak
     with _TensorMemory() as memory:
         run()
-    return memory.peak
+    return int(memory.peak)
 
 
 def inference(model: nn.Module, images: Tensor, num_classes: int) -> Callable[[], object]:
@@ -153,6 +154,7 @@ def measure_cell(
             "peak_memory_bytes": float(memory),
             "parameters": float(sum(p.numel() for p in model.parameters())),
         },
+        nfe=count_nfe(model),
         seconds=time.perf_counter() - started,
         environment=environment,
     )

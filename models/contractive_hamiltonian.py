@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +97,7 @@ class ContractiveFlow(ODEBlock):
 
     def sigma(self) -> Tensor:
         """Largest singular value of any K_j, a scalar."""
-        weights: list[Tensor] = [layer.get_parameter("K") for layer in self.layers]
+        weights = [cast(Tensor, layer.K) for layer in self.layers]
         largest: Tensor = torch.linalg.matrix_norm(torch.stack(weights), ord=2).max()
         return largest
 

@@ -1,0 +1,109 @@
+"""What there is to do: the cells of each training, which of them are stored, how long the rest takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .._errors import CheckpointError
+from ..models import ModelSpec, ODEBlock
+from .checkpoint import find_checkpoint
+from .data import Data
+from .device import device_name
+from .estimate import ESTIMATE_LIMIT, Cost, measure_cost
+from .limits import time_limit
+from .plan import Plan
+from .records import Cell
+from .store import Store
+from .train import build_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """One model of a plan: all its cells, those still to do, and the estimated seconds for them."""
+
+    model: str
+    cost: Cost
+    cells: int
+    left: int
+    seconds: float
+
+
+def checkpoint_path(store: Store, cell: Cell) -> Path:
+    """Where the weights that the training `cell` makes lie."""
+    name = f"{cell.dataset}-seed{cell.training_seed}-{cell.key()[:12]}.safetensors"
+    return store.checkpoints / cell.model / name
+
+
+def describe_solver(model: nn.Module) -> str | None:
+    """The solvers of the model's ODE blocks, in words; None for a model without one."""
+    solvers = [str(module.solver) for module in model.modules() if isinstance(module, ODEBlock)]
+    return "; ".join(solvers) or None
+
+
+def cells_of(
+    plan: Plan,
+    training: Cell,
+    checkpoint_sha256: str | None,
+    data: Data,
+    device: torch.device,
+    solver: str | None = None,
+) -> list[Cell]:
+    """The training cell and every cell on the weights it makes; the hash is None before they are made."""
+    sha256 = checkpoint_sha256 or ""
+    accuracy = plan.accuracy_cells(training, sha256, solver, data)
+    return [training, *accuracy, *plan.throughput_cells(training, sha256, solver, device_name(device))]
+
+
+def look_ahead(
+    plan: Plan, data: Data, store: Store, device: torch.device, *, fresh: bool = False
+) -> list[Outlook]:
+    """Time one batch of each model of `plan` and add up what is not stored; reads, writes nothing."""
+    outlooks = []
+    for spec in plan.specs:
+        model, cost = _try(spec, plan, data, device)
+        solver = describe_solver(model) if model else None
+        total, left = 0, []
+        for seed in range(plan.seeds):
+            training = plan.training_cell(spec, seed, data)
+            cells, remaining = _remaining(plan, training, data, store, device, solver, fresh)
+            total += len(cells)
+            left += remaining
+        seconds = sum(cost.of(cell, plan) for cell in left)
+        outlooks.append(Outlook(model=spec.name, cost=cost, cells=total, left=len(left), seconds=seconds))
+    return outlooks
+
+
+def _remaining(
+    plan: Plan,
+    training: Cell,
+    data: Data,
+    store: Store,
+    device: torch.device,
+    solver: str | None,
+    fresh: bool,
+) -> tuple[list[Cell], list[Cell]]:
+    """All cells of one training, and those of them that are not stored."""
+    try:
+        checkpoint = None if fresh else find_checkpoint(checkpoint_path(store, training))
+    except CheckpointError:
+        checkpoint = None
+    if checkpoint is None:
+        cells = cells_of(plan, training, None, data, device, solver)
+        return cells, cells
+    cells = cells_of(plan, training, checkpoint.sha256, data, device, solver)
+    records = [(cell, store.get(cell)) for cell in cells]
+    return cells, [cell for cell, record in records if record is None or record.status != "ok"]
+
+
+def _try(spec: ModelSpec, plan: Plan, data: Data, device: torch.device) -> tuple[nn.Module | None, Cost]:
+    """Build the model and time it; one that cannot be built costs nothing here and fails later."""
+    try:
+        with time_limit(ESTIMATE_LIMIT, f"building {spec.name}"):
+            model = build_model(spec.build, data, plan.hyperparameters(spec), 0).to(device)
+    except Exception:
+        return None, Cost(forward=0.0, backward=0.0)
+    return model, measure_cost(model, data, plan.preset.batch_size, device)
