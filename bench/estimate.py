@@ -42,7 +42,7 @@ def measure_cost(model: nn.Module, data: Data, batch_size: int, device: torch.de
 
     A model that fails here costs nothing: its failure is reported where it is trained.
     """
-    images = data.train.images[:batch_size].to(device)
+    images = data.train.images[:batch_size].clone().to(device)
     labels = data.train.labels[:batch_size].to(device)
     times = []
     try:

@@ -74,7 +74,7 @@ def evaluate_cell(
         for draw in range(cell.draws):
             for start in range(0, cell.samples, cell.batch_size):
                 rows = slice(start, start + cell.batch_size)
-                images, labels = split.images[rows].to(device), split.labels[rows].to(device)
+                images, labels = split.images[rows].clone().to(device), split.labels[rows].to(device)
                 seeds = sample_seeds((cell.attack_seed << 32) | draw, split.indices[rows].tolist())
                 perturbed = _perturb(queried, threat, images, labels, cell.strength, seeds)
                 _check_budget(perturbed, images, threat, cell.strength)

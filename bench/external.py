@@ -121,7 +121,7 @@ def _import(path: Path, module_name: str, reference: str) -> ModuleType:
         sys.modules.pop(module_name, None)
         for name in set(MODELS.names()) - names:
             MODELS.unregister(name)
-        if isinstance(error, RobustodeError) or not isinstance(error, Exception):
+        if isinstance(error, RobustodeError | KeyboardInterrupt):
             raise
         raise InvalidArgument(
             f"model {reference!r}: {path.name} cannot be imported: {type(error).__name__}: {one_line(error)}"

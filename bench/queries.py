@@ -70,16 +70,19 @@ def call_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
     ModelFailure
         The model raised.
     ContractBroken
-        It returned something that is not a floating (N, K) tensor.
+        It returned something that is not a floating (N, K) tensor, or changed its input in place.
     NonFinite
         The logits hold NaN or infinity.
     """
+    version = None if images.is_inference() else images._version
     try:
         logits = model(images)
     except (RobustodeError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelFailure(f"the model raised {type(error).__name__}: {one_line(error)}") from error
+    if version is not None and images._version != version:
+        raise ContractBroken("the model changes its input in place: work on a copy of the images")
     if not isinstance(logits, Tensor):
         raise ContractBroken(f"the model returned {type(logits).__name__}, not a tensor of logits")
     if logits.shape != (len(images), num_classes):

@@ -204,12 +204,12 @@ def from_json(text: str) -> Record:
     """
     try:
         body = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"not valid JSON, perhaps truncated ({error})") from None
     if not isinstance(body, dict):
         raise RecordError("not a record: the file holds no JSON object")
     version = body.get("schema_version")
-    if version in _UPGRADES:
+    if isinstance(version, int) and version in _UPGRADES:
         body = _UPGRADES[version](body)
     elif version != SCHEMA_VERSION:
         raise RecordError(f"schema version {version!r} is not known to this robustode: upgrade it")

@@ -66,17 +66,19 @@ class _TensorMemory(TorchDispatchMode):
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):  # it was there before, so a view of it is nothing new
+                self._count(leaf.untyped_storage(), 0)
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage())
+                self._count(leaf.untyped_storage(), leaf.untyped_storage().nbytes())
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
+    def _count(self, storage: torch.UntypedStorage, size: int) -> None:
         identity = storage._cdata
         if identity in self._seen:
             return
-        size = storage.nbytes()
         self._seen.add(identity)
         self.now += size
         self.peak = max(self.peak, self.now)

@@ -59,13 +59,13 @@ def build_model(
             model = build(data.input_shape, data.num_classes, **hyperparameters)
         except RobustodeError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ModelFailure(
                 f"the model cannot be built: {type(error).__name__}: {one_line(error)}"
             ) from error
         if not isinstance(model, nn.Module):
             raise ContractBroken(f"the factory returned {type(model).__name__}, not a torch.nn.Module")
-        call_model(model.eval(), data.train.images[:2], data.num_classes)
+        call_model(model.eval(), data.train.images[:2].clone(), data.num_classes)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ContractBroken("the model has no parameters to train")
     return model
@@ -188,7 +188,7 @@ def score(
     model.eval()
     loss, correct = 0.0, 0
     for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
-        logits, target = call_model(model, images.to(device), num_classes), labels.to(device)
+        logits, target = call_model(model, images.clone().to(device), num_classes), labels.to(device)
         loss += float(F.cross_entropy(logits, target, reduction="sum"))
         correct += int((logits.argmax(1) == target).sum())
     return loss / len(split), correct / len(split)
