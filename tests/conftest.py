@@ -1,0 +1,76 @@
+"""What every test shares: one thread, real digits in a small size, registries left as they were found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+settings.register_profile("robustode", deadline=None, max_examples=40, derandomize=True)
+settings.load_profile("robustode")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Timings run under ``--benchmark-only``, never among the tests."""
+    if config.getoption("benchmark_only"):
+        return
+    timed = [item for item in items if "benchmark" in getattr(item, "fixturenames", ())]
+    if timed:
+        config.hook.pytest_deselected(items=timed)
+        items[:] = [item for item in items if item not in timed]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _torch(request: pytest.FixtureRequest) -> None:
+    """One thread, since the tensors are small; and a warning each time, not only the first."""
+    if not request.config.getoption("benchmark_only"):
+        import torch
+
+        torch.set_num_threads(1)
+        torch.set_warn_always(True)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    from robustode.bench.data import load_data
+
+    return load_data("digits")
+
+
+@pytest.fixture(scope="session")
+def few(digits):
+    """The digits, with 200 samples to train on, 60 to validate and 40 to test."""
+    import dataclasses
+
+    return dataclasses.replace(
+        digits,
+        train=digits.train.first(200),
+        validation=digits.validation.first(60),
+        test=digits.test.first(40),
+    )
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """Forget models, threats, datasets and imported model files that a test adds."""
+    import sys
+
+    from robustode.attacks import THREATS
+    from robustode.bench import external
+    from robustode.bench.data import DATASETS
+    from robustode.models import MODELS
+
+    before = [(registry, set(registry.names())) for registry in (MODELS, THREATS, DATASETS)]
+    modules, path = set(sys.modules), list(sys.path)
+    yield
+    for registry, names in before:
+        for name in set(registry.names()) - names:
+            registry.unregister(name)
+    for name in set(sys.modules) - modules:
+        if name.startswith(external._PREFIX):
+            del sys.modules[name]
+    external._homes.clear()
+    assert sys.path == path, "sys.path was changed and not restored"

@@ -1,0 +1,144 @@
+"""Models, presets and cells small enough that every number about them is known beforehand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from robustode.attacks import THREATS, Threat
+from robustode.bench.data import Split
+from robustode.bench.records import Cell
+from robustode.models import ModelSpec
+from torch import Tensor, nn
+
+CPU = torch.device("cpu")
+
+
+class Linear(nn.Module):
+    """Logits W x + b; with `nfe` it claims that many field evaluations per pass."""
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int, nfe: int | None = None) -> None:
+        super().__init__()
+        channels, height, width = input_shape
+        self.head = nn.Linear(channels * height * width, num_classes)
+        if nfe is not None:
+            self.nfe = nfe
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(images.flatten(1))
+
+
+class Faulty(Linear):
+    """A linear model whose logits pass through `fault`."""
+
+    def __init__(self, input_shape: Any, num_classes: int, fault: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__(input_shape, num_classes)
+        self.fault = fault
+
+    def forward(self, images: Tensor) -> Any:
+        return self.fault(super().forward(images), images)
+
+
+def linear(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Build a linear model."""
+    return Linear(input_shape, num_classes)
+
+
+def spec(name: str, build: Callable[..., Any] = linear, **attributes: Any) -> ModelSpec:
+    """A model that is not in the registry."""
+    return ModelSpec(name=name, build=build, **attributes)
+
+
+def faulty(name: str, fault: Callable[[Tensor, Tensor], Any], **attributes: Any) -> ModelSpec:
+    """A model that is not in the registry and whose logits pass through `fault`."""
+    return spec(name, lambda shape, classes: Faulty(shape, classes, fault), **attributes)
+
+
+def two_class(weight: Tensor, bias: float) -> Linear:
+    """Logits (0, w.x + b) on images of `weight`'s shape: every optimum is known."""
+    model = Linear(tuple(weight.shape), 2)
+    with torch.no_grad():
+        model.head.weight.copy_(torch.stack([torch.zeros(weight.numel()), weight.flatten()]))
+        model.head.bias.copy_(torch.tensor([0.0, bias]))
+    return model
+
+
+def split_of(images: Tensor, labels: Tensor) -> Split:
+    return Split(images=images, labels=labels, indices=np.arange(len(labels)))
+
+
+def cell_for(threat: Threat | str, strength: float, samples: int, **changes: Any) -> Cell:
+    """An accuracy cell for `threat`."""
+    threat = THREATS.get(threat) if isinstance(threat, str) else threat
+    cell = Cell(
+        kind="accuracy",
+        dataset="digits",
+        index_sha256="0" * 64,
+        model="stub",
+        model_version="1",
+        threat=threat.name,
+        family=threat.family,
+        norm=threat.norm if threat.family == "gradient" else None,
+        parameters=dict(threat.parameters),
+        strength=strength,
+        samples=samples,
+        batch_size=samples,
+    )
+    return dataclasses.replace(cell, **changes)
+
+
+PRESET = """
+title = "tiny"
+cost = "seconds"
+dataset = "digits"
+models = ["resnet"]
+batch_size = 20
+rank = "linf"
+
+[recipe]
+epochs = 2
+batch_size = 50
+learning_rate = 0.02
+
+[[threats]]
+name = "clean"
+strengths = [0.0]
+samples = 40
+
+[[threats]]
+name = "gaussian"
+strengths = [0.1, 0.3]
+reported = 0.1
+draws = 2
+samples = 40
+
+[[threats]]
+name = "pgd-linf"
+strengths = [0.05]
+reported = 0.05
+samples = 40
+[threats.parameters]
+steps = 3
+restarts = 1
+
+[throughput]
+batch_sizes = [4]
+seconds = 0.001
+passes = 2
+
+[time_limit]
+training = 60
+cell = 30
+"""
+CELLS = 7
+"""Of one model and seed under `PRESET`: training, clean, two Gaussian, PGD, inference, training step."""
+
+
+def preset_file(folder: Path, text: str = PRESET) -> Path:
+    path = folder / "tiny.toml"
+    path.write_text(text, encoding="utf-8")
+    return path

@@ -1,0 +1,37 @@
+"""How long a plan takes: queries multiplied out, and a model that fails costs nothing."""
+
+from __future__ import annotations
+
+import pytest
+import stubs
+from robustode.bench.estimate import Cost, measure_cost
+from robustode.bench.plan import make_plan
+from robustode.bench.preset import load_preset
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return make_plan(load_preset(str(stubs.preset_file(tmp_path))), models=[stubs.spec("stub")], seeds=3)
+
+
+def test_costs_multiply_out(plan, few):
+    cost = Cost(forward=1.0, backward=100.0)
+    training = plan.training_cell(plan.specs[0], 0, few)
+    assert cost.of(training, plan) == 2 * 200 * 101
+    accuracy = [cost.of(cell, plan) for cell in plan.accuracy_cells(training, "", None, few)]
+    assert accuracy == [40, 2 * 40, 2 * 40, 40 * (6 + 300)]
+    timing = [cost.of(cell, plan) for cell in plan.throughput_cells(training, "", None, "cpu")]
+    assert timing == [1.5 * 0.001] * 2
+
+
+def test_a_sound_model_costs_something(few):
+    cost = measure_cost(stubs.Linear((1, 8, 8), 10), few, 20, stubs.CPU)
+    assert cost.forward > 0
+    assert cost.backward > 0
+
+
+def test_a_failing_model_costs_nothing_and_stops_nothing(plan, few):
+    def crash(logits, images):
+        raise RuntimeError("no")
+
+    assert measure_cost(stubs.Faulty((1, 8, 8), 10, crash), few, 20, stubs.CPU) == Cost(forward=0, backward=0)

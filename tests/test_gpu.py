@@ -1,0 +1,74 @@
+"""The same results on a GPU, timed by events. Run with ``-m gpu``."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import stubs
+import torch
+from robustode.attacks import THREATS, violation
+from robustode.bench.evaluate import evaluate_cell
+from robustode.bench.preset import Recipe
+from robustode.bench.throughput import inference, peak_memory, time_passes
+from robustode.bench.train import build_model, train
+from robustode.models import MODELS
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here"),
+]
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize("name", MODELS.names())
+def test_logits_are_the_same(few, name):
+    model = build_model(MODELS.get(name).build, few, MODELS.get(name).resolve(), 0).double()
+    images = few.test.images.double()
+    with torch.no_grad():
+        cpu = model(images)
+        cuda = model.to(CUDA)(images.to(CUDA)).cpu()
+    torch.testing.assert_close(cuda, cpu, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", THREATS.names())
+def test_accuracies_are_the_same(few, name):
+    threat = THREATS.get(name)
+    strength = min({"linf": 0.05, "l2": 0.3}.get(threat.norm, 0.2), threat.max_strength)
+    model = build_model(MODELS.get("ch-node").build, few, {}, 0)
+    cell = stubs.cell_for(threat, strength, 40)
+    cpu, cuda = (
+        evaluate_cell(cell, model.to(device), few.test, threat, num_classes=10, device=device, environment={})
+        for device in (stubs.CPU, CUDA)
+    )
+    changed = np.mean(cpu.outcomes["correct"] != cuda.outcomes["correct"])
+    assert changed <= (0.1 if threat.needs_gradient else 0.05)
+    assert cuda.forwards > 0
+
+
+def test_attacks_keep_their_budget_on_the_device(few):
+    model = build_model(MODELS.get("node").build, few, {}, 0).to(CUDA).eval().requires_grad_(False)
+    images, labels = few.test.images.to(CUDA), few.test.labels.to(CUDA)
+    state = torch.cuda.get_rng_state(CUDA)
+    for name in ("pgd-linf", "pgd-l2"):
+        attacked = THREATS.get(name)(model, images, labels, 0.1, 0)
+        assert attacked.is_cuda
+        assert float(violation(attacked, images, 0.1, THREATS.get(name).norm).max()) <= 1e-6
+    assert torch.equal(torch.cuda.get_rng_state(CUDA), state)
+
+
+def test_training_on_the_device_learns(few, tmp_path):
+    model = build_model(MODELS.get("resnet").build, few, {}, 0)
+    _, history = train(
+        model, few, Recipe(epochs=8, batch_size=32, learning_rate=0.02), seed=0,
+        path=tmp_path / "w.safetensors", facts={"cell": {}}, device=CUDA,
+    )  # fmt: skip
+    assert max(history.validation_accuracy) > 0.6
+
+
+def test_passes_are_timed_by_events_and_memory_is_the_allocators():
+    model = stubs.Linear((1, 28, 28), 10).to(CUDA).eval()
+    run = inference(model, torch.zeros(256, 1, 28, 28, device=CUDA), 10)
+    durations = time_passes(run, CUDA, seconds=1e-6, passes=5)
+    assert len(durations) >= 5
+    assert (durations > 0).all()
+    assert peak_memory(lambda: torch.empty(1 << 20, device=CUDA), CUDA) == 4 << 20

@@ -1,0 +1,372 @@
+"""The whole benchmark: resumed wherever it stopped, and never stopped by one bad model."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import stubs
+import torch
+from robustode._errors import InvalidArgument
+from robustode.bench import estimate, run, work
+from robustode.bench.data import load_data
+from robustode.bench.headline import Headline
+from robustode.bench.plan import Plan, make_plan
+from robustode.bench.preset import load_preset
+from robustode.bench.progress import Quiet
+from robustode.bench.records import Record
+from robustode.bench.run import Outcome, run_plan
+from robustode.bench.store import Store
+from robustode.models import ModelSpec
+
+
+def plan_of(folder: Path, *specs: ModelSpec, text: str = stubs.PRESET, seeds: int = 1) -> Plan:
+    folder.mkdir(parents=True, exist_ok=True)
+    models = list(specs) or [stubs.spec("linear")]
+    return make_plan(load_preset(str(stubs.preset_file(folder, text))), models=models, seeds=seeds)
+
+
+def do(plan: Plan, data, folder: Path, **options) -> Outcome:
+    return run_plan(plan, data, Store(folder), device=stubs.CPU, **options)
+
+
+def loaded(folder: Path) -> dict[tuple, Record]:
+    records, problems = Store(folder).load()
+    assert problems == []
+    return {
+        (r.cell.model, r.cell.training_seed, r.cell.kind, r.cell.threat, r.cell.strength): r for r in records
+    }
+
+
+def same_results(one: Path, two: Path) -> None:
+    """The same cells, with the same outcomes sample by sample; only times may differ."""
+    first, second = loaded(one), loaded(two)
+    assert set(first) == set(second)
+    for name, record in first.items():
+        other = second[name]
+        assert record.cell == other.cell
+        assert record.status == other.status == "ok"
+        if record.cell.kind == "throughput":
+            continue
+        assert set(record.outcomes) == set(other.outcomes)
+        for key, array in record.outcomes.items():
+            np.testing.assert_array_equal(array, other.outcomes[key])
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted((folder / "records").rglob("*.json"))}
+
+
+def test_a_run_stores_every_cell(few, tmp_path):
+    outcome = do(plan_of(tmp_path, seeds=2), few, tmp_path / "out")
+    assert outcome == Outcome(done=2 * stubs.CELLS, skipped=0)
+    records = loaded(tmp_path / "out")
+    assert len(records) == 2 * stubs.CELLS
+    assert Headline.read(tmp_path / "out").reported == {"gaussian": 0.1, "linf": 0.05}
+    training = records["linear", 0, "training", "training", 0.0]
+    assert training.forwards == training.backwards == 2 * 200
+    assert training.measures["parameters"] == 650
+    assert training.measures["best_epoch"] in (1, 2)
+    assert training.card["input_shape"] == [1, 8, 8]
+    assert training.outcomes["train_loss"].shape == (2,)
+    clean = records["linear", 0, "accuracy", "clean", 0.0]
+    assert clean.cell.checkpoint_sha256 == training.card["checkpoint_sha256"]
+    assert clean.environment["versions"]["torch"]
+    for record in records.values():
+        assert record.status == "ok"
+        assert record.environment["source_sha256"]
+
+
+def test_a_finished_run_is_not_done_again(few, tmp_path, monkeypatch):
+    plan = plan_of(tmp_path)
+    do(plan, few, tmp_path / "out")
+    before = snapshot(tmp_path / "out")
+
+    def never(*_args, **_kwargs):
+        raise AssertionError("nothing is left to do")
+
+    for name in ("train", "evaluate_cell", "measure_cell"):
+        monkeypatch.setattr(run, name, never)
+    assert do(plan, few, tmp_path / "out") == Outcome(done=0, skipped=stubs.CELLS)
+    assert snapshot(tmp_path / "out") == before
+
+
+def test_fresh_does_everything_again_to_the_same_result(few, tmp_path):
+    plan = plan_of(tmp_path)
+    do(plan, few, tmp_path / "out")
+    assert do(plan, few, tmp_path / "out", fresh=True) == Outcome(done=stubs.CELLS, skipped=0)
+    do(plan, few, tmp_path / "other")
+    same_results(tmp_path / "out", tmp_path / "other")
+
+
+@pytest.mark.parametrize("call", [0, 2])
+def test_an_interrupted_run_goes_on_where_it_was(few, tmp_path, monkeypatch, call):
+    plan = plan_of(tmp_path)
+    do(plan, few, tmp_path / "whole")
+    calls = []
+    real = run.evaluate_cell
+
+    def interrupted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == call + 1:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(run, "evaluate_cell", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        do(plan, few, tmp_path / "out")
+    monkeypatch.undo()
+    assert do(plan, few, tmp_path / "out") == Outcome(done=stubs.CELLS - 1 - call, skipped=1 + call)
+    same_results(tmp_path / "whole", tmp_path / "out")
+
+
+def test_one_more_model_leaves_the_others_alone(few, tmp_path):
+    do(plan_of(tmp_path), few, tmp_path / "out")
+    before = snapshot(tmp_path / "out")
+    outcome = do(plan_of(tmp_path, stubs.spec("linear"), stubs.spec("second")), few, tmp_path / "out")
+    assert outcome == Outcome(done=stubs.CELLS, skipped=stubs.CELLS)
+    assert before.items() <= snapshot(tmp_path / "out").items()
+
+
+def test_a_raised_version_is_done_again(few, tmp_path):
+    do(plan_of(tmp_path), few, tmp_path / "out")
+    raised = plan_of(tmp_path, stubs.spec("linear", version=2))
+    assert do(raised, few, tmp_path / "out") == Outcome(done=stubs.CELLS, skipped=0)
+
+
+def crash(logits, images):
+    raise ValueError("I do not feel well\nsecond line")
+
+
+def sleep(logits, images):
+    time.sleep(60)
+
+
+def leave(logits, images):
+    sys.exit(3)
+
+
+def darken(logits, images):
+    images.mul_(0.5)
+    return logits
+
+
+BAD = {
+    "raises": (stubs.faulty("bad", crash), "error", "the model raised ValueError: I do not feel well"),
+    "nan": (stubs.faulty("bad", lambda z, x: z * torch.nan), "nonfinite", "logits are NaN or infinite"),
+    "shape": (stubs.faulty("bad", lambda z, x: z[:, :3]), "contract", "the model returned shape"),
+    "sleeps": (stubs.faulty("bad", sleep), "timeout", "training bad took longer than its limit of 1 s"),
+    "exits": (stubs.faulty("bad", leave), "error", "the model raised SystemExit: 3"),
+    "exits when built": (
+        stubs.spec("bad", lambda s, c: sys.exit(3)),
+        "error",
+        "the model cannot be built: Sys",
+    ),
+    "in place": (stubs.faulty("bad", darken), "contract", "the model changes its input in place"),
+    "no module": (stubs.spec("bad", lambda shape, classes: "model"), "contract", "the factory returned str"),
+    "no factory": (stubs.spec("bad", lambda shape: None), "error", "the model cannot be built: TypeError"),
+}
+
+
+@pytest.mark.parametrize(
+    ("spec", "status", "message"), [pytest.param(*value, id=name) for name, value in BAD.items()]
+)
+def test_a_bad_model_stops_no_other(few, tmp_path, monkeypatch, spec, status, message):
+    for module in (estimate, work):
+        monkeypatch.setattr(module, "ESTIMATE_LIMIT", 0.1)
+    text = stubs.PRESET.replace("training = 60", "training = 1")
+    plan = plan_of(tmp_path, stubs.spec("first"), spec, stubs.spec("last"), text=text)
+    outcome = do(plan, few, tmp_path / "out")
+    assert outcome.done == 2 * stubs.CELLS + 1
+    (line,) = outcome.failures
+    assert line.startswith(f"bad seed 0 · training: {status}: {message}")
+    assert "\n" not in line
+    records = loaded(tmp_path / "out")
+    bad = records["bad", 0, "training", "training", 0.0]
+    assert (bad.status, dict(bad.outcomes)) == (status, {})
+    assert bad.error.startswith(message)
+    assert len([r for r in records.values() if r.cell.model in ("first", "last") and r.status == "ok"]) == (
+        2 * stubs.CELLS
+    )
+    again = do(plan, few, tmp_path / "out")
+    assert (again.done, again.skipped) == (1, 2 * stubs.CELLS), "only the failed one is tried again"
+    assert again.failures == outcome.failures
+
+
+def test_a_model_that_is_mended_is_trained(few, tmp_path):
+    do(plan_of(tmp_path, stubs.faulty("bad", crash)), few, tmp_path / "out")
+    outcome = do(plan_of(tmp_path, stubs.spec("bad")), few, tmp_path / "out")
+    assert outcome == Outcome(done=stubs.CELLS, skipped=0)
+
+
+def test_a_model_that_fails_under_one_threat_fails_there_alone(few, tmp_path):
+    def fault(logits, images):
+        if float(images[:, 0, 0, 0].detach().max()) > 0.45:  # a corner that is black in every digit
+            raise ValueError("too noisy for me")
+        return logits
+
+    plan = plan_of(tmp_path, stubs.faulty("picky", fault))
+    outcome = do(plan, few, tmp_path / "out")
+    records = loaded(tmp_path / "out")
+    wrong = {name: r for name, r in records.items() if r.status != "ok"}
+    assert [name[3:] for name in wrong] == [("gaussian", 0.3)]
+    assert outcome.failures == [
+        "picky seed 0 · gaussian 0.3: error: the model raised ValueError: too noisy for me"
+    ]
+    assert outcome.done == stubs.CELLS
+    assert do(plan, few, tmp_path / "out").skipped == stubs.CELLS - 1
+
+
+def test_a_cell_that_takes_too_long_is_a_timeout(few, tmp_path):
+    def fault(logits, images):
+        if images.requires_grad:
+            time.sleep(60)
+        return logits
+
+    text = stubs.PRESET.replace("cell = 30", "cell = 0.5")
+    outcome = do(plan_of(tmp_path, stubs.faulty("slow", fault), text=text), few, tmp_path / "out")
+    assert outcome.failures == [
+        "slow seed 0 · pgd-linf 0.05: timeout: slow seed 0 · pgd-linf 0.05 took longer than its limit of "
+        "0.5 s (time_limit in the preset)"
+    ]
+
+
+@pytest.mark.parametrize("damage", ["cut", "edited"])
+def test_a_damaged_record_is_set_aside_and_done_again(few, tmp_path, damage):
+    plan = plan_of(tmp_path)
+    do(plan, few, tmp_path / "whole")
+    do(plan, few, tmp_path / "out")
+    cell = loaded(tmp_path / "out")["linear", 0, "accuracy", "pgd-linf", 0.05].cell
+    path = Store(tmp_path / "out").path(cell)
+    text = path.read_text()
+    path.write_text(text[:300] if damage == "cut" else text.replace('"forwards": ', '"forwards": 1'))
+    outcome = do(plan, few, tmp_path / "out")
+    assert (outcome.done, outcome.skipped, outcome.failures) == (1, stubs.CELLS - 1, [])
+    assert [problem.path for problem in outcome.problems] == [path]
+    assert (tmp_path / "out" / "set-aside" / "linear" / path.name).exists()
+    same_results(tmp_path / "whole", tmp_path / "out")
+
+
+def test_an_altered_checkpoint_is_named_and_fresh_mends_it(few, tmp_path):
+    plan = plan_of(tmp_path, stubs.spec("linear"), stubs.spec("other"))
+    do(plan, few, tmp_path / "out")
+    path = work.checkpoint_path(Store(tmp_path / "out"), plan.training_cell(plan.specs[0], 0, few))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    outcome = do(plan, few, tmp_path / "out")
+    (line,) = outcome.failures
+    assert "was altered after training: delete it to train again" in line
+    assert outcome.skipped == stubs.CELLS
+    assert do(plan, few, tmp_path / "out", fresh=True).failures == []
+
+
+def test_a_second_run_of_the_same_folder_is_refused(few, tmp_path):
+    plan, store = plan_of(tmp_path), Store(tmp_path / "out")
+    with store.lock(), pytest.raises(InvalidArgument, match="another run is writing to"):
+        do(plan, few, tmp_path / "out")
+    assert store.load() == ([], [])
+
+
+class Listening(Quiet):
+    def __init__(self) -> None:
+        self.total = self.done = 0.0
+        self.lines: list[str] = []
+
+    def start(self, total: float) -> None:
+        self.total = total
+
+    def advance(self, work: float) -> None:
+        self.done += work
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_the_reported_work_adds_up(few, tmp_path):
+    plan, listening = plan_of(tmp_path, seeds=2), Listening()
+    do(plan, few, tmp_path / "out", reporter=listening)
+    assert listening.total > 0
+    assert listening.done == pytest.approx(listening.total)
+    assert [line.split(":")[0] for line in listening.lines[:6]] == [
+        "linear seed 0 · trained",
+        "linear seed 0 · clean",
+        "linear seed 0 · gaussian",
+        "linear seed 0 · pgd-linf",
+        "linear seed 0 · inference",
+        "linear seed 0 · training-step",
+    ]
+    again = Listening()
+    do(plan, few, tmp_path / "out", reporter=again)
+    assert (again.total, again.done, again.lines) == (0, 0, [])
+
+
+def test_results_do_not_depend_on_the_models_beside(few, tmp_path):
+    do(plan_of(tmp_path), few, tmp_path / "alone")
+    do(plan_of(tmp_path, stubs.spec("first"), stubs.spec("linear")), few, tmp_path / "both")
+    alone, both = loaded(tmp_path / "alone"), loaded(tmp_path / "both")
+    for name, record in alone.items():
+        if record.cell.kind == "accuracy":
+            np.testing.assert_array_equal(record.outcomes["prediction"], both[name].outcomes["prediction"])
+
+
+# --- killed for good ----------------------------------------------------------------------------
+
+LONGER = stubs.PRESET.replace('["resnet"]', '["resnet", "node"]').replace("epochs = 2", "epochs = 6")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    plan = make_plan(load_preset(str(stubs.preset_file(folder, LONGER))))
+    assert do(plan, load_data("digits"), folder / "out").failures == []
+    return folder / "out"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.parametrize(
+    "moment", ["checkpoints/node/*.partial.safetensors", "records/resnet/*gaussian*.json"]
+)
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(uninterrupted, tmp_path, moment):
+    preset, out = stubs.preset_file(tmp_path, LONGER), tmp_path / "out"
+    command = [sys.executable, "-m", "robustode", "run", "--preset", preset, "--out", out, "--device", "cpu"]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list(out.glob(moment)):
+            assert process.poll() is None, "it ended before the moment to kill it"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    plan = make_plan(load_preset(str(preset)))
+    outcome = do(plan, load_data("digits"), out)
+    assert outcome.failures == []
+    assert outcome.problems == []
+    assert 0 < outcome.done < 2 * stubs.CELLS
+    same_results(uninterrupted, out)
+    assert not list(out.rglob(".tmp-*"))
+    assert not list(out.rglob("*.partial.*"))
+
+
+def test_a_cell_is_the_same_work_in_another_process(uninterrupted):
+    """Keys carry no address, order or time."""
+    cells = [record.cell for record in loaded(uninterrupted).values()]
+    assert len({cell.key() for cell in cells}) == len(cells) == 2 * stubs.CELLS
+    for cell in cells:
+        assert dataclasses.replace(cell).key() == cell.key()

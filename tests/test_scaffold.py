@@ -1,0 +1,49 @@
+"""The starting point of a model passes every check as it is written."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+from robustode._errors import InvalidArgument
+from robustode.bench.conformance import check_model, checks_for
+from robustode.bench.external import load_external
+from robustode.bench.scaffold import new_model
+
+pytestmark = pytest.mark.usefixtures("registries")
+
+
+def test_a_new_model_passes_as_written(tmp_path):
+    path = new_model("my-model", tmp_path / "anywhere" / "mine.py")
+    spec = load_external(f"{path}:build")
+    assert spec.name == "my-model"
+    results = list(check_model(spec))
+    assert [str(result) for result in results] == [f"pass    {name}" for name in checks_for(spec)]
+    assert "claim:fixed_step" in checks_for(spec)
+
+
+def test_the_file_is_called_after_the_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = new_model("my-model.v2")
+    assert path.name == "my_model_v2.py"
+    text = (tmp_path / path).read_text()
+    assert "@NAME@" not in text
+    assert '"my-model.v2"' in text
+    assert ast.get_docstring(ast.parse(text)).startswith("my-model.v2: x' =")
+
+
+@pytest.mark.parametrize("name", ["../x", "A B", "", "<b>", "a..b", '"quoted"'])
+def test_an_unsafe_name_is_refused_before_anything_is_written(tmp_path, name):
+    with pytest.raises(InvalidArgument, match="is not allowed"):
+        new_model(name, tmp_path / "x.py")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten(tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text("precious")
+    with pytest.raises(InvalidArgument, match="exists already"):
+        new_model("mine", path)
+    assert path.read_text() == "precious"
+    with pytest.raises(InvalidArgument, match=r"ends in \.py"):
+        new_model("mine", tmp_path / "x.txt")

@@ -1,0 +1,66 @@
+"""Looking ahead: what is left, and what it costs, without writing anything."""
+
+from __future__ import annotations
+
+import pytest
+import stubs
+from robustode.bench.plan import Plan, make_plan
+from robustode.bench.preset import load_preset
+from robustode.bench.run import run_plan
+from robustode.bench.store import Store
+from robustode.bench.work import cells_of, checkpoint_path, describe_solver, look_ahead
+from robustode.models import MODELS
+
+
+@pytest.fixture
+def plan(tmp_path) -> Plan:
+    return make_plan(load_preset(str(stubs.preset_file(tmp_path))), models=[stubs.spec("stub")], seeds=2)
+
+
+def test_everything_is_left_before_a_run_and_nothing_after_it(plan, few, tmp_path):
+    store = Store(tmp_path / "out")
+    (before,) = look_ahead(plan, few, store, stubs.CPU)
+    assert not store.folder.exists()
+    assert (before.model, before.cells, before.left) == ("stub", 2 * stubs.CELLS, 2 * stubs.CELLS)
+    training = plan.training_cell(plan.specs[0], 0, few)
+    cells = cells_of(plan, training, None, few, stubs.CPU)
+    assert before.seconds == pytest.approx(2 * sum(before.cost.of(cell, plan) for cell in cells))
+    assert before.seconds > 0
+    run_plan(plan, few, store, device=stubs.CPU)
+    (after,) = look_ahead(plan, few, store, stubs.CPU)
+    assert (after.cells, after.left, after.seconds) == (2 * stubs.CELLS, 0, 0)
+    (fresh,) = look_ahead(plan, few, store, stubs.CPU, fresh=True)
+    assert fresh.left == 2 * stubs.CELLS
+
+
+def test_what_was_removed_is_left_again(plan, few, tmp_path):
+    store = Store(tmp_path / "out")
+    run_plan(plan, few, store, device=stubs.CPU)
+    records, _ = store.load()
+    for record in records:
+        if record.cell.threat == "gaussian" and record.cell.training_seed == 1:
+            store.path(record.cell).unlink()
+    assert look_ahead(plan, few, store, stubs.CPU)[0].left == 2
+    checkpoint_path(store, plan.training_cell(plan.specs[0], 0, few)).write_bytes(b"damaged")
+    assert look_ahead(plan, few, store, stubs.CPU)[0].left == 2 + stubs.CELLS
+
+
+def test_a_failing_model_costs_nothing_and_stops_nothing(plan, few, tmp_path):
+    def crash(logits, images):
+        raise RuntimeError("no")
+
+    broken = make_plan(plan.preset, models=[stubs.faulty("broken", crash), stubs.spec("fine")], seeds=1)
+    one, two = look_ahead(broken, few, Store(tmp_path / "out"), stubs.CPU)
+    assert (one.model, one.cells, one.left) == ("broken", stubs.CELLS, stubs.CELLS)
+    assert one.cost.forward == one.cost.backward == 0
+    assert two.seconds > one.seconds
+
+
+def test_solvers_in_words():
+    def solver(name: str) -> str | None:
+        spec = MODELS.get(name)
+        return describe_solver(spec.build((1, 8, 8), 10, **spec.resolve()))
+
+    assert solver("resnet") == "euler 4 steps"
+    assert solver("node-dopri5") == "dopri5 rtol=0.001 atol=0.001"
+    assert describe_solver(stubs.Linear((1, 2, 2), 2)) is None
