@@ -94,13 +94,12 @@ class Store:
                 continue
             try:
                 record = from_json(path.read_text(encoding="utf-8"))
-            except (RecordError, OSError, UnicodeDecodeError) as error:
+                if path != self.path(record.cell):
+                    raise RecordError("its name does not match its content")
+            except (RecordError, OSError, ValueError, TypeError) as error:
                 problems.append(Problem(path=path, reason=str(error)))
-                continue
-            if path != self.path(record.cell):
-                problems.append(Problem(path=path, reason="its name does not match its content"))
-                continue
-            records.append(record)
+            else:
+                records.append(record)
         return records, problems
 
     def set_aside(self, problems: list[Problem]) -> None:
