@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+from ._ode import ODEBlock
 
 
 class Normalise(nn.Module):
@@ -49,11 +51,11 @@ class PixelNetwork(nn.Module):
     num_classes
         Number of logits, at least 2.
     flow
-        Maps (n, N H W) to the same shape, column by column.
+        Maps (n, N H W) to the same shape, column by column; its layers hold K and b.
     width
         n, the state dimension per pixel.
-    penalty
-        A function of the module's parameters that training adds to its loss, or None.
+    smoothing
+        Weight of the penalty on the change of K and b between layers.
 
     References
     ----------
@@ -65,10 +67,10 @@ class PixelNetwork(nn.Module):
         self,
         input_shape: tuple[int, int, int],
         num_classes: int,
-        flow: nn.Module,
+        flow: ODEBlock,
         *,
         width: int,
-        penalty: Callable[[], Tensor] | None = None,
+        smoothing: float,
     ) -> None:
         super().__init__()
         channels, height, breadth = input_shape
@@ -76,7 +78,7 @@ class PixelNetwork(nn.Module):
         self.stem = nn.Conv2d(channels, width, kernel_size=3, padding=1)
         self.flow = flow
         self.head = nn.Linear(width * height * breadth, num_classes)
-        self._penalty = penalty
+        self.smoothing = smoothing
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, C, H, W) in [0, 1] to logits (N, num_classes)."""
@@ -86,8 +88,10 @@ class PixelNetwork(nn.Module):
         return logits
 
     def penalty(self) -> Tensor:
-        """Regularisation term that training adds to the loss, a scalar."""
-        return self._penalty() if self._penalty else self.head.weight.new_zeros(())
+        """What training adds to the loss, a scalar: `smoothness_penalty` of the flow's layers."""
+        layers = [layer for layer in self.flow.layers if isinstance(layer, ChannelLayer)]
+        step = self.flow.final_time / len(self.flow.layers)
+        return smoothness_penalty(layers, step=step, weight=self.smoothing)
 
 
 class ChannelLayer(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .._errors import InvalidArgument
 from ._ode import Field, ODEBlock, Solver
-from ._stem import PixelNetwork, smoothness_penalty
+from ._stem import PixelNetwork
 from .hamiltonian import EnergyLayer
 from .registry import register_model
 
@@ -156,8 +156,4 @@ def build(
     blocks = [ContractiveLayer(width, kappa=kappa, gain=gain) for _ in range(layers)]
     solver = Solver(method=method, steps=steps)
     flow = ContractiveFlow(blocks, kappa=kappa, margin=margin, final_time=final_time, solver=solver)
-
-    def penalty() -> Tensor:
-        return smoothness_penalty(blocks, step=final_time / layers, weight=smoothing)
-
-    return PixelNetwork(input_shape, num_classes, flow, width=width, penalty=penalty)
+    return PixelNetwork(input_shape, num_classes, flow, width=width, smoothing=smoothing)

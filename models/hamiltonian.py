@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from .._errors import InvalidArgument
 from ._ode import ODEBlock, Solver
-from ._stem import ChannelLayer, PixelNetwork, smoothness_penalty
+from ._stem import ChannelLayer, PixelNetwork
 from .registry import register_model
 
 
@@ -90,8 +90,4 @@ def build(
     """
     fields = [HamiltonianLayer(width) for _ in range(layers)]
     flow = ODEBlock(fields, final_time=final_time, solver=Solver(method=method, steps=steps))
-
-    def penalty() -> Tensor:
-        return smoothness_penalty(fields, step=final_time / layers, weight=smoothing)
-
-    return PixelNetwork(input_shape, num_classes, flow, width=width, penalty=penalty)
+    return PixelNetwork(input_shape, num_classes, flow, width=width, smoothing=smoothing)

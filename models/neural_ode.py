@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ._ode import ODEBlock, Solver
-from ._stem import ChannelLayer, PixelNetwork, smoothness_penalty
+from ._stem import ChannelLayer, PixelNetwork
 from .registry import register_model
 
 _PAPER = "Chen, Rubanova, Bettencourt, Duvenaud, NeurIPS 2018, arXiv 1806.07366"
@@ -55,8 +55,4 @@ def build(
     fields = [TanhLayer(width) for _ in range(layers)]
     solver = Solver(method=method, steps=steps, rtol=rtol, atol=atol)
     flow = ODEBlock(fields, final_time=final_time, solver=solver)
-
-    def penalty() -> Tensor:
-        return smoothness_penalty(fields, step=final_time / layers, weight=smoothing)
-
-    return PixelNetwork(input_shape, num_classes, flow, width=width, penalty=penalty)
+    return PixelNetwork(input_shape, num_classes, flow, width=width, smoothing=smoothing)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ._ode import ODEBlock, Solver
-from ._stem import ChannelLayer, PixelNetwork, smoothness_penalty
+from ._stem import ChannelLayer, PixelNetwork
 from .registry import register_model
 
 
@@ -37,8 +37,4 @@ def build(
     """Build a ResNet of `layers` residual blocks; hyperparameters as in `hamiltonian.build`."""
     blocks = [ResNetLayer(width) for _ in range(layers)]
     flow = ODEBlock(blocks, final_time=final_time, solver=Solver(method="euler", steps=layers))
-
-    def penalty() -> Tensor:
-        return smoothness_penalty(blocks, step=final_time / layers, weight=smoothing)
-
-    return PixelNetwork(input_shape, num_classes, flow, width=width, penalty=penalty)
+    return PixelNetwork(input_shape, num_classes, flow, width=width, smoothing=smoothing)
