@@ -180,6 +180,7 @@ def _card(row: Any, records: list[Record]) -> dict[str, Any]:
         "settings": {
             "Hyperparameters": _pairs(cell.hyperparameters),
             "Recipe": _pairs(cell.recipe),
+            **{f"Trained flow, seed {r.cell.training_seed}": _flow(r) for r in training},
         },
         "parameters": "" if missing(row.parameters) else f"{int(row.parameters):,}",
         "version": cell.model_version,
@@ -187,6 +188,12 @@ def _card(row: Any, records: list[Record]) -> dict[str, Any]:
         "training": [_training(record) for record in training if record.status == "ok"],
         "failures": [(r.cell.label(), r.status, r.error or "") for r in records if r.status != "ok"],
     }
+
+
+def _flow(record: Record) -> list[tuple[str, str]]:
+    """What is proven of the trained flow: Lipschitz bounds, contraction constants."""
+    others = ("best_epoch", "parameters")
+    return [(name, f"{value:.4g}") for name, value in sorted(record.measures.items()) if name not in others]
 
 
 def _training(record: Record) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from .records import Cell, Record
 from .store import Problem, Store
 from .throughput import measure_cell
 from .train import History, build_model, train
-from .work import cells_of, checkpoint_path, describe_solver, look_ahead
+from .work import cells_of, checkpoint_path, describe_flow, describe_solver, look_ahead
 
 
 @dataclass(kw_only=True)
@@ -197,6 +197,7 @@ def _training_record(
         measures={
             "best_epoch": float(checkpoint.facts["selected_epoch"]),
             "parameters": float(sum(p.numel() for p in model.parameters())),
+            **describe_flow(model),
         },
         card={
             "summary": spec.summary,

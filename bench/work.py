@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from torch import nn
 
 from .._errors import CheckpointError
 from ..models import ModelSpec, ODEBlock
+from ..models._bounds import LARGEST_STATE
+from ..models.contractive_hamiltonian import ContractiveFlow
 from .checkpoint import find_checkpoint
 from .data import Data
 from .device import device_name
@@ -42,6 +45,22 @@ def describe_solver(model: nn.Module) -> str | None:
     """The solvers of the model's ODE blocks, in words; None for a model without one."""
     solvers = [str(module.solver) for module in model.modules() if isinstance(module, ODEBlock)]
     return "; ".join(solvers) or None
+
+
+def describe_flow(model: nn.Module) -> dict[str, float]:
+    """What is proven of the model's flow: Lipschitz bounds, and gamma, c1, c2, rho where it contracts.
+
+    Empty for a model whose ``flow`` is no ODE block of tanh fields; a bound that overflows is left out.
+    """
+    flow = getattr(model, "flow", None)
+    if not isinstance(flow, ODEBlock) or not all(hasattr(layer, "tanh_form") for layer in flow.layers):
+        return {}
+    found: dict[str, float] = {}
+    if all(len(form.B) <= LARGEST_STATE for form in flow.tanh_forms()):
+        found |= {f"lipschitz_{name}": value for name, value in flow.lipschitz_bounds().items()}
+    if isinstance(flow, ContractiveFlow):
+        found |= flow.bounds()
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def cells_of(

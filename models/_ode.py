@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +14,16 @@ from torchdiffeq import odeint
 
 from .._errors import InvalidArgument, ModelFailure
 from .._registry import unknown_name
+from ._bounds import CONVEX_COMBINATIONS, NONNEGATIVE_TABLEAUS, TanhForm
 
 Field = Callable[[Tensor], Tensor]
 """An autonomous field: a state of any shape to its derivative."""
 
-FIXED_GRID = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
-"""torchdiffeq's fixed-grid methods, each with its field evaluations per step."""
+Steps: TypeAlias = int | Literal["contractive"]
+"""Solver steps over [0, T], or the fewest that contract."""
+
+FIXED_GRID = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "ssprk3": 3}
+"""Fixed-grid methods, each with its field evaluations per step; all but ``ssprk3`` are torchdiffeq's."""
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 
 
@@ -31,24 +38,34 @@ class Solver:
     Attributes
     ----------
     method
-        A torchdiffeq method; ``heun2`` is the explicit trapezoid, SSPRK(2,2).
+        A torchdiffeq method, or ``ssprk3``, Shu and Osher's SSPRK(3,3). ``euler``, ``heun2`` (the explicit
+        trapezoid, SSPRK(2,2)) and ``ssprk3`` are convex combinations of Euler steps, so they contract
+        where an Euler step of the same size does.
     steps
-        Steps over the whole of [0, T] on a fixed grid, shared equally by the layers in time.
+        Steps over the whole of [0, T] on a fixed grid, shared equally by the layers in time; or
+        ``"contractive"``, the fewest for which the flow's own bound of a step is below 1.
     rtol, atol
         Tolerances of an adaptive method. It accepts or rejects a step by one norm over the whole
         batch, so a sample's result depends on the samples beside it.
     """
 
     method: str = "heun2"
-    steps: int = 8
+    steps: Steps = 8
     rtol: float = 1e-3
     atol: float = 1e-3
 
     def __post_init__(self) -> None:
         if self.method not in FIXED_GRID and self.method not in ADAPTIVE:
             raise unknown_name("solver", self.method, [*FIXED_GRID, *ADAPTIVE])
-        if self.steps < 1:
-            raise InvalidArgument(f"solver {self.method}: steps must be at least 1, not {self.steps}")
+        if self.steps == "contractive":
+            if self.method not in CONVEX_COMBINATIONS:
+                raise InvalidArgument(
+                    f"solver {self.method}: steps = 'contractive' needs {' or '.join(CONVEX_COMBINATIONS)}"
+                )
+        elif isinstance(self.steps, str) or self.steps < 1:
+            raise InvalidArgument(
+                f"solver {self.method}: steps must be at least 1 or 'contractive', not {self.steps!r}"
+            )
 
     @property
     def adaptive(self) -> bool:
@@ -85,7 +102,7 @@ class ODEBlock(nn.Module):
 
     def __init__(self, layers: Sequence[nn.Module], *, final_time: float, solver: Solver) -> None:
         super().__init__()
-        if not solver.adaptive and solver.steps % len(layers):
+        if not solver.adaptive and solver.steps != "contractive" and solver.steps % len(layers):
             raise InvalidArgument(
                 f"{solver.steps} solver steps cannot be shared equally by {len(layers)} layers: "
                 f"choose a multiple of {len(layers)}"
@@ -111,8 +128,57 @@ class ODEBlock(nn.Module):
         return state
 
     def fields(self) -> Sequence[Field]:
-        """One field per part of [0, T]; what the layers share is computed here, once per pass."""
-        return list(self.layers)
+        """One field per part of [0, T]: the layers, given what they share."""
+        shared = self.shared()
+        return [partial(layer, **shared) for layer in self.layers] if shared else list(self.layers)
+
+    def shared(self) -> dict[str, Tensor]:
+        """What all layers share, by keyword; computed once per forward pass."""
+        return {}
+
+    def steps_per_layer(self) -> int:
+        """Solver steps in each part of [0, T], on a fixed grid.
+
+        Raises
+        ------
+        InvalidArgument
+            For ``steps="contractive"`` on a flow that has no bound of its own.
+        """
+        if self.solver.steps == "contractive":
+            raise InvalidArgument(
+                "steps = 'contractive' needs a flow that contracts by design, such as ch-node: give a number"
+            )
+        return self.solver.steps // len(self.layers)
+
+    @torch.no_grad()
+    def tanh_forms(self) -> list[TanhForm]:
+        """The matrices of each layer's field; raises `AttributeError` when a layer has no ``tanh_form``."""
+        shared = self.shared()
+        return [layer.tanh_form(**shared) for layer in self.layers]  # type: ignore[operator]
+
+    @torch.no_grad()
+    def lipschitz_bounds(self) -> dict[str, float]:
+        """Sound l2 Lipschitz bounds of the exact flow and of the solver's map, from its layers' tanh forms.
+
+        Returns
+        -------
+        dict
+            ``exact_flow``, the bound exp(sum_j mu_2(j) T / N); and on a fixed grid with a known bound
+            ``solver``, the product of the bounds of its steps, and ``worst_step``, the largest of these.
+
+        Raises
+        ------
+        AttributeError
+            When a layer has no ``tanh_form``.
+        """
+        forms = self.tanh_forms()
+        duration = self.final_time / len(forms)
+        bounds = {"exact_flow": _exp(sum(duration * form.logarithmic_norm() for form in forms))}
+        if self.solver.method in CONVEX_COMBINATIONS or self.solver.method in NONNEGATIVE_TABLEAUS:
+            steps = self.steps_per_layer()
+            each = [form.step_bound(duration / steps, self.solver.method) for form in forms]
+            bounds |= {"solver": _exp(steps * sum(map(math.log, each))), "worst_step": max(each)}
+        return bounds
 
     def _solve(self, field: Field, state: Tensor) -> Tensor:
         def derivative(_time: Tensor, x: Tensor) -> Tensor:
@@ -134,7 +200,10 @@ class ODEBlock(nn.Module):
             except AssertionError as error:
                 raise SolverFailure(f"{self.solver.method} gave up: {error}") from None
         else:
-            grid = torch.linspace(0.0, duration, self.solver.steps // len(self.layers) + 1, dtype=state.dtype)
+            steps = self.steps_per_layer()
+            if self.solver.method == "ssprk3":
+                return ssprk3(lambda x: derivative(interval, x), state, duration / steps, steps)
+            grid = torch.linspace(0.0, duration, steps + 1, dtype=state.dtype)
             grid = grid.to(state.device)
             grid[-1] = interval[-1]
             options = {"grid_constructor": lambda *_: grid}
@@ -145,6 +214,25 @@ class ODEBlock(nn.Module):
     def extra_repr(self) -> str:
         """Show T and the solver in the module's repr."""
         return f"final_time={self.final_time:g}, solver={self.solver}"
+
+
+def _exp(exponent: float) -> float:
+    return math.exp(exponent) if exponent < 700 else math.inf
+
+
+def ssprk3(field: Field, state: Tensor, h: float, steps: int) -> Tensor:
+    """Carry `state` by `steps` steps of SSPRK(3,3), each a convex combination of Euler steps.
+
+    References
+    ----------
+    Shu, Osher, "Efficient implementation of essentially non-oscillatory shock-capturing schemes",
+    J. Comput. Phys. 77, 1988, eq. 2.18.
+    """
+    for _ in range(steps):
+        first = state + h * field(state)
+        second = 3 / 4 * state + 1 / 4 * (first + h * field(first))
+        state = 1 / 3 * state + 2 / 3 * (second + h * field(second))
+    return state
 
 
 def count_nfe(model: nn.Module) -> int | None:

@@ -105,6 +105,11 @@ class ChannelLayer(nn.Module):
         self.K = nn.Parameter(torch.randn(width, width) * gain / width**0.5)
         self.b = nn.Parameter(torch.zeros(width, 1))
 
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """K and the identity, detached, in float64."""
+        K = self.K.detach().double()
+        return K, torch.eye(len(K)).to(K)
+
     def gradient_of_log_cosh(self, state: Tensor) -> Tensor:
         """K tanh(K^T x + b), the gradient of 1^T log cosh(K^T x + b), for x of shape (n, M)."""
         return self.K @ torch.tanh(torch.addmm(self.b, self.K.T, state))

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .._errors import InvalidArgument
-from ._ode import Field, ODEBlock, Solver
+from ._bounds import TanhForm, contractive_step_limit
+from ._ode import ODEBlock, Solver, SolverFailure, Steps
 from ._stem import PixelNetwork
 from .hamiltonian import EnergyLayer
 from .registry import register_model
+
+MOST_STEPS = 10_000
+"""Solver steps beyond which a contractive grid is refused."""
 
 _GAMMA_FLOOR = 1e-3
 """Threshold used for gamma when K vanishes, where the formula's own threshold is 0."""
@@ -60,6 +63,12 @@ class ContractiveLayer(EnergyLayer):
         """Derivative at `state`, shape (n, M), under the scalar `gamma`."""
         gradient = self.gradient_of_log_cosh(state) + self.kappa**2 * state
         return self.J @ gradient - gamma * gradient
+
+    def tanh_form(self, gamma: Tensor) -> TanhForm:
+        """A = (J - gamma I) K, B = K^T, C = kappa^2 (J - gamma I)."""
+        K, identity = self.weights()
+        F = self.J.double() - gamma.double() * identity
+        return TanhForm(A=F @ K, B=K.T, C=self.kappa**2 * F)
 
     def energy(self, state: Tensor) -> Tensor:
         """H at `state` (n, M), shape (M,); it decreases along the flow."""
@@ -113,10 +122,27 @@ class ContractiveFlow(ODEBlock):
         c2 = c1 + sigma**2
         return {"gamma": gamma, "c1": c1, "c2": c2, "rho": contraction_rate(gamma, c1, c2)}
 
-    def fields(self) -> Sequence[Field]:
-        """The layers, each with today's gamma."""
-        gamma = self.gamma()
-        return [partial(layer, gamma=gamma) for layer in self.layers]
+    def shared(self) -> dict[str, Tensor]:
+        """The present gamma."""
+        return {"gamma": self.gamma()}
+
+    def steps_per_layer(self) -> int:
+        """Solver steps in each part of [0, T]; for ``"contractive"`` the fewest with a step bound below 1.
+
+        Raises
+        ------
+        SolverFailure
+            When that takes more than `MOST_STEPS`: the field is too stiff for an explicit method.
+        """
+        if self.solver.steps != "contractive":
+            return super().steps_per_layer()
+        known = self.bounds()
+        limit = contractive_step_limit(known["gamma"], known["c1"], known["c2"], known["rho"])
+        if self.final_time > limit * MOST_STEPS:
+            raise SolverFailure(
+                f"a contractive grid would need over {MOST_STEPS:,} steps: raise kappa or margin"
+            )
+        return math.floor(self.final_time / len(self.layers) / limit) + 1
 
 
 @register_model(
@@ -134,7 +160,7 @@ def build(
     layers: int = 4,
     final_time: float = 1.0,
     method: str = "heun2",
-    steps: int = 8,
+    steps: Steps = 8,
     kappa: float = 0.55,
     margin: float = 0.05,
     gain: float = 0.5,

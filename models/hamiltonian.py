@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._errors import InvalidArgument
-from ._ode import ODEBlock, Solver
+from ._bounds import TanhForm
+from ._ode import ODEBlock, Solver, Steps
 from ._stem import ChannelLayer, PixelNetwork
 from .registry import register_model
 
@@ -48,6 +49,11 @@ class EnergyLayer(ChannelLayer):
 class HamiltonianLayer(EnergyLayer):
     """f(x) = J K tanh(K^T x + b)."""
 
+    def tanh_form(self) -> TanhForm:
+        """A = J K, B = K^T, C = 0."""
+        K, identity = self.weights()
+        return TanhForm(A=self.J.double() @ K, B=K.T, C=0 * identity)
+
     def forward(self, state: Tensor) -> Tensor:
         """Derivative at `state`, shape (n, M)."""
         return self.J @ self.gradient_of_log_cosh(state)
@@ -68,7 +74,7 @@ def build(
     layers: int = 4,
     final_time: float = 2.0,
     method: str = "heun2",
-    steps: int = 8,
+    steps: Steps = 8,
     smoothing: float = 1e-3,
 ) -> nn.Module:
     """Build an H-NODE.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ._ode import ODEBlock, Solver
+from ._bounds import TanhForm
+from ._ode import ODEBlock, Solver, Steps
 from ._stem import ChannelLayer, PixelNetwork
 from .registry import register_model
 
@@ -14,6 +15,11 @@ _PAPER = "Chen, Rubanova, Bettencourt, Duvenaud, NeurIPS 2018, arXiv 1806.07366"
 
 class TanhLayer(ChannelLayer):
     """f(x) = tanh(K x + b)."""
+
+    def tanh_form(self) -> TanhForm:
+        """A = I, B = K, C = 0."""
+        K, identity = self.weights()
+        return TanhForm(A=identity, B=K, C=0 * identity)
 
     def forward(self, state: Tensor) -> Tensor:
         """Derivative at `state`, shape (n, M)."""
@@ -46,7 +52,7 @@ def build(
     layers: int = 4,
     final_time: float = 2.0,
     method: str = "heun2",
-    steps: int = 8,
+    steps: Steps = 8,
     rtol: float = 1e-3,
     atol: float = 1e-3,
     smoothing: float = 1e-3,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ._bounds import TanhForm
 from ._ode import ODEBlock, Solver
 from ._stem import ChannelLayer, PixelNetwork
 from .registry import register_model
@@ -12,6 +13,11 @@ from .registry import register_model
 
 class ResNetLayer(ChannelLayer):
     """f(x) = tanh(K^T x + b)."""
+
+    def tanh_form(self) -> TanhForm:
+        """A = I, B = K^T, C = 0."""
+        K, identity = self.weights()
+        return TanhForm(A=identity, B=K.T, C=0 * identity)
 
     def forward(self, state: Tensor) -> Tensor:
         """Derivative at `state`, shape (n, M)."""

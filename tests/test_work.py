@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import stubs
+import torch
 from robustode.bench.plan import Plan, make_plan
 from robustode.bench.preset import load_preset
 from robustode.bench.run import run_plan
 from robustode.bench.store import Store
-from robustode.bench.work import cells_of, checkpoint_path, describe_solver, look_ahead
+from robustode.bench.work import cells_of, checkpoint_path, describe_flow, describe_solver, look_ahead
 from robustode.models import MODELS
+from torch import nn
 
 
 @pytest.fixture
@@ -64,3 +68,38 @@ def test_solvers_in_words():
     assert solver("resnet") == "euler 4 steps"
     assert solver("node-dopri5") == "dopri5 rtol=0.001 atol=0.001"
     assert describe_solver(stubs.Linear((1, 2, 2), 2)) is None
+
+
+def build(name: str, **overrides) -> nn.Module:
+    spec = MODELS.get(name)
+    return spec.build((1, 8, 8), 10, **spec.resolve(overrides))
+
+
+def test_what_is_proven_of_a_flow_is_described():
+    contractive = describe_flow(build("ch-node"))
+    assert set(contractive) == {
+        *("lipschitz_exact_flow", "lipschitz_solver", "lipschitz_worst_step"),
+        *("gamma", "c1", "c2", "rho"),
+    }
+    assert contractive["rho"] > 0
+    assert contractive["lipschitz_exact_flow"] < 1
+    assert set(describe_flow(build("node-dopri5"))) == {"lipschitz_exact_flow"}
+    assert describe_flow(nn.Linear(2, 2)) == {}
+
+
+def test_a_bound_that_overflows_is_left_out():
+    model = build("node")
+    with torch.no_grad():
+        for layer in model.flow.layers:
+            layer.K.mul_(1e4)
+    assert "lipschitz_exact_flow" not in describe_flow(model)
+    assert all(map(math.isfinite, describe_flow(model).values()))
+
+
+def test_a_state_too_wide_to_enumerate_keeps_its_closed_forms():
+    assert set(describe_flow(build("ch-node", width=12))) == {
+        "gamma",
+        "c1",
+        "c2",
+        "rho",
+    }
