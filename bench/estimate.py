@@ -33,6 +33,8 @@ class Cost:
         if cell.kind == "throughput":
             timing = plan.preset.throughput
             return 1.5 * timing.seconds if timing else 0.0
+        if cell.kind == "certificate":
+            return 2 * cell.samples * self.forward
         queries = next(a.queries for a in plan.attacks if a.threat.name == cell.threat)
         return cell.samples * cell.draws * (queries[0] * self.forward + queries[1] * self.backward)
 

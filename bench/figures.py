@@ -21,7 +21,7 @@ from .heatmap import draw_heatmap
 from .leaderboard import rank_column
 from .records import Record
 from .stats import WORST_CASE
-from .style import OTHER, RC, Style, key_name, sns, strength_name, strength_symbol, styles, threat_name
+from .style import INK, OTHER, RC, Style, key_name, sns, strength_name, strength_symbol, styles, threat_name
 from .tradeoff import draw_tradeoff
 
 NAMED_MODELS = 12  # a legend longer than this cannot be read; the others are drawn in grey
@@ -60,7 +60,9 @@ def draw_all(
             table = summary[summary["dataset"] == dataset]
             table = table.merge(rows[["model", "recipe", "label", "seeds"]], on=["model", "recipe"])
             # A value that some training seed lacks is a gap in a figure, as it is on the leaderboard.
-            complete = (table["seeds_x"] == table["seeds_y"]) & (table["statistic"] == "accuracy")
+            complete = (table["seeds_x"] == table["seeds_y"]) & table["statistic"].isin(
+                ["accuracy", "certified_accuracy"]
+            )
             table = table[complete | (table["statistic"] == "throughput")]
             for stem, title, alt, figure in _figures(str(dataset), records, table, rows, headline):
                 name = _file_name(f"{dataset}-{stem}", names)
@@ -83,9 +85,10 @@ def _figures(
     looks = styles(sorted(board["label"]))
     best = board["label"].iloc[0]
     accuracy = table[(table["statistic"] == "accuracy")]
+    certified = table[(table["statistic"] == "certified_accuracy")]
     if (accuracy["threat"] != "clean").any():
         alt = f"Line plots, one per threat: accuracy falls as strength grows. Highest ranked: {best}."
-        yield "accuracy", "Accuracy against strength", alt, draw_curves(accuracy, board, looks)
+        yield "accuracy", "Accuracy against strength", alt, draw_curves(accuracy, board, looks, certified)
     if not accuracy.empty:
         alt = f"Table of accuracies in colour, models by threats, best ranked ({best}) on top."
         yield "heatmap", "Accuracy at the reported strengths", alt, draw_heatmap(accuracy, board, headline)
@@ -107,8 +110,13 @@ def _figures(
             yield f"examples-{row.label}", f"Examples: {row.label}", alt, figure
 
 
-def draw_curves(table: pd.DataFrame, board: pd.DataFrame, looks: dict[str, Style]) -> Figure:
-    """Accuracy against strength: a panel per threat, a row per family, bands of 95%."""
+def draw_curves(
+    table: pd.DataFrame, board: pd.DataFrame, looks: dict[str, Style], certified: pd.DataFrame | None = None
+) -> Figure:
+    """Accuracy against strength: a panel per threat, a row per family, bands of 95%.
+
+    Certified accuracy, where there is any, is drawn below the worst case of its norm: thin, dotted.
+    """
     threats = table.loc[table["threat"] != "clean", ["threat", "norm"]].drop_duplicates()
     rows: dict[tuple[bool, str], list[tuple[str, str | None]]] = {}
     for threat, norm in sorted(
@@ -135,6 +143,8 @@ def draw_curves(table: pd.DataFrame, board: pd.DataFrame, looks: dict[str, Style
         mine = table[(table["threat"] == threat) & (table["norm"].fillna("") == (norm or ""))]
         start = clean[clean["label"].isin(mine["label"]) & clean["value"].notna()]
         _curve(ax, pd.concat([start, mine], ignore_index=True), named, looks)
+        if threat == WORST_CASE and certified is not None:
+            _lower_bounds(ax, certified[certified["norm"] == norm], start, named, looks)
         ax.set_title(threat_name(threat, norm))
         ax.set_xlabel(strength_name(threat, norm)[1])
         ax.set_xlim(left=0)
@@ -146,6 +156,8 @@ def draw_curves(table: pd.DataFrame, board: pd.DataFrame, looks: dict[str, Style
     handles = [_handle(looks[label], label) for label in named]
     if len(board) > len(named):
         handles.append(Line2D([], [], color=OTHER, lw=1, label=f"{len(board) - len(named)} other models"))
+    if certified is not None and not certified.empty:
+        handles.append(Line2D([], [], color=INK, ls=":", lw=1.3, label="certified"))
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3 * width - 3 or 2))
     return figure
 
@@ -185,6 +197,16 @@ def _curve(ax: Axes, data: pd.DataFrame, named: list[str], looks: dict[str, Styl
             markeredgewidth=0.5,
             ax=ax,
         )
+
+
+def _lower_bounds(
+    ax: Axes, data: pd.DataFrame, clean: pd.DataFrame, named: list[str], looks: dict[str, Style]
+) -> None:
+    """Certified accuracy of each named model, from its clean accuracy on."""
+    for label in [name for name in named if name in set(data["label"])]:
+        start = clean[clean["label"] == label]
+        line = pd.concat([start, data[data["label"] == label]]).sort_values("strength")
+        ax.plot(line["strength"], 100 * line["value"], color=looks[label].color, ls=":", lw=1.3, zorder=1.5)
 
 
 def _handle(look: Style, label: str) -> Line2D:

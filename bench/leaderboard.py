@@ -14,6 +14,7 @@ from .records import Record
 from .stats import WORST_CASE, Entry, current, entry, summarise
 
 TIMINGS = ("inference", "training-step")
+CERTIFIED = "certified-"  # before a norm: the lower bound beside its worst case
 
 
 def column(key: str, strength: float) -> str:
@@ -27,8 +28,9 @@ def leaderboard(
     """Rank the models of each dataset by the worst case (or noise) that `headline` names.
 
     Columns: rank, dataset, model, recipe, clean, ``<noise>@<strength>``, and ``<norm>@<eps>`` for the
-    worst case, each with ``_low`` and ``_high``; ``inference@<device>`` and ``training-step@<device>``
-    (samples per second, best over batch sizes); nfe, parameters, seeds, samples, status, reference.
+    worst case, ``certified-<norm>@<eps>`` for its lower bound where any model has one, each with ``_low``
+    and ``_high``; ``inference@<device>`` and ``training-step@<device>`` (samples per second, best over
+    batch sizes); nfe, parameters, seeds, samples, status, reference.
     Accuracies are fractions. A value that some training seed lacks is blank. A row whose status is
     not ``ok`` stands below those whose status is; rows of equal value share a rank.
 
@@ -57,6 +59,9 @@ def leaderboard(
             where = (row, r["threat"], r["protocol"])
             best[where] = max(best[where], r["value"])
             devices.append((r["threat"], r["protocol"]))
+        elif r["statistic"] == "certified_accuracy":
+            key = (row, "accuracy", f"{CERTIFIED}{r['norm']}", round(r["strength"], 9))
+            values[key] = (r["value"], r["low"], r["high"], r["samples"], r["seeds"])
         elif r["statistic"] in ("accuracy", "nfe", "parameters"):
             name = r["norm"] if r["threat"] == WORST_CASE else r["threat"]
             key = (row, r["statistic"], name, round(r["strength"], 9))
@@ -69,7 +74,8 @@ def leaderboard(
     for row, (status, seeds) in statuses.items():
         line: dict[str, Any] = dict(zip(("rank", "dataset", "model", "recipe"), (0, *row), strict=True))
         samples = 0
-        for shown, strength in {"clean": 0.0, **reported}.items():
+        certified = {f"{CERTIFIED}{key}": strength for key, strength in reported.items() if key in norms}
+        for shown, strength in {"clean": 0.0, **reported, **certified}.items():
             found = values.get((row, "accuracy", shown, round(strength, 9)))
             if found is None or found[4] < seeds:
                 found = (np.nan, np.nan, np.nan, 0, 0)
@@ -84,6 +90,8 @@ def leaderboard(
         rows.append(line | {"seeds": seeds, "samples": samples, "status": status})
 
     board = pd.DataFrame(rows)
+    empty = [name for name in board if str(name).startswith(CERTIFIED) and board[name].isna().all()]
+    board = board.drop(columns=empty)
     if board.empty:
         return board
     cards = {entry(record.cell): record.card for record in used if record.card}

@@ -115,6 +115,23 @@ class Plan:
             for strength in plan.strengths
         ]
 
+    def certificate_cell(
+        self, training: Cell, checkpoint_sha256: str, solver: str | None, data: Data
+    ) -> Cell:
+        """The cell that certifies every test sample, on the weights that `training` made."""
+        return dataclasses.replace(
+            training,
+            kind="certificate",
+            checkpoint_sha256=checkpoint_sha256,
+            solver=solver,
+            threat="lipschitz",
+            family="certificate",
+            norm="l2",
+            samples=len(data.test),
+            batch_size=self.preset.batch_size,
+            dtype="float64",
+        )
+
     def throughput_cells(
         self, training: Cell, checkpoint_sha256: str, solver: str | None, device: str
     ) -> list[Cell]:

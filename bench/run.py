@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..models import ModelSpec
+from .certify import certify_cell
 from .checkpoint import Checkpoint, find_checkpoint, load_state, load_tensors
 from .data import Data
 from .device import environment
@@ -167,6 +168,9 @@ class _ModelRun:
                 if cell.kind == "throughput":
                     record = measure_cell(cell, model, self.data.test, **common)
                     advance(cell.samples)
+                elif cell.kind == "certificate":
+                    record = certify_cell(cell, model, self.data.test, **common)
+                    advance(cell.samples)
                 else:
                     threat = next(a.threat for a in self.plan.attacks if a.threat.name == cell.threat)
                     record = evaluate_cell(cell, model, self.data.test, threat, on_samples=advance, **common)
@@ -221,6 +225,10 @@ def _summary(records: Sequence[Record]) -> str:
     for record in records:
         if record.status != "ok":
             parts.append(f"{record.cell.strength:g} {record.status}")
+        elif record.cell.kind == "certificate":
+            radius = record.outcomes.get("radius")
+            none = f"none: {record.card.get('no_certificate', '')}"
+            parts.append(none if radius is None else f"median l2 radius {np.median(radius):.3g}")
         elif record.cell.kind == "throughput":
             parts.append(f"{record.measures['samples_per_second']:,.0f}/s at {record.cell.batch_size}")
         else:

@@ -28,6 +28,7 @@ COLUMNS = (
     "seeds",
 )
 WORST_CASE = "worst-case"
+CERTIFICATE = "lipschitz"
 Z95 = 1.959963984540054  # the 97.5% quantile of the standard normal distribution
 
 Entry = tuple[str, str, str]
@@ -141,7 +142,7 @@ def summarise(records: Iterable[Record]) -> pd.DataFrame:
     """
     used, _ = current(records)
     good = [record for record in used if record.status == "ok"]
-    rows = [*_accuracy_rows(good), *_worst_case_rows(used), *_cost_rows(good)]
+    rows = [*_accuracy_rows(good), *_worst_case_rows(used), *_certified_rows(good), *_cost_rows(good)]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     order = ["dataset", "model", "recipe", "statistic", "protocol", "threat", "norm", "strength"]
     table = table.sort_values(order, kind="stable", na_position="first", ignore_index=True)
@@ -215,6 +216,32 @@ def _worst_case_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
         for strength, fractions in values.items():
             where = (dataset, protocol, model, recipe, WORST_CASE, norm, strength)
             yield from _fractions(where, fractions, samples)
+
+
+def _certified_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
+    """Certified accuracies at every strength that some attack of the dataset was run at.
+
+    A sample counts when its l2 radius exceeds eps; in L-infinity, when it exceeds eps sqrt(pixels).
+    """
+    strengths: dict[str, set[tuple[str, str, float]]] = defaultdict(set)
+    found: dict[tuple[Entry, int], Record] = {}
+    for record in records:
+        cell = record.cell
+        if cell.kind == "accuracy" and cell.norm is not None:
+            strengths[cell.dataset].add((cell.protocol, cell.norm, cell.strength))
+        elif cell.kind == "certificate" and "radius" in record.outcomes:
+            found[entry(cell), cell.training_seed] = record
+    for row, ours in _grouped((row, record) for (row, _), record in sorted(found.items())).items():
+        dataset, model, recipe = row
+        samples = min(record.outcomes["radius"].size for record in ours)
+        for protocol, norm, strength in sorted(strengths[dataset]):
+            if norm not in ("l2", "linf"):
+                continue
+            scale = 1.0 if norm == "l2" else float(np.sqrt(ours[0].measures["pixels"]))
+            values = [float(np.mean(record.outcomes["radius"] > strength * scale)) for record in ours]
+            where = (dataset, protocol, model, recipe, CERTIFICATE, norm, strength)
+            for line in _fractions(where, values, samples):
+                yield (*line[:7], line[7].replace("accuracy", "certified_accuracy"), *line[8:])
 
 
 def _cost_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:

@@ -74,7 +74,13 @@ def cells_of(
     """The training cell and every cell on the weights it makes; the hash is None before they are made."""
     sha256 = checkpoint_sha256 or ""
     accuracy = plan.accuracy_cells(training, sha256, solver, data)
-    return [training, *accuracy, *plan.throughput_cells(training, sha256, solver, device_name(device))]
+    certificate = plan.certificate_cell(training, sha256, solver, data)
+    return [
+        training,
+        *accuracy,
+        certificate,
+        *plan.throughput_cells(training, sha256, solver, device_name(device)),
+    ]
 
 
 def look_ahead(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pkgutil
 from importlib import import_module
 
+from ._bounds import LipschitzParts, NoCertificate
 from ._ode import ODEBlock, Solver, SolverFailure, count_nfe
 from ._stem import Normalise
 from .registry import CLAIMS, MODELS, ModelSpec, register_model
@@ -15,7 +16,9 @@ for _module in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.na
 __all__ = [
     "CLAIMS",
     "MODELS",
+    "LipschitzParts",
     "ModelSpec",
+    "NoCertificate",
     "Normalise",
     "ODEBlock",
     "Solver",

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._errors import RobustodeError
+
 LARGEST_STATE = 10
 """Largest n whose 2^n vertices are enumerated."""
 
@@ -28,6 +30,47 @@ Osher, J. Comput. Phys. 77, 1988, eq. 2.16 and 2.18): below 1 exactly when e is.
 
 NONNEGATIVE_TABLEAUS: Mapping[str, int] = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "ssprk3": 3}
 """Explicit methods whose order equals their stages and whose coefficients are all nonnegative."""
+
+
+class NoCertificate(RobustodeError):
+    """A model of whose map no Lipschitz bound is known; the message is the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LipschitzParts:
+    """What a model states of itself for an l2 certificate: logits = W body(x) + bias.
+
+    Attributes
+    ----------
+    body
+        Lipschitz bounds of the parts whose composition is the body, by name, in pixel units.
+    head
+        W, shape (K, D), float64.
+    """
+
+    body: Mapping[str, float]
+    head: Tensor
+
+
+def convolution_bound(weight: Tensor, height: int, width: int) -> float:
+    """Upper bound on the l2 norm of a zero-padded, stride-1 convolution of (C_in, H, W) images.
+
+    The norm of the circular convolution on the torus of size (H + k - 1, W + k - 1), exact by the
+    singular values of its transfer matrices. An image padded by zeros to that torus does not wrap
+    around, so this bounds the zero-padded convolution.
+
+    Parameters
+    ----------
+    weight
+        Kernel, shape (C_out, C_in, k, k).
+
+    References
+    ----------
+    Sedghi, Gupta, Long, "The singular values of convolutional layers", ICLR 2019, Theorem 6.
+    """
+    size = (height + weight.shape[-2] - 1, width + weight.shape[-1] - 1)
+    transfer = torch.fft.fft2(weight.detach().double(), s=size).permute(2, 3, 0, 1)
+    return float(torch.linalg.matrix_norm(transfer, ord=2).amax())
 
 
 @dataclass(frozen=True, kw_only=True)

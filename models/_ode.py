@@ -14,7 +14,7 @@ from torchdiffeq import odeint
 
 from .._errors import InvalidArgument, ModelFailure
 from .._registry import unknown_name
-from ._bounds import CONVEX_COMBINATIONS, NONNEGATIVE_TABLEAUS, TanhForm
+from ._bounds import CONVEX_COMBINATIONS, LARGEST_STATE, NONNEGATIVE_TABLEAUS, NoCertificate, TanhForm
 
 Field = Callable[[Tensor], Tensor]
 """An autonomous field: a state of any shape to its derivative."""
@@ -179,6 +179,25 @@ class ODEBlock(nn.Module):
             each = [form.step_bound(duration / steps, self.solver.method) for form in forms]
             bounds |= {"solver": _exp(steps * sum(map(math.log, each))), "worst_step": max(each)}
         return bounds
+
+    def solver_bound(self) -> float:
+        """Lipschitz bound of the map that runs: the product of its steps' bounds.
+
+        Raises
+        ------
+        NoCertificate
+            For an adaptive solver, whose error would have to be added, and where no bound is known.
+        """
+        if self.solver.adaptive:
+            raise NoCertificate("an adaptive solver's error is not bounded by its tolerance")
+        if not all(hasattr(layer, "tanh_form") for layer in self.layers):
+            raise NoCertificate("the flow's layers state no tanh_form")
+        if any(len(form.B) > LARGEST_STATE for form in self.tanh_forms()):
+            raise NoCertificate(f"a state of more than {LARGEST_STATE} channels is not enumerated")
+        bounds = self.lipschitz_bounds()
+        if "solver" not in bounds:
+            raise NoCertificate(f"no Lipschitz bound is known for a step of {self.solver.method}")
+        return bounds["solver"]
 
     def _solve(self, field: Field, state: Tensor) -> Tensor:
         def derivative(_time: Tensor, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ._bounds import LipschitzParts, convolution_bound
 from ._ode import ODEBlock
 
 
@@ -74,6 +75,7 @@ class PixelNetwork(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, breadth = input_shape
+        self.image_size = (height, breadth)
         self.normalise = Normalise(channels)
         self.stem = nn.Conv2d(channels, width, kernel_size=3, padding=1)
         self.flow = flow
@@ -86,6 +88,19 @@ class PixelNetwork(nn.Module):
         final = self.flow(features.reshape(len(features), -1)).reshape(features.shape)
         logits: Tensor = self.head(final.transpose(0, 1).flatten(1))
         return logits
+
+    def lipschitz_parts(self) -> LipschitzParts:
+        """Bounds for an l2 certificate: normalisation and stem together, then the solver's map.
+
+        Raises
+        ------
+        NoCertificate
+            When the map that runs has no known bound: an adaptive solver, a state too wide.
+        """
+        stem = convolution_bound(self.stem.weight / self.normalise.std, *self.image_size)
+        return LipschitzParts(
+            body={"stem": stem, "flow": self.flow.solver_bound()}, head=self.head.weight.detach().double()
+        )
 
     def penalty(self) -> Tensor:
         """What training adds to the loss, a scalar: `smoothness_penalty` of the flow's layers."""
