@@ -8,7 +8,7 @@ from torch import Tensor
 from .registry import Norm
 
 BUDGET_TOLERANCE = 1e-6
-"""How far a float32 attack may overstep its norm or the box [0, 1], in pixel units."""
+"""How far a float32 attack may overstep its norm or the box [0, 1]: in pixel units, times eps above 1."""
 
 
 def distance(images: Tensor, others: Tensor, norm: Norm) -> Tensor:

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Tensor
 
@@ -74,6 +74,8 @@ class Threat:
 
     def __post_init__(self) -> None:
         check_name(self.name, "threat")
+        if self.family not in get_args(Family):
+            raise unknown_name("family of threats", self.family, list(get_args(Family)))
 
     def __call__(self, model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed) -> Tensor:
         """Perturb `images` with this threat's parameters; strength 0 leaves them as they are."""
@@ -96,8 +98,14 @@ class Threat:
         for name, value in overrides.items():
             if name not in self.parameters:
                 raise unknown_name(f"parameter of threat {self.name}", name, sorted(self.parameters))
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise InvalidArgument(f"threat {self.name}: {name} must be a positive number, not {value!r}")
+            whole = isinstance(self.parameters[name], int)
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int if whole else int | float)
+                or not value > 0
+            ):
+                kind = "whole number" if whole else "number"
+                raise InvalidArgument(f"threat {self.name}: {name} must be a positive {kind}, not {value!r}")
         return dataclasses.replace(self, parameters={**self.parameters, **overrides})
 
 

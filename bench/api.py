@@ -10,13 +10,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .._errors import CheckpointError, InvalidArgument
+from .._errors import CheckpointError, InvalidArgument, RecordError
 from ..attacks import THREATS
 from ..models import MODELS
 from .checkpoint import load_state, load_tensors
 from .data import DATASETS, load_data
 from .device import environment
 from .evaluate import evaluate_cell
+from .headline import Headline
 from .records import Cell
 from .stats import wilson
 from .store import Store
@@ -73,8 +74,9 @@ def evaluate(
         When the module breaks its contract or an attack its budget.
     """
     DATASETS.get(dataset)
-    if samples is not None and samples < 1:
-        raise InvalidArgument(f"samples must be at least 1, not {samples}")
+    for name, value in (("samples", samples), ("draws", draws), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise InvalidArgument(f"{name} must be at least 1, not {value}")
     plans = []
     for item in threats:
         name, strength = (item, DEFAULT_STRENGTHS.get(item)) if isinstance(item, str) else item
@@ -164,7 +166,11 @@ def load_model(folder: str | Path, name: str, *, seed: int = 0, model: str | Non
     ]
     if not trainings:
         raise InvalidArgument(f"{folder} holds no trained {name} with seed {seed}: run `robustode run` first")
-    newest = max(trainings, key=lambda r: str(r.environment.get("created", "")))
+    try:
+        preferred = Headline.read(store.folder).preferred
+    except RecordError:
+        preferred = frozenset()
+    newest = max(trainings, key=lambda r: (r.cell.key() in preferred, str(r.environment.get("created", ""))))
     path = checkpoint_path(store, newest.cell)
     tensors, sha256 = load_tensors(path)
     if sha256 != newest.card["checkpoint_sha256"]:

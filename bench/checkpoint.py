@@ -75,7 +75,11 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
 
 
 def save_checkpoint(path: Path, model: nn.Module, facts: Mapping[str, Any]) -> Checkpoint:
-    """Write the weights, then the JSON beside them; a checkpoint counts only when both are there."""
+    """Write the weights, then the JSON beside them; a checkpoint counts only when both are there.
+
+    An older JSON goes first, so that a crash in between leaves weights that do not count.
+    """
+    path.with_suffix(".json").unlink(missing_ok=True)
     sha256 = save_tensors(path, model.state_dict())
     body = {**facts, "sha256": sha256}
     text = json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"

@@ -111,15 +111,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RobustodeError as error:
         print(f"robustode: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+    except OSError as error:
+        print(
+            f"robustode: error: {error.strerror or error}: {error.filename or ''}".rstrip(": "),
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print(
             "\nrobustode: stopped; what was finished is stored, and the same command goes on from there",
             file=sys.stderr,
         )
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 141
 
 
 def _run(arguments: argparse.Namespace) -> int:

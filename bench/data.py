@@ -47,7 +47,7 @@ class Data:
     Attributes
     ----------
     index_sha256
-        Hash of the three index lists and of the test labels: which samples a number speaks of.
+        Hash of the three index lists, of all labels and all pixels: which samples a number speaks of.
     """
 
     name: str
@@ -128,8 +128,10 @@ def load_data(name: str, root: Path | None = None) -> Data:
         return Split(images=pixels, labels=torch.from_numpy(arrays[1][rows]).long(), indices=indices)
 
     fingerprint = hashlib.sha256()
-    for part in (train_indices, validation_indices, test_indices, np.asarray(test[1])):
-        fingerprint.update(np.ascontiguousarray(part, dtype="<i8").tobytes())
+    for part in (train_indices, validation_indices, test_indices, labels, test[1]):
+        fingerprint.update(np.ascontiguousarray(part, dtype="<i8").data)
+    for pixels in (images, test[0]):
+        fingerprint.update(np.ascontiguousarray(pixels).data)
     return Data(
         name=name,
         num_classes=source.num_classes,

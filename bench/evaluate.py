@@ -140,7 +140,7 @@ def _check_budget(perturbed: Tensor, images: Tensor, threat: Threat, strength: f
             f"{threat.name} returned NaN or infinite pixels for {int(excess.isinf().sum())} samples"
         )
     worst = float(excess.max())
-    if worst > BUDGET_TOLERANCE:
+    if worst > BUDGET_TOLERANCE * max(1.0, strength):
         raise BudgetViolation(
             f"{threat.name} left its budget of {strength:g} or the box [0, 1] by {worst:.3g}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import importlib.util
@@ -79,7 +80,6 @@ def load_external(reference: str) -> ModelSpec:
         )
     if not path.is_file():
         raise InvalidArgument(f"model {reference!r}: there is no file {path}")
-    source = path.read_bytes()
     known = set(MODELS.names())
     module_name = f"{_PREFIX}{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     if module_name in sys.modules:
@@ -102,9 +102,35 @@ def load_external(reference: str) -> ModelSpec:
         spec = ModelSpec(name=_slug(factory, path), build=build, summary=f"{path.name}:{factory}")
         if spec.name in known:
             raise InvalidArgument(f"model {reference!r}: the name {spec.name!r} is taken: rename the factory")
-    return dataclasses.replace(
-        spec, build=_at_home(spec.build, path.parent), source=hashlib.sha256(source).hexdigest()
-    )
+    return dataclasses.replace(spec, build=_at_home(spec.build, path.parent), source=_source_sha256(path))
+
+
+def _source_sha256(path: Path) -> str:
+    """Hash of the file and of every module or package beside it that it imports, at any depth."""
+    total, seen, left = hashlib.sha256(), set[Path](), [path]
+    while left:
+        file = left.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (OSError, SyntaxError, ValueError):
+            continue
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            for name in names:
+                beside = path.parent / name.partition(".")[0]
+                left += (
+                    [beside.with_suffix(".py")]
+                    if beside.with_suffix(".py").is_file()
+                    else beside.rglob("*.py")
+                )
+    for file in sorted(seen):
+        total.update(str(file.relative_to(path.parent)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return total.hexdigest()
 
 
 def _import(path: Path, module_name: str, reference: str) -> ModuleType:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,12 +28,21 @@ class Headline:
         an attack (``linf``, the worst case over every attack of that norm).
     rank
         The key of `reported` that models are ranked by.
+    cells
+        Keys of the cells that the last run of each model asked for, by ``dataset/model/seed``: these
+        records count, whatever else the folder holds.
     """
 
     preset: str = ""
     title: str = "robustode leaderboard"
     reported: Mapping[str, float] = field(default_factory=dict)
     rank: str = ""
+    cells: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def preferred(self) -> frozenset[str]:
+        """All keys in `cells`."""
+        return frozenset(key for keys in self.cells.values() for key in keys)
 
     @classmethod
     def read(cls, folder: Path) -> Headline:
@@ -52,7 +61,14 @@ class Headline:
             rank = str(body["rank"])
             if rank not in reported and reported:
                 raise RecordError(f"it ranks by {rank!r}, which it does not report")
-            return cls(preset=str(body["preset"]), title=str(body["title"]), reported=reported, rank=rank)
+            cells = {str(where): [str(key) for key in keys] for where, keys in body.get("cells", {}).items()}
+            return cls(
+                preset=str(body["preset"]),
+                title=str(body["title"]),
+                reported=reported,
+                rank=rank,
+                cells=cells,
+            )
         except RecordError:
             raise
         except Exception as error:
@@ -77,6 +93,7 @@ class Headline:
             "title": self.title,
             "reported": dict(self.reported),
             "rank": self.rank,
+            "cells": {where: list(keys) for where, keys in sorted(self.cells.items())},
         }
         text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write_atomically(Path(folder) / "plan.json", text.encode())

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .headline import Headline
-from .records import Record
+from .records import Cell, Record, digest
 from .stats import WORST_CASE, Entry, current, entry, summarise
 
 TIMINGS = ("inference", "training-step")
@@ -43,7 +43,7 @@ def leaderboard(
     summary
         ``summarise(records)``, where it is at hand already.
     """
-    used, _ = current(records)
+    used, _ = current(records, headline.preferred)
     table = summarise(used) if summary is None else summary
     accuracy = [record for record in used if record.cell.kind == "accuracy"]
     known = {record.cell.norm or record.cell.threat for record in accuracy}
@@ -69,7 +69,7 @@ def leaderboard(
                 values[key] = (r["value"], r["low"], r["high"], r["samples"], r["seeds"])
     timings = sorted(set(devices), key=lambda pair: (pair[1], pair[0]))
 
-    statuses = _statuses(used, reported, norms)
+    statuses = _statuses(used, headline, norms)
     rows = []
     for row, (status, seeds) in statuses.items():
         line: dict[str, Any] = dict(zip(("rank", "dataset", "model", "recipe"), (0, *row), strict=True))
@@ -109,10 +109,19 @@ def rank_column(board: pd.DataFrame, headline: Headline) -> str:
     return next((name for name in names if name in board), "clean")
 
 
-def _statuses(
-    used: list[Record], reported: dict[str, float], norms: set[str | None]
-) -> dict[Entry, tuple[str, int]]:
-    """Status and number of training seeds of each row, in a fixed order."""
+def _statuses(used: list[Record], headline: Headline, norms: set[str | None]) -> dict[Entry, tuple[str, int]]:
+    """Status and number of training seeds of each row, in a fixed order.
+
+    A row answers a question (a threat at a strength) only at the settings, samples and draws of the
+    dataset's newest record of it, or of the one that the last run asked for.
+    """
+    settings: dict[Any, tuple[tuple[bool, str], str]] = {}
+    for record in used:
+        if record.cell.kind == "accuracy":
+            age = (record.cell.key() in headline.preferred, str(record.environment.get("created", "")))
+            where = (record.cell.dataset, _question(record.cell))
+            settings[where] = max(settings.get(where, ((False, ""), "")), (age, _settings(record.cell)))
+    other: set[Entry] = set()
     questions: dict[str, set[Any]] = defaultdict(set)
     answered: dict[Entry, set[Any]] = defaultdict(set)
     seeds: dict[Entry, set[int]] = defaultdict(set)
@@ -122,20 +131,32 @@ def _statuses(
         seeds[row].add(cell.training_seed)
         failed[row] += record.status != "ok"
         if cell.kind == "accuracy":
-            question = (cell.protocol, cell.threat, cell.norm, round(cell.strength, 9))
+            question = _question(cell)
+            if settings[cell.dataset, question][1] != _settings(cell):
+                other.add(row)
             questions[cell.dataset].add(question)
             answered[row].add((cell.training_seed, question))
     statuses = {}
     for row in sorted(seeds):
         asked = questions[row[0]]
         strengths = {(norm if norm in norms else threat, strength) for _, threat, norm, strength in asked}
-        wanted = {("clean", 0.0), *((key, round(strength, 9)) for key, strength in reported.items())}
+        wanted = {("clean", 0.0), *((key, round(strength, 9)) for key, strength in headline.reported.items())}
         missing = len(seeds[row]) * len(asked) > len(answered[row]) or not wanted <= strengths
         status = "incomplete" if missing else "ok"
+        if row in other:
+            status = "other settings"
         if n := failed[row]:
             status = f"failed: {n} cell{'s' if n > 1 else ''}"
         statuses[row] = (status, len(seeds[row]))
     return statuses
+
+
+def _question(cell: Cell) -> tuple[Any, ...]:
+    return cell.protocol, cell.threat, cell.norm, round(cell.strength, 9)
+
+
+def _settings(cell: Cell) -> str:
+    return digest([dict(cell.parameters), cell.draws, cell.samples, cell.attack_seed])
 
 
 def _ranked(board: pd.DataFrame, by: str) -> pd.DataFrame:

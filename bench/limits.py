@@ -12,7 +12,7 @@ from .._errors import TimeLimitExceeded
 
 
 @contextmanager
-def time_limit(seconds: float, what: str) -> Iterator[None]:
+def time_limit(seconds: float, what: str, advice: str = "") -> Iterator[None]:
     """Raise `TimeLimitExceeded` in the block after `seconds` of wall time.
 
     It uses the interval timer of POSIX, which interrupts Python code, sleeping included, in the main
@@ -24,9 +24,7 @@ def time_limit(seconds: float, what: str) -> Iterator[None]:
         return
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise TimeLimitExceeded(
-            f"{what} took longer than its limit of {seconds:g} s (time_limit in the preset)"
-        )
+        raise TimeLimitExceeded(f"{what} took longer than its limit of {seconds:.3g} s{advice}")
 
     previous = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .._errors import InvalidArgument
 from ..attacks import THREATS, Threat
+from ..attacks.registry import Norm
 from ..models import MODELS, ModelSpec
 from .data import DATASETS, Data
 from .headline import Headline
@@ -65,9 +67,7 @@ class Plan:
     def headline(self) -> Headline:
         """What the report needs to know of the plan."""
         reported = {
-            attack.threat.norm
-            if attack.threat.family == "gradient" and attack.threat.norm
-            else attack.threat.name: (attack.plan.reported)
+            attack_norm(attack.threat) or attack.threat.name: attack.plan.reported
             for attack in self.attacks
             if attack.plan.reported is not None
         }
@@ -102,7 +102,7 @@ class Plan:
                 threat=threat.name,
                 threat_version=threat.version,
                 family=threat.family,
-                norm=threat.norm if threat.family == "gradient" else None,
+                norm=attack_norm(threat),
                 protocol=threat.protocol,
                 parameters=dict(threat.parameters),
                 strength=strength,
@@ -156,6 +156,11 @@ class Plan:
         ]
 
 
+def attack_norm(threat: Threat) -> Norm | None:
+    """The norm whose worst case a threat takes part in; noise takes part in none, bounded or not."""
+    return None if threat.family == "noise" else threat.norm
+
+
 def make_plan(preset: Preset, *, models: Sequence[ModelSpec] | None = None, seeds: int | None = None) -> Plan:
     """Resolve every name and check every value of `preset`, with `models` and `seeds` over it.
 
@@ -185,6 +190,10 @@ def make_plan(preset: Preset, *, models: Sequence[ModelSpec] | None = None, seed
                 f"preset {preset.name}: threat {grid.name} is listed twice: give it one grid"
             )
         attacks.append(Attack(threat=threat, plan=grid))
+    _check_reported(preset, attacks)
+    twice = [name for name, count in Counter(spec.name for spec in specs).items() if count > 1]
+    if twice:
+        raise InvalidArgument(f"two models are called {twice[0]!r}: rename one of the factories or files")
     plan = Plan(preset=preset, specs=specs, seeds=seeds or preset.seeds, attacks=tuple(attacks))
     reported = plan.headline().reported
     if preset.rank not in reported:
@@ -196,3 +205,17 @@ def make_plan(preset: Preset, *, models: Sequence[ModelSpec] | None = None, seed
         plan.hyperparameters(spec)
         plan.recipe(spec)
     return plan
+
+
+def _check_reported(preset: Preset, attacks: Sequence[Attack]) -> None:
+    """A worst case is reported at one strength, and every attack of its norm is run there."""
+    for norm in ("linf", "l2"):
+        ours = [attack for attack in attacks if attack_norm(attack.threat) == norm]
+        reported = {attack.plan.reported for attack in ours} - {None}
+        if len(reported) > 1:
+            raise InvalidArgument(f"preset {preset.name}: the attacks in {norm} report different strengths")
+        for attack in ours:
+            if not reported <= set(attack.plan.strengths):
+                raise InvalidArgument(
+                    f"preset {preset.name}: {attack.threat.name} lacks the reported strength of {norm}"
+                )

@@ -150,7 +150,7 @@ def parse_preset(body: dict[str, Any], *, origin: str) -> Preset:
 
 
 def _first_line(error: ValidationError) -> str:
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
     if first["type"] == "extra_forbidden":
         *parents, key = first["loc"]

@@ -65,8 +65,8 @@ def write_report(folder: Path) -> Report:
         )
     if not records:
         raise InvalidArgument(f"no records in {folder}: run `robustode run` first, or pass --out")
-    used, superseded = current(records)
-    headline, plan_problems = _headline(folder, used)
+    headline, plan_problems = _headline(folder, current(records)[0])
+    used, superseded = current(records, headline.preferred)
     benchmarks, benchmark_problems = read_benchmarks(folder)
     problems = [*problems, *plan_problems, *benchmark_problems]
     failures = [f"{r.cell.label()}: {r.error or r.status}" for r in used if r.status != "ok"]

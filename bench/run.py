@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .._errors import RecordError
 from ..models import ModelSpec
 from .certify import certify_cell
 from .checkpoint import Checkpoint, find_checkpoint, load_state, load_tensors
@@ -24,6 +25,7 @@ from .data import Data
 from .device import environment
 from .estimate import Cost
 from .evaluate import evaluate_cell, failed
+from .headline import Headline
 from .limits import time_limit
 from .plan import Plan
 from .progress import Quiet, Reporter
@@ -32,6 +34,8 @@ from .store import Problem, Store
 from .throughput import measure_cell
 from .train import History, build_model, train
 from .work import cells_of, checkpoint_path, describe_flow, describe_solver, look_ahead
+
+_ADVICE = " (time_limit in the preset)"
 
 
 @dataclass(kw_only=True)
@@ -62,14 +66,28 @@ def run_plan(
     with store.lock():
         _, outcome.problems = store.load()
         store.set_aside(outcome.problems)
-        plan.headline().write(store.folder)
+        headline = _merged(plan.headline(), store)
+        headline.write(store.folder)
         reporter.doing("estimating")
         outlooks = look_ahead(plan, data, store, device, fresh=fresh)
         costs = {outlook.model: outlook.cost for outlook in outlooks}
         reporter.start(sum(outlook.seconds for outlook in outlooks))
         for seed, spec in itertools.product(range(plan.seeds), plan.specs):
-            _ModelRun(plan, data, store, device, fresh, reporter, outcome, costs[spec.name]).run(spec, seed)
+            keys = _ModelRun(plan, data, store, device, fresh, reporter, outcome, costs[spec.name]).run(
+                spec, seed
+            )
+            cells = {**headline.cells, f"{data.name}/{spec.name}/{seed}": keys}
+            headline = dataclasses.replace(headline, cells=cells)
+            headline.write(store.folder)
     return outcome
+
+
+def _merged(headline: Headline, store: Store) -> Headline:
+    """The headline of this run, with the cells that earlier runs of other models asked for."""
+    try:
+        return dataclasses.replace(headline, cells=Headline.read(store.folder).cells)
+    except RecordError:
+        return headline
 
 
 class _ModelRun:
@@ -89,11 +107,12 @@ class _ModelRun:
         self.plan, self.data, self.store, self.device = plan, data, store, device
         self.fresh, self.reporter, self.outcome, self.cost = fresh, reporter, outcome, cost
 
-    def run(self, spec: ModelSpec, seed: int) -> None:
+    def run(self, spec: ModelSpec, seed: int) -> list[str]:
+        """Do what is not stored; returns the keys of all cells asked for."""
         training = self.plan.training_cell(spec, seed, self.data)
         trained = self._weights(spec, training)
         if trained is None:
-            return
+            return [training.key()]
         model, checkpoint = trained
         cells = cells_of(
             self.plan, training, checkpoint.sha256, self.data, self.device, describe_solver(model)
@@ -104,6 +123,7 @@ class _ModelRun:
             new = [record for record in records if record is not None]
             if new:
                 self.reporter.say(f"{spec.name} seed {seed} · {threat}: {_summary(new)}")
+        return [cell.key() for cell in (training, *cells)]
 
     def _weights(self, spec: ModelSpec, training: Cell) -> tuple[nn.Module, Checkpoint] | None:
         """The trained model, from its checkpoint or by training; None when that failed."""
@@ -114,7 +134,7 @@ class _ModelRun:
         self.reporter.doing(f"{training.model} seed {training.training_seed}: training")
         history: History | None = None
         try:
-            with time_limit(self.plan.preset.time_limit.training, f"training {spec.name}"):
+            with time_limit(self.plan.preset.time_limit.training, f"training {spec.name}", _ADVICE):
                 model = build_model(spec.build, self.data, training.hyperparameters, training.training_seed)
                 checkpoint = None if self.fresh else find_checkpoint(path)
                 if checkpoint:
@@ -142,7 +162,7 @@ class _ModelRun:
         if history is None and stored is not None and stored.status == "ok":
             self.outcome.skipped += 1
             return model, checkpoint
-        record = _training_record(training, spec, model, self.data, checkpoint, time.perf_counter() - began)
+        record = _training_record(training, spec, model, self.data, checkpoint)
         self._put(record)
         accuracy = max(record.outcomes["validation_accuracy"])
         self.reporter.say(f"{spec.name} seed {training.training_seed} · trained: validation {accuracy:.1%}")
@@ -164,7 +184,7 @@ class _ModelRun:
             "environment": described,
         }
         try:
-            with time_limit(self.plan.preset.time_limit.cell, cell.label()):
+            with time_limit(self.plan.preset.time_limit.cell, cell.label(), _ADVICE):
                 if cell.kind == "throughput":
                     record = measure_cell(cell, model, self.data.test, **common)
                     advance(cell.samples)
@@ -192,12 +212,14 @@ class _ModelRun:
 
 
 def _training_record(
-    cell: Cell, spec: ModelSpec, model: nn.Module, data: Data, checkpoint: Checkpoint, seconds: float
+    cell: Cell, spec: ModelSpec, model: nn.Module, data: Data, checkpoint: Checkpoint
 ) -> Record:
     history = checkpoint.facts["history"]
     return Record(
         cell=cell,
-        outcomes={name: np.asarray(values, np.float64) for name, values in history.items()},
+        outcomes={
+            name: np.asarray(values, np.float64) for name, values in history.items() if name != "seconds"
+        },
         measures={
             "best_epoch": float(checkpoint.facts["selected_epoch"]),
             "parameters": float(sum(p.numel() for p in model.parameters())),
@@ -215,7 +237,7 @@ def _training_record(
         },
         forwards=len(history["train_loss"]) * cell.samples,
         backwards=len(history["train_loss"]) * cell.samples,
-        seconds=seconds,
+        seconds=sum(history["seconds"]),
         environment=checkpoint.facts["environment"],
     )
 

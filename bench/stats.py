@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from .records import Cell, Record
+from .selection import Entry, current, entry
 
 COLUMNS = (
     "dataset",
@@ -30,62 +31,6 @@ COLUMNS = (
 WORST_CASE = "worst-case"
 CERTIFICATE = "lipschitz"
 Z95 = 1.959963984540054  # the 97.5% quantile of the standard normal distribution
-
-Entry = tuple[str, str, str]
-
-
-def entry(cell: Cell) -> Entry:
-    """Name the row of the leaderboard a cell belongs to: (dataset, model, recipe name)."""
-    return cell.dataset, cell.model, str(cell.recipe.get("name", ""))
-
-
-def current(records: Iterable[Record]) -> tuple[list[Record], int]:
-    """Keep the newest variant, checkpoint and answer of each kind; never mix them with older ones.
-
-    For each (dataset, model, recipe name) only the newest variant counts, for each of its training
-    seeds only the newest checkpoint, and for each question (a threat at a strength, a batch size on
-    a device) only the newest record, by ``environment["created"]``.
-
-    Returns
-    -------
-    used, superseded
-        The records that count, in the order given, and how many do not.
-    """
-    given = list(records)
-    used = _newest(given, lambda c: entry(c), lambda c: c.variant())
-    used = _newest(
-        used,
-        lambda c: None if c.kind == "training" else (entry(c), c.training_seed),
-        lambda c: c.checkpoint_sha256 or "",
-    )
-    # Pointwise worst cases need one list of test samples, so one index per row.
-    used = _newest(used, lambda c: entry(c) if c.kind == "accuracy" else None, lambda c: c.index_sha256)
-    used = _newest(used, _question, lambda c: c.key())
-    return used, len(given) - len(used)
-
-
-def _question(cell: Cell) -> Hashable:
-    timing = (cell.batch_size, cell.device) if cell.kind == "throughput" else ()
-    what = (cell.kind, cell.protocol, cell.threat, cell.norm, cell.strength)
-    return entry(cell), cell.training_seed, what, timing
-
-
-def _newest(
-    records: list[Record], group: Callable[[Cell], Hashable], choice: Callable[[Cell], str]
-) -> list[Record]:
-    """Keep, in each group, the records of the newest choice; the group None is left alone."""
-    members: dict[Hashable, list[Record]] = defaultdict(list)
-    for record in records:
-        members[group(record.cell)].append(record)
-    old: set[int] = set()
-    for where, rivals in members.items():
-        if where is None or len(rivals) == 1:
-            continue
-        chosen = [choice(record.cell) for record in rivals]
-        created = (str(record.environment.get("created", "")) for record in rivals)
-        newest = max(zip(created, chosen, strict=True))[1]
-        old |= {id(record) for record, name in zip(rivals, chosen, strict=True) if name != newest}
-    return [record for record in records if id(record) not in old]
 
 
 def wilson(successes: ArrayLike, n: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +31,12 @@ _EPOCHS_APART = 1_000_003
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What each epoch gave; the selected epoch has the best validation accuracy, then loss."""
+    """What each epoch gave and took; the selected epoch has the best validation accuracy, then loss."""
 
     train_loss: list[float]
     validation_loss: list[float]
     validation_accuracy: list[float]
+    seconds: list[float]
 
     @property
     def best(self) -> int:
@@ -117,6 +119,7 @@ def train(
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         for epoch in range(done, recipe.epochs):
+            began = time.perf_counter()
             torch.manual_seed((seed * _EPOCHS_APART + epoch + 1) % 2**63)
             for group in optimiser.param_groups:
                 group["lr"] = recipe.learning_rate * recipe.decay**epoch
@@ -131,6 +134,7 @@ def train(
             history.validation_accuracy.append(validation_accuracy)
             if history.best == epoch:
                 best = {name: t.detach().clone() for name, t in model.state_dict().items()}
+            history.seconds.append(time.perf_counter() - began)
             partial.save(model, optimiser, history, best)
     load_state(model, best, path)
     checkpoint = save_checkpoint(
@@ -214,7 +218,7 @@ class _Partial:
 
     def load(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[History, dict[str, Tensor]]:
         nothing: tuple[History, dict[str, Tensor]] = (
-            History(train_loss=[], validation_loss=[], validation_accuracy=[]),
+            History(train_loss=[], validation_loss=[], validation_accuracy=[], seconds=[]),
             {},
         )
         if not self.path.exists():

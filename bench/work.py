@@ -12,7 +12,6 @@ from torch import nn
 from .._errors import CheckpointError
 from ..models import ModelSpec, ODEBlock
 from ..models._bounds import LARGEST_STATE
-from ..models.contractive_hamiltonian import ContractiveFlow
 from .checkpoint import find_checkpoint
 from .data import Data
 from .device import device_name
@@ -58,8 +57,7 @@ def describe_flow(model: nn.Module) -> dict[str, float]:
     found: dict[str, float] = {}
     if all(len(form.B) <= LARGEST_STATE for form in flow.tanh_forms()):
         found |= {f"lipschitz_{name}": value for name, value in flow.lipschitz_bounds().items()}
-    if isinstance(flow, ContractiveFlow):
-        found |= flow.bounds()
+    found |= flow.bounds()
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 

@@ -150,6 +150,10 @@ class ODEBlock(nn.Module):
             )
         return self.solver.steps // len(self.layers)
 
+    def bounds(self) -> dict[str, float]:
+        """Constants of the exact flow that its design guarantees, by name; none in general."""
+        return {}
+
     @torch.no_grad()
     def tanh_forms(self) -> list[TanhForm]:
         """The matrices of each layer's field; raises `AttributeError` when a layer has no ``tanh_form``."""

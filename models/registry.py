@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -84,7 +85,7 @@ class ModelSpec:
         Raises
         ------
         InvalidArgument
-            For a name that `build` does not take.
+            For a name that `build` does not take, or a value that JSON cannot hold.
         """
         signature = inspect.signature(self.build)
         parameters = list(signature.parameters.values())[2:]
@@ -94,6 +95,13 @@ class ModelSpec:
             if name not in values and not open_ended:
                 raise unknown_name(f"hyperparameter of {self.name}", name, sorted(values))
             values[name] = value
+        try:
+            json.dumps(values, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument(
+                f"model {self.name}: hyperparameters cannot be recorded ({error}): use finite numbers, "
+                "strings, booleans, None, and lists of these"
+            ) from None
         return values
 
 

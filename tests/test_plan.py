@@ -24,6 +24,7 @@ def cells(plan: Plan, data) -> list[Cell]:
     return [
         training,
         *plan.accuracy_cells(training, "c" * 64, "euler", data),
+        plan.certificate_cell(training, "c" * 64, "euler", data),
         *plan.throughput_cells(training, "c" * 64, "euler", "cpu"),
     ]
 
@@ -43,10 +44,11 @@ def test_one_cell_for_each_piece_of_work(plan, digits):
         ("accuracy", "gaussian", 0.1, 2, 40, 20),
         ("accuracy", "gaussian", 0.3, 2, 40, 20),
         ("accuracy", "pgd-linf", 0.05, 1, 40, 20),
+        ("certificate", "lipschitz", 0.0, 1, 450, 20),
         ("throughput", "inference", 0.0, 1, 4, 4),
         ("throughput", "training-step", 0.0, 1, 4, 4),
     ]
-    assert [c.norm for c in made] == [None] * 4 + ["linf"] + [None] * 2
+    assert [c.norm for c in made] == [None] * 4 + ["linf", "l2"] + [None] * 2
     assert made[0].checkpoint_sha256 is None
     assert all(c.checkpoint_sha256 == "c" * 64 for c in made[1:])
     assert dict(made[4].parameters) == {"steps": 3, "restarts": 1, "relative_step": 2.5}

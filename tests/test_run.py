@@ -295,11 +295,12 @@ def test_the_reported_work_adds_up(few, tmp_path):
     do(plan, few, tmp_path / "out", reporter=listening)
     assert listening.total > 0
     assert listening.done == pytest.approx(listening.total)
-    assert [line.split(":")[0] for line in listening.lines[:6]] == [
+    assert [line.split(":")[0] for line in listening.lines[:7]] == [
         "linear seed 0 · trained",
         "linear seed 0 · clean",
         "linear seed 0 · gaussian",
         "linear seed 0 · pgd-linf",
+        "linear seed 0 · lipschitz",
         "linear seed 0 · inference",
         "linear seed 0 · training-step",
     ]
