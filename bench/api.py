@@ -39,7 +39,7 @@ def evaluate(
     module: nn.Module,
     *,
     dataset: str = "digits",
-    threats: Sequence[str | tuple[str, float]] = ("clean", "gaussian", "pgd-linf"),
+    threats: str | Sequence[str | tuple[str, float]] = ("clean", "gaussian", "pgd-linf"),
     samples: int | None = None,
     draws: int = 1,
     batch_size: int = 100,
@@ -78,7 +78,7 @@ def evaluate(
         if value is not None and value < 1:
             raise InvalidArgument(f"{name} must be at least 1, not {value}")
     plans = []
-    for item in threats:
+    for item in [threats] if isinstance(threats, str) else threats:
         name, strength = (item, DEFAULT_STRENGTHS.get(item)) if isinstance(item, str) else item
         threat = THREATS.get(name)
         if strength is None:

@@ -147,7 +147,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from .work import look_ahead
 
     names = (
-        [name.strip() for name in arguments.models.split(",") if name.strip()] if arguments.models else None
+        [name.strip() for name in arguments.models.split(",") if name.strip()]
+        if arguments.models is not None
+        else None
     )
     if names == []:
         raise InvalidArgument("--models names no model")

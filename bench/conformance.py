@@ -220,7 +220,7 @@ def check_model(spec: ModelSpec) -> Iterator[Result]:
                 check(spec)
         except RobustodeError as failure:
             error = one_line(failure, limit=400)
-        except Exception as failure:
+        except (Exception, SystemExit) as failure:
             error = f"{type(failure).__name__}: {one_line(failure)}"
         yield Result(check=name, error=error, exempt=spec.expected_failures.get(name))
     for name in sorted(set(spec.expected_failures) - set(checks_for(spec))):

@@ -130,7 +130,8 @@ def draw_curves(
     for _, row in sorted(rows.items(), key=lambda item: (item[0][0], item[0][1] != "linf", item[0][1])):
         places += [(line + i // width, i % width, *panel) for i, panel in enumerate(row)]
         line += -(-len(row) // width)
-    named = list(board["label"].head(NAMED_MODELS))
+    shown = board[board["label"].isin(table["label"])]
+    named = list(shown["label"].head(NAMED_MODELS))
     figure = Figure(figsize=(3.1 * width + 0.5, 2.35 * line + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(line, width, squeeze=False, sharey=True)
@@ -154,8 +155,8 @@ def draw_curves(
     axes[0, 0].set_ylim(-2, 103)
     axes[0, 0].set_yticks(range(0, 101, 20))
     handles = [_handle(looks[label], label) for label in named]
-    if len(board) > len(named):
-        handles.append(Line2D([], [], color=OTHER, lw=1, label=f"{len(board) - len(named)} other models"))
+    if len(shown) > len(named):
+        handles.append(Line2D([], [], color=OTHER, lw=1, label=f"{len(shown) - len(named)} other models"))
     if certified is not None and not certified.empty:
         handles.append(Line2D([], [], color=INK, ls=":", lw=1.3, label="certified"))
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3 * width - 3 or 2))

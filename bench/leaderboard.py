@@ -11,7 +11,8 @@ import pandas as pd
 
 from .headline import Headline
 from .records import Cell, Record, digest
-from .stats import WORST_CASE, Entry, current, entry, summarise
+from .selection import Entry, current, entry
+from .stats import WORST_CASE, summarise
 
 TIMINGS = ("inference", "training-step")
 CERTIFIED = "certified-"  # before a norm: the lower bound beside its worst case
@@ -30,7 +31,8 @@ def leaderboard(
     Columns: rank, dataset, model, recipe, clean, ``<noise>@<strength>``, and ``<norm>@<eps>`` for the
     worst case, ``certified-<norm>@<eps>`` for its lower bound where any model has one, each with ``_low``
     and ``_high``; ``inference@<device>`` and ``training-step@<device>`` (samples per second, best over
-    batch sizes); nfe, parameters, seeds, samples, status, reference.
+    batch sizes); nfe, parameters, seeds, samples, status, reference,
+    expected_failures (names of the checks the model is known to fail).
     Accuracies are fractions. A value that some training seed lacks is blank. A row whose status is
     not ``ok`` stands below those whose status is; rows of equal value share a rank.
 
@@ -97,6 +99,9 @@ def leaderboard(
     cards = {entry(record.cell): record.card for record in used if record.card}
     references = [str(cards.get(row, {}).get("reference") or "") for row in statuses]
     board["reference"] = references
+    board["expected_failures"] = [
+        "; ".join(sorted(cards.get(row, {}).get("expected_failures") or {})) for row in statuses
+    ]
     board["parameters"] = board["parameters"].astype("Int64")
     return _ranked(board, rank_column(board, headline))
 

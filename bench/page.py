@@ -17,7 +17,7 @@ from .benchmarks import BenchmarkFile
 from .figures import Picture, labelled
 from .headline import Headline
 from .records import Record
-from .stats import Entry, entry
+from .selection import Entry, entry
 from .style import key_name, strength_symbol
 from .tables import Field, best, fields, shown
 from .text import count, duration, memory, missing, percent

@@ -14,7 +14,8 @@ from .headline import Headline
 from .leaderboard import leaderboard
 from .page import render
 from .records import Record
-from .stats import current, summarise
+from .selection import current
+from .stats import summarise
 from .store import Problem, Store, write_atomically
 from .tables import markdown
 

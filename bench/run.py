@@ -72,6 +72,8 @@ def run_plan(
         outlooks = look_ahead(plan, data, store, device, fresh=fresh)
         costs = {outlook.model: outlook.cost for outlook in outlooks}
         reporter.start(sum(outlook.seconds for outlook in outlooks))
+        left, total = sum(o.left for o in outlooks), sum(o.cells for o in outlooks)
+        reporter.say(f"{left} of {total} cells to do, the others are stored; results in {store.folder}")
         for seed, spec in itertools.product(range(plan.seeds), plan.specs):
             keys = _ModelRun(plan, data, store, device, fresh, reporter, outcome, costs[spec.name]).run(
                 spec, seed
@@ -141,6 +143,10 @@ class _ModelRun:
                     load_state(model, load_tensors(path)[0], path)
                     model.to(self.device).eval()
                 else:
+                    epochs = int(training.recipe["epochs"])
+                    self.reporter.say(
+                        f"{spec.name} seed {training.training_seed} · training, {epochs} epochs"
+                    )
                     advance = self._advance(work, int(training.recipe["epochs"]) * len(self.data.train))
                     checkpoint, history = train(
                         model,

@@ -108,7 +108,8 @@ def markdown(board: pd.DataFrame, title: str) -> str:
         parts.append("")
     parts += [
         "Accuracies in percent with 95% Wilson intervals; a worst case is taken per test sample over every",
-        "attack of its norm, so it is an upper bound on robust accuracy. Blank: failed or not run.",
+        "attack of its norm, so it is an upper bound on robust accuracy; certified is a lower bound.",
+        "Blank: failed, not run, without a certificate, or (NFE) not counted.",
         "",
     ]
     return "\n".join(parts)

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class History:
     train_loss: list[float]
     validation_loss: list[float]
     validation_accuracy: list[float]
-    seconds: list[float]
+    seconds: list[float] = field(default_factory=list, compare=False)
 
     @property
     def best(self) -> int:

@@ -256,3 +256,11 @@ def test_the_quick_preset(tmp_path, capsys):
     capsys.readouterr()
     assert run("run", "--out", tmp_path / "quick", "--device", "cpu") == 0
     assert "0 cells done" in capsys.readouterr().out
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert main(["run", "--quiet", "--out", str(tmp_path / "file")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("robustode: error: ")
+    assert error.count("\n") == 1

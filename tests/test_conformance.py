@@ -311,8 +311,8 @@ def flow(layer: Callable[[], nn.Module], **options) -> Callable:
 
 
 LIARS = {
-    "contractive: conserves": ("contractive", flow(Oscillator), "two states drift apart at rate"),
-    "contractive: near 0": ("contractive", flow(BarelyExpanding), "two states drift apart at rate"),
+    "contractive: conserves": ("contractive", flow(Oscillator), "two states can drift apart at rate"),
+    "contractive: near 0": ("contractive", flow(BarelyExpanding), "two states can drift apart at rate"),
     "contractive: no flow": ("contractive", Careless, "model.flow is not a robustode.ODEBlock: expose it"),
     "hamiltonian: leaks": ("hamiltonian", flow(Leaking), "the energy changes along the field"),
     "hamiltonian: silent": ("hamiltonian", flow(Silent), "through a method energy(state)"),

@@ -12,7 +12,7 @@ import torchvision
 from robustode._errors import DataUnavailable, UnknownName
 from robustode.bench.data import DATASETS, Arrays, Data, DatasetSource, default_root, load_data
 
-DIGITS = "cd6871958dc485c3d93fdf940423ef51ccb72cb7560d1ff3a9e438d8c0bddd8e"
+DIGITS = "fd98453ae454071aa38eccc8e65043d88ff8c3ea4955bd59c4e3866ab1aa2ce0"
 SOURCES = ("MNIST", "FashionMNIST", "CIFAR10")
 
 
@@ -74,7 +74,7 @@ def test_mnist():
     assert data.test.indices.tolist() == list(range(10_000))
     assert data.test.labels[:8].tolist() == [7, 2, 1, 0, 4, 1, 4, 9]
     assert float(data.train.images.mean()) == pytest.approx(0.1307, abs=1e-3)
-    assert data.index_sha256 == "03f9ce9014be7901e5a6daaff3701b6daa08f985cdfd376b64ba7a884974a10b"
+    assert data.index_sha256 == "4e000f93ab97ba142eb8de0f789ae7dddb6533f26f6a30a3f2d10cf9714fa866"
 
 
 def colour(_root: Path) -> tuple[Arrays, Arrays]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from robustode._errors import InvalidArgument, UnknownName
+from robustode.bench import external
 from robustode.bench.external import load_external, resolve_model
 from robustode.models import MODELS
 
@@ -71,7 +72,7 @@ def test_a_plain_factory_is_called_after_itself(tmp_path):
     spec = load_external(f"{path}:tiny")
     assert spec.name == "tiny"
     assert spec.resolve() == {"scale": 1.0}
-    assert spec.source == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert spec.source == hashlib.sha256(b"%s\0%s\0" % (path.name.encode(), path.read_bytes())).hexdigest()
     assert spec.full_version == f"1+{spec.source[:12]}"
     assert build(spec)(torch.zeros(2, 1, 2, 2)).shape == (2, 3)
     assert "tiny" not in MODELS, "a plain factory joins no registry"
@@ -210,3 +211,16 @@ def test_names_and_files_are_told_apart(tmp_path):
     assert resolve_model(f"{write(tmp_path / 'net.py', PLAIN)}:tiny").name == "tiny"
     with pytest.raises(UnknownName, match="did you mean node"):
         resolve_model("nodee")
+
+
+def test_an_edit_of_what_the_file_imports_is_another_version(tmp_path, registries):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "deep.py").write_text("WIDTH = 4\n")
+    (tmp_path / "unrelated.py").write_text("x = 1\n")
+    path = tmp_path / "mine.py"
+    path.write_text("def build(shape, classes):\n    import models.deep as d\n    return d\n")
+    before = external._source_sha256(path)
+    (tmp_path / "unrelated.py").write_text("x = 2\n")
+    assert external._source_sha256(path) == before
+    (tmp_path / "models" / "deep.py").write_text("WIDTH = 8\n")
+    assert external._source_sha256(path) != before

@@ -52,7 +52,7 @@ def test_one_cell_for_each_piece_of_work(plan, digits):
     assert made[0].checkpoint_sha256 is None
     assert all(c.checkpoint_sha256 == "c" * 64 for c in made[1:])
     assert dict(made[4].parameters) == {"steps": 3, "restarts": 1, "relative_step": 2.5}
-    assert [c.device for c in made] == [None] * 5 + ["cpu"] * 2
+    assert [c.device for c in made] == [None] * 6 + ["cpu"] * 2
 
 
 def test_every_cell_carries_what_made_it(plan, digits):
@@ -73,13 +73,14 @@ def test_keys_are_pinned(plan, digits):
     """They change when a cell gains a field or its meaning changes, and every stored record is done again."""
     plan = make_plan(plan.preset, models=[stubs.spec("pinned", recipe={"weight_decay": 0.5})])
     assert [cell.key()[:12] for cell in cells(plan, digits)] == [
-        "d762441f0a2e",
-        "76cf8fab723e",
-        "401ab616342b",
-        "f62c0a9bab8f",
-        "605b3302e363",
-        "e1f16f9fce75",
-        "d357dcc82db9",
+        "83585e5ba11f",
+        "277a4921a223",
+        "72f20e942f47",
+        "c3f77687895b",
+        "daa309cfc388",
+        "29213dbc7c63",
+        "a6ce304a36a6",
+        "182569aa72ae",
     ]
 
 
@@ -95,19 +96,19 @@ def test_a_raised_version_is_other_work(plan, digits):
         plan, attacks=(*plan.attacks[:2], dataclasses.replace(attack, threat=threat))
     )
     changed = [a.key() != b.key() for a, b in zip(cells(plan, digits), cells(raised, digits), strict=True)]
-    assert changed == [False] * 4 + [True] + [False] * 2
+    assert changed == [False] * 4 + [True] + [False] * 3
 
 
 @pytest.mark.parametrize(
     ("old", "new", "changed"),
     [
-        ("epochs = 2", "epochs = 3", [True] * 7),
-        ("steps = 3", "steps = 4", [False] * 4 + [True] + [False] * 2),
-        ("draws = 2", "draws = 3", [False, False, True, True, False, False, False]),
-        ("seconds = 0.001", "seconds = 0.002", [False] * 5 + [True] * 2),
-        ('title = "tiny"', 'title = "other"', [False] * 7),
-        ("reported = 0.1", "reported = 0.3", [False] * 7),
-        ("cell = 30", "cell = 40", [False] * 7),
+        ("epochs = 2", "epochs = 3", [True] * 8),
+        ("steps = 3", "steps = 4", [False] * 4 + [True] + [False] * 3),
+        ("draws = 2", "draws = 3", [False, False, True, True, False, False, False, False]),
+        ("seconds = 0.001", "seconds = 0.002", [False] * 6 + [True] * 2),
+        ('title = "tiny"', 'title = "other"', [False] * 8),
+        ("reported = 0.1", "reported = 0.3", [False] * 8),
+        ("cell = 30", "cell = 40", [False] * 8),
     ],
 )
 def test_what_changes_which_work(tmp_path, plan, digits, old, new, changed):
@@ -171,3 +172,23 @@ def test_a_deterministic_threat_is_drawn_once(tmp_path, digits):
     plan = with_text(tmp_path, "reported = 0.05", "reported = 0.05\ndraws = 5")
     assert not THREATS.get("pgd-linf").stochastic
     assert cells(plan, digits)[4].draws == 1
+
+
+def test_two_models_of_one_name_are_refused(plan):
+    with pytest.raises(InvalidArgument, match="two models are called 'stub'"):
+        make_plan(plan.preset, models=[stubs.spec("stub"), stubs.spec("stub")])
+
+
+def test_a_hyperparameter_that_cannot_be_recorded_is_refused(plan):
+    for value in (stubs.spec, float("inf")):
+        spec = dataclasses.replace(stubs.spec("stub"), build=lambda shape, classes, *, choice=value: None)
+        with pytest.raises(InvalidArgument, match="stub: hyperparameters cannot be recorded"):
+            make_plan(plan.preset, models=[spec])
+
+
+def test_one_norm_is_reported_at_one_strength(tmp_path):
+    more = '\n[[threats]]\nname = "fgsm-linf"\nstrengths = [{0}]\n{1}\n\n[time_limit]'
+    with pytest.raises(InvalidArgument, match="attacks in linf report different strengths"):
+        with_text(tmp_path, "\n[time_limit]", more.format(0.1, "reported = 0.1"))
+    with pytest.raises(InvalidArgument, match="fgsm-linf lacks the reported strength of linf"):
+        with_text(tmp_path, "\n[time_limit]", more.format(0.1, ""))

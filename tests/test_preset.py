@@ -99,7 +99,7 @@ PLAN_MISTAKES = {
     "model": (change('["resnet"]', '["resnets"]'), "unknown model 'resnets': did you mean resnet"),
     "threat": (change('"gaussian"', '"gausian"'), "unknown threat 'gausian': did you mean gaussian"),
     "parameter": (change("restarts = 1", "restart = 1"), "'restart': did you mean restarts"),
-    "zero steps": (change("steps = 3", "steps = 0"), "steps must be a positive number, not 0"),
+    "zero steps": (change("steps = 3", "steps = 0"), "steps must be a positive whole number, not 0"),
     "reported": (change("reported = 0.1", "reported = 0.2"), "reported = 0.2 is not among its strengths"),
     "rank": (
         change('rank = "linf"', 'rank = "l2"'),

@@ -23,6 +23,7 @@ from robustode.bench.preset import load_preset
 from robustode.bench.progress import Quiet
 from robustode.bench.records import Record
 from robustode.bench.run import Outcome, run_plan
+from robustode.bench.selection import current
 from robustode.bench.store import Store
 from robustode.models import ModelSpec
 
@@ -295,7 +296,9 @@ def test_the_reported_work_adds_up(few, tmp_path):
     do(plan, few, tmp_path / "out", reporter=listening)
     assert listening.total > 0
     assert listening.done == pytest.approx(listening.total)
-    assert [line.split(":")[0] for line in listening.lines[:7]] == [
+    assert [line.split(":")[0] for line in listening.lines[:9]] == [
+        f"16 of 16 cells to do, the others are stored; results in {tmp_path / 'out'}",
+        "linear seed 0 · training, 2 epochs",
         "linear seed 0 · trained",
         "linear seed 0 · clean",
         "linear seed 0 · gaussian",
@@ -306,7 +309,8 @@ def test_the_reported_work_adds_up(few, tmp_path):
     ]
     again = Listening()
     do(plan, few, tmp_path / "out", reporter=again)
-    assert (again.total, again.done, again.lines) == (0, 0, [])
+    assert (again.total, again.done, len(again.lines)) == (0, 0, 1)
+    assert again.lines[0].startswith("0 of 16 cells to do")
 
 
 def test_results_do_not_depend_on_the_models_beside(few, tmp_path):
@@ -371,3 +375,20 @@ def test_a_cell_is_the_same_work_in_another_process(uninterrupted):
     assert len({cell.key() for cell in cells}) == len(cells) == 2 * stubs.CELLS
     for cell in cells:
         assert dataclasses.replace(cell).key() == cell.key()
+
+
+def test_going_back_to_an_earlier_recipe_shows_its_numbers_again(few, tmp_path):
+    out = tmp_path / "out"
+    text = stubs.PRESET.replace("epochs = 2", "epochs = 1")
+    first, second = (
+        plan_of(tmp_path),
+        make_plan(load_preset(str(stubs.preset_file(tmp_path, text))), models=[stubs.spec("linear")]),
+    )
+    boards = []
+    for plan in (first, second, first):
+        do(plan, few, out)
+        records, _ = Store(out).load()
+        headline = Headline.read(out)
+        used, _ = current(records, headline.preferred)
+        boards.append({record.cell.recipe["epochs"] for record in used})
+    assert boards == [{2}, {1}, {2}]
