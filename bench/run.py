@@ -73,7 +73,7 @@ def run_plan(
         costs = {outlook.model: outlook.cost for outlook in outlooks}
         reporter.start(sum(outlook.seconds for outlook in outlooks))
         left, total = sum(o.left for o in outlooks), sum(o.cells for o in outlooks)
-        reporter.say(f"{left} of {total} cells to do, the others are stored; results in {store.folder}")
+        reporter.say(f"{left} cells to do, {total - left} stored already; results in {store.folder}")
         for seed, spec in itertools.product(range(plan.seeds), plan.specs):
             keys = _ModelRun(plan, data, store, device, fresh, reporter, outcome, costs[spec.name]).run(
                 spec, seed

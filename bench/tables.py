@@ -81,7 +81,7 @@ def shown(field: Field, value: Any) -> str:
 
 
 def best(board: pd.DataFrame, field: Field) -> set[int]:
-    """Positions of the rows whose shown value is the best of `field`'s column; none for a lone row.
+    """Positions of the rows whose shown value is the best of `field`'s column; none where all are equal.
 
     Only rows whose status is ok compete, and only in columns where more is better.
     """
@@ -91,7 +91,8 @@ def best(board: pd.DataFrame, field: Field) -> set[int]:
     if values.isna().all():
         return set()
     top = shown(field, values.max())
-    return {i for i, value in enumerate(values) if shown(field, value) == top}
+    tops = {i for i, value in enumerate(values) if shown(field, value) == top}
+    return tops if len(tops) < len(board) else set()
 
 
 def markdown(board: pd.DataFrame, title: str) -> str:

@@ -297,7 +297,7 @@ def test_the_reported_work_adds_up(few, tmp_path):
     assert listening.total > 0
     assert listening.done == pytest.approx(listening.total)
     assert [line.split(":")[0] for line in listening.lines[:9]] == [
-        f"16 of 16 cells to do, the others are stored; results in {tmp_path / 'out'}",
+        f"16 cells to do, 0 stored already; results in {tmp_path / 'out'}",
         "linear seed 0 · training, 2 epochs",
         "linear seed 0 · trained",
         "linear seed 0 · clean",
@@ -310,7 +310,7 @@ def test_the_reported_work_adds_up(few, tmp_path):
     again = Listening()
     do(plan, few, tmp_path / "out", reporter=again)
     assert (again.total, again.done, len(again.lines)) == (0, 0, 1)
-    assert again.lines[0].startswith("0 of 16 cells to do")
+    assert again.lines[0].startswith("0 cells to do, 16 stored already")
 
 
 def test_results_do_not_depend_on_the_models_beside(few, tmp_path):
