@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -80,7 +83,9 @@ def call_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
     except (RobustodeError, torch.OutOfMemoryError):
         raise
     except (Exception, SystemExit) as error:
-        raise ModelFailure(f"the model raised {type(error).__name__}: {one_line(error)}") from error
+        raise ModelFailure(
+            f"the model raised {type(error).__name__}: {one_line(error)}{where(error)}"
+        ) from error
     if version is not None and images._version != version:
         raise ContractBroken("the model changes its input in place: work on a copy of the images")
     if not isinstance(logits, Tensor):
@@ -96,6 +101,14 @@ def call_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
     if not bool(finite.all()):
         raise NonFinite(f"logits are NaN or infinite for {int((~finite).sum())} of {len(images)} samples")
     return logits
+
+
+def where(error: BaseException) -> str:
+    """The innermost line of the model's own code, as `` (mine.py:12)``; empty when there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = ("site-packages", str(Path(__file__).parent))
+    own = [frame for frame in frames if not any(part in frame.filename for part in outside)]
+    return f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:

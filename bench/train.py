@@ -23,7 +23,7 @@ from ..models import Normalise
 from .checkpoint import Checkpoint, load_state, load_tensors, save_checkpoint, save_tensors
 from .data import Data, Split
 from .preset import Recipe
-from .queries import call_model, one_line
+from .queries import call_model, one_line, where
 
 _EPOCHS_APART = 1_000_003
 """Spreads (seed, epoch) over torch's seeds."""
@@ -63,7 +63,7 @@ def build_model(
             raise
         except (Exception, SystemExit) as error:
             raise ModelFailure(
-                f"the model cannot be built: {type(error).__name__}: {one_line(error)}"
+                f"the model cannot be built: {type(error).__name__}: {one_line(error)}{where(error)}"
             ) from error
         if not isinstance(model, nn.Module):
             raise ContractBroken(f"the factory returned {type(model).__name__}, not a torch.nn.Module")

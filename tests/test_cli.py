@@ -143,7 +143,8 @@ def test_a_run_with_a_failure_ends_with_status_1_and_names_it_last(finished):
     folder, _ = finished
     out, err = (folder / "stdout").read_text(), (folder / "stderr").read_text()
     assert err.splitlines()[-1] == (
-        "failed: bad seed 0 · training: error: the model cannot be built: RuntimeError: no model today"
+        "failed: bad seed 0 · training: error: "
+        "the model cannot be built: RuntimeError: no model today (bad.py:2)"
     )
     assert "Traceback" not in err
     assert f"{stubs.CELLS + 1} cells done, 0 stored already" in out

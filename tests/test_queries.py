@@ -119,3 +119,17 @@ def test_out_of_memory_is_not_the_models_fault():
 
     with pytest.raises(torch.OutOfMemoryError):
         call_model(Full(), IMAGES, 3)
+
+
+def test_an_exception_names_the_line_of_the_model(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def fail(x):\n    raise ValueError('my bug')\n")
+    scope: dict = {}
+    exec(compile(path.read_text(), str(path), "exec"), scope)
+
+    class Model(nn.Module):
+        def forward(self, images):
+            return scope["fail"](images)
+
+    with pytest.raises(ModelFailure, match=r"the model raised ValueError: my bug \(mine\.py:2\)"):
+        call_model(Model(), torch.rand(2, 1, 8, 8), 10)
