@@ -32,13 +32,15 @@ def project(images: Tensor, center: Tensor, radius: float, norm: Norm) -> Tensor
     return (center + delta).clamp(0, 1)
 
 
-def violation(images: Tensor, center: Tensor, radius: float, norm: Norm | None) -> Tensor:
-    """How far each sample lies outside its budget and the box, in float64; shape (N,), 0 inside.
+def violation(
+    images: Tensor, center: Tensor, radius: float, norm: Norm | None, box: tuple[float, float] = (0.0, 1.0)
+) -> Tensor:
+    """How far each sample lies outside its budget and `box`, in float64; shape (N,), 0 inside.
 
     A non-finite image violates by infinity. With `norm` None only the box counts.
     """
     pixels = images.double().flatten(1)
-    outside = torch.maximum(-pixels, pixels - 1).amax(1).clamp_min(0)
+    outside = torch.maximum(box[0] - pixels, pixels - box[1]).amax(1).clamp_min(0)
     if norm is not None:
         outside = torch.maximum(outside, (distance(images, center, norm) - radius).clamp_min(0))
     return torch.where(pixels.isfinite().all(1), outside, torch.inf)

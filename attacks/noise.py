@@ -16,9 +16,10 @@ from ._seeds import per_sample, sample_generator
 from .registry import Model, Seed, register_threat
 
 
-def _draw(
+def draw(
     images: Tensor, seed: Seed, sample: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 ) -> Tensor:
+    """One array ``sample(rng, (C, H, W))`` for each image, from that image's own stream; like `images`."""
     shape = tuple(images.shape[1:])
     noise = np.stack([sample(sample_generator(s), shape) for s in per_sample(seed, len(images))])
     return torch.from_numpy(noise).to(images)
@@ -33,7 +34,7 @@ def _draw(
 )
 def gaussian(model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed) -> Tensor:
     """Add N(0, strength^2) to every pixel value and clip to [0, 1]."""
-    noise = _draw(images, seed, lambda rng, shape: rng.standard_normal(shape, dtype=np.float32))
+    noise = draw(images, seed, lambda rng, shape: rng.standard_normal(shape, dtype=np.float32))
     return (images + strength * noise).clamp(0, 1)
 
 
@@ -47,7 +48,7 @@ def gaussian(model: Model, images: Tensor, labels: Tensor, strength: float, seed
 )
 def salt_pepper(model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed) -> Tensor:
     """Replace each pixel value with probability `strength`: half of them by 1, half by 0."""
-    u = _draw(images, seed, lambda rng, shape: rng.random(shape, dtype=np.float32))
+    u = draw(images, seed, lambda rng, shape: rng.random(shape, dtype=np.float32))
     noisy = torch.where(u < strength / 2, torch.ones_like(images), images)
     return torch.where(u >= 1 - strength / 2, torch.zeros_like(images), noisy)
 
@@ -62,5 +63,5 @@ def salt_pepper(model: Model, images: Tensor, labels: Tensor, strength: float, s
 )
 def uniform(model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed) -> Tensor:
     """Add U(-strength, strength) to every pixel value and clip to [0, 1]; inside the L-infinity ball."""
-    noise = _draw(images, seed, lambda rng, shape: rng.random(shape, dtype=np.float32))
+    noise = draw(images, seed, lambda rng, shape: rng.random(shape, dtype=np.float32))
     return (images + strength * (2 * noise - 1)).clamp(0, 1)

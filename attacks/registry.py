@@ -54,6 +54,10 @@ class Threat:
         Whether the model must be differentiable.
     queries
         Forwards and backwards per sample at the given parameters, for time estimates.
+    protocol
+        In which space strengths are measured and images clipped: ``pixel`` unless a paper does otherwise.
+    box
+        The smallest and largest pixel value that a perturbed image may hold.
     version
         Raise it by hand when the algorithm changes: stored records of older versions are not reused.
     """
@@ -69,6 +73,7 @@ class Threat:
     needs_gradient: bool = False
     queries: Callable[[Mapping[str, Any]], tuple[int, int]] = lambda _: (0, 0)
     protocol: str = "pixel"
+    box: tuple[float, float] = (0.0, 1.0)
     reference: str = ""
     version: int = 1
 

@@ -99,6 +99,7 @@ def evaluate(
             threat_version=threat.version,
             family=threat.family,
             norm=threat.norm,
+            protocol=threat.protocol,
             parameters=dict(threat.parameters),
             strength=strength,
             draws=draws if threat.stochastic else 1,
@@ -154,7 +155,7 @@ def load_model(folder: str | Path, name: str, *, seed: int = 0, model: str | Non
     from .external import resolve_model
     from .work import checkpoint_path
 
-    spec = resolve_model(model) if model else MODELS.get(name)
+    external = resolve_model(model) if model else None
     store = Store(Path(folder))
     records, _ = store.load()
     trainings = [
@@ -176,6 +177,7 @@ def load_model(folder: str | Path, name: str, *, seed: int = 0, model: str | Non
     if sha256 != newest.card["checkpoint_sha256"]:
         raise CheckpointError(f"{path} does not match its record: run `robustode run --fresh`")
     shape: Any = tuple(newest.card["input_shape"])
+    spec = external or MODELS.get(str(newest.card.get("architecture", name)))
     built = spec.build(shape, int(newest.card["num_classes"]), **newest.cell.hyperparameters)
     load_state(built, tensors, path)
     return built.eval()

@@ -77,7 +77,7 @@ def check_contractive(model: nn.Module, images: Tensor) -> None:
     BIT Numerical Mathematics 46, 2006, eq. 1.5.
     """
     flow = _flow(model.double())
-    if all(hasattr(layer, "tanh_form") for layer in flow.layers):
+    if flow.has_tanh_fields():
         # tanh' takes every value in (0, 1], so the vertices are the exact supremum.
         _refuse_growth(max(form.logarithmic_norm() for form in flow.tanh_forms()))
     for field, _, width in _layers(model):

@@ -140,7 +140,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from .data import load_data
     from .device import pick_device
     from .external import resolve_model
-    from .plan import make_plan
+    from .plan import choose_models, make_plan
     from .progress import Quiet, Terminal
     from .run import run_plan
     from .store import Store
@@ -153,7 +153,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     if names == []:
         raise InvalidArgument("--models names no model")
-    models = [resolve_model(name) for name in dict.fromkeys(names)] if names else None
+    models = choose_models(preset, list(dict.fromkeys(names)), resolve_model) if names else None
     plan = make_plan(preset, models=models, seeds=arguments.seeds)
     device = pick_device(arguments.device)
     data = load_data(preset.dataset, arguments.data_root)

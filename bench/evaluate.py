@@ -134,15 +134,16 @@ def _check_budget(perturbed: Tensor, images: Tensor, threat: Threat, strength: f
         raise BudgetViolation(
             f"{threat.name} returned shape {tuple(perturbed.shape)} for {tuple(images.shape)}"
         )
-    excess = violation(perturbed, images, strength, threat.norm)
+    excess = violation(perturbed, images, strength, threat.norm, threat.box)
     if bool(excess.isinf().any()):
         raise NonFinite(
             f"{threat.name} returned NaN or infinite pixels for {int(excess.isinf().sum())} samples"
         )
     worst = float(excess.max())
     if worst > BUDGET_TOLERANCE * max(1.0, strength):
+        box = f"[{threat.box[0]:g}, {threat.box[1]:g}]"
         raise BudgetViolation(
-            f"{threat.name} left its budget of {strength:g} or the box [0, 1] by {worst:.3g}"
+            f"{threat.name} left its budget of {strength:g} or the box {box} by {worst:.3g}"
         )
 
 

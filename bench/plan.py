@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .._errors import InvalidArgument
@@ -161,6 +161,47 @@ def attack_norm(threat: Threat) -> Norm | None:
     return None if threat.family == "noise" else threat.norm
 
 
+def variant_specs(preset: Preset) -> dict[str, ModelSpec]:
+    """The specs of the preset's own rows, by name.
+
+    Raises
+    ------
+    InvalidArgument
+        For a row that is called like a registered model.
+    """
+    found = {}
+    for name, row in preset.all_variants().items():
+        if name in MODELS.names():
+            raise InvalidArgument(f"preset {preset.name}: {name!r} is a registered model: rename the variant")
+        found[name] = MODELS.get(row.model).variant(name, row.hyperparameters, row.recipe)
+    return found
+
+
+def choose_models(
+    preset: Preset, names: Sequence[str], resolve: Callable[[str], ModelSpec] = MODELS.get
+) -> list[ModelSpec]:
+    """What `names` mean under `preset`: its rows, all its rows of an architecture, or other models.
+
+    Parameters
+    ----------
+    resolve
+        Finds a model that is no row of the preset.
+    """
+    variants = variant_specs(preset)
+    rows = {name: variants.get(name) or MODELS.get(name) for name in _row_names(preset)}
+    chosen: dict[str, ModelSpec] = {}
+    for name in names:
+        ours = {row: spec for row, spec in rows.items() if name in (row, spec.architecture)}
+        chosen |= ours or {name: variants[name] if name in variants else resolve(name)}
+    return list(chosen.values())
+
+
+def _row_names(preset: Preset) -> list[str]:
+    named = MODELS.names() if preset.models == ["all"] else preset.models
+    swept = [name for sweep in preset.sweeps for name in sweep.variants()]
+    return list(dict.fromkeys([*named, *swept]))
+
+
 def make_plan(preset: Preset, *, models: Sequence[ModelSpec] | None = None, seeds: int | None = None) -> Plan:
     """Resolve every name and check every value of `preset`, with `models` and `seeds` over it.
 
@@ -170,8 +211,7 @@ def make_plan(preset: Preset, *, models: Sequence[ModelSpec] | None = None, seed
         For anything that cannot be run; nothing has been done by then.
     """
     DATASETS.get(preset.dataset)
-    names = MODELS.names() if preset.models == ["all"] else preset.models
-    specs = tuple(models) if models is not None else tuple(MODELS.get(name) for name in names)
+    specs = tuple(models) if models is not None else tuple(choose_models(preset, _row_names(preset)))
     if seeds is not None and seeds < 1:
         raise InvalidArgument(f"--seeds must be at least 1, not {seeds}")
     for name in preset.overrides:

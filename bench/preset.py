@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -31,7 +31,10 @@ class _Table(BaseModel):
 
 
 class Recipe(_Table):
-    """How a model is trained: Adam, its learning rate multiplied by `decay` after every epoch."""
+    """How a model is trained: Adam, its learning rate multiplied by `decay` after every epoch.
+
+    `select` says which epoch's weights count: the best on held-out training samples, or the last.
+    """
 
     name: str = "plain"
     epochs: PositiveInt
@@ -39,6 +42,7 @@ class Recipe(_Table):
     learning_rate: PositiveFloat = 0.01
     decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     weight_decay: NonNegativeFloat = 0.0
+    select: Literal["validation", "last"] = "validation"
 
 
 class ThreatPlan(_Table):
@@ -80,10 +84,36 @@ class ModelOverride(_Table):
     recipe: dict[str, Any] = {}
 
 
+class Variant(ModelOverride):
+    """A row of its own: the registered `model`, with other hyperparameters or another recipe."""
+
+    model: str
+
+
+class Sweep(ModelOverride):
+    """A row for each of `values` of one hyperparameter of `model`, called ``<model>-<name>-<value>``."""
+
+    model: str
+    hyperparameter: str
+    values: Annotated[list[float], Field(min_length=2)]
+
+    def variants(self) -> dict[str, Variant]:
+        """The rows, by name."""
+        return {
+            f"{self.model}-{self.hyperparameter.replace('_', '-')}-{value:g}": Variant(
+                model=self.model,
+                hyperparameters={**self.hyperparameters, self.hyperparameter: value},
+                recipe=self.recipe,
+            )
+            for value in self.values
+        }
+
+
 class Preset(_Table):
     """A benchmark: dataset, models, seeds, recipe, threats, throughput.
 
-    `cost` states, in words, what the whole preset takes on two cores. `models` may be ``["all"]``.
+    `cost` states, in words, what the whole preset takes on two cores. `models` may be ``["all"]`` and may
+    name rows of `variants`; the rows of `sweeps` join by themselves.
     `rank` names what models are ranked by: a threat, or the norm of a worst case.
     """
 
@@ -100,6 +130,12 @@ class Preset(_Table):
     throughput: ThroughputPlan | None = None
     time_limit: TimeLimits
     overrides: dict[str, ModelOverride] = {}
+    variants: dict[str, Variant] = {}
+    sweeps: list[Sweep] = []
+
+    def all_variants(self) -> dict[str, Variant]:
+        """Every row that is not a registered model, by name; those of the sweeps included."""
+        return {**self.variants, **{k: v for sweep in self.sweeps for k, v in sweep.variants().items()}}
 
 
 def preset_names() -> list[str]:

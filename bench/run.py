@@ -232,6 +232,7 @@ def _training_record(
             **describe_flow(model),
         },
         card={
+            "architecture": spec.architecture,
             "summary": spec.summary,
             "reference": spec.reference,
             "claims": sorted(spec.claims),

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,16 +31,17 @@ _EPOCHS_APART = 1_000_003
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What each epoch gave and took; the selected epoch has the best validation accuracy, then loss."""
+    """What each epoch gave and took."""
 
     train_loss: list[float]
     validation_loss: list[float]
     validation_accuracy: list[float]
     seconds: list[float] = field(default_factory=list, compare=False)
 
-    @property
-    def best(self) -> int:
-        """Index of the selected epoch."""
+    def selected(self, select: Literal["validation", "last"]) -> int:
+        """Index of the epoch whose weights count: of the best validation accuracy, then loss; or the last."""
+        if select == "last":
+            return len(self.train_loss) - 1
         scores = list(zip(self.validation_accuracy, (-x for x in self.validation_loss), strict=True))
         return max(range(len(scores)), key=lambda i: (scores[i], -i))
 
@@ -132,13 +133,15 @@ def train(
             history.train_loss.append(loss)
             history.validation_loss.append(validation_loss)
             history.validation_accuracy.append(validation_accuracy)
-            if history.best == epoch:
+            if history.selected(recipe.select) == epoch:
                 best = {name: t.detach().clone() for name, t in model.state_dict().items()}
             history.seconds.append(time.perf_counter() - began)
             partial.save(model, optimiser, history, best)
     load_state(model, best, path)
     checkpoint = save_checkpoint(
-        path, model, {**facts, "history": vars(history), "selected_epoch": history.best + 1}
+        path,
+        model,
+        {**facts, "history": vars(history), "selected_epoch": history.selected(recipe.select) + 1},
     )
     partial.remove()
     model.eval()
@@ -173,7 +176,10 @@ def _train_epoch(
 def training_step(
     model: nn.Module, images: Tensor, labels: Tensor, optimiser: torch.optim.Optimizer, num_classes: int
 ) -> float:
-    """One step on cross-entropy plus ``model.penalty()`` where the model has one; returns the loss."""
+    """One step on cross-entropy plus ``model.penalty()``, then ``model.after_step()``; returns the loss.
+
+    Both methods are optional.
+    """
     optimiser.zero_grad(set_to_none=True)
     loss = F.cross_entropy(call_model(model, images, num_classes), labels)
     penalty = getattr(model, "penalty", None)
@@ -181,6 +187,9 @@ def training_step(
         loss = loss + penalty()
     loss.backward()
     optimiser.step()
+    after_step = getattr(model, "after_step", None)
+    if callable(after_step):
+        after_step()
     return float(loss.detach())
 
 

@@ -52,7 +52,7 @@ def describe_flow(model: nn.Module) -> dict[str, float]:
     Empty for a model whose ``flow`` is no ODE block of tanh fields; a bound that overflows is left out.
     """
     flow = getattr(model, "flow", None)
-    if not isinstance(flow, ODEBlock) or not all(hasattr(layer, "tanh_form") for layer in flow.layers):
+    if not isinstance(flow, ODEBlock) or not flow.has_tanh_fields():
         return {}
     found: dict[str, float] = {}
     if all(len(form.B) <= LARGEST_STATE for form in flow.tanh_forms()):

@@ -15,6 +15,8 @@ from torchdiffeq import odeint
 from .._errors import InvalidArgument, ModelFailure
 from .._registry import unknown_name
 from ._bounds import CONVEX_COMBINATIONS, LARGEST_STATE, NONNEGATIVE_TABLEAUS, NoCertificate, TanhForm
+from ._fused import STAGES, fused_flow, supported
+from ._tanh import TanhField, states_field
 
 Field = Callable[[Tensor], Tensor]
 """An autonomous field: a state of any shape to its derivative."""
@@ -123,6 +125,11 @@ class ODEBlock(nn.Module):
             When an adaptive solver underflows its step size.
         """
         self.nfe = 0
+        if self.has_tanh_fields() and supported(state, self.solver.method):
+            steps = self.steps_per_layer()
+            h = self.final_time / len(self.layers) / steps
+            self.nfe = len(self.layers) * steps * len(STAGES[self.solver.method])
+            return fused_flow(state, self.tanh_fields(), h=h, steps=steps, method=self.solver.method)
         for field in self.fields():
             state = self._solve(field, state)
         return state
@@ -154,11 +161,19 @@ class ODEBlock(nn.Module):
         """Constants of the exact flow that its design guarantees, by name; none in general."""
         return {}
 
+    def has_tanh_fields(self) -> bool:
+        """Whether every layer states the matrices of its field, see `TanhField`."""
+        return all(states_field(layer) for layer in self.layers)
+
+    def tanh_fields(self) -> list[TanhField]:
+        """The matrices of each layer's field; raises `AttributeError` when a layer has no ``tanh_field``."""
+        shared = self.shared()
+        return [layer.tanh_field(**shared) for layer in self.layers]  # type: ignore[operator]
+
     @torch.no_grad()
     def tanh_forms(self) -> list[TanhForm]:
-        """The matrices of each layer's field; raises `AttributeError` when a layer has no ``tanh_form``."""
-        shared = self.shared()
-        return [layer.tanh_form(**shared) for layer in self.layers]  # type: ignore[operator]
+        """What `tanh_fields` gives, detached, in float64 and without the offsets."""
+        return [field.form() for field in self.tanh_fields()]
 
     @torch.no_grad()
     def lipschitz_bounds(self) -> dict[str, float]:
@@ -173,7 +188,7 @@ class ODEBlock(nn.Module):
         Raises
         ------
         AttributeError
-            When a layer has no ``tanh_form``.
+            When a layer has no ``tanh_field``.
         """
         forms = self.tanh_forms()
         duration = self.final_time / len(forms)
@@ -194,8 +209,8 @@ class ODEBlock(nn.Module):
         """
         if self.solver.adaptive:
             raise NoCertificate("an adaptive solver's error is not bounded by its tolerance")
-        if not all(hasattr(layer, "tanh_form") for layer in self.layers):
-            raise NoCertificate("the flow's layers state no tanh_form")
+        if not self.has_tanh_fields():
+            raise NoCertificate("the flow's layers state no tanh_field")
         if any(len(form.B) > LARGEST_STATE for form in self.tanh_forms()):
             raise NoCertificate(f"a state of more than {LARGEST_STATE} channels is not enumerated")
         bounds = self.lipschitz_bounds()

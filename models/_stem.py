@@ -112,18 +112,14 @@ class PixelNetwork(nn.Module):
 class ChannelLayer(nn.Module):
     """Weights of one layer in time: K, shape (n, n), and b, shape (n, 1).
 
-    K is drawn from N(0, gain^2 / n), so that its largest singular value is near 2 gain at any width.
+    K is drawn from N(0, gain^2 / n), so that its largest singular value is near 2 gain at any width, and b
+    from N(0, offset^2).
     """
 
-    def __init__(self, width: int, *, gain: float = 1.0) -> None:
+    def __init__(self, width: int, *, gain: float = 1.0, offset: float = 0.0) -> None:
         super().__init__()
         self.K = nn.Parameter(torch.randn(width, width) * gain / width**0.5)
-        self.b = nn.Parameter(torch.zeros(width, 1))
-
-    def weights(self) -> tuple[Tensor, Tensor]:
-        """K and the identity, detached, in float64."""
-        K = self.K.detach().double()
-        return K, torch.eye(len(K)).to(K)
+        self.b = nn.Parameter(offset * torch.randn(width, 1) if offset else torch.zeros(width, 1))
 
     def gradient_of_log_cosh(self, state: Tensor) -> Tensor:
         """K tanh(K^T x + b), the gradient of 1^T log cosh(K^T x + b), for x of shape (n, M)."""

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import InvalidArgument
-from ._bounds import TanhForm, contractive_step_limit
+from ._bounds import contractive_step_limit
 from ._ode import ODEBlock, Solver, SolverFailure, Steps
 from ._stem import PixelNetwork
+from ._tanh import TanhField
 from .hamiltonian import EnergyLayer
 from .registry import register_model
 
@@ -55,8 +56,8 @@ def contraction_rate(gamma: float, c1: float, c2: float) -> float:
 class ContractiveLayer(EnergyLayer):
     """f(x) = (J - gamma I)(K tanh(K^T x + b) + kappa^2 x)."""
 
-    def __init__(self, width: int, *, kappa: float, gain: float = 1.0) -> None:
-        super().__init__(width, gain=gain)
+    def __init__(self, width: int, *, kappa: float, gain: float = 1.0, offset: float = 0.0) -> None:
+        super().__init__(width, gain=gain, offset=offset)
         self.kappa = kappa
 
     def forward(self, state: Tensor, gamma: Tensor) -> Tensor:
@@ -64,11 +65,10 @@ class ContractiveLayer(EnergyLayer):
         gradient = self.gradient_of_log_cosh(state) + self.kappa**2 * state
         return self.J @ gradient - gamma * gradient
 
-    def tanh_form(self, gamma: Tensor) -> TanhForm:
+    def tanh_field(self, gamma: Tensor) -> TanhField:
         """A = (J - gamma I) K, B = K^T, C = kappa^2 (J - gamma I)."""
-        K, identity = self.weights()
-        F = self.J.double() - gamma.double() * identity
-        return TanhForm(A=F @ K, B=K.T, C=self.kappa**2 * F)
+        F = self.J - gamma * torch.eye(len(self.J)).to(self.J)
+        return TanhField(A=F @ self.K, B=self.K.T, b=self.b, C=self.kappa**2 * F)
 
     def energy(self, state: Tensor) -> Tensor:
         """H at `state` (n, M), shape (M,); it decreases along the flow."""
@@ -164,6 +164,7 @@ def build(
     kappa: float = 0.55,
     margin: float = 0.05,
     gain: float = 0.5,
+    offset: float = 0.0,
     smoothing: float = 1e-3,
 ) -> nn.Module:
     """Build a CH-NODE.
@@ -176,10 +177,10 @@ def build(
         The quadratic term M = kappa I; c1 = kappa^2.
     margin
         How far gamma lies above the contraction threshold, as a fraction of it.
-    gain
-        Initial size of K; small enough that the solver's grid resolves the flow from the start.
+    gain, offset
+        Initial size of K, small enough that the solver's grid resolves the flow from the start, and of b.
     """
-    blocks = [ContractiveLayer(width, kappa=kappa, gain=gain) for _ in range(layers)]
+    blocks = [ContractiveLayer(width, kappa=kappa, gain=gain, offset=offset) for _ in range(layers)]
     solver = Solver(method=method, steps=steps)
     flow = ContractiveFlow(blocks, kappa=kappa, margin=margin, final_time=final_time, solver=solver)
     return PixelNetwork(input_shape, num_classes, flow, width=width, smoothing=smoothing)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._errors import InvalidArgument
-from ._bounds import TanhForm
 from ._ode import ODEBlock, Solver, Steps
 from ._stem import ChannelLayer, PixelNetwork
+from ._tanh import TanhField
 from .registry import register_model
 
 
@@ -37,8 +37,8 @@ class EnergyLayer(ChannelLayer):
 
     J: Tensor
 
-    def __init__(self, width: int, *, gain: float = 1.0) -> None:
-        super().__init__(width, gain=gain)
+    def __init__(self, width: int, *, gain: float = 1.0, offset: float = 0.0) -> None:
+        super().__init__(width, gain=gain, offset=offset)
         self.register_buffer("J", symplectic_matrix(width), persistent=False)
 
     def energy(self, state: Tensor) -> Tensor:
@@ -49,10 +49,9 @@ class EnergyLayer(ChannelLayer):
 class HamiltonianLayer(EnergyLayer):
     """f(x) = J K tanh(K^T x + b)."""
 
-    def tanh_form(self) -> TanhForm:
-        """A = J K, B = K^T, C = 0."""
-        K, identity = self.weights()
-        return TanhForm(A=self.J.double() @ K, B=K.T, C=0 * identity)
+    def tanh_field(self) -> TanhField:
+        """A = J K, B = K^T."""
+        return TanhField(A=self.J @ self.K, B=self.K.T, b=self.b)
 
     def forward(self, state: Tensor) -> Tensor:
         """Derivative at `state`, shape (n, M)."""
@@ -75,6 +74,8 @@ def build(
     final_time: float = 2.0,
     method: str = "heun2",
     steps: Steps = 8,
+    gain: float = 1.0,
+    offset: float = 0.0,
     smoothing: float = 1e-3,
 ) -> nn.Module:
     """Build an H-NODE.
@@ -91,9 +92,11 @@ def build(
         T.
     method, steps
         The solver and its steps over [0, T], a multiple of `layers`.
+    gain, offset
+        Initially K is drawn from N(0, gain^2 / width) and b from N(0, offset^2).
     smoothing
         Weight of the penalty on the change of K and b between layers.
     """
-    fields = [HamiltonianLayer(width) for _ in range(layers)]
+    fields = [HamiltonianLayer(width, gain=gain, offset=offset) for _ in range(layers)]
     flow = ODEBlock(fields, final_time=final_time, solver=Solver(method=method, steps=steps))
     return PixelNetwork(input_shape, num_classes, flow, width=width, smoothing=smoothing)

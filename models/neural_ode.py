@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ._bounds import TanhForm
 from ._ode import ODEBlock, Solver, Steps
 from ._stem import ChannelLayer, PixelNetwork
+from ._tanh import TanhField
 from .registry import register_model
 
 _PAPER = "Chen, Rubanova, Bettencourt, Duvenaud, NeurIPS 2018, arXiv 1806.07366"
@@ -16,10 +16,9 @@ _PAPER = "Chen, Rubanova, Bettencourt, Duvenaud, NeurIPS 2018, arXiv 1806.07366"
 class TanhLayer(ChannelLayer):
     """f(x) = tanh(K x + b)."""
 
-    def tanh_form(self) -> TanhForm:
-        """A = I, B = K, C = 0."""
-        K, identity = self.weights()
-        return TanhForm(A=identity, B=K, C=0 * identity)
+    def tanh_field(self) -> TanhField:
+        """A = I, B = K."""
+        return TanhField(A=torch.eye(len(self.K)).to(self.K), B=self.K, b=self.b)
 
     def forward(self, state: Tensor) -> Tensor:
         """Derivative at `state`, shape (n, M)."""
@@ -55,10 +54,15 @@ def build(
     steps: Steps = 8,
     rtol: float = 1e-3,
     atol: float = 1e-3,
+    gain: float = 1.0,
+    offset: float = 0.0,
     smoothing: float = 1e-3,
 ) -> nn.Module:
-    """Build a vanilla NODE with weights constant over each of `layers` parts of [0, `final_time`]."""
-    fields = [TanhLayer(width) for _ in range(layers)]
+    """Build a vanilla NODE with weights constant over each of `layers` parts of [0, `final_time`].
+
+    Hyperparameters as in `hamiltonian.build`; `rtol` and `atol` are those of an adaptive method.
+    """
+    fields = [TanhLayer(width, gain=gain, offset=offset) for _ in range(layers)]
     solver = Solver(method=method, steps=steps, rtol=rtol, atol=atol)
     flow = ODEBlock(fields, final_time=final_time, solver=solver)
     return PixelNetwork(input_shape, num_classes, flow, width=width, smoothing=smoothing)

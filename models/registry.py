@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -55,6 +56,8 @@ class ModelSpec:
         Raise it by hand when the algorithm changes: stored records of older versions are not reused.
     source
         Hash of the file of a model that lives outside the package; None inside.
+    variant_of
+        Name of the entry that this one differs from in hyperparameters or recipe alone; None for an entry.
     """
 
     name: str
@@ -67,6 +70,7 @@ class ModelSpec:
     expected_failures: Mapping[str, str] = field(default_factory=dict)
     version: int = 1
     source: str | None = None
+    variant_of: str | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "model")
@@ -78,6 +82,21 @@ class ModelSpec:
     def full_version(self) -> str:
         """The hand-raised version, with the file's hash for a model outside the package."""
         return str(self.version) if self.source is None else f"{self.version}+{self.source[:12]}"
+
+    @property
+    def architecture(self) -> str:
+        """The name in the registry: its own, or that of the entry it is a variant of."""
+        return self.variant_of or self.name
+
+    def variant(self, name: str, hyperparameters: Mapping[str, Any], recipe: Mapping[str, Any]) -> ModelSpec:
+        """The same model under another name, with `hyperparameters` and `recipe` over its own."""
+        return dataclasses.replace(
+            self,
+            name=name,
+            hyperparameters={**self.hyperparameters, **hyperparameters},
+            recipe={**self.recipe, **recipe},
+            variant_of=self.architecture,
+        )
 
     def resolve(self, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return every hyperparameter: signature defaults, then the spec's, then `overrides`.

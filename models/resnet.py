@@ -5,19 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ._bounds import TanhForm
 from ._ode import ODEBlock, Solver
 from ._stem import ChannelLayer, PixelNetwork
+from ._tanh import TanhField
 from .registry import register_model
 
 
 class ResNetLayer(ChannelLayer):
     """f(x) = tanh(K^T x + b)."""
 
-    def tanh_form(self) -> TanhForm:
-        """A = I, B = K^T, C = 0."""
-        K, identity = self.weights()
-        return TanhForm(A=identity, B=K.T, C=0 * identity)
+    def tanh_field(self) -> TanhField:
+        """A = I, B = K^T."""
+        return TanhField(A=torch.eye(len(self.K)).to(self.K), B=self.K.T, b=self.b)
 
     def forward(self, state: Tensor) -> Tensor:
         """Derivative at `state`, shape (n, M)."""
@@ -38,9 +37,11 @@ def build(
     width: int = 8,
     layers: int = 4,
     final_time: float = 2.0,
+    gain: float = 1.0,
+    offset: float = 0.0,
     smoothing: float = 1e-3,
 ) -> nn.Module:
     """Build a ResNet of `layers` residual blocks; hyperparameters as in `hamiltonian.build`."""
-    blocks = [ResNetLayer(width) for _ in range(layers)]
+    blocks = [ResNetLayer(width, gain=gain, offset=offset) for _ in range(layers)]
     flow = ODEBlock(blocks, final_time=final_time, solver=Solver(method="euler", steps=layers))
     return PixelNetwork(input_shape, num_classes, flow, width=width, smoothing=smoothing)

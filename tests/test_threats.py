@@ -53,7 +53,7 @@ def test_images_change_within_budget_box_and_shape(threat):
     assert result.dtype == images.dtype
     assert not result.requires_grad
     assert not torch.equal(result, images)
-    assert float(violation(result, images, strength, threat.norm).max()) <= BUDGET_TOLERANCE
+    assert float(violation(result, images, strength, threat.norm, threat.box).max()) <= BUDGET_TOLERANCE
 
 
 @every_strong

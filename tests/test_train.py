@@ -95,14 +95,14 @@ def test_the_selected_weights_are_those_of_the_best_validation_epoch(few, tmp_pa
     recipe = RECIPE.model_copy(update={"epochs": 8, "learning_rate": 0.3, "decay": 1.0})
     model, checkpoint, history = fit(few, tmp_path / "w.safetensors", recipe=recipe, name="resnet")
     best = max(history.validation_accuracy)
-    assert history.validation_accuracy[history.best] == best
-    assert history.best < 7, "this recipe must get worse at some time for the test to say anything"
+    assert history.validation_accuracy[history.selected("validation")] == best
+    assert history.selected("validation") < 7, "this recipe must get worse at some time for the test to say anything"
     assert not model.training
     assert score(model, few.validation, 32, stubs.CPU, 10) == (
-        history.validation_loss[history.best],
+        history.validation_loss[history.selected("validation")],
         best,
     )
-    assert checkpoint.facts["selected_epoch"] == history.best + 1
+    assert checkpoint.facts["selected_epoch"] == history.selected("validation") + 1
     assert checkpoint.facts["history"] == vars(history)
 
 
@@ -117,7 +117,7 @@ def test_the_selected_weights_are_those_of_the_best_validation_epoch(few, tmp_pa
 )
 def test_selection_is_by_accuracy_then_loss_then_the_earliest(accuracy, loss, best):
     history = History(train_loss=[0.0] * len(loss), validation_loss=loss, validation_accuracy=accuracy)
-    assert history.best == best
+    assert history.selected("validation") == best
 
 
 def test_the_test_set_is_never_looked_at(few, tmp_path):

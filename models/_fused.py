@@ -1,0 +1,125 @@
+"""The fast path of a flow on a CPU: all its steps on one tile of columns after the other.
+
+A layer whose field is A tanh(B x + b) + C x has the Euler step E x + G tanh(B x + b) with E = I + h C and
+G = h A, and the contraction-keeping solvers are convex combinations of such steps (Shu, Osher, J. Comput.
+Phys. 77, 1988, eq. 2.1): stage i is alpha_i x + (1 - alpha_i) (Euler step of stage i - 1). So one compiled
+loop serves every model that states its matrices. `ODEBlock` takes it when `supported` says so; the
+step-by-step path is the reference it is tested against.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._tanh import TanhField
+
+STAGES = {"euler": (0.0,), "heun2": (0.0, 1 / 2), "ssprk3": (0.0, 3 / 4, 1 / 3)}
+"""alpha of each stage, by method."""
+
+SWITCH = "ROBUSTODE_FUSED"
+"""Environment variable; ``0`` turns the fast path off."""
+
+
+def supported(state: Tensor, method: str) -> bool:
+    """Whether `fused_flow` can carry `state`: float32 on a CPU, one of `STAGES`, no functorch transform."""
+    return (
+        method in STAGES
+        and state.dtype == torch.float32
+        and state.device.type == "cpu"
+        and os.environ.get(SWITCH, "1") != "0"
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def fused_flow(state: Tensor, fields: Sequence[TanhField], *, h: float, steps: int, method: str) -> Tensor:
+    """Carry `state` (n, M) by `steps` steps of size `h` of `method` in each of `fields`; same shape.
+
+    Gradients reach the state and every matrix; there is no second derivative.
+    """
+    first = fields[0]
+    B = torch.stack([field.B for field in fields])
+    b = torch.stack([field.b.flatten() for field in fields])
+    G = h * torch.stack([field.A for field in fields])
+    E = torch.eye(len(first.B)).expand_as(B)
+    linear = first.C is not None
+    if linear:
+        E = E + h * torch.stack([field.C for field in fields if field.C is not None])
+    out: Tensor = _FusedFlow.apply(state, B, b, G, E, linear, steps, method)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _FusedFlow(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        state: Tensor,
+        B: Tensor,
+        b: Tensor,
+        G: Tensor,
+        E: Tensor,
+        linear: bool,
+        steps: int,
+        method: str,
+    ) -> Tensor:
+        from . import _kernels
+
+        state = state.contiguous()
+        ctx.save_for_backward(state, B, b, G, E)
+        ctx.settings = linear, np.array(STAGES[method], np.float32), steps
+        out = torch.empty_like(state)
+        matrices = _arrays(B, b, G, E)
+        x, y = state.numpy(), out.numpy()
+        _on_all_threads(lambda low, high: _kernels.forward(x, y, *matrices, *ctx.settings, low, high), x)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, g_out: Tensor) -> tuple[Tensor | None, ...]:
+        from . import _kernels
+
+        state, *matrices = ctx.saved_tensors
+        wants = any(ctx.needs_input_grad[1:5])
+        g_in = torch.empty_like(state)
+        x, g, y, arrays = state.numpy(), g_out.contiguous().numpy(), g_in.numpy(), _arrays(*matrices)
+        B, _, G, E = matrices
+        transposed = _arrays(B.mT, G.mT, E.mT)
+
+        def part(low: int, high: int) -> list[np.ndarray]:
+            sums = [np.zeros(a.shape, np.float32) for a in arrays]
+            _kernels.backward(x, g, y, *arrays, *transposed, *ctx.settings, wants, *sums, low, high)
+            return sums
+
+        parts = _on_all_threads(part, x)
+        if not wants:
+            return g_in, None, None, None, None, None, None, None
+        totals = [torch.from_numpy(np.sum(sums, axis=0)) for sums in zip(*parts, strict=True)]
+        return g_in, *totals, None, None, None
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [t.detach().contiguous().numpy() for t in tensors]
+
+
+def _on_all_threads(work: Any, x: np.ndarray) -> list[Any]:
+    """``work(low, high)`` on as many ranges of columns as torch has threads, cut at whole tiles."""
+    from ._kernels import TILE
+
+    tiles = -(-x.shape[1] // TILE)
+    threads = max(1, min(torch.get_num_threads(), tiles))
+    cuts = [min(x.shape[1], tiles * i // threads * TILE) for i in range(threads + 1)]
+    if threads == 1:
+        return [work(*cuts)]
+    return list(_pool(threads).map(work, cuts[:-1], cuts[1:]))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="robustode-flow")
