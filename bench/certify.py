@@ -61,7 +61,8 @@ def certify_cell(
     started = time.perf_counter()
     split = split.first(cell.samples)
     try:
-        state = getattr(model, "lipschitz_parts", None)
+        double = copy.deepcopy(model).double()  # what is bounded is what is evaluated
+        state = getattr(double, "lipschitz_parts", None)
         if not callable(state):
             raise NoCertificate("the model states no Lipschitz bounds (a method lipschitz_parts)")
         parts: LipschitzParts = state()
@@ -72,7 +73,6 @@ def certify_cell(
         )
     if not all(math.isfinite(bound) and bound >= 0 for bound in parts.body.values()):
         raise ModelFailure(f"lipschitz_parts returned bounds that are no finite numbers: {dict(parts.body)}")
-    double = copy.deepcopy(model).double()
     radii = []
     with frozen(double), torch.no_grad():
         for images, labels in zip(

@@ -35,6 +35,8 @@ class Cost:
             return 1.5 * timing.seconds if timing else 0.0
         if cell.kind == "certificate":
             return 2 * cell.samples * self.forward
+        if cell.kind == "dynamics":
+            return 100 * cell.samples * (self.forward + self.backward)
         queries = next(a.queries for a in plan.attacks if a.threat.name == cell.threat)
         return cell.samples * cell.draws * (queries[0] * self.forward + queries[1] * self.backward)
 

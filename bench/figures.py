@@ -9,22 +9,20 @@ from dataclasses import dataclass
 
 import matplotlib as mpl
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
+from .curves import draw_curves
 from .examples import draw_examples
 from .headline import Headline
 from .heatmap import draw_heatmap
 from .leaderboard import rank_column
+from .rates import draw_rates
 from .records import Record
-from .stats import WORST_CASE
-from .style import INK, OTHER, RC, Style, key_name, sns, strength_name, strength_symbol, styles, threat_name
+from .selection import entry
+from .style import NAMED_MODELS, RC, key_name, strength_symbol, styles
 from .tradeoff import draw_tradeoff
+from .trajectories import draw_trajectories
 
-NAMED_MODELS = 12  # a legend longer than this cannot be read; the others are drawn in grey
 EXAMPLE_MODELS = 8
 
 
@@ -101,120 +99,20 @@ def _figures(
         figure = draw_tradeoff(rates, board, by, f"{what} (%)", looks, NAMED_MODELS)
         if figure is not None:
             yield "tradeoff", "Robustness against throughput", alt, figure
-    for row in board.head(EXAMPLE_MODELS).itertuples():
-        mine = [r for r in records if (r.cell.dataset, r.cell.model) == (dataset, row.model)]
-        mine = [r for r in mine if str(r.cell.recipe.get("name", "")) == row.recipe]
-        figure = draw_examples(mine, headline, f"{row.label} on {dataset}")
+    ours = {
+        str(row.label): [r for r in records if entry(r.cell) == (dataset, row.model, row.recipe)]
+        for row in board.itertuples()
+    }
+    for family, figure in draw_rates(ours, board, headline):
+        alt = f"Line plot: accuracies of {family} against its contraction rate."
+        yield f"rate-{family}", f"Accuracy against contraction rate: {family}", alt, figure
+    for stem, title, alt, figure in draw_trajectories({k: ours[k] for k in list(ours)[:NAMED_MODELS]}, looks):
+        yield stem, title, alt, figure
+    for label, mine in list(ours.items())[:EXAMPLE_MODELS]:
+        figure = draw_examples(mine, headline, f"{label} on {dataset}")
         if figure is not None:
-            alt = f"Test images of {dataset} under each threat, with what {row.label} predicts for them."
-            yield f"examples-{row.label}", f"Examples: {row.label}", alt, figure
-
-
-def draw_curves(
-    table: pd.DataFrame, board: pd.DataFrame, looks: dict[str, Style], certified: pd.DataFrame | None = None
-) -> Figure:
-    """Accuracy against strength: a panel per threat, a row per family, bands of 95%.
-
-    Certified accuracy, where there is any, is drawn below the worst case of its norm: thin, dotted.
-    """
-    threats = table.loc[table["threat"] != "clean", ["threat", "norm"]].drop_duplicates()
-    rows: dict[tuple[bool, str], list[tuple[str, str | None]]] = {}
-    for threat, norm in sorted(
-        ((t, None if pd.isna(n) else n) for t, n in threats.itertuples(index=False)),
-        key=lambda pair: (pair[1] is not None, pair[1] or "", pair[0] != WORST_CASE, pair[0]),
-    ):
-        rows.setdefault((norm is not None, norm or ""), []).append((threat, norm))
-    width = min(3, max(len(row) for row in rows.values()))
-    places: list[tuple[int, int, str, str | None]] = []
-    line = 0
-    for _, row in sorted(rows.items(), key=lambda item: (item[0][0], item[0][1] != "linf", item[0][1])):
-        places += [(line + i // width, i % width, *panel) for i, panel in enumerate(row)]
-        line += -(-len(row) // width)
-    shown = board[board["label"].isin(table["label"])]
-    named = list(shown["label"].head(NAMED_MODELS))
-    figure = Figure(figsize=(3.1 * width + 0.5, 2.35 * line + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(line, width, squeeze=False, sharey=True)
-    for ax in axes.flat:
-        ax.set_visible(False)
-    clean = table[table["threat"] == "clean"]
-    for r, c, threat, norm in places:
-        ax = axes[r, c]
-        ax.set_visible(True)
-        mine = table[(table["threat"] == threat) & (table["norm"].fillna("") == (norm or ""))]
-        start = clean[clean["label"].isin(mine["label"]) & clean["value"].notna()]
-        _curve(ax, pd.concat([start, mine], ignore_index=True), named, looks)
-        if threat == WORST_CASE and certified is not None:
-            _lower_bounds(ax, certified[certified["norm"] == norm], start, named, looks)
-        ax.set_title(threat_name(threat, norm))
-        ax.set_xlabel(strength_name(threat, norm)[1])
-        ax.set_xlim(left=0)
-        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        ax.tick_params(labelleft=c == 0, labelbottom=True)
-        ax.set_ylabel("accuracy (%)" if c == 0 else "")
-    axes[0, 0].set_ylim(-2, 103)
-    axes[0, 0].set_yticks(range(0, 101, 20))
-    handles = [_handle(looks[label], label) for label in named]
-    if len(shown) > len(named):
-        handles.append(Line2D([], [], color=OTHER, lw=1, label=f"{len(shown) - len(named)} other models"))
-    if certified is not None and not certified.empty:
-        handles.append(Line2D([], [], color=INK, ls=":", lw=1.3, label="certified"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3 * width - 3 or 2))
-    return figure
-
-
-def _curve(ax: Axes, data: pd.DataFrame, named: list[str], looks: dict[str, Style]) -> None:
-    grid = pd.MultiIndex.from_product([data["label"].unique(), sorted(data["strength"].unique())])
-    data = data.drop_duplicates(["label", "strength"]).set_index(["label", "strength"])
-    data = 100 * data[["value", "low", "high"]].reindex(grid.set_names(["label", "strength"]))
-    data = data.reset_index()
-    # A strength that failed is a gap: the line stops before it and begins anew after it.
-    data["run"] = data["value"].isna().cumsum()
-    for _, rest in data[~data["label"].isin(named)].groupby("label"):
-        ax.plot(rest["strength"], rest["value"], color=OTHER, lw=0.7, zorder=1)
-    shown = [label for label in named if label in set(data["label"])]
-    alpha = 0.14 if len(shown) <= 6 else 0.06
-    for label in shown:
-        band = data[data["label"] == label]
-        ax.fill_between(
-            band["strength"], band["low"], band["high"], color=looks[label].color, alpha=alpha, lw=0
-        )
-    lines = data[data["label"].isin(shown)].dropna(subset=["value"])
-    if not lines.empty:
-        sns.lineplot(
-            data=lines,
-            x="strength",
-            y="value",
-            hue="label",
-            style="label",
-            units="run",
-            hue_order=shown,
-            style_order=shown,
-            palette={label: looks[label].color for label in shown},
-            markers={label: looks[label].marker for label in shown},
-            dashes={label: looks[label].dash for label in shown},
-            estimator=None,
-            legend=False,
-            markeredgewidth=0.5,
-            ax=ax,
-        )
-
-
-def _lower_bounds(
-    ax: Axes, data: pd.DataFrame, clean: pd.DataFrame, named: list[str], looks: dict[str, Style]
-) -> None:
-    """Certified accuracy of each named model, from its clean accuracy on."""
-    for label in [name for name in named if name in set(data["label"])]:
-        start = clean[clean["label"] == label]
-        line = pd.concat([start, data[data["label"] == label]]).sort_values("strength")
-        ax.plot(line["strength"], 100 * line["value"], color=looks[label].color, ls=":", lw=1.3, zorder=1.5)
-
-
-def _handle(look: Style, label: str) -> Line2D:
-    dash = (0, look.dash) if look.dash else "-"
-    return Line2D(
-        [], [], color=look.color, marker=look.marker, ls=dash, label=label, markeredgecolor="white", mew=0.5
-    )
+            alt = f"Test images of {dataset} under each threat, with what {label} predicts for them."
+            yield f"examples-{label}", f"Examples: {label}", alt, figure
 
 
 def _save(figure: Figure, kind: str) -> bytes:

@@ -16,6 +16,9 @@ from .headline import Headline
 from .preset import Preset, Recipe, ThreatPlan
 from .records import Cell
 
+TRAJECTORY_IMAGES = 8
+"""Test images whose states are followed through the flow."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
@@ -129,6 +132,20 @@ class Plan:
             norm="l2",
             samples=len(data.test),
             batch_size=self.preset.batch_size,
+            dtype="float64",
+        )
+
+    def dynamics_cell(self, training: Cell, checkpoint_sha256: str, solver: str | None) -> Cell:
+        """The cell that follows the flow along its time, on the weights that `training` made."""
+        return dataclasses.replace(
+            training,
+            kind="dynamics",
+            checkpoint_sha256=checkpoint_sha256,
+            solver=solver,
+            threat="trajectories",
+            family="dynamics",
+            samples=TRAJECTORY_IMAGES,
+            batch_size=TRAJECTORY_IMAGES,
             dtype="float64",
         )
 

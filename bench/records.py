@@ -23,9 +23,9 @@ from .._errors import RecordError
 
 SCHEMA_VERSION = 1
 
-Kind = Literal["training", "accuracy", "certificate", "throughput"]
+Kind = Literal["training", "accuracy", "certificate", "dynamics", "throughput"]
 Status = Literal["ok", "error", "contract", "nonfinite", "budget", "timeout"]
-KINDS: tuple[str, ...] = ("training", "accuracy", "certificate", "throughput")
+KINDS: tuple[str, ...] = ("training", "accuracy", "certificate", "dynamics", "throughput")
 STATUSES: tuple[str, ...] = ("ok", "error", "contract", "nonfinite", "budget", "timeout")
 
 
@@ -46,7 +46,8 @@ class Cell:
     Attributes
     ----------
     kind
-        ``training``, ``accuracy`` (one threat at one strength), ``certificate`` or ``throughput``.
+        ``training``, ``accuracy`` (one threat at one strength), ``certificate``, ``dynamics`` (trajectories
+        of the flow) or ``throughput``.
     model_version, threat_version
         Raised by hand when the algorithm changes; a model from a file carries its file's hash.
     hyperparameters, recipe
@@ -103,8 +104,8 @@ class Cell:
         what = f"{self.model} seed {self.training_seed}"
         if self.kind == "training":
             return f"{what} · training"
-        if self.kind == "certificate":
-            return f"{what} · certificate"
+        if self.kind in ("certificate", "dynamics"):
+            return f"{what} · {self.threat}"
         if self.family == "clean":
             return f"{what} · clean"
         if self.kind == "throughput":
@@ -125,6 +126,8 @@ class Record:
         (draws, samples), and for a bounded attack ``norm`` float32 (draws, samples), the distance
         measured in float64. Certificate: ``radius`` float32 (samples,), an l2
         radius in pixel units, 0 where misclassified; none where there is no certificate.
+        Dynamics: float64, along ``time`` (t,): ``growth_random``, ``growth_adversarial``,
+        ``sensitivity_initial``, ``sensitivity_trained``, ``energy_drift``, each (t, states).
         Throughput: ``seconds`` float64 (passes,). Training: ``train_loss``,
         ``validation_loss``, ``validation_accuracy`` float64 (epochs,).
     examples

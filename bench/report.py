@@ -9,10 +9,11 @@ import pandas as pd
 
 from .._errors import InvalidArgument, RecordError
 from .benchmarks import read_benchmarks
-from .figures import draw_all
+from .figures import draw_all, labelled
 from .headline import Headline
 from .leaderboard import leaderboard
 from .page import render
+from .protocols import protocol_tables, protocols_markdown
 from .records import Record
 from .selection import current
 from .stats import summarise
@@ -80,12 +81,16 @@ def write_report(folder: Path) -> Report:
         "leaderboard.md": markdown(board, headline.title),
         "summary.csv": _csv(summary),
     }
+    protocols = protocol_tables(summary, labelled(board))
+    if protocols:
+        files["noise.md"] = protocols_markdown(protocols)
     page = render(
         records=used,
         summary=summary,
         board=board,
         headline=headline,
         pictures=pictures,
+        protocols=protocols,
         problems=[(_relative(p.path, folder), p.reason) for p in problems],
         benchmarks=benchmarks,
         superseded=superseded,
@@ -96,6 +101,8 @@ def write_report(folder: Path) -> Report:
     for name, text in files.items():
         write_atomically(store.report / name, text.encode())
     write_atomically(store.report / "index.html", page.encode())
+    if not protocols:
+        (store.report / "noise.md").unlink(missing_ok=True)
     for stale in (store.report / "figures").glob("*"):
         if stale.name not in drawn and stale.is_file():
             stale.unlink()

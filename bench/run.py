@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -22,7 +21,9 @@ from ..models import ModelSpec
 from .certify import certify_cell
 from .checkpoint import Checkpoint, find_checkpoint, load_state, load_tensors
 from .data import Data
+from .describe import describe_solver, summary_line, training_record
 from .device import environment
+from .dynamics import measure_dynamics
 from .estimate import Cost
 from .evaluate import evaluate_cell, failed
 from .headline import Headline
@@ -32,8 +33,8 @@ from .progress import Quiet, Reporter
 from .records import Cell, Record
 from .store import Problem, Store
 from .throughput import measure_cell
-from .train import History, build_model, train
-from .work import cells_of, checkpoint_path, describe_flow, describe_solver, look_ahead
+from .train import History, build_model, fit_normalisation, train
+from .work import cells_of, checkpoint_path, look_ahead
 
 _ADVICE = " (time_limit in the preset)"
 
@@ -121,10 +122,10 @@ class _ModelRun:
         )[1:]
         curves = itertools.groupby(cells, key=lambda cell: (cell.kind, cell.threat))
         for (_, threat), curve in curves:
-            records = [self._cell(cell, model) for cell in curve]
+            records = [self._cell(spec, cell, model) for cell in curve]
             new = [record for record in records if record is not None]
             if new:
-                self.reporter.say(f"{spec.name} seed {seed} · {threat}: {_summary(new)}")
+                self.reporter.say(f"{spec.name} seed {seed} · {threat}: {summary_line(new)}")
         return [cell.key() for cell in (training, *cells)]
 
     def _weights(self, spec: ModelSpec, training: Cell) -> tuple[nn.Module, Checkpoint] | None:
@@ -168,13 +169,13 @@ class _ModelRun:
         if history is None and stored is not None and stored.status == "ok":
             self.outcome.skipped += 1
             return model, checkpoint
-        record = _training_record(training, spec, model, self.data, checkpoint)
+        record = training_record(training, spec, model, self.data, checkpoint)
         self._put(record)
         accuracy = max(record.outcomes["validation_accuracy"])
         self.reporter.say(f"{spec.name} seed {training.training_seed} · trained: validation {accuracy:.1%}")
         return model, checkpoint
 
-    def _cell(self, cell: Cell, model: nn.Module) -> Record | None:
+    def _cell(self, spec: ModelSpec, cell: Cell, model: nn.Module) -> Record | None:
         """Do one cell and store its record; None when it was stored already."""
         work = self.cost.of(cell, self.plan)
         stored = None if self.fresh else self.store.get(cell)
@@ -197,6 +198,12 @@ class _ModelRun:
                 elif cell.kind == "certificate":
                     record = certify_cell(cell, model, self.data.test, **common)
                     advance(cell.samples)
+                elif cell.kind == "dynamics":
+                    common.pop("num_classes")
+                    record = measure_dynamics(
+                        cell, model, self._untrained(spec, cell), self.data.test, **common
+                    )
+                    advance(cell.samples)
                 else:
                     threat = next(a.threat for a in self.plan.attacks if a.threat.name == cell.threat)
                     record = evaluate_cell(cell, model, self.data.test, threat, on_samples=advance, **common)
@@ -204,6 +211,12 @@ class _ModelRun:
             record = failed(cell, error, seconds=time.perf_counter() - began, environment=described)
         self._put(record)
         return record
+
+    def _untrained(self, spec: ModelSpec, cell: Cell) -> nn.Module:
+        """The model as training found it: built from the seed, its normalisation fitted."""
+        model = build_model(spec.build, self.data, cell.hyperparameters, cell.training_seed)
+        fit_normalisation(model, self.data)
+        return model
 
     def _put(self, record: Record) -> None:
         self.store.put(record)
@@ -215,51 +228,3 @@ class _ModelRun:
 
     def _advance(self, work: float, units: int) -> Callable[[int], None]:
         return lambda done: self.reporter.advance(work * done / units)
-
-
-def _training_record(
-    cell: Cell, spec: ModelSpec, model: nn.Module, data: Data, checkpoint: Checkpoint
-) -> Record:
-    history = checkpoint.facts["history"]
-    return Record(
-        cell=cell,
-        outcomes={
-            name: np.asarray(values, np.float64) for name, values in history.items() if name != "seconds"
-        },
-        measures={
-            "best_epoch": float(checkpoint.facts["selected_epoch"]),
-            "parameters": float(sum(p.numel() for p in model.parameters())),
-            **describe_flow(model),
-        },
-        card={
-            "architecture": spec.architecture,
-            "summary": spec.summary,
-            "reference": spec.reference,
-            "claims": sorted(spec.claims),
-            "expected_failures": dict(spec.expected_failures),
-            "solver": describe_solver(model),
-            "input_shape": list(data.input_shape),
-            "num_classes": data.num_classes,
-            "checkpoint_sha256": checkpoint.sha256,
-        },
-        forwards=len(history["train_loss"]) * cell.samples,
-        backwards=len(history["train_loss"]) * cell.samples,
-        seconds=sum(history["seconds"]),
-        environment=checkpoint.facts["environment"],
-    )
-
-
-def _summary(records: Sequence[Record]) -> str:
-    parts = []
-    for record in records:
-        if record.status != "ok":
-            parts.append(f"{record.cell.strength:g} {record.status}")
-        elif record.cell.kind == "certificate":
-            radius = record.outcomes.get("radius")
-            none = f"none: {record.card.get('no_certificate', '')}"
-            parts.append(none if radius is None else f"median l2 radius {np.median(radius):.3g}")
-        elif record.cell.kind == "throughput":
-            parts.append(f"{record.measures['samples_per_second']:,.0f}/s at {record.cell.batch_size}")
-        else:
-            parts.append(f"{record.cell.strength:g} {record.accuracy:.1%}")
-    return ", ".join(parts)

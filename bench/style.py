@@ -32,6 +32,7 @@ _COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#999933", "#
 _MARKERS = ("v", "P", "X", "p", "<", "h", ">", "d")
 _DASHES: tuple[tuple[float, ...], ...] = ((), (3, 1.2), (1.2, 1.2), (6, 1.5, 1.2, 1.5, 1.2, 1.5))
 
+NAMED_MODELS = 12  # a legend longer than this cannot be read; the others are drawn in grey
 OTHER = "#C8CCD2"  # lines of models that are not named in a figure
 INK = "#22262B"
 QUIET = "#6B7280"
@@ -72,11 +73,19 @@ RC: Any = {
 }
 
 NORMS = {"linf": "ℓ∞", "l2": "ℓ₂", "l1": "ℓ₁", "l0": "ℓ₀"}
-_NOISE = {"gaussian": "Gaussian noise", "salt-pepper": "Salt-and-pepper noise", "uniform": "Uniform noise"}
+_NOISE = {
+    "gaussian": "Gaussian noise",
+    "salt-pepper": "Salt-and-pepper noise",
+    "uniform": "Uniform noise",
+    "paper-gaussian": "Gaussian noise, paper-exact",
+    "paper-salt-pepper": "Salt-and-pepper noise, paper-exact",
+}
 _STRENGTH = {
     "gaussian": ("σ", "standard deviation σ (pixel range = 1)"),
     "salt-pepper": ("p", "fraction of pixels p"),
     "uniform": ("r", "half-width r (pixel range = 1)"),
+    "paper-gaussian": ("v", "variance v (normalised image)"),
+    "paper-salt-pepper": ("p", "fraction of pixels p"),
 }
 
 

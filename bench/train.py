@@ -105,9 +105,7 @@ def train(
         When the loss stops being finite: the run diverged.
     """
     model.to(device)
-    for module in model.modules():
-        if isinstance(module, Normalise):
-            module.fit(data.train.images)
+    fit_normalisation(model, data)
     optimiser = torch.optim.Adam(
         model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
@@ -148,6 +146,13 @@ def train(
     return checkpoint, history
 
 
+def fit_normalisation(model: nn.Module, data: Data) -> None:
+    """Set every `Normalise` inside `model` to the mean and standard deviation of the training images."""
+    for module in model.modules():
+        if isinstance(module, Normalise):
+            module.fit(data.train.images)
+
+
 def _train_epoch(
     model: nn.Module,
     split: Split,
@@ -176,12 +181,14 @@ def _train_epoch(
 def training_step(
     model: nn.Module, images: Tensor, labels: Tensor, optimiser: torch.optim.Optimizer, num_classes: int
 ) -> float:
-    """One step on cross-entropy plus ``model.penalty()``, then ``model.after_step()``; returns the loss.
+    """One step on ``model.loss(logits, labels)`` plus ``model.penalty()``, then ``model.after_step()``.
 
-    Both methods are optional.
+    All three methods are optional; without the first the loss is cross-entropy. Returns the loss.
     """
     optimiser.zero_grad(set_to_none=True)
-    loss = F.cross_entropy(call_model(model, images, num_classes), labels)
+    criterion = getattr(model, "loss", None)
+    logits = call_model(model, images, num_classes)
+    loss = criterion(logits, labels) if callable(criterion) else F.cross_entropy(logits, labels)
     penalty = getattr(model, "penalty", None)
     if callable(penalty):
         loss = loss + penalty()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +9,10 @@ import torch
 from torch import nn
 
 from .._errors import CheckpointError
-from ..models import ModelSpec, ODEBlock
-from ..models._bounds import LARGEST_STATE
+from ..models import ModelSpec
 from .checkpoint import find_checkpoint
 from .data import Data
+from .describe import describe_solver
 from .device import device_name
 from .estimate import ESTIMATE_LIMIT, Cost, measure_cost
 from .limits import time_limit
@@ -40,27 +39,6 @@ def checkpoint_path(store: Store, cell: Cell) -> Path:
     return store.checkpoints / cell.model / name
 
 
-def describe_solver(model: nn.Module) -> str | None:
-    """The solvers of the model's ODE blocks, in words; None for a model without one."""
-    solvers = [str(module.solver) for module in model.modules() if isinstance(module, ODEBlock)]
-    return "; ".join(solvers) or None
-
-
-def describe_flow(model: nn.Module) -> dict[str, float]:
-    """What is proven of the model's flow: Lipschitz bounds, and gamma, c1, c2, rho where it contracts.
-
-    Empty for a model whose ``flow`` is no ODE block of tanh fields; a bound that overflows is left out.
-    """
-    flow = getattr(model, "flow", None)
-    if not isinstance(flow, ODEBlock) or not flow.has_tanh_fields():
-        return {}
-    found: dict[str, float] = {}
-    if all(len(form.B) <= LARGEST_STATE for form in flow.tanh_forms()):
-        found |= {f"lipschitz_{name}": value for name, value in flow.lipschitz_bounds().items()}
-    found |= flow.bounds()
-    return {name: value for name, value in found.items() if math.isfinite(value)}
-
-
 def cells_of(
     plan: Plan,
     training: Cell,
@@ -77,6 +55,7 @@ def cells_of(
         training,
         *accuracy,
         certificate,
+        plan.dynamics_cell(training, sha256, solver),
         *plan.throughput_cells(training, sha256, solver, device_name(device)),
     ]
 

@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -69,22 +70,20 @@ class _FusedFlow(torch.autograd.Function):
         steps: int,
         method: str,
     ) -> Tensor:
-        from . import _kernels
-
+        kernels = _kernels()
         state = state.contiguous()
         ctx.save_for_backward(state, B, b, G, E)
         ctx.settings = linear, np.array(STAGES[method], np.float32), steps
         out = torch.empty_like(state)
         matrices = _arrays(B, b, G, E)
         x, y = state.numpy(), out.numpy()
-        _on_all_threads(lambda low, high: _kernels.forward(x, y, *matrices, *ctx.settings, low, high), x)
+        _on_all_threads(lambda low, high: kernels.forward(x, y, *matrices, *ctx.settings, low, high), x)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, g_out: Tensor) -> tuple[Tensor | None, ...]:
-        from . import _kernels
-
+        kernels = _kernels()
         state, *matrices = ctx.saved_tensors
         wants = any(ctx.needs_input_grad[1:5])
         g_in = torch.empty_like(state)
@@ -94,7 +93,7 @@ class _FusedFlow(torch.autograd.Function):
 
         def part(low: int, high: int) -> list[np.ndarray]:
             sums = [np.zeros(a.shape, np.float32) for a in arrays]
-            _kernels.backward(x, g, y, *arrays, *transposed, *ctx.settings, wants, *sums, low, high)
+            kernels.backward(x, g, y, *arrays, *transposed, *ctx.settings, wants, *sums, low, high)
             return sums
 
         parts = _on_all_threads(part, x)
@@ -104,14 +103,19 @@ class _FusedFlow(torch.autograd.Function):
         return g_in, *totals, None, None, None
 
 
+@cache
+def _kernels() -> Any:
+    """The compiled loops: numba is imported at the first pass, not with the package."""
+    return import_module("._kernels", __package__)
+
+
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [t.detach().contiguous().numpy() for t in tensors]
 
 
 def _on_all_threads(work: Any, x: np.ndarray) -> list[Any]:
     """``work(low, high)`` on as many ranges of columns as torch has threads, cut at whole tiles."""
-    from ._kernels import TILE
-
+    TILE = _kernels().TILE
     tiles = -(-x.shape[1] // TILE)
     threads = max(1, min(torch.get_num_threads(), tiles))
     cuts = [min(x.shape[1], tiles * i // threads * TILE) for i in range(threads + 1)]

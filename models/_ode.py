@@ -80,6 +80,19 @@ class Solver:
         return f"{self.method} {self.steps} steps"
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepMap:
+    """One step of a solver inside one layer: a map of states (n, M), of some duration."""
+
+    layer: nn.Module
+    duration: float
+    map: Field
+
+    def __call__(self, state: Tensor) -> Tensor:
+        """The state one step later."""
+        return self.map(state)
+
+
 class ODEBlock(nn.Module):
     """x(T) of x' = f_j(x), f_j constant in time over the j-th of equal parts of [0, T].
 
@@ -130,8 +143,9 @@ class ODEBlock(nn.Module):
             h = self.final_time / len(self.layers) / steps
             self.nfe = len(self.layers) * steps * len(STAGES[self.solver.method])
             return fused_flow(state, self.tanh_fields(), h=h, steps=steps, method=self.solver.method)
+        steps = 0 if self.solver.adaptive else self.steps_per_layer()
         for field in self.fields():
-            state = self._solve(field, state)
+            state = self._solve(field, state, duration=self.final_time / len(self.layers), steps=steps)
         return state
 
     def fields(self) -> Sequence[Field]:
@@ -156,6 +170,23 @@ class ODEBlock(nn.Module):
                 "steps = 'contractive' needs a flow that contracts by design, such as ch-node: give a number"
             )
         return self.solver.steps // len(self.layers)
+
+    def step_maps(self) -> list[StepMap]:
+        """The solver's steps in order; for an adaptive solver its map over each of 8 parts of a layer."""
+        duration = self.final_time / len(self.layers)
+        count = 8 if self.solver.adaptive else self.steps_per_layer()
+        h, method = duration / count, self.solver.method
+
+        def step(field: Field) -> Field:
+            if method in STAGES:
+                return partial(shu_osher, field, method=method, h=h, steps=1)
+            return partial(self._solve, field, duration=h, steps=1)
+
+        return [
+            StepMap(layer=layer, duration=h, map=step(field))
+            for layer, field in zip(self.layers, self.fields(), strict=True)
+            for _ in range(count)
+        ]
 
     def bounds(self) -> dict[str, float]:
         """Constants of the exact flow that its design guarantees, by name; none in general."""
@@ -218,12 +249,11 @@ class ODEBlock(nn.Module):
             raise NoCertificate(f"no Lipschitz bound is known for a step of {self.solver.method}")
         return bounds["solver"]
 
-    def _solve(self, field: Field, state: Tensor) -> Tensor:
+    def _solve(self, field: Field, state: Tensor, *, duration: float, steps: int) -> Tensor:
         def derivative(_time: Tensor, x: Tensor) -> Tensor:
             self.nfe += 1
             return field(x)
 
-        duration = self.final_time / len(self.layers)
         interval = torch.tensor([0.0, duration], dtype=state.dtype, device=state.device)
         if self.solver.adaptive:
             try:
@@ -238,9 +268,10 @@ class ODEBlock(nn.Module):
             except AssertionError as error:
                 raise SolverFailure(f"{self.solver.method} gave up: {error}") from None
         else:
-            steps = self.steps_per_layer()
-            if self.solver.method == "ssprk3":
-                return ssprk3(lambda x: derivative(interval, x), state, duration / steps, steps)
+            if self.solver.method == "ssprk3":  # torchdiffeq has none
+                return shu_osher(
+                    lambda x: derivative(interval, x), state, method="ssprk3", h=duration / steps, steps=steps
+                )
             grid = torch.linspace(0.0, duration, steps + 1, dtype=state.dtype)
             grid = grid.to(state.device)
             grid[-1] = interval[-1]
@@ -258,18 +289,19 @@ def _exp(exponent: float) -> float:
     return math.exp(exponent) if exponent < 700 else math.inf
 
 
-def ssprk3(field: Field, state: Tensor, h: float, steps: int) -> Tensor:
-    """Carry `state` by `steps` steps of SSPRK(3,3), each a convex combination of Euler steps.
+def shu_osher(field: Field, state: Tensor, *, method: str, h: float, steps: int) -> Tensor:
+    """Carry `state` by `steps` steps of a method of `STAGES`, each a convex combination of Euler steps.
 
     References
     ----------
     Shu, Osher, "Efficient implementation of essentially non-oscillatory shock-capturing schemes",
-    J. Comput. Phys. 77, 1988, eq. 2.18.
+    J. Comput. Phys. 77, 1988, eq. 2.1, with the coefficients of 2.16 and 2.18.
     """
     for _ in range(steps):
-        first = state + h * field(state)
-        second = 3 / 4 * state + 1 / 4 * (first + h * field(first))
-        state = 1 / 3 * state + 2 / 3 * (second + h * field(second))
+        stage = state
+        for alpha in STAGES[method]:
+            stage = alpha * state + (1 - alpha) * (stage + h * field(stage))
+        state = stage
     return state
 
 

@@ -96,7 +96,9 @@ def test_the_selected_weights_are_those_of_the_best_validation_epoch(few, tmp_pa
     model, checkpoint, history = fit(few, tmp_path / "w.safetensors", recipe=recipe, name="resnet")
     best = max(history.validation_accuracy)
     assert history.validation_accuracy[history.selected("validation")] == best
-    assert history.selected("validation") < 7, "this recipe must get worse at some time for the test to say anything"
+    assert history.selected("validation") < 7, (
+        "this recipe must get worse at some time for the test to say anything"
+    )
     assert not model.training
     assert score(model, few.validation, 32, stubs.CPU, 10) == (
         history.validation_loss[history.selected("validation")],

@@ -1,0 +1,90 @@
+"""What is said of a trained model and of new results: solver, flow, training record, one line for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from torch import nn
+
+from ..models import ModelSpec, ODEBlock
+from ..models._bounds import LARGEST_STATE
+from .checkpoint import Checkpoint
+from .data import Data
+from .records import Cell, Record
+
+
+def describe_solver(model: nn.Module) -> str | None:
+    """The solvers of the model's ODE blocks, in words; None for a model without one."""
+    solvers = [str(module.solver) for module in model.modules() if isinstance(module, ODEBlock)]
+    return "; ".join(solvers) or None
+
+
+def describe_flow(model: nn.Module) -> dict[str, float]:
+    """What is proven of the model's flow: Lipschitz bounds, and gamma, c1, c2, rho where it contracts.
+
+    Empty for a model whose ``flow`` is no ODE block of tanh fields; a bound that overflows is left out.
+    """
+    flow = getattr(model, "flow", None)
+    if not isinstance(flow, ODEBlock) or not flow.has_tanh_fields():
+        return {}
+    found: dict[str, float] = {}
+    if all(len(form.B) <= LARGEST_STATE for form in flow.tanh_forms()):
+        found |= {f"lipschitz_{name}": value for name, value in flow.lipschitz_bounds().items()}
+    found |= flow.bounds()
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def training_record(
+    cell: Cell, spec: ModelSpec, model: nn.Module, data: Data, checkpoint: Checkpoint
+) -> Record:
+    """The record of a training: its curve, its flow's constants, what the model says of itself."""
+    history = checkpoint.facts["history"]
+    return Record(
+        cell=cell,
+        outcomes={
+            name: np.asarray(values, np.float64) for name, values in history.items() if name != "seconds"
+        },
+        measures={
+            "best_epoch": float(checkpoint.facts["selected_epoch"]),
+            "parameters": float(sum(p.numel() for p in model.parameters())),
+            **describe_flow(model),
+        },
+        card={
+            "architecture": spec.architecture,
+            "summary": spec.summary,
+            "reference": spec.reference,
+            "claims": sorted(spec.claims),
+            "expected_failures": dict(spec.expected_failures),
+            "solver": describe_solver(model),
+            "input_shape": list(data.input_shape),
+            "num_classes": data.num_classes,
+            "checkpoint_sha256": checkpoint.sha256,
+        },
+        forwards=len(history["train_loss"]) * cell.samples,
+        backwards=len(history["train_loss"]) * cell.samples,
+        seconds=sum(history["seconds"]),
+        environment=checkpoint.facts["environment"],
+    )
+
+
+def summary_line(records: Sequence[Record]) -> str:
+    """What the records of one threat found, strength by strength."""
+    parts = []
+    for record in records:
+        if record.status != "ok":
+            parts.append(f"{record.cell.strength:g} {record.status}")
+        elif record.cell.kind == "certificate":
+            radius = record.outcomes.get("radius")
+            none = f"none: {record.card.get('no_certificate', '')}"
+            parts.append(none if radius is None else f"median l2 radius {np.median(radius):.3g}")
+        elif record.cell.kind == "dynamics":
+            growth = record.outcomes.get("growth_adversarial")
+            reason = str(record.card.get("no_dynamics", ""))
+            parts.append(reason if growth is None else f"distances grow by up to {growth[-1].max():.3g}")
+        elif record.cell.kind == "throughput":
+            parts.append(f"{record.measures['samples_per_second']:,.0f}/s at {record.cell.batch_size}")
+        else:
+            parts.append(f"{record.cell.strength:g} {record.accuracy:.1%}")
+    return ", ".join(parts)
