@@ -168,7 +168,7 @@ def build(
     num_classes: int,
     *,
     bands: int | None = None,
-    layers: int = 6,
+    layers: int = 4,
     kappa: float = 0.05,
     margin: float = 6.0,
     radius: float = 1.5,

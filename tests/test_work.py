@@ -7,11 +7,12 @@ import math
 import pytest
 import stubs
 import torch
+from robustode.bench.describe import describe_flow, describe_solver
 from robustode.bench.plan import Plan, make_plan
 from robustode.bench.preset import load_preset
 from robustode.bench.run import run_plan
 from robustode.bench.store import Store
-from robustode.bench.work import cells_of, checkpoint_path, describe_flow, describe_solver, look_ahead
+from robustode.bench.work import cells_of, checkpoint_path, look_ahead
 from robustode.models import MODELS
 from torch import nn
 
