@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 from torch import nn
 
-from ..models import ModelSpec, ODEBlock
+from ..models import ModelSpec, NoCertificate, ODEBlock
 from ..models._bounds import LARGEST_STATE
 from .checkpoint import Checkpoint
 from .data import Data
@@ -24,14 +25,18 @@ def describe_solver(model: nn.Module) -> str | None:
 def describe_flow(model: nn.Module) -> dict[str, float]:
     """What is proven of the model's flow: Lipschitz bounds, and gamma, c1, c2, rho where it contracts.
 
-    Empty for a model whose ``flow`` is no ODE block of tanh fields; a bound that overflows is left out.
+    Empty for a model whose ``flow`` is no ODE block; a bound that is unknown or overflows is left out.
     """
     flow = getattr(model, "flow", None)
-    if not isinstance(flow, ODEBlock) or not flow.has_tanh_fields():
+    if not isinstance(flow, ODEBlock):
         return {}
     found: dict[str, float] = {}
-    if all(len(form.B) <= LARGEST_STATE for form in flow.tanh_forms()):
-        found |= {f"lipschitz_{name}": value for name, value in flow.lipschitz_bounds().items()}
+    if flow.has_tanh_fields():
+        if all(len(form.B) <= LARGEST_STATE for form in flow.tanh_forms()):
+            found |= {f"lipschitz_{name}": value for name, value in flow.lipschitz_bounds().items()}
+    else:
+        with suppress(NoCertificate):
+            found["lipschitz_solver"] = flow.solver_bound()
     found |= flow.bounds()
     return {name: value for name, value in found.items() if math.isfinite(value)}
 

@@ -33,6 +33,9 @@ class Cost:
         if cell.kind == "throughput":
             timing = plan.preset.throughput
             return 1.5 * timing.seconds if timing else 0.0
+        if cell.threat == "smoothing":
+            votes = cell.parameters["n0"] + cell.parameters["n"]
+            return cell.samples * votes * self.forward
         if cell.kind == "certificate":
             return 2 * cell.samples * self.forward
         if cell.kind == "dynamics":

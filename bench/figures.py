@@ -19,6 +19,7 @@ from .leaderboard import rank_column
 from .rates import draw_rates
 from .records import Record
 from .selection import entry
+from .stats import CERTIFICATE
 from .style import NAMED_MODELS, RC, key_name, strength_symbol, styles
 from .tradeoff import draw_tradeoff
 from .trajectories import draw_trajectories
@@ -83,7 +84,7 @@ def _figures(
     looks = styles(sorted(board["label"]))
     best = board["label"].iloc[0]
     accuracy = table[(table["statistic"] == "accuracy")]
-    certified = table[(table["statistic"] == "certified_accuracy")]
+    certified = table[(table["statistic"] == "certified_accuracy") & (table["threat"] == CERTIFICATE)]
     if (accuracy["threat"] != "clean").any():
         alt = f"Line plots, one per threat: accuracy falls as strength grows. Highest ranked: {best}."
         yield "accuracy", "Accuracy against strength", alt, draw_curves(accuracy, board, looks, certified)

@@ -12,7 +12,7 @@ import pandas as pd
 from .headline import Headline
 from .records import Cell, Record, digest
 from .selection import Entry, current, entry
-from .stats import WORST_CASE, summarise
+from .stats import CERTIFICATE, WORST_CASE, summarise
 
 TIMINGS = ("inference", "training-step")
 CERTIFIED = "certified-"  # before a norm: the lower bound beside its worst case
@@ -61,6 +61,8 @@ def leaderboard(
             where = (row, r["threat"], r["protocol"])
             best[where] = max(best[where], r["value"])
             devices.append((r["threat"], r["protocol"]))
+        elif r["statistic"] == "certified_accuracy" and r["threat"] != CERTIFICATE:
+            continue  # a certificate of another classifier, the smoothed one
         elif r["statistic"] == "certified_accuracy":
             key = (row, "accuracy", f"{CERTIFIED}{r['norm']}", round(r["strength"], 9))
             values[key] = (r["value"], r["low"], r["high"], r["samples"], r["seeds"])

@@ -16,7 +16,7 @@ import pandas as pd
 from .benchmarks import BenchmarkFile
 from .figures import Picture, labelled
 from .headline import Headline
-from .protocols import ProtocolTable
+from .protocols import SideTable
 from .records import Record
 from .selection import Entry, entry
 from .style import key_name, strength_symbol
@@ -31,7 +31,8 @@ def render(
     board: pd.DataFrame,
     headline: Headline,
     pictures: Sequence[Picture],
-    protocols: Sequence[ProtocolTable],
+    protocols: Sequence[SideTable],
+    smoothing: Sequence[SideTable],
     problems: Sequence[tuple[str, str]],
     benchmarks: Sequence[BenchmarkFile],
     superseded: int,
@@ -68,6 +69,7 @@ def render(
         rank_by=rank_by,
         datasets=[_dataset(str(name), rows, pictures) for name, rows in board.groupby("dataset", sort=True)],
         protocols=protocols,
+        smoothing=smoothing,
         throughput=_throughput(summary),
         cards=[_card(row, by_row[row.dataset, row.model, row.recipe]) for row in rows],
         failures=failures,

@@ -118,11 +118,11 @@ class Plan:
             for strength in plan.strengths
         ]
 
-    def certificate_cell(
+    def certificate_cells(
         self, training: Cell, checkpoint_sha256: str, solver: str | None, data: Data
-    ) -> Cell:
-        """The cell that certifies every test sample, on the weights that `training` made."""
-        return dataclasses.replace(
+    ) -> list[Cell]:
+        """The cells that certify test samples, on the weights that `training` made."""
+        lipschitz = dataclasses.replace(
             training,
             kind="certificate",
             checkpoint_sha256=checkpoint_sha256,
@@ -134,6 +134,17 @@ class Plan:
             batch_size=self.preset.batch_size,
             dtype="float64",
         )
+        if (wish := self.preset.smoothing) is None:
+            return [lipschitz]
+        smoothing = dataclasses.replace(
+            lipschitz,
+            threat="smoothing",
+            strength=wish.sigma,
+            parameters=wish.model_dump(include={"n0", "n", "alpha"}),
+            samples=min(wish.samples, len(data.test)),
+            dtype="float32",
+        )
+        return [lipschitz, smoothing]
 
     def dynamics_cell(self, training: Cell, checkpoint_sha256: str, solver: str | None) -> Cell:
         """The cell that follows the flow along its time, on the weights that `training` made."""

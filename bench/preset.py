@@ -70,6 +70,19 @@ class ThroughputPlan(_Table):
     passes: PositiveInt = 10
 
 
+class Smoothing(_Table):
+    """Randomised smoothing: standard deviation in pixel units, and how many noisy copies vote.
+
+    `n0` copies choose the class, `n` others certify it with probability 1 - `alpha`, on the first `samples`.
+    """
+
+    sigma: PositiveFloat
+    samples: PositiveInt = 100
+    n0: PositiveInt = 100
+    n: PositiveInt = 100_000
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
+
+
 class TimeLimits(_Table):
     """Seconds after which a unit of work is stopped and stored as a timeout."""
 
@@ -128,6 +141,7 @@ class Preset(_Table):
     recipe: Recipe
     threats: Annotated[list[ThreatPlan], Field(min_length=1)]
     throughput: ThroughputPlan | None = None
+    smoothing: Smoothing | None = None
     time_limit: TimeLimits
     overrides: dict[str, ModelOverride] = {}
     variants: dict[str, Variant] = {}

@@ -1,4 +1,4 @@
-"""Noise, protocol by protocol: a table each, never one column for two of them. No torch."""
+"""Tables beside the leaderboard: noise protocol by protocol, and randomised smoothing. No torch."""
 
 from __future__ import annotations
 
@@ -21,9 +21,16 @@ MEANINGS = {
 """What each protocol does, in a sentence."""
 
 
+SMOOTHING = (
+    "Certified accuracy of the smoothed classifier, which votes over copies of the image under Gaussian "
+    "noise: another classifier than the model itself, certified with probability 1 - α per sample "
+    "(Cohen et al. 2019)."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
-class ProtocolTable:
-    """One protocol on one dataset.
+class SideTable:
+    """One protocol, or the smoothed classifiers, on one dataset.
 
     Attributes
     ----------
@@ -40,7 +47,7 @@ class ProtocolTable:
     rows: Sequence[tuple[str, Sequence[tuple[str, str, str]]]]
 
 
-def protocol_tables(summary: pd.DataFrame, board: pd.DataFrame) -> list[ProtocolTable]:
+def protocol_tables(summary: pd.DataFrame, board: pd.DataFrame) -> list[SideTable]:
     """Tables of accuracy under noise, where a dataset was evaluated under several protocols.
 
     Parameters
@@ -59,8 +66,19 @@ def protocol_tables(summary: pd.DataFrame, board: pd.DataFrame) -> list[Protocol
         clean = rows[rows["threat"] == "clean"]
         for protocol in protocols:
             mine = rows[(rows["protocol"] == protocol) & (rows["threat"] != "clean")]
-            tables.append(_table(str(dataset), protocol, pd.concat([clean, mine]), board))
+            rows_shown = pd.concat([clean, mine])
+            tables.append(_table(str(dataset), protocol, MEANINGS.get(protocol, ""), rows_shown, board))
     return tables
+
+
+def smoothing_tables(summary: pd.DataFrame, board: pd.DataFrame) -> list[SideTable]:
+    """Tables of certified accuracy of the smoothed classifiers, by l2 radius, where there are any."""
+    rows = summary[(summary["threat"] == "smoothing") & (summary["norm"] == "l2")]
+    rows = rows.assign(statistic=rows["statistic"].str.replace("certified_", ""))
+    return [
+        _table(str(dataset), "smoothing", SMOOTHING, mine, board)
+        for dataset, mine in rows.groupby("dataset", sort=True)
+    ]
 
 
 def _noises(summary: pd.DataFrame) -> list[str]:
@@ -68,7 +86,7 @@ def _noises(summary: pd.DataFrame) -> list[str]:
     return sorted(set(accuracy["threat"]) - {"clean"})
 
 
-def _table(dataset: str, protocol: str, rows: pd.DataFrame, board: pd.DataFrame) -> ProtocolTable:
+def _table(dataset: str, protocol: str, meaning: str, rows: pd.DataFrame, board: pd.DataFrame) -> SideTable:
     asked = rows[["threat", "strength"]].drop_duplicates().itertuples(index=False, name=None)
     columns = sorted(asked, key=lambda pair: (pair[0] != "clean", *pair))
     names = ("model", "recipe", "threat", "strength", "statistic")
@@ -86,15 +104,17 @@ def _table(dataset: str, protocol: str, rows: pd.DataFrame, board: pd.DataFrame)
             cells.append((percent(value["value"]), interval, percent(spread["value"]) if spread else ""))
         lines.append((str(row.label), cells))
     heads = [
-        (threat_name(t).partition(",")[0], "" if t == "clean" else f"{strength_name(t)[0]} = {s:g}")
-        for t, s in columns
+        (threat_name(threat).partition(",")[0], "" if threat == "clean" else f"{_symbol(threat)} = {at:g}")
+        for threat, at in columns
     ]
-    return ProtocolTable(
-        dataset=dataset, protocol=protocol, meaning=MEANINGS.get(protocol, ""), heads=heads, rows=lines
-    )
+    return SideTable(dataset=dataset, protocol=protocol, meaning=meaning, heads=heads, rows=lines)
 
 
-def protocols_markdown(tables: Sequence[ProtocolTable]) -> str:
+def _symbol(threat: str) -> str:
+    return "ℓ₂ radius" if threat == "smoothing" else strength_name(threat)[0]
+
+
+def protocols_markdown(tables: Sequence[SideTable]) -> str:
     """Write the tables as GitHub Markdown, each under its sentence."""
     parts = []
     for table in tables:

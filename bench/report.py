@@ -13,7 +13,7 @@ from .figures import draw_all, labelled
 from .headline import Headline
 from .leaderboard import leaderboard
 from .page import render
-from .protocols import protocol_tables, protocols_markdown
+from .protocols import protocol_tables, protocols_markdown, smoothing_tables
 from .records import Record
 from .selection import current
 from .stats import summarise
@@ -91,6 +91,7 @@ def write_report(folder: Path) -> Report:
         headline=headline,
         pictures=pictures,
         protocols=protocols,
+        smoothing=smoothing_tables(summary, labelled(board)),
         problems=[(_relative(p.path, folder), p.reason) for p in problems],
         benchmarks=benchmarks,
         superseded=superseded,

@@ -31,6 +31,7 @@ from .limits import time_limit
 from .plan import Plan
 from .progress import Quiet, Reporter
 from .records import Cell, Record
+from .smoothing import smooth_cell
 from .store import Problem, Store
 from .throughput import measure_cell
 from .train import History, build_model, fit_normalisation, train
@@ -195,6 +196,8 @@ class _ModelRun:
                 if cell.kind == "throughput":
                     record = measure_cell(cell, model, self.data.test, **common)
                     advance(cell.samples)
+                elif cell.threat == "smoothing":
+                    record = smooth_cell(cell, model, self.data.test, on_samples=advance, **common)
                 elif cell.kind == "certificate":
                     record = certify_cell(cell, model, self.data.test, **common)
                     advance(cell.samples)

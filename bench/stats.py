@@ -166,17 +166,19 @@ def _worst_case_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
 def _certified_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
     """Certified accuracies at every strength that some attack of the dataset was run at.
 
-    A sample counts when its l2 radius exceeds eps; in L-infinity, when it exceeds eps sqrt(pixels).
+    A sample counts when its l2 radius exceeds eps; in L-infinity, when it exceeds eps sqrt(pixels). The
+    threat says which certificate: ``lipschitz`` of the model itself, ``smoothing`` of its vote under noise.
     """
     strengths: dict[str, set[tuple[str, str, float]]] = defaultdict(set)
-    found: dict[tuple[Entry, int], Record] = {}
+    found: dict[tuple[Entry, str, int], Record] = {}
     for record in records:
         cell = record.cell
         if cell.kind == "accuracy" and cell.norm is not None:
             strengths[cell.dataset].add((cell.protocol, cell.norm, cell.strength))
         elif cell.kind == "certificate" and "radius" in record.outcomes:
-            found[entry(cell), cell.training_seed] = record
-    for row, ours in _grouped((row, record) for (row, _), record in sorted(found.items())).items():
+            found[entry(cell), cell.threat, cell.training_seed] = record
+    groups = _grouped(((row, how), record) for (row, how, _), record in sorted(found.items()))
+    for (row, how), ours in groups.items():
         dataset, model, recipe = row
         samples = min(record.outcomes["radius"].size for record in ours)
         for protocol, norm, strength in sorted(strengths[dataset]):
@@ -184,7 +186,7 @@ def _certified_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
                 continue
             scale = 1.0 if norm == "l2" else float(np.sqrt(ours[0].measures["pixels"]))
             values = [float(np.mean(record.outcomes["radius"] > strength * scale)) for record in ours]
-            where = (dataset, protocol, model, recipe, CERTIFICATE, norm, strength)
+            where = (dataset, protocol, model, recipe, how, norm, strength)
             for line in _fractions(where, values, samples):
                 yield (*line[:7], line[7].replace("accuracy", "certified_accuracy"), *line[8:])
 
@@ -229,6 +231,8 @@ def _cost_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
             add(cell, device, batch, "peak_memory", measures.get("peak_memory_bytes"))
         elif cell.kind == "training":
             add(cell, str(record.environment.get("device", "")), 0.0, "training_seconds", record.seconds)
+            add(cell, "", 0.0, "contraction_rate", measures.get("rho"))
+            add(cell, "", 0.0, "lipschitz_solver", measures.get("lipschitz_solver"))
         elif cell.family == "clean":
             add(cell, cell.protocol, 0.0, "nfe", record.nfe)
     for cell, size in sizes.values():

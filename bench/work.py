@@ -50,11 +50,11 @@ def cells_of(
     """The training cell and every cell on the weights it makes; the hash is None before they are made."""
     sha256 = checkpoint_sha256 or ""
     accuracy = plan.accuracy_cells(training, sha256, solver, data)
-    certificate = plan.certificate_cell(training, sha256, solver, data)
+    certificates = plan.certificate_cells(training, sha256, solver, data)
     return [
         training,
         *accuracy,
-        certificate,
+        *certificates,
         plan.dynamics_cell(training, sha256, solver),
         *plan.throughput_cells(training, sha256, solver, device_name(device)),
     ]

@@ -134,8 +134,8 @@ passes = 2
 training = 60
 cell = 30
 """
-CELLS = 8
-"""Of one model and seed under `PRESET`: training, clean, two Gaussian, PGD, certificate, two timings."""
+CELLS = 9
+"""Of one model and seed: training, clean, two Gaussian, PGD, certificate, dynamics, two timings."""
 
 
 def preset_file(folder: Path, text: str = PRESET) -> Path:

@@ -24,7 +24,8 @@ def cells(plan: Plan, data) -> list[Cell]:
     return [
         training,
         *plan.accuracy_cells(training, "c" * 64, "euler", data),
-        plan.certificate_cell(training, "c" * 64, "euler", data),
+        *plan.certificate_cells(training, "c" * 64, "euler", data),
+        plan.dynamics_cell(training, "c" * 64, "euler"),
         *plan.throughput_cells(training, "c" * 64, "euler", "cpu"),
     ]
 
@@ -45,14 +46,15 @@ def test_one_cell_for_each_piece_of_work(plan, digits):
         ("accuracy", "gaussian", 0.3, 2, 40, 20),
         ("accuracy", "pgd-linf", 0.05, 1, 40, 20),
         ("certificate", "lipschitz", 0.0, 1, 450, 20),
+        ("dynamics", "trajectories", 0.0, 1, 8, 8),
         ("throughput", "inference", 0.0, 1, 4, 4),
         ("throughput", "training-step", 0.0, 1, 4, 4),
     ]
-    assert [c.norm for c in made] == [None] * 4 + ["linf", "l2"] + [None] * 2
+    assert [c.norm for c in made] == [None] * 4 + ["linf", "l2"] + [None] * 3
     assert made[0].checkpoint_sha256 is None
     assert all(c.checkpoint_sha256 == "c" * 64 for c in made[1:])
     assert dict(made[4].parameters) == {"steps": 3, "restarts": 1, "relative_step": 2.5}
-    assert [c.device for c in made] == [None] * 6 + ["cpu"] * 2
+    assert [c.device for c in made] == [None] * 7 + ["cpu"] * 2
 
 
 def test_every_cell_carries_what_made_it(plan, digits):
@@ -73,14 +75,15 @@ def test_keys_are_pinned(plan, digits):
     """They change when a cell gains a field or its meaning changes, and every stored record is done again."""
     plan = make_plan(plan.preset, models=[stubs.spec("pinned", recipe={"weight_decay": 0.5})])
     assert [cell.key()[:12] for cell in cells(plan, digits)] == [
-        "83585e5ba11f",
-        "277a4921a223",
-        "72f20e942f47",
-        "c3f77687895b",
-        "daa309cfc388",
-        "29213dbc7c63",
-        "a6ce304a36a6",
-        "182569aa72ae",
+        "3604aee0f135",
+        "1bdc22dd43a2",
+        "891cc93d853e",
+        "76a67d13923e",
+        "47b2da7536ca",
+        "105ab3722add",
+        "bc6d715d49da",
+        "7fe491e6bb97",
+        "04866a72647f",
     ]
 
 
@@ -96,19 +99,19 @@ def test_a_raised_version_is_other_work(plan, digits):
         plan, attacks=(*plan.attacks[:2], dataclasses.replace(attack, threat=threat))
     )
     changed = [a.key() != b.key() for a, b in zip(cells(plan, digits), cells(raised, digits), strict=True)]
-    assert changed == [False] * 4 + [True] + [False] * 3
+    assert changed == [False] * 4 + [True] + [False] * 4
 
 
 @pytest.mark.parametrize(
     ("old", "new", "changed"),
     [
-        ("epochs = 2", "epochs = 3", [True] * 8),
-        ("steps = 3", "steps = 4", [False] * 4 + [True] + [False] * 3),
-        ("draws = 2", "draws = 3", [False, False, True, True, False, False, False, False]),
-        ("seconds = 0.001", "seconds = 0.002", [False] * 6 + [True] * 2),
-        ('title = "tiny"', 'title = "other"', [False] * 8),
-        ("reported = 0.1", "reported = 0.3", [False] * 8),
-        ("cell = 30", "cell = 40", [False] * 8),
+        ("epochs = 2", "epochs = 3", [True] * 9),
+        ("steps = 3", "steps = 4", [False] * 4 + [True] + [False] * 4),
+        ("draws = 2", "draws = 3", [False] * 2 + [True] * 2 + [False] * 5),
+        ("seconds = 0.001", "seconds = 0.002", [False] * 7 + [True] * 2),
+        ('title = "tiny"', 'title = "other"', [False] * 9),
+        ("reported = 0.1", "reported = 0.3", [False] * 9),
+        ("cell = 30", "cell = 40", [False] * 9),
     ],
 )
 def test_what_changes_which_work(tmp_path, plan, digits, old, new, changed):

@@ -23,9 +23,9 @@ def test_a_shipped_preset_parses_and_plans(name):
     assert preset.title
     assert preset.cost
     plan = make_plan(preset)
-    assert len(plan.specs) >= 4
+    assert plan.specs
     assert plan.headline().rank in plan.headline().reported
-    assert preset.throughput is not None
+    assert preset.throughput is not None or preset.sweeps
     for grid in preset.threats:
         assert grid.strengths == sorted(grid.strengths)
         compared = THREATS.get(grid.name).protocol == "pixel" and grid.name != "clean"

@@ -297,21 +297,22 @@ def test_the_reported_work_adds_up(few, tmp_path):
     do(plan, few, tmp_path / "out", reporter=listening)
     assert listening.total > 0
     assert listening.done == pytest.approx(listening.total)
-    assert [line.split(":")[0] for line in listening.lines[:9]] == [
-        f"16 cells to do, 0 stored already; results in {tmp_path / 'out'}",
+    assert [line.split(":")[0] for line in listening.lines[:10]] == [
+        f"18 cells to do, 0 stored already; results in {tmp_path / 'out'}",
         "linear seed 0 · training, 2 epochs",
         "linear seed 0 · trained",
         "linear seed 0 · clean",
         "linear seed 0 · gaussian",
         "linear seed 0 · pgd-linf",
         "linear seed 0 · lipschitz",
+        "linear seed 0 · trajectories",
         "linear seed 0 · inference",
         "linear seed 0 · training-step",
     ]
     again = Listening()
     do(plan, few, tmp_path / "out", reporter=again)
     assert (again.total, again.done, len(again.lines)) == (0, 0, 1)
-    assert again.lines[0].startswith("0 cells to do, 16 stored already")
+    assert again.lines[0].startswith("0 cells to do, 18 stored already")
 
 
 def test_results_do_not_depend_on_the_models_beside(few, tmp_path):
