@@ -113,6 +113,24 @@ def check_hamiltonian(model: nn.Module, images: Tensor) -> None:
                 )
 
 
+def check_tanh_fields(model: nn.Module) -> None:
+    """The matrices that layers state are those of the fields they are; nothing to check where none does."""
+    flow = getattr(model, "flow", None)
+    if not isinstance(flow, ODEBlock) or not flow.has_tanh_fields():
+        return
+    flow.double()
+    for field, stated in zip(flow.fields(), flow.tanh_fields(), strict=True):
+        for states in _states(len(stated.B)):
+            derivative = field(states)
+            size = derivative.abs().max().clamp_min(1e-300)
+            apart = float((derivative - stated(states)).abs().max() / size)
+            if apart > 1e-9:
+                raise ContractBroken(
+                    f"tanh_field and forward of a layer differ by {apart:.2g} of their size: "
+                    "they must be one field"
+                )
+
+
 CLAIM_CHECKS: Mapping[str, Callable[[nn.Module, Tensor], None]] = {
     "fixed_step": check_fixed_step,
     "contractive": check_contractive,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .._errors import ContractBroken, NonFinite, RobustodeError
 from ..models import ModelSpec
-from .claims import CLAIM_CHECKS
+from .claims import CLAIM_CHECKS, check_tanh_fields
 from .evaluate import frozen
 from .limits import time_limit
 from .queries import call_model, one_line
@@ -183,6 +183,12 @@ def check_double_precision(spec: ModelSpec) -> None:
         )
 
 
+def check_tanh_field(spec: ModelSpec) -> None:
+    """Layers that state the matrices of their field, for bounds and the fast path, state the right ones."""
+    with torch.no_grad():
+        check_tanh_fields(_build(spec))
+
+
 def check_claim(spec: ModelSpec, claim: str) -> None:
     """Measure one declared claim at two initialisations."""
     for seed in (0, 1):
@@ -200,6 +206,7 @@ CHECKS: dict[str, Callable[[ModelSpec], None]] = {
     "batch_independent": check_batch_independent,
     "state_round_trip": check_state_round_trip,
     "double_precision": check_double_precision,
+    "tanh_field": check_tanh_field,
 }
 
 

@@ -12,7 +12,9 @@ from robustode import ODEBlock, Solver
 from robustode.bench import conformance
 from robustode.bench.conformance import CHECKS, Result, check_model, checks_for
 from robustode.models import ModelSpec, count_nfe
+from robustode.models._stem import PixelNetwork
 from robustode.models.hamiltonian import symplectic_matrix
+from robustode.models.neural_ode import TanhLayer
 from torch import nn
 
 
@@ -164,6 +166,19 @@ class Raising(Base):
         return super().forward(images)
 
 
+class OtherField(TanhLayer):
+    def forward(self, state):
+        return 2 * super().forward(state)
+
+    def tanh_field(self):
+        return super().tanh_field()
+
+
+def two_fields(shape, classes):
+    flow = ODEBlock([OtherField(8)], final_time=1.0, solver=Solver(method="euler", steps=2))
+    return PixelNetwork(shape, classes, flow, width=8, smoothing=0.0)
+
+
 SINNERS: dict[str, tuple[Callable, str, str]] = {
     "softmax": (Softmax, "logits", "return logits, without the final softmax"),
     "stochastic": (Stochastic, "deterministic", "draw no random numbers in eval mode"),
@@ -183,6 +198,7 @@ SINNERS: dict[str, tuple[Callable, str, str]] = {
     "squeezed": (Squeezed, "shapes", "the model returned shape (2,) for 1 images"),
     "in place": (InPlace, "finite", "the model changes its input in place: work on a copy"),
     "raises": (Raising, "gradients", "the model raised ZeroDivisionError: not today"),
+    "two fields": (two_fields, "tanh_field", "differ by 0.5 of their size: they must be one field"),
     "no module": (lambda shape, classes: "model", "finite", "build returned str: return a torch.nn.Module"),
 }
 TWINS = {"softmax": LogSoftmax, "stochastic": Dropout, "batch statistics": SampleStatistics}

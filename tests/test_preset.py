@@ -25,7 +25,9 @@ def test_a_shipped_preset_parses_and_plans(name):
     plan = make_plan(preset)
     assert plan.specs
     assert plan.headline().rank in plan.headline().reported
-    assert preset.throughput is not None or preset.sweeps
+    assert (preset.throughput is not None) == (name in ("quick", "standard")), (
+        "others speak of accuracy alone"
+    )
     for grid in preset.threats:
         assert grid.strengths == sorted(grid.strengths)
         compared = THREATS.get(grid.name).protocol == "pixel" and grid.name != "clean"

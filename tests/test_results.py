@@ -1,0 +1,73 @@
+"""What is published under results/ is what its records say, and no attack breaks a certificate."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from robustode.bench.records import Record
+from robustode.bench.report import write_report
+from robustode.bench.store import Store
+
+RESULTS = Path(__file__).parents[1] / "results"
+PUBLISHED = [
+    path.parent
+    for path in sorted(RESULTS.glob("*/plan.json"))
+    if path.parent.name not in ("quick", "standard")
+]
+each_folder = pytest.mark.parametrize("folder", PUBLISHED, ids=lambda path: path.name)
+
+
+def test_something_is_published():
+    assert "digits" in {folder.name for folder in PUBLISHED}
+
+
+def certified_cases(records: list[Record]) -> tuple[int, list[str]]:
+    """Pairs of a sample and an attack inside its certified radius, and those that broke it."""
+    count, broken = 0, []
+    radii = {
+        (r.cell.model, r.cell.training_seed, r.cell.checkpoint_sha256): r
+        for r in records
+        if r.cell.threat == "lipschitz" and "radius" in r.outcomes
+    }
+    for record in records:
+        cell = record.cell
+        certificate = radii.get((cell.model, cell.training_seed, cell.checkpoint_sha256))
+        if cell.kind != "accuracy" or record.status != "ok" or certificate is None:
+            continue
+        if cell.norm is None and cell.family != "clean":
+            continue
+        scale = math.sqrt(certificate.measures["pixels"]) if cell.norm == "linf" else 1.0
+        inside = certificate.outcomes["radius"][: cell.samples] > cell.strength * scale
+        survived = record.outcomes["correct"].all(0)
+        count += int(inside.sum())
+        broken += [f"{cell.label()}: sample {i}" for i in np.flatnonzero(inside & ~survived)]
+    return count, broken
+
+
+@each_folder
+def test_no_attack_breaks_a_certificate(folder):
+    records, problems = Store(folder).load()
+    assert problems == []
+    count, broken = certified_cases(records)
+    assert count > 0
+    assert broken == []
+
+
+@each_folder
+def test_every_record_comes_from_a_clean_commit_and_is_sound(folder):
+    records, _ = Store(folder).load()
+    assert {record.status for record in records} == {"ok"}
+    assert {bool(record.environment["dirty"]) for record in records} == {False}
+    assert None not in {record.environment["commit"] for record in records}
+
+
+@each_folder
+def test_the_report_is_what_the_records_make(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("report", "checkpoints"))
+    write_report(tmp_path / "copy")
+    for name in ("leaderboard.csv", "summary.csv", "leaderboard.md"):
+        assert (tmp_path / "copy" / "report" / name).read_text() == (folder / "report" / name).read_text()
