@@ -35,7 +35,7 @@ class Cost:
             return 1.5 * timing.seconds if timing else 0.0
         if cell.threat == "smoothing":
             votes = cell.parameters["n0"] + cell.parameters["n"]
-            return cell.samples * votes * self.forward
+            return float(cell.samples * votes * self.forward)
         if cell.kind == "certificate":
             return 2 * cell.samples * self.forward
         if cell.kind == "dynamics":
