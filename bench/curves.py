@@ -45,7 +45,9 @@ def draw_curves(
         ax = axes[r, c]
         ax.set_visible(True)
         mine = table[(table["threat"] == threat) & (table["norm"].fillna("") == (norm or ""))]
-        start = clean[clean["label"].isin(mine["label"]) & clean["value"].notna()]
+        # A protocol that clips elsewhere changes images at strength 0 too: its lines do not start clean.
+        same = clean["protocol"].isin(mine["protocol"])
+        start = clean[clean["label"].isin(mine["label"]) & clean["value"].notna() & same]
         _curve(ax, pd.concat([start, mine], ignore_index=True), named, looks)
         if threat == WORST_CASE and certified is not None:
             _lower_bounds(ax, certified[certified["norm"] == norm], start, named, looks)
