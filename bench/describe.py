@@ -38,6 +38,9 @@ def describe_flow(model: nn.Module) -> dict[str, float]:
         with suppress(NoCertificate):
             found["lipschitz_solver"] = flow.solver_bound()
     found |= flow.bounds()
+    found["final_time"] = flow.final_time
+    if "rho" in found:
+        found["exp_minus_rho_T"] = math.exp(-found["rho"] * flow.final_time)
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 

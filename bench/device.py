@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from .._errors import InvalidArgument
+from ..models._fused import SWITCH
 
-_PACKAGES = ("robustode", "torch", "torchdiffeq", "torchattacks", "torchvision", "numpy")
+_PACKAGES = ("robustode", "torch", "torchdiffeq", "torchattacks", "torchvision", "numpy", "numba", "scipy")
 
 
 def pick_device(wish: str) -> torch.device:
@@ -82,6 +83,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
+        "compiled_flow": os.environ.get(SWITCH, "1") != "0" and device.type == "cpu",
         "cpus": os.cpu_count(),
         "commit": commit,
         "dirty": dirty,

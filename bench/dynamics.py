@@ -25,7 +25,8 @@ COLUMNS = 256
 """States that are followed, spread evenly over the flow's columns."""
 NEAR, FAR = 1e-3, 1.0
 """Initial distances of the pairs, in the state's own units."""
-POWER_ITERATIONS = 20
+POWER_ITERATIONS = 5
+"""For each time, from the direction that was worst at the time before."""
 WIDEST = 512
 """Largest n for which the Jacobian of every state is formed."""
 
@@ -61,6 +62,7 @@ def measure_dynamics(
             outcomes[f"sensitivity_{name}"] = sensitivity(maps, path)
             if name == "trained":
                 outcomes["time"] = times
+                outcomes["layer"] = layer_numbers(maps)
                 outcomes |= distances(maps, states, path, cell.attack_seed)
                 drift = energy_drift(maps, path)
                 outcomes |= {} if drift is None else {"energy_drift": drift}
@@ -70,7 +72,7 @@ def measure_dynamics(
 
 @torch.no_grad()
 def flow_inputs(model: nn.Module, images: Tensor) -> Tensor:
-    """The states (n, M) that `images` give to the model's flow, at most `COLUMNS` of them."""
+    """The different states (n, M) that `images` give to the model's flow, at most `COLUMNS` of them."""
     seen: list[Tensor] = []
     flow: Any = model.flow
     handle = flow.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -78,9 +80,10 @@ def flow_inputs(model: nn.Module, images: Tensor) -> Tensor:
         model(images)
     finally:
         handle.remove()
-    states = seen[0]
+    states = torch.unique(seen[0], dim=1)  # most pixels of a digit are the same background
     pick = torch.linspace(0, states.shape[1] - 1, min(COLUMNS, states.shape[1])).long()
-    return states[:, pick.to(states.device)].clone()
+    picked: Tensor = states[:, pick.to(states.device)].clone()
+    return picked
 
 
 @torch.no_grad()
@@ -93,10 +96,19 @@ def follow(maps: Sequence[StepMap], states: Tensor) -> tuple[np.ndarray, list[Te
     return np.array(times), path
 
 
+def layer_numbers(maps: Sequence[StepMap]) -> np.ndarray:
+    """The number of the layer that ends at or spans each time, (steps + 1,), counted from 0."""
+    seen = list(dict.fromkeys(id(step.layer) for step in maps))
+    return np.array([0, *(seen.index(id(step.layer)) for step in maps)])
+
+
 def distances(
     maps: Sequence[StepMap], states: Tensor, path: list[Tensor], seed: int
 ) -> dict[str, np.ndarray]:
     """Growth |x(t) - y(t)| / |x(0) - y(0)| of pairs: random ones, near and far, and adversarial ones.
+
+    A random pair is followed along the whole time axis; an adversarial one is sought anew for each time, so
+    that its growth there is near the norm of the Jacobian dx(t)/dx(0).
 
     Returns
     -------
@@ -106,20 +118,24 @@ def distances(
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(states.shape, dtype=states.dtype, generator=generator).to(states)
     noise = noise / noise.norm(dim=0)
-    worst = worst_direction(_compose(maps), states, noise)
-    found = {}
-    for name, offsets in (("random", (NEAR * noise, FAR * noise)), ("adversarial", (NEAR * worst,))):
-        growth = []
-        for offset in offsets:
-            _, other = follow(maps, states + offset)
-            ratios = [(a - b).norm(dim=0) / offset.norm(dim=0) for a, b in zip(other, path, strict=True)]
-            growth.append(torch.stack(ratios))
-        found[f"growth_{name}"] = torch.cat(growth, 1).cpu().numpy()
-    return found
+    growth = []
+    for offset in (NEAR * noise, FAR * noise):
+        _, other = follow(maps, states + offset)
+        growth.append(torch.stack([_ratio(a, b, offset) for a, b in zip(other, path, strict=True)]))
+    worst, adversarial = noise, [torch.ones_like(states[0])]
+    for k in range(1, len(path)):
+        flow = _compose(maps[:k])
+        worst = worst_direction(flow, states, worst)
+        with torch.no_grad():
+            adversarial.append(_ratio(flow(states + NEAR * worst), path[k], NEAR * worst))
+    return {
+        "growth_random": torch.cat(growth, 1).cpu().numpy(),
+        "growth_adversarial": torch.stack(adversarial).cpu().numpy(),
+    }
 
 
 def worst_direction(flow: Callable[[Tensor], Tensor], states: Tensor, start: Tensor) -> Tensor:
-    """Unit vectors (n, M) that the flow's Jacobian stretches most, by power iteration on J^T J."""
+    """Unit vectors (n, M) that the flow's Jacobian stretches most, by power iteration from `start`."""
     v, step = start, 1e-6
     states = states.detach().requires_grad_(True)
     final = flow(states)
@@ -129,6 +145,11 @@ def worst_direction(flow: Callable[[Tensor], Tensor], states: Tensor, start: Ten
         (v,) = torch.autograd.grad(final, states, stretched, retain_graph=True)
         v = v / v.norm(dim=0).clamp_min(torch.finfo(v.dtype).tiny)
     return v
+
+
+def _ratio(state: Tensor, other: Tensor, offset: Tensor) -> Tensor:
+    ratio: Tensor = (state - other).norm(dim=0) / offset.norm(dim=0)
+    return ratio
 
 
 def sensitivity(maps: Sequence[StepMap], path: list[Tensor]) -> np.ndarray:
@@ -157,12 +178,13 @@ def energy_drift(maps: Sequence[StepMap], path: list[Tensor]) -> np.ndarray | No
     """
     if not all(callable(getattr(step.layer, "energy", None)) for step in maps):
         return None
-    drift, layer, reference = [torch.zeros(path[0].shape[1]).to(path[0])], None, None
+    start = torch.zeros(path[0].shape[1]).to(path[0])
+    drift, layer, reference = [start], None, start
     for step, before, after in zip(maps, path[:-1], path[1:], strict=True):
         energy: Any = step.layer.energy
         if step.layer is not layer:
             layer, reference = step.layer, energy(before)
-        drift.append((energy(after) - reference) / reference)
+        drift.append((energy(after) - reference) / reference.clamp_min(torch.finfo(reference.dtype).tiny))
     return torch.stack(drift).cpu().numpy()
 
 

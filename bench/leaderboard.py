@@ -98,7 +98,7 @@ def leaderboard(
     board = board.drop(columns=empty)
     if board.empty:
         return board
-    cards = {entry(record.cell): record.card for record in used if record.card}
+    cards = {entry(r.cell): r.card for r in used if r.cell.kind == "training"}
     references = [str(cards.get(row, {}).get("reference") or "") for row in statuses]
     board["reference"] = references
     board["expected_failures"] = [

@@ -167,7 +167,7 @@ def _throughput(summary: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _card(row: Any, records: list[Record]) -> dict[str, Any]:
-    card: Mapping[str, Any] = next((r.card for r in records if r.card), {})
+    card: Mapping[str, Any] = next((r.card for r in records if r.cell.kind == "training"), {})
     cell = records[0].cell
     training = sorted((r for r in records if r.cell.kind == "training"), key=lambda r: r.cell.training_seed)
     claims = card.get("claims") or []
@@ -188,6 +188,7 @@ def _card(row: Any, records: list[Record]) -> dict[str, Any]:
             **{f"Trained flow, seed {r.cell.training_seed}": _flow(r) for r in training},
         },
         "parameters": "" if missing(row.parameters) else f"{int(row.parameters):,}",
+        "last_epoch": cell.recipe.get("select") == "last",
         "version": cell.model_version,
         "seeds": sorted({r.cell.training_seed for r in records}),
         "training": [_training(record) for record in training if record.status == "ok"],

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from .._errors import InvalidArgument
+from .._registry import unknown_name
 from ..attacks import THREATS, Threat
 from ..attacks.registry import Norm
 from ..models import MODELS, ModelSpec
 from .data import DATASETS, Data
 from .headline import Headline
-from .preset import Preset, Recipe, ThreatPlan
+from .preset import Preset, Recipe, ThreatPlan, first_line
 from .records import Cell
 
+LIPSCHITZ_VERSION, SMOOTHING_VERSION, DYNAMICS_VERSION = 2, 1, 2
+"""Raise one by hand when its algorithm changes: stored records of older versions are not reused."""
 TRAJECTORY_IMAGES = 8
 """Test images whose states are followed through the flow."""
 
@@ -64,8 +69,8 @@ class Plan:
         body = {**self.preset.recipe.model_dump(), **spec.recipe, **(override.recipe if override else {})}
         try:
             return Recipe.model_validate(body)
-        except ValueError as error:
-            raise InvalidArgument(f"recipe of {spec.name}: {str(error).splitlines()[1]}") from None
+        except ValidationError as error:
+            raise InvalidArgument(f"recipe of {spec.name}: {first_line(error, Recipe)}") from None
 
     def headline(self) -> Headline:
         """What the report needs to know of the plan."""
@@ -128,6 +133,7 @@ class Plan:
             checkpoint_sha256=checkpoint_sha256,
             solver=solver,
             threat="lipschitz",
+            threat_version=LIPSCHITZ_VERSION,
             family="certificate",
             norm="l2",
             samples=len(data.test),
@@ -139,6 +145,7 @@ class Plan:
         smoothing = dataclasses.replace(
             lipschitz,
             threat="smoothing",
+            threat_version=SMOOTHING_VERSION,
             strength=wish.sigma,
             parameters=wish.model_dump(include={"n0", "n", "alpha"}),
             samples=min(wish.samples, len(data.test)),
@@ -154,6 +161,7 @@ class Plan:
             checkpoint_sha256=checkpoint_sha256,
             solver=solver,
             threat="trajectories",
+            threat_version=DYNAMICS_VERSION,
             family="dynamics",
             samples=TRAJECTORY_IMAGES,
             batch_size=TRAJECTORY_IMAGES,
@@ -216,12 +224,23 @@ def choose_models(
         Finds a model that is no row of the preset.
     """
     variants = variant_specs(preset)
-    rows = {name: variants.get(name) or MODELS.get(name) for name in _row_names(preset)}
+    rows = {name: variants.get(name) or _registered(name, variants) for name in _row_names(preset)}
+    unused = sorted(set(variants) - set(rows))
+    if unused:
+        raise InvalidArgument(
+            f"preset {preset.name}: variant {unused[0]!r} is not among its models: add it to `models`"
+        )
     chosen: dict[str, ModelSpec] = {}
     for name in names:
         ours = {row: spec for row, spec in rows.items() if name in (row, spec.architecture)}
-        chosen |= ours or {name: variants[name] if name in variants else resolve(name)}
+        chosen |= ours or {name: resolve(name) if ".py" in name else _registered(name, variants)}
     return list(chosen.values())
+
+
+def _registered(name: str, variants: Mapping[str, ModelSpec]) -> ModelSpec:
+    if name not in MODELS.names():
+        raise unknown_name("model", name, [*MODELS.names(), *variants])
+    return MODELS.get(name)
 
 
 def _row_names(preset: Preset) -> list[str]:
@@ -243,7 +262,8 @@ def make_plan(preset: Preset, *, models: Sequence[ModelSpec] | None = None, seed
     if seeds is not None and seeds < 1:
         raise InvalidArgument(f"--seeds must be at least 1, not {seeds}")
     for name in preset.overrides:
-        MODELS.get(name)
+        if name not in preset.all_variants():
+            _registered(name, variant_specs(preset))
     attacks: list[Attack] = []
     for grid in preset.threats:
         threat = THREATS.get(grid.name).configure(**grid.parameters)

@@ -14,6 +14,8 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    StrictFloat,
+    StrictInt,
     ValidationError,
 )
 
@@ -108,17 +110,21 @@ class Sweep(ModelOverride):
 
     model: str
     hyperparameter: str
-    values: Annotated[list[float], Field(min_length=2)]
+    values: Annotated[list[StrictInt | StrictFloat], Field(min_length=2)]
 
     def variants(self) -> dict[str, Variant]:
         """The rows, by name."""
+        stem = f"{self.model}-{self.hyperparameter.replace('_', '-')}"
+        names = [f"{stem}-{value:g}".replace("+", "") for value in self.values]
+        if len(set(names)) < len(names):
+            raise InvalidArgument(f"sweep over {self.hyperparameter} of {self.model}: two values read alike")
         return {
-            f"{self.model}-{self.hyperparameter.replace('_', '-')}-{value:g}": Variant(
+            name: Variant(
                 model=self.model,
                 hyperparameters={**self.hyperparameters, self.hyperparameter: value},
                 recipe=self.recipe,
             )
-            for value in self.values
+            for name, value in zip(names, self.values, strict=True)
         }
 
 
@@ -149,7 +155,13 @@ class Preset(_Table):
 
     def all_variants(self) -> dict[str, Variant]:
         """Every row that is not a registered model, by name; those of the sweeps included."""
-        return {**self.variants, **{k: v for sweep in self.sweeps for k, v in sweep.variants().items()}}
+        found = dict(self.variants)
+        for sweep in self.sweeps:
+            for name, variant in sweep.variants().items():
+                if name in found:
+                    raise InvalidArgument(f"preset {self.name}: two rows are called {name!r}: rename one")
+                found[name] = variant
+        return found
 
 
 def preset_names() -> list[str]:
@@ -193,18 +205,19 @@ def parse_preset(body: dict[str, Any], *, origin: str) -> Preset:
     try:
         preset = Preset.model_validate(body)
     except ValidationError as error:
-        raise InvalidArgument(f"preset {origin}: {_first_line(error)}") from None
+        raise InvalidArgument(f"preset {origin}: {first_line(error)}") from None
     check_name(preset.name, "preset")
     check_name(preset.recipe.name, "recipe")
     return preset
 
 
-def _first_line(error: ValidationError) -> str:
+def first_line(error: ValidationError, table: type[BaseModel] | None = None) -> str:
+    """The first mistake in one line; `table` is what was validated, a `Preset` unless given."""
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
     if first["type"] == "extra_forbidden":
         *parents, key = first["loc"]
-        known = _keys(Preset, parents)
+        known = _keys(table or Preset, parents)
         return f"{unknown_name('key', str(key), known)}" + (
             f" (in {'.'.join(map(str, parents))})" if parents else ""
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from .stats import SMOOTHING
 from .style import strength_name, threat_name
 from .text import missing, percent
 
@@ -21,7 +22,7 @@ MEANINGS = {
 """What each protocol does, in a sentence."""
 
 
-SMOOTHING = (
+MEANING_OF_SMOOTHING = (
     "Certified accuracy of the smoothed classifier, which votes over copies of the image under Gaussian "
     "noise: another classifier than the model itself, certified with probability 1 - α per sample "
     "(Cohen et al. 2019)."
@@ -73,11 +74,11 @@ def protocol_tables(summary: pd.DataFrame, board: pd.DataFrame) -> list[SideTabl
 
 def smoothing_tables(summary: pd.DataFrame, board: pd.DataFrame) -> list[SideTable]:
     """Tables of certified accuracy of the smoothed classifiers, by l2 radius, where there are any."""
-    rows = summary[(summary["threat"] == "smoothing") & (summary["norm"] == "l2")]
+    rows = summary[(summary["threat"] == SMOOTHING) & (summary["norm"] == "l2")]
     rows = rows.assign(statistic=rows["statistic"].str.replace("certified_", ""))
     return [
-        _table(str(dataset), "smoothing", SMOOTHING, mine, board)
-        for dataset, mine in rows.groupby("dataset", sort=True)
+        _table(str(dataset), str(protocol), MEANING_OF_SMOOTHING, mine, board)
+        for (dataset, protocol), mine in rows.groupby(["dataset", "protocol"], sort=True)
     ]
 
 
@@ -111,7 +112,7 @@ def _table(dataset: str, protocol: str, meaning: str, rows: pd.DataFrame, board:
 
 
 def _symbol(threat: str) -> str:
-    return "ℓ₂ radius" if threat == "smoothing" else strength_name(threat)[0]
+    return "ℓ₂ radius" if threat == SMOOTHING else strength_name(threat)[0]
 
 
 def protocols_markdown(tables: Sequence[SideTable]) -> str:

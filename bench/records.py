@@ -126,7 +126,7 @@ class Record:
         (draws, samples), and for a bounded attack ``norm`` float32 (draws, samples), the distance
         measured in float64. Certificate: ``radius`` float32 (samples,), an l2
         radius in pixel units, 0 where misclassified; none where there is no certificate.
-        Dynamics: float64, along ``time`` (t,): ``growth_random``, ``growth_adversarial``,
+        Dynamics: float64, along ``time`` (t,): ``layer`` (t,), ``growth_random``, ``growth_adversarial``,
         ``sensitivity_initial``, ``sensitivity_trained``, ``energy_drift``, each (t, states).
         Throughput: ``seconds`` float64 (passes,). Training: ``train_loss``,
         ``validation_loss``, ``validation_accuracy`` float64 (epochs,).

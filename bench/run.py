@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,10 +80,26 @@ def run_plan(
             keys = _ModelRun(plan, data, store, device, fresh, reporter, outcome, costs[spec.name]).run(
                 spec, seed
             )
+            if fresh:
+                _compare(store, headline.cells.get(f"{data.name}/{spec.name}/{seed}", ()), keys, reporter)
             cells = {**headline.cells, f"{data.name}/{spec.name}/{seed}": keys}
             headline = dataclasses.replace(headline, cells=cells)
             headline.write(store.folder)
     return outcome
+
+
+def _compare(store: Store, old: Sequence[str], new: Sequence[str], reporter: Reporter) -> None:
+    """Say how far the accuracies of a training done again lie from those stored before."""
+
+    def accuracies(keys: Sequence[str]) -> dict[str, float]:
+        wanted = set(keys)
+        records = [r for r in store.load()[0] if r.cell.key() in wanted and r.cell.kind == "accuracy"]
+        return {r.cell.label(): r.accuracy for r in records if r.status == "ok"}
+
+    before, now = accuracies(old), accuracies(new)
+    for label in sorted(before.keys() & now.keys()):
+        change = 100 * (now[label] - before[label])
+        reporter.say(f"{label}: {now[label]:.1%}, stored {before[label]:.1%} ({change:+.1f} points)")
 
 
 def _merged(headline: Headline, store: Store) -> Headline:

@@ -27,6 +27,9 @@ from .evaluate import frozen
 from .queries import QueriedModel
 from .records import Cell, Record
 
+BATCH, AGREEMENT = 16, 1e-4
+"""Images on which independence is measured, and the relative change of logits that counts as none."""
+
 
 def smoothed_radius(counts: int, n: int, sigma: float, alpha: float) -> float:
     """sigma Phi^-1(p), p the one-sided Clopper-Pearson lower bound at level alpha; 0 where p is at most 1/2.
@@ -56,7 +59,7 @@ def smooth_cell(
     is wrong or undecided.
     """
     started = time.perf_counter()
-    reason = unsuitable(model)
+    reason = unsuitable(model, split.images[:BATCH].to(device))
     if reason:
         seconds = time.perf_counter() - started
         return Record(cell=cell, card={"no_certificate": reason}, seconds=seconds, environment=environment)
@@ -87,11 +90,19 @@ def smooth_cell(
     )
 
 
-def unsuitable(model: nn.Module) -> str | None:
-    """Why votes of `model` cannot be counted; None when they can."""
+def unsuitable(model: nn.Module, images: Tensor) -> str | None:
+    """Why votes of `model` cannot be counted, measured on a batch of `images`; None when they can."""
     blocks = [module for module in model.modules() if isinstance(module, ODEBlock)]
     if any(block.solver.adaptive for block in blocks):
         return "an adaptive solver couples the samples of a batch: votes are not independent"
+    with frozen(model), torch.no_grad():
+        together, again = model(images), model(images)
+        alone = torch.cat([model(image[None]) for image in images])
+    size = together.abs().max().clamp_min(1e-12)
+    if float((together - again).abs().max() / size) > AGREEMENT:
+        return "its logits change from pass to pass: votes are not those of one classifier"
+    if float((together - alone).abs().max() / size) > AGREEMENT:
+        return "its logits depend on the samples beside it: votes are not independent"
     return None
 
 

@@ -30,6 +30,7 @@ COLUMNS = (
 )
 WORST_CASE = "worst-case"
 CERTIFICATE = "lipschitz"
+SMOOTHING = "smoothing"
 Z95 = 1.959963984540054  # the 97.5% quantile of the standard normal distribution
 
 
@@ -170,15 +171,15 @@ def _certified_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
     threat says which certificate: ``lipschitz`` of the model itself, ``smoothing`` of its vote under noise.
     """
     strengths: dict[str, set[tuple[str, str, float]]] = defaultdict(set)
-    found: dict[tuple[Entry, str, int], Record] = {}
+    found: dict[tuple[Entry, str, float, int], Record] = {}
     for record in records:
         cell = record.cell
         if cell.kind == "accuracy" and cell.norm is not None:
             strengths[cell.dataset].add((cell.protocol, cell.norm, cell.strength))
         elif cell.kind == "certificate" and "radius" in record.outcomes:
-            found[entry(cell), cell.threat, cell.training_seed] = record
-    groups = _grouped(((row, how), record) for (row, how, _), record in sorted(found.items()))
-    for (row, how), ours in groups.items():
+            found[entry(cell), cell.threat, cell.strength, cell.training_seed] = record
+    groups = _grouped((key[:3], record) for key, record in sorted(found.items(), key=lambda item: item[0]))
+    for (row, how, sigma), ours in groups.items():
         dataset, model, recipe = row
         samples = min(record.outcomes["radius"].size for record in ours)
         for protocol, norm, strength in sorted(strengths[dataset]):
@@ -186,7 +187,8 @@ def _certified_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
                 continue
             scale = 1.0 if norm == "l2" else float(np.sqrt(ours[0].measures["pixels"]))
             values = [float(np.mean(record.outcomes["radius"] > strength * scale)) for record in ours]
-            where = (dataset, protocol, model, recipe, how, norm, strength)
+            votes = f"{protocol}, smoothed with σ = {sigma:g}" if how == SMOOTHING else protocol
+            where = (dataset, votes, model, recipe, how, norm, strength)
             for line in _fractions(where, values, samples):
                 yield (*line[:7], line[7].replace("accuracy", "certified_accuracy"), *line[8:])
 

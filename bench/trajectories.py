@@ -73,10 +73,10 @@ def _contraction(
         if rho is not None and rho > 0:
             smooth = np.linspace(0, time[-1], 50)
             ax.plot(smooth / time[-1], np.exp(-rho * smooth), color=INK, ls=":", lw=1.3)
-        ax.set_title(label + ("" if rho is None else f"  (ρ = {rho:.2g})"))
+        ax.set_title(label + ("" if rho is None else f"\nρ = {rho:.2g}"))
         _log(ax, np.concatenate([worst.max(1), random.min(1)]))
     _label(figure, axes, "distance / initial distance")
-    figure.legend(*_contraction_legend(), loc="outside lower center", ncols=3)
+    figure.legend(*_contraction_legend(), loc="outside lower center", ncols=min(3, len(flows)))
     return figure
 
 
@@ -107,14 +107,13 @@ def _sensitivity(flows: Mapping[str, Record], looks: Mapping[str, Style]) -> Fig
         ax.axhline(1, color=QUIET, lw=0.7)
         values = []
         for label, record in flows.items():
-            norms, time, look = record.outcomes[f"sensitivity_{name}"], record.outcomes["time"], looks[label]
+            norms, look = record.outcomes[f"sensitivity_{name}"], looks[label]
             if not norms.size:
                 continue
             grid = np.linspace(0, 1, len(norms))  # its own steps: training may change their number
             dash: Any = (0, look.dash) if look.dash else "-"
             ax.plot(grid, norms.max(1), color=look.color, ls=dash, label=label, lw=1.5)
             values.append(norms.max(1))
-            del time
         ax.set_title(title)
         ax.set_xlabel(_TIME)
         _log(ax, np.concatenate(values))
@@ -125,15 +124,18 @@ def _sensitivity(flows: Mapping[str, Record], looks: Mapping[str, Style]) -> Fig
 
 
 def _energy(flows: Mapping[str, Record], looks: Mapping[str, Style]) -> Figure:
-    """Median over the states, and the range from the smallest to the largest."""
+    """Median and range over the states, layer by layer: each begins anew, with an energy of its own."""
     figure, axes = _panels(len(flows), share=False)
     for ax, (label, record) in zip(axes, flows.items(), strict=True):
         time, drift = record.outcomes["time"], 100 * record.outcomes["energy_drift"]
+        number, color = record.outcomes["layer"], looks[label].color
         ax.axhline(0, color=QUIET, lw=0.7)
-        ax.fill_between(
-            time / time[-1], drift.min(1), drift.max(1), color=looks[label].color, alpha=0.18, lw=0
-        )
-        ax.plot(time / time[-1], np.median(drift, 1), color=looks[label].color, marker=".", ms=4)
+        for layer in np.unique(number):
+            steps = np.flatnonzero(number[1:] == layer) + 1
+            at = np.concatenate([time[steps[:1] - 1], time[steps]]) / time[-1]
+            mine = np.concatenate([np.zeros((1, drift.shape[1])), drift[steps]])
+            ax.fill_between(at, mine.min(1), mine.max(1), color=color, alpha=0.18, lw=0)
+            ax.plot(at, np.median(mine, 1), color=color, marker=".", ms=4)
         ax.set_title(label)
     _label(figure, axes, "change of H in its layer (%)")
     return figure
@@ -142,7 +144,7 @@ def _energy(flows: Mapping[str, Record], looks: Mapping[str, Style]) -> Figure:
 def _panels(count: int, *, share: bool) -> tuple[Figure, list[Axes]]:
     columns = min(COLUMNS, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(2.5 * columns + 0.5, 2.1 * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(max(2.5 * columns + 0.5, 4.2), 2.2 * rows + 0.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, sharey=share, sharex=True)
     for ax in axes.flat[count:]:

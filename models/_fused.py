@@ -30,13 +30,15 @@ SWITCH = "ROBUSTODE_FUSED"
 
 
 def supported(state: Tensor, method: str) -> bool:
-    """Whether `fused_flow` can carry `state`: float32 on a CPU, one of `STAGES`, no functorch transform."""
+    """Whether `fused_flow` can carry `state`: (n, M), float32, on a CPU, for reverse mode alone."""
     return (
         method in STAGES
+        and state.ndim == 2
         and state.dtype == torch.float32
         and state.device.type == "cpu"
         and os.environ.get(SWITCH, "1") != "0"
         and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
     )
 
 
@@ -45,14 +47,13 @@ def fused_flow(state: Tensor, fields: Sequence[TanhField], *, h: float, steps: i
 
     Gradients reach the state and every matrix; there is no second derivative.
     """
-    first = fields[0]
     B = torch.stack([field.B for field in fields])
     b = torch.stack([field.b.flatten() for field in fields])
     G = h * torch.stack([field.A for field in fields])
-    E = torch.eye(len(first.B)).expand_as(B)
-    linear = first.C is not None
+    E = torch.eye(B.shape[-1]).expand_as(B)
+    linear = any(field.C is not None for field in fields)
     if linear:
-        E = E + h * torch.stack([field.C for field in fields if field.C is not None])
+        E = E + h * torch.stack([torch.zeros_like(f.A) if f.C is None else f.C for f in fields])
     out: Tensor = _FusedFlow.apply(state, B, b, G, E, linear, steps, method)  # type: ignore[no-untyped-call]
     return out
 
@@ -81,8 +82,11 @@ class _FusedFlow(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, g_out: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                f"the compiled flow has no second derivative: set {SWITCH}=0 in the environment"
+            )
         kernels = _kernels()
         state, *matrices = ctx.saved_tensors
         wants = any(ctx.needs_input_grad[1:5])
@@ -127,3 +131,7 @@ def _on_all_threads(work: Any, x: np.ndarray) -> list[Any]:
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="robustode-flow")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has none of these threads

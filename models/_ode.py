@@ -138,7 +138,8 @@ class ODEBlock(nn.Module):
             When an adaptive solver underflows its step size.
         """
         self.nfe = 0
-        if self.has_tanh_fields() and supported(state, self.solver.method):
+        hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.layers)
+        if not hooked and self.has_tanh_fields() and supported(state, self.solver.method):
             steps = self.steps_per_layer()
             h = self.final_time / len(self.layers) / steps
             self.nfe = len(self.layers) * steps * len(STAGES[self.solver.method])
@@ -193,8 +194,9 @@ class ODEBlock(nn.Module):
         return {}
 
     def has_tanh_fields(self) -> bool:
-        """Whether every layer states the matrices of its field, see `TanhField`."""
-        return all(states_field(layer) for layer in self.layers)
+        """Whether every layer states the matrices of its field, see `TanhField`, and nothing changes them."""
+        ours = type(self).fields is ODEBlock.fields and type(self)._solve is ODEBlock._solve
+        return ours and all(states_field(layer) for layer in self.layers)
 
     def tanh_fields(self) -> list[TanhField]:
         """The matrices of each layer's field; raises `AttributeError` when a layer has no ``tanh_field``."""
