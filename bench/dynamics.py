@@ -25,8 +25,8 @@ COLUMNS = 256
 """States that are followed, spread evenly over the flow's columns."""
 NEAR, FAR = 1e-3, 1.0
 """Initial distances of the pairs, in the state's own units."""
-POWER_ITERATIONS = 5
-"""For each time, from the direction that was worst at the time before."""
+POWER_ITERATIONS = (20, 5)
+"""For the first step, and for each later time from the direction that was worst at the time before."""
 WIDEST = 512
 """Largest n for which the Jacobian of every state is formed."""
 
@@ -125,7 +125,7 @@ def distances(
     worst, adversarial = noise, [torch.ones_like(states[0])]
     for k in range(1, len(path)):
         flow = _compose(maps[:k])
-        worst = worst_direction(flow, states, worst)
+        worst = worst_direction(flow, states, worst, POWER_ITERATIONS[k > 1])
         with torch.no_grad():
             adversarial.append(_ratio(flow(states + NEAR * worst), path[k], NEAR * worst))
     return {
@@ -134,12 +134,14 @@ def distances(
     }
 
 
-def worst_direction(flow: Callable[[Tensor], Tensor], states: Tensor, start: Tensor) -> Tensor:
+def worst_direction(
+    flow: Callable[[Tensor], Tensor], states: Tensor, start: Tensor, iterations: int = POWER_ITERATIONS[0]
+) -> Tensor:
     """Unit vectors (n, M) that the flow's Jacobian stretches most, by power iteration from `start`."""
     v, step = start, 1e-6
     states = states.detach().requires_grad_(True)
     final = flow(states)
-    for _ in range(POWER_ITERATIONS):
+    for _ in range(iterations):
         with torch.no_grad():
             stretched = (flow(states + step * v) - final) / step
         (v,) = torch.autograd.grad(final, states, stretched, retain_graph=True)

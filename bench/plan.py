@@ -225,11 +225,6 @@ def choose_models(
     """
     variants = variant_specs(preset)
     rows = {name: variants.get(name) or _registered(name, variants) for name in _row_names(preset)}
-    unused = sorted(set(variants) - set(rows))
-    if unused:
-        raise InvalidArgument(
-            f"preset {preset.name}: variant {unused[0]!r} is not among its models: add it to `models`"
-        )
     chosen: dict[str, ModelSpec] = {}
     for name in names:
         ours = {row: spec for row, spec in rows.items() if name in (row, spec.architecture)}
@@ -244,7 +239,7 @@ def _registered(name: str, variants: Mapping[str, ModelSpec]) -> ModelSpec:
 
 
 def _row_names(preset: Preset) -> list[str]:
-    named = MODELS.names() if preset.models == ["all"] else preset.models
+    named = [*MODELS.names(), *preset.variants] if preset.models == ["all"] else preset.models
     swept = [name for sweep in preset.sweeps for name in sweep.variants()]
     return list(dict.fromkeys([*named, *swept]))
 

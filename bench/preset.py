@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -12,10 +13,9 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    PlainValidator,
     PositiveFloat,
     PositiveInt,
-    StrictFloat,
-    StrictInt,
     ValidationError,
 )
 
@@ -105,12 +105,22 @@ class Variant(ModelOverride):
     model: str
 
 
+def _number(value: Any) -> int | float:
+    """Let whole numbers stay whole: a hyperparameter may count layers."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("input should be a finite number")
+    return value
+
+
+Number = Annotated[int | float, PlainValidator(_number)]
+
+
 class Sweep(ModelOverride):
     """A row for each of `values` of one hyperparameter of `model`, called ``<model>-<name>-<value>``."""
 
     model: str
     hyperparameter: str
-    values: Annotated[list[StrictInt | StrictFloat], Field(min_length=2)]
+    values: Annotated[list[Number], Field(min_length=2)]
 
     def variants(self) -> dict[str, Variant]:
         """The rows, by name."""
@@ -132,7 +142,8 @@ class Preset(_Table):
     """A benchmark: dataset, models, seeds, recipe, threats, throughput.
 
     `cost` states, in words, what the whole preset takes on two cores. `models` may be ``["all"]`` and may
-    name rows of `variants`; the rows of `sweeps` join by themselves.
+    name rows of `variants`, which otherwise wait to be named by ``--models``; the rows of `sweeps` join by
+    themselves.
     `rank` names what models are ranked by: a threat, or the norm of a worst case.
     """
 

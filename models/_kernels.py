@@ -52,8 +52,8 @@ def _tanh(x, width):
             s = c * c
             top = c * (_P0 + s * (_P1 + s * (_P2 + s * (_P3 + s * _P4))))
             t = top / (_ONE + s * (_Q1 + s * (_Q2 + s * (_Q3 + s * _Q4))))
-            t = _ONE if t > _ONE else t
-            row[p] = -_ONE if t < -_ONE else t  # NaN stays NaN: it compares false
+            t = _ONE if t > _ONE or z >= _SATURATED else t
+            row[p] = -_ONE if t < -_ONE or z <= -_SATURATED else t  # NaN stays NaN: it compares false
 
 
 @_compiled

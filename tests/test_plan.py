@@ -80,8 +80,8 @@ def test_keys_are_pinned(plan, digits):
         "891cc93d853e",
         "76a67d13923e",
         "47b2da7536ca",
-        "105ab3722add",
-        "bc6d715d49da",
+        "099fb80e5ffa",
+        "857136380ebf",
         "7fe491e6bb97",
         "04866a72647f",
     ]
