@@ -83,9 +83,9 @@ class Threat:
             raise unknown_name("family of threats", self.family, list(get_args(Family)))
 
     def __call__(self, model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed) -> Tensor:
-        """Perturb `images` with this threat's parameters; strength 0 leaves them as they are."""
+        """Perturb `images` with this threat's parameters; strength 0 leaves them, box permitting."""
         self.check_strength(strength)
-        if strength == 0:
+        if strength == 0 and self.box == (0.0, 1.0):
             return images.clone()
         return self.craft(model, images, labels, strength, seed, **self.parameters)
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .._errors import CheckpointError, InvalidArgument, RecordError
+from .._registry import unknown_name
 from ..attacks import THREATS
 from ..models import MODELS
 from .checkpoint import load_state, load_tensors
@@ -31,6 +32,8 @@ DEFAULT_STRENGTHS: Mapping[str, float] = {
     "pgd-linf": 0.1,
     "fgsm-l2": 0.5,
     "pgd-l2": 0.5,
+    "paper-gaussian": 0.05,
+    "paper-salt-pepper": 0.05,
 }
 """The strength of a threat that is named without one."""
 
@@ -165,6 +168,9 @@ def load_model(folder: str | Path, name: str, *, seed: int = 0, model: str | Non
         and r.status == "ok"
         and (r.cell.model, r.cell.training_seed) == (name, seed)
     ]
+    known = sorted({*MODELS.names(), *(r.cell.model for r in records)})
+    if not trainings and not model and name not in known:
+        raise unknown_name("model", name, known)
     if not trainings:
         raise InvalidArgument(f"{folder} holds no trained {name} with seed {seed}: run `robustode run` first")
     try:

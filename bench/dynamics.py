@@ -57,6 +57,8 @@ def measure_dynamics(
         double = copy.deepcopy(module).to(device).double()
         with frozen(double):
             states = flow_inputs(double, images)
+            if states.ndim != 2:
+                return record(card={"no_dynamics": "the flow's states are not columns (n, M)"})
             maps = double.flow.step_maps()  # type: ignore[union-attr, operator]
             times, path = follow(maps, states)
             outcomes[f"sensitivity_{name}"] = sensitivity(maps, path)
@@ -80,6 +82,8 @@ def flow_inputs(model: nn.Module, images: Tensor) -> Tensor:
         model(images)
     finally:
         handle.remove()
+    if seen[0].ndim != 2:
+        return seen[0]
     states = torch.unique(seen[0], dim=1)  # most pixels of a digit are the same background
     pick = torch.linspace(0, states.shape[1] - 1, min(COLUMNS, states.shape[1])).long()
     picked: Tensor = states[:, pick.to(states.device)].clone()

@@ -224,15 +224,19 @@ def choose_models(
         Finds a model that is no row of the preset.
     """
     variants = variant_specs(preset)
-    rows = {name: variants.get(name) or _registered(name, variants) for name in _row_names(preset)}
+    rows = {name: _find(name, variants) for name in _row_names(preset)}
     chosen: dict[str, ModelSpec] = {}
     for name in names:
         ours = {row: spec for row, spec in rows.items() if name in (row, spec.architecture)}
-        chosen |= ours or {name: resolve(name) if ".py" in name else _registered(name, variants)}
+        if not ours:
+            ours = {name: resolve(name) if ".py" in name else _find(name, variants)}
+        chosen |= ours
     return list(chosen.values())
 
 
-def _registered(name: str, variants: Mapping[str, ModelSpec]) -> ModelSpec:
+def _find(name: str, variants: Mapping[str, ModelSpec]) -> ModelSpec:
+    if name in variants:
+        return variants[name]
     if name not in MODELS.names():
         raise unknown_name("model", name, [*MODELS.names(), *variants])
     return MODELS.get(name)
@@ -258,7 +262,7 @@ def make_plan(preset: Preset, *, models: Sequence[ModelSpec] | None = None, seed
         raise InvalidArgument(f"--seeds must be at least 1, not {seeds}")
     for name in preset.overrides:
         if name not in preset.all_variants():
-            _registered(name, variant_specs(preset))
+            _find(name, variant_specs(preset))
     attacks: list[Attack] = []
     for grid in preset.threats:
         threat = THREATS.get(grid.name).configure(**grid.parameters)

@@ -98,7 +98,7 @@ def _table(dataset: str, protocol: str, meaning: str, rows: pd.DataFrame, board:
         for threat, strength in columns:
             at = (row.model, row.recipe, threat, strength)
             value, spread = found.get((*at, "accuracy")), found.get((*at, "accuracy_spread"))
-            if value is None or missing(value["value"]):
+            if value is None or missing(value["value"]) or value["seeds"] < row.seeds:
                 cells.append(("", "", ""))
                 continue
             interval = f"{percent(value['low'])} – {percent(value['high'])}"
@@ -119,6 +119,8 @@ def protocols_markdown(tables: Sequence[SideTable]) -> str:
     """Write the tables as GitHub Markdown, each under its sentence."""
     parts = []
     for table in tables:
+        if len({t.dataset for t in tables}) > 1:
+            parts += [f"### {table.dataset}", ""]
         heads = ["Model", *(f"{a} ({b})" if b else a for a, b in table.heads)]
         parts += [table.meaning, "", _line(heads), _line(["---", *["---:"] * len(table.heads)])]
         for label, cells in table.rows:

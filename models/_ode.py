@@ -138,8 +138,7 @@ class ODEBlock(nn.Module):
             When an adaptive solver underflows its step size.
         """
         self.nfe = 0
-        hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.layers)
-        if not hooked and self.has_tanh_fields() and supported(state, self.solver.method):
+        if self._compiled(state):
             steps = self.steps_per_layer()
             h = self.final_time / len(self.layers) / steps
             self.nfe = len(self.layers) * steps * len(STAGES[self.solver.method])
@@ -192,6 +191,13 @@ class ODEBlock(nn.Module):
     def bounds(self) -> dict[str, float]:
         """Constants of the exact flow that its design guarantees, by name; none in general."""
         return {}
+
+    def _compiled(self, state: Tensor) -> bool:
+        """Whether the fast path carries `state`: it never does where it could differ from the layers."""
+        hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.layers)
+        if hooked or not supported(state, self.solver.method) or not self.has_tanh_fields():
+            return False
+        return {parameter.dtype for parameter in self.parameters()} == {state.dtype}
 
     def has_tanh_fields(self) -> bool:
         """Whether every layer states the matrices of its field, see `TanhField`, and nothing changes them."""

@@ -57,6 +57,8 @@ class OrthogonalFlow(ODEBlock):
     """One Euler step per layer, all of one size: the largest for which the bound of a step is below 1."""
 
     def __init__(self, width: int, layers: int, *, kappa: float, margin: float) -> None:
+        if not (kappa > 0 and margin > 0):
+            raise InvalidArgument(f"kappa and margin must be positive, not {kappa} and {margin}")
         c1, c2 = kappa**2, kappa**2 + 1
         gamma = (1 + margin) * (c2 - c1) / (2 * math.sqrt(c1 * c2))
         h = STEP_FRACTION * contractive_step_limit(gamma, c1, c2, contraction_rate(gamma, c1, c2))
@@ -106,9 +108,9 @@ class LipschitzNetwork(nn.Module):
         super().__init__()
         channels, height, breadth = input_shape
         width = channels * bands**2
-        if width % 2 or bands > min(height, breadth):
+        if width % 2 or not 0 < bands <= min(height, breadth):
             raise InvalidArgument(
-                f"bands must be at most {min(height, breadth)}, with an even state: not {bands} bands"
+                f"bands must be from 1 to {min(height, breadth)}, with an even state: not {bands} bands"
             )
         self.normalise = Normalise(channels)
         self.register_buffer("rows", cosine_basis(bands, height), persistent=False)
@@ -161,6 +163,8 @@ def cosine_basis(bands: int, length: int) -> Tensor:
     summary="CH-NODE with orthogonal K, H = 1/2 |relu(K^T x + b)|^2 + kappa^2/2 |x|^2, trained for margins",
     reference="Zakwan, Xu, Ferrari-Trecate, arXiv 2203.11805; Meunier, Delattre, Araujo, Allauzen, "
     "ICML 2022, arXiv 2110.12690; Tsuzuku, Sato, Sugiyama, NeurIPS 2018, arXiv 1802.04034",
+    # torch's Householder parametrisation of the head keeps its signs as whole numbers: decay would zero them.
+    recipe={"weight_decay": 0.0},
     claims=frozenset({"fixed_step", "contractive"}),
 )
 def build(
@@ -191,7 +195,7 @@ def build(
     temperature
         What the logits are multiplied with inside the loss.
     """
-    bands = bands or min(16, *input_shape[1:])
+    bands = min(16, *input_shape[1:]) if bands is None else bands
     return LipschitzNetwork(
         input_shape,
         num_classes,
