@@ -80,7 +80,7 @@ def test_spec_is_complete(spec):
 
 def test_the_core_models_are_registered():
     assert {"resnet", "node", "node-dopri5", "h-node", "ch-node"} <= set(MODELS.names())
-    assert len(CHECKS) == 8
+    assert len(CHECKS) == 9
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)

@@ -461,7 +461,7 @@ def test_the_records_say_what_a_row_is(trained):
 
 
 def test_a_variant_that_was_not_trained_is_one_line(trained):
-    with pytest.raises(InvalidArgument, match="unknown model .resnet-9.: did you mean resnet-3"):
+    with pytest.raises(InvalidArgument, match=r"unknown model .resnet-9.: did you mean resnet-3"):
         robustode.load_model(trained[0], "resnet-9")
     with pytest.raises(InvalidArgument, match="holds no trained node with seed 0"):
         robustode.load_model(trained[0], "node")

@@ -80,11 +80,11 @@ def test_what_is_proven_of_a_flow_is_described():
     contractive = describe_flow(build("ch-node"))
     assert set(contractive) == {
         *("lipschitz_exact_flow", "lipschitz_solver", "lipschitz_worst_step"),
-        *("gamma", "c1", "c2", "rho"),
+        *("gamma", "c1", "c2", "rho", "exp_minus_rho_T", "final_time"),
     }
     assert contractive["rho"] > 0
     assert contractive["lipschitz_exact_flow"] < 1
-    assert set(describe_flow(build("node-dopri5"))) == {"lipschitz_exact_flow"}
+    assert set(describe_flow(build("node-dopri5"))) == {"lipschitz_exact_flow", "final_time"}
     assert describe_flow(nn.Linear(2, 2)) == {}
 
 
@@ -103,4 +103,6 @@ def test_a_state_too_wide_to_enumerate_keeps_its_closed_forms():
         "c1",
         "c2",
         "rho",
+        "exp_minus_rho_T",
+        "final_time",
     }
