@@ -140,8 +140,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from .data import load_data
     from .device import pick_device
     from .external import resolve_model
-    from .plan import choose_models, make_plan
+    from .plan import make_plan
     from .progress import Quiet, Terminal
+    from .rows import choose_models
     from .run import run_plan
     from .store import Store
     from .work import look_ahead

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import ValidationError
 
 from .._errors import InvalidArgument
-from .._registry import unknown_name
 from ..attacks import THREATS, Threat
 from ..attacks.registry import Norm
-from ..models import MODELS, ModelSpec
+from ..models import ModelSpec
 from .data import DATASETS, Data
 from .headline import Headline
 from .preset import Preset, Recipe, ThreatPlan, first_line
 from .records import Cell
+from .rows import choose_models, find_model, row_names, variant_specs
 
 LIPSCHITZ_VERSION, SMOOTHING_VERSION, DYNAMICS_VERSION = 2, 1, 2
 """Raise one by hand when its algorithm changes: stored records of older versions are not reused."""
@@ -197,57 +197,6 @@ def attack_norm(threat: Threat) -> Norm | None:
     return None if threat.family == "noise" else threat.norm
 
 
-def variant_specs(preset: Preset) -> dict[str, ModelSpec]:
-    """The specs of the preset's own rows, by name.
-
-    Raises
-    ------
-    InvalidArgument
-        For a row that is called like a registered model.
-    """
-    found = {}
-    for name, row in preset.all_variants().items():
-        if name in MODELS.names():
-            raise InvalidArgument(f"preset {preset.name}: {name!r} is a registered model: rename the variant")
-        found[name] = MODELS.get(row.model).variant(name, row.hyperparameters, row.recipe)
-    return found
-
-
-def choose_models(
-    preset: Preset, names: Sequence[str], resolve: Callable[[str], ModelSpec] = MODELS.get
-) -> list[ModelSpec]:
-    """What `names` mean under `preset`: its rows, all its rows of an architecture, or other models.
-
-    Parameters
-    ----------
-    resolve
-        Finds a model that is no row of the preset.
-    """
-    variants = variant_specs(preset)
-    rows = {name: _find(name, variants) for name in _row_names(preset)}
-    chosen: dict[str, ModelSpec] = {}
-    for name in names:
-        ours = {row: spec for row, spec in rows.items() if name in (row, spec.architecture)}
-        if not ours:
-            ours = {name: resolve(name) if ".py" in name else _find(name, variants)}
-        chosen |= ours
-    return list(chosen.values())
-
-
-def _find(name: str, variants: Mapping[str, ModelSpec]) -> ModelSpec:
-    if name in variants:
-        return variants[name]
-    if name not in MODELS.names():
-        raise unknown_name("model", name, [*MODELS.names(), *variants])
-    return MODELS.get(name)
-
-
-def _row_names(preset: Preset) -> list[str]:
-    named = [*MODELS.names(), *preset.variants] if preset.models == ["all"] else preset.models
-    swept = [name for sweep in preset.sweeps for name in sweep.variants()]
-    return list(dict.fromkeys([*named, *swept]))
-
-
 def make_plan(preset: Preset, *, models: Sequence[ModelSpec] | None = None, seeds: int | None = None) -> Plan:
     """Resolve every name and check every value of `preset`, with `models` and `seeds` over it.
 
@@ -257,12 +206,12 @@ def make_plan(preset: Preset, *, models: Sequence[ModelSpec] | None = None, seed
         For anything that cannot be run; nothing has been done by then.
     """
     DATASETS.get(preset.dataset)
-    specs = tuple(models) if models is not None else tuple(choose_models(preset, _row_names(preset)))
+    specs = tuple(models) if models is not None else tuple(choose_models(preset, row_names(preset)))
     if seeds is not None and seeds < 1:
         raise InvalidArgument(f"--seeds must be at least 1, not {seeds}")
     for name in preset.overrides:
         if name not in preset.all_variants():
-            _find(name, variant_specs(preset))
+            find_model(name, variant_specs(preset))
     attacks: list[Attack] = []
     for grid in preset.threats:
         threat = THREATS.get(grid.name).configure(**grid.parameters)

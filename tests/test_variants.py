@@ -17,8 +17,9 @@ from robustode._errors import InvalidArgument, UnknownName
 from robustode.bench import work
 from robustode.bench.cli import main
 from robustode.bench.data import load_data
-from robustode.bench.plan import Plan, choose_models, make_plan, variant_specs
+from robustode.bench.plan import Plan, make_plan
 from robustode.bench.preset import Preset, Recipe, Sweep, load_preset
+from robustode.bench.rows import choose_models, variant_specs
 from robustode.bench.run import run_plan
 from robustode.bench.store import Store
 from robustode.bench.train import History, build_model, train
