@@ -172,7 +172,11 @@ def load_model(folder: str | Path, name: str, *, seed: int = 0, model: str | Non
     if not trainings and not model and name not in known:
         raise unknown_name("model", name, known)
     if not trainings:
-        raise InvalidArgument(f"{folder} holds no trained {name} with seed {seed}: run `robustode run` first")
+        have = ", ".join(sorted({f"{r.cell.model} {r.cell.training_seed}" for r in records})) or "nothing"
+        raise InvalidArgument(
+            f"{folder} holds no trained {name} with seed {seed}: train it with `robustode run`, or take one "
+            f"of these models and seeds: {have}"
+        )
     try:
         preferred = Headline.read(store.folder).preferred
     except RecordError:

@@ -43,7 +43,7 @@ def draw_examples(records: list[Record], headline: Headline, title: str) -> Figu
     for r, record in enumerate(rows):
         top = r * (1 + _GAP)
         cell, examples = record.cell, record.examples
-        name = threat_name(cell.threat, cell.norm)
+        name = threat_name(cell.threat, cell.norm).replace(" noise, paper-exact", " (paper)")
         ax.text(-2.35, top + 0.38, name, va="center", fontsize=8.5)
         if cell.family != "clean":
             symbol = strength_name(cell.threat, cell.norm)[0]

@@ -237,7 +237,7 @@ def make_plan(preset: Preset, *, models: Sequence[ModelSpec] | None = None, seed
             f"preset {preset.name}: rank = {preset.rank!r} has no reported strength "
             f"(known: {', '.join(reported)})"
         )
-    for spec in specs:
+    for spec in (*specs, *variant_specs(preset).values()):
         plan.hyperparameters(spec)
         plan.recipe(spec)
     return plan

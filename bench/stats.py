@@ -187,7 +187,10 @@ def _certified_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
     for (row, how, sigma), ours in groups.items():
         dataset, model, recipe = row
         samples = min(record.outcomes["radius"].size for record in ours)
-        for protocol, norm, strength in sorted(strengths[dataset]):
+        asked = strengths[dataset]
+        if how == SMOOTHING and not any(norm == "l2" for _, norm, _ in asked):
+            asked = asked | {("pixel", "l2", factor * sigma) for factor in (0.5, 1.0, 2.0)}
+        for protocol, norm, strength in sorted(asked):
             if norm not in ("l2", "linf"):
                 continue
             scale = 1.0 if norm == "l2" else float(np.sqrt(ours[0].measures["pixels"]))

@@ -136,6 +136,8 @@ def _energy(flows: Mapping[str, Record], looks: Mapping[str, Style]) -> Figure:
             mine = np.concatenate([np.zeros((1, drift.shape[1])), drift[steps]])
             ax.fill_between(at, mine.min(1), mine.max(1), color=color, alpha=0.18, lw=0)
             ax.plot(at, np.median(mine, 1), color=color, marker=".", ms=4)
+        if np.abs(drift).max() > 1000:
+            ax.set_yscale("symlog", linthresh=10)
         ax.set_title(label)
     _label(figure, axes, "change of H in its layer (%)")
     return figure
