@@ -39,8 +39,8 @@ def violation(
 
     A non-finite image violates by infinity. With `norm` None only the box counts.
     """
-    pixels = images.double().flatten(1)
-    outside = torch.maximum(box[0] - pixels, pixels - box[1]).amax(1).clamp_min(0)
+    low, high = (extreme.double() for extreme in images.flatten(1).aminmax(dim=1))
+    outside = torch.maximum(box[0] - low, high - box[1]).clamp_min(0)
     if norm is not None:
         outside = torch.maximum(outside, (distance(images, center, norm) - radius).clamp_min(0))
-    return torch.where(pixels.isfinite().all(1), outside, torch.inf)
+    return torch.where(low.isfinite() & high.isfinite(), outside, torch.inf)

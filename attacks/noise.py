@@ -12,17 +12,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._seeds import per_sample, sample_generator
+from ._seeds import per_sample, sample_generators
 from .registry import Model, Seed, register_threat
 
 
-def draw(
-    images: Tensor, seed: Seed, sample: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
-) -> Tensor:
-    """One array ``sample(rng, (C, H, W))`` for each image, from that image's own stream; like `images`."""
-    shape = tuple(images.shape[1:])
-    noise = np.stack([sample(sample_generator(s), shape) for s in per_sample(seed, len(images))])
+def draw(images: Tensor, seed: Seed, fill: Callable[[np.random.Generator, np.ndarray], object]) -> Tensor:
+    """Noise like `images`: ``fill(rng, array)`` for each of them, rng being that image's own stream."""
+    noise = np.empty(images.shape, np.float32)
+    for rng, array in zip(sample_generators(per_sample(seed, len(images))), noise, strict=True):
+        fill(rng, array)
     return torch.from_numpy(noise).to(images)
+
+
+def normal(rng: np.random.Generator, array: np.ndarray) -> None:
+    """Fill `array` from N(0, 1)."""
+    rng.standard_normal(dtype=np.float32, out=array)
+
+
+def uniform_unit(rng: np.random.Generator, array: np.ndarray) -> None:
+    """Fill `array` from U(0, 1)."""
+    rng.random(dtype=np.float32, out=array)
 
 
 @register_threat(
@@ -34,7 +43,7 @@ def draw(
 )
 def gaussian(model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed) -> Tensor:
     """Add N(0, strength^2) to every pixel value and clip to [0, 1]."""
-    noise = draw(images, seed, lambda rng, shape: rng.standard_normal(shape, dtype=np.float32))
+    noise = draw(images, seed, normal)
     return (images + strength * noise).clamp(0, 1)
 
 
@@ -48,7 +57,7 @@ def gaussian(model: Model, images: Tensor, labels: Tensor, strength: float, seed
 )
 def salt_pepper(model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed) -> Tensor:
     """Replace each pixel value with probability `strength`: half of them by 1, half by 0."""
-    u = draw(images, seed, lambda rng, shape: rng.random(shape, dtype=np.float32))
+    u = draw(images, seed, uniform_unit)
     noisy = torch.where(u < strength / 2, torch.ones_like(images), images)
     return torch.where(u >= 1 - strength / 2, torch.zeros_like(images), noisy)
 
@@ -63,5 +72,5 @@ def salt_pepper(model: Model, images: Tensor, labels: Tensor, strength: float, s
 )
 def uniform(model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed) -> Tensor:
     """Add U(-strength, strength) to every pixel value and clip to [0, 1]; inside the L-infinity ball."""
-    noise = draw(images, seed, lambda rng, shape: rng.random(shape, dtype=np.float32))
+    noise = draw(images, seed, uniform_unit)
     return (images + strength * (2 * noise - 1)).clamp(0, 1)

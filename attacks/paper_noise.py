@@ -7,11 +7,10 @@ images lie in [-0.177, 0.439], and variances of 0.05 and 0.2 are standard deviat
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .noise import draw
+from .noise import draw, normal, uniform_unit
 from .registry import Model, Seed, register_threat
 
 MEAN, STD = 0.1307, 0.3081
@@ -37,7 +36,7 @@ def _clipped(normalised: Tensor) -> Tensor:
 )
 def paper_gaussian(model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed) -> Tensor:
     """Add N(0, strength), a variance, to the normalised image and clip it to [-1, 1]."""
-    noise = draw(images, seed, lambda rng, shape: rng.standard_normal(shape, dtype=np.float32))
+    noise = draw(images, seed, normal)
     return _clipped((images - MEAN) / STD + strength**0.5 * noise)
 
 
@@ -53,7 +52,7 @@ def paper_gaussian(model: Model, images: Tensor, labels: Tensor, strength: float
 )
 def paper_salt_pepper(model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed) -> Tensor:
     """Set each normalised pixel with probability `strength` to 1 or -1, and clip the image to [-1, 1]."""
-    u = draw(images, seed, lambda rng, shape: rng.random(shape, dtype=np.float32))
+    u = draw(images, seed, uniform_unit)
     normalised = (images - MEAN) / STD
     normalised = torch.where(u < strength / 2, 1.0, normalised)
     return _clipped(torch.where(u >= 1 - strength / 2, -1.0, normalised))

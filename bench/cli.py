@@ -59,6 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     run.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="models trained and attacked at once on a CPU (default: one a thread, as memory allows)",
+    )
+    run.add_argument(
         "--data-root", type=Path, metavar="DIR", help="where datasets lie (default: $ROBUSTODE_DATA)"
     )
     run.add_argument("--out", type=Path, metavar="DIR", help="results folder (default: results/<preset>)")
@@ -137,12 +143,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from .data import load_data
     from .device import pick_device
-    from .external import resolve_model
-    from .plan import make_plan
     from .progress import Quiet, Terminal
-    from .rows import choose_models
+    from .request import Request
     from .run import run_plan
     from .store import Store
     from .work import look_ahead
@@ -154,16 +157,32 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     if names == []:
         raise InvalidArgument("--models names no model")
-    models = choose_models(preset, list(dict.fromkeys(names)), resolve_model) if names else None
-    plan = make_plan(preset, models=models, seeds=arguments.seeds)
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise InvalidArgument(f"--jobs must be at least 1, not {arguments.jobs}")
+    request = Request(
+        preset=preset,
+        models=tuple(dict.fromkeys(names)) if names else None,
+        seeds=arguments.seeds,
+        data_root=arguments.data_root,
+    )
+    plan = request.plan()
     device = pick_device(arguments.device)
-    data = load_data(preset.dataset, arguments.data_root)
+    data = request.data()
     out = arguments.out or Path("results") / preset.name
     if arguments.dry_run:
         return _dry_run(preset, look_ahead(plan, data, Store(out), device, fresh=arguments.fresh), out)
     console = Console()
     with nullcontext(Quiet()) if arguments.quiet else Terminal(console) as reporter:
-        outcome = run_plan(plan, data, Store(out), device=device, fresh=arguments.fresh, reporter=reporter)
+        outcome = run_plan(
+            plan,
+            data,
+            Store(out),
+            device=device,
+            fresh=arguments.fresh,
+            reporter=reporter,
+            request=request,
+            jobs=arguments.jobs,
+        )
     if not arguments.quiet:
         print(f"{outcome.done} cells done, {outcome.skipped} stored already")
     status = _show(out)

@@ -6,6 +6,7 @@ it depends on no random generator and no library version.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -39,6 +40,10 @@ class Split:
         """The first `count` samples, or all of them."""
         return Split(images=self.images[:count], labels=self.labels[:count], indices=self.indices[:count])
 
+    def to(self, device: torch.device) -> Split:
+        """Return the split with its tensors on `device`."""
+        return Split(images=self.images.to(device), labels=self.labels.to(device), indices=self.indices)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -62,6 +67,11 @@ class Data:
         """(C, H, W)."""
         channels, height, width = self.test.images.shape[1:]
         return channels, height, width
+
+    def to(self, device: torch.device) -> Data:
+        """Return the dataset with its tensors on `device`, so that no batch has to travel."""
+        train, validation, test = (split.to(device) for split in (self.train, self.validation, self.test))
+        return dataclasses.replace(self, train=train, validation=validation, test=test)
 
 
 Arrays = tuple[np.ndarray, np.ndarray]

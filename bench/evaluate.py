@@ -47,14 +47,21 @@ def evaluate_cell(
     num_classes: int,
     device: torch.device,
     environment: Mapping[str, Any],
+    clean: np.ndarray | None = None,
     on_samples: Callable[[int], None] = lambda samples: None,
 ) -> Record:
     """Accuracy of `model` on the first ``cell.samples`` of `split` under one threat at one strength.
+
+    An attack is spent only on samples that are classified correctly as they are, pooled into full batches;
+    the others keep their clean prediction.
 
     Parameters
     ----------
     threat
         Configured with ``cell.parameters``.
+    clean
+        Predictions on the unperturbed samples, integers (samples,), where they are known already; an attack
+        asks for them itself otherwise.
     on_samples
         Called with the number of (draw, sample) pairs after each batch.
 
@@ -65,32 +72,38 @@ def evaluate_cell(
     """
     started = time.perf_counter()
     split = split.first(cell.samples)
-    shape = (cell.draws, cell.samples)
-    prediction = np.empty(shape, np.int16)
-    norm = np.zeros(shape, np.float32)
-    examples: dict[str, np.ndarray] = {}
+    labels = split.labels.cpu().numpy()
+    prediction = np.empty((cell.draws, cell.samples), np.int16)
+    norm = np.zeros((cell.draws, cell.samples), np.float32)
+    shown = split.images[:EXAMPLES].clone()
+    rows = np.arange(cell.samples)
     with frozen(model):
-        queried = QueriedModel(model, num_classes)
+        queried = QueriedModel(model, num_classes, patient=device.type != "cpu")
+        if threat.needs_gradient and cell.strength > 0:
+            prediction[:] = _clean(queried, split, cell.batch_size, device) if clean is None else clean
+            rows = np.flatnonzero(prediction[0] == labels)
         for draw in range(cell.draws):
-            for start in range(0, cell.samples, cell.batch_size):
-                rows = slice(start, start + cell.batch_size)
-                images, labels = split.images[rows].clone().to(device), split.labels[rows].to(device)
-                seeds = sample_seeds((cell.attack_seed << 32) | draw, split.indices[rows].tolist())
-                perturbed = _perturb(queried, threat, images, labels, cell.strength, seeds)
+            if len(rows) < cell.samples:
+                on_samples(cell.samples - len(rows))
+            for batch in _batches(rows, cell.batch_size):
+                images, targets = split.images[batch].to(device), split.labels[batch].to(device)
+                seeds = sample_seeds((cell.attack_seed << 32) | draw, split.indices[batch].tolist())
+                perturbed = _perturb(queried, threat, images.clone(), targets, cell.strength, seeds)
                 _check_budget(perturbed, images, threat, cell.strength)
-                prediction[draw, rows] = _predict(queried, perturbed).cpu().numpy()
+                prediction[draw, batch] = _predict(queried, perturbed)
                 if cell.norm is not None and threat.norm is not None:
-                    norm[draw, rows] = distance(perturbed, images, threat.norm).cpu().numpy()
-                if draw == 0 and start == 0:
-                    examples = _examples(perturbed, split, prediction[0])
-                on_samples(len(labels))
-    outcomes = {"prediction": prediction, "correct": prediction == split.labels.numpy()[None]}
+                    norm[draw, batch] = distance(perturbed, images, threat.norm).cpu().numpy()
+                if draw == 0 and batch[0] < EXAMPLES:
+                    first = batch[batch < EXAMPLES]
+                    shown[first] = perturbed[: len(first)].to(shown)
+                on_samples(len(batch))
+    outcomes = {"prediction": prediction, "correct": prediction == labels[None]}
     if cell.norm is not None:
         outcomes["norm"] = norm
     return Record(
         cell=cell,
         outcomes=outcomes,
-        examples=examples,
+        examples=_examples(shown, split, prediction[0]),
         forwards=queried.forwards,
         backwards=queried.backwards,
         nfe=queried.nfe,
@@ -107,26 +120,31 @@ def failed(cell: Cell, error: Exception, *, seconds: float, environment: Mapping
     return Record(cell=cell, status=status, error=line, seconds=seconds, environment=environment)
 
 
+def _batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _clean(model: QueriedModel, split: Split, batch_size: int, device: torch.device) -> np.ndarray:
+    batches = _batches(np.arange(len(split)), batch_size)
+    return np.concatenate([_predict(model, split.images[batch].to(device)) for batch in batches])
+
+
 def _perturb(
     model: QueriedModel, threat: Threat, images: Tensor, labels: Tensor, strength: float, seeds: list[int]
 ) -> Tensor:
-    """Perturb a batch; an attack spends nothing on samples that are misclassified as they are."""
-    if not threat.needs_gradient or strength == 0:
-        with torch.no_grad():
-            return threat(model, images, labels, strength, seeds)
-    rows = torch.nonzero(_predict(model, images) == labels).flatten()
-    perturbed = images.clone()
-    if len(rows):
-        perturbed[rows] = threat(
-            model, images[rows], labels[rows], strength, [seeds[i] for i in rows.tolist()]
-        )
-    return perturbed
+    with torch.set_grad_enabled(threat.needs_gradient and strength > 0):
+        perturbed = threat(model, images, labels, strength, seeds)
+    model.settle()
+    return perturbed.detach()
 
 
-def _predict(model: QueriedModel, images: Tensor) -> Tensor:
+def _predict(model: QueriedModel, images: Tensor) -> np.ndarray:
     with torch.no_grad():
-        logits: Tensor = model(images)
-        return logits.argmax(1)
+        prediction = model(images).argmax(1)
+    model.settle()
+    found: np.ndarray = prediction.cpu().numpy()
+    return found
 
 
 def _check_budget(perturbed: Tensor, images: Tensor, threat: Threat, strength: float) -> None:
@@ -147,12 +165,12 @@ def _check_budget(perturbed: Tensor, images: Tensor, threat: Threat, strength: f
         )
 
 
-def _examples(perturbed: Tensor, split: Split, prediction: np.ndarray) -> dict[str, np.ndarray]:
-    count = min(EXAMPLES, len(perturbed))
-    pixels = (perturbed[:count].cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+def _examples(shown: Tensor, split: Split, prediction: np.ndarray) -> dict[str, np.ndarray]:
+    count = len(shown)
+    pixels = (shown.cpu() * 255).round().clamp(0, 255).to(torch.uint8)
     return {
         "index": np.asarray(split.indices[:count], np.int64),
-        "label": split.labels[:count].numpy(),
+        "label": split.labels[:count].cpu().numpy(),
         "prediction": prediction[:count].astype(np.int64),
         "image": pixels.numpy(),
     }

@@ -26,13 +26,16 @@ class QueriedModel(nn.Module):
     -----
     A query raises `ModelFailure` when the model raises, `ContractBroken` when its output is not
     (N, K) floating point, and `NonFinite` for logits or input gradients that are NaN or infinite:
-    neither is ever an answer.
+    neither is ever an answer. A `patient` one raises `NonFinite` only when asked to `settle`, so that a GPU
+    need not be waited for at every query.
     """
 
-    def __init__(self, model: nn.Module, num_classes: int) -> None:
+    def __init__(self, model: nn.Module, num_classes: int, *, patient: bool = False) -> None:
         super().__init__()
         self.model = model
         self.num_classes = num_classes
+        self.patient = patient
+        self._doubts: list[tuple[str, Tensor]] = []
         self.forwards = 0
         self.backwards = 0
         self.evaluations: int | None = None
@@ -47,7 +50,8 @@ class QueriedModel(nn.Module):
         count = len(images)
         if images.requires_grad:
             images.register_hook(self._check_gradient)
-        logits = call_model(self.model, images, self.num_classes)
+        logits = ask_model(self.model, images, self.num_classes)
+        self._demand(logits.detach().isfinite().all(1), "logits are")
         self.forwards += count
         evaluations = count_nfe(self.model)
         if evaluations is not None:
@@ -60,13 +64,39 @@ class QueriedModel(nn.Module):
         self.backwards += len(gradient)
 
     def _check_gradient(self, gradient: Tensor) -> None:
-        if not bool(gradient.isfinite().all()):
-            bad = int((~gradient.flatten(1).isfinite().all(1)).sum())
-            raise NonFinite(f"the input gradient is NaN or infinite for {bad} of {len(gradient)} samples")
+        self._demand(gradient.isfinite().flatten(1).all(1), "the input gradient is")
+
+    def _demand(self, finite: Tensor, what: str) -> None:
+        if self.patient:
+            self._doubts.append((what, finite))
+        else:
+            _refuse(finite, what)
+
+    def settle(self) -> None:
+        """Raise `NonFinite` for the first answer since the last call that was NaN or infinite, if any was."""
+        doubts, self._doubts = self._doubts, []
+        if doubts and not bool(torch.cat([finite for _, finite in doubts]).all()):
+            for what, finite in doubts:
+                _refuse(finite, what)
 
 
 def call_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
+    """Return what `ask_model` does, or raise `NonFinite` when these logits hold NaN or infinity."""
+    logits = ask_model(model, images, num_classes)
+    _refuse(logits.isfinite().all(1), "logits are")
+    return logits
+
+
+def _refuse(finite: Tensor, what: str) -> None:
+    """Raise `NonFinite` unless all of `finite`, bool (N,), is true."""
+    if not bool(finite.all()):
+        raise NonFinite(f"{what} NaN or infinite for {int((~finite).sum())} of {len(finite)} samples")
+
+
+def ask_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
     """Return the model's logits for a batch, or raise saying which part of the contract it broke.
+
+    The values are not looked at, so a GPU is not waited for.
 
     Raises
     ------
@@ -74,8 +104,6 @@ def call_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
         The model raised.
     ContractBroken
         It returned something that is not a floating (N, K) tensor, or changed its input in place.
-    NonFinite
-        The logits hold NaN or infinity.
     """
     version = None if images.is_inference() else images._version
     try:
@@ -97,9 +125,6 @@ def call_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
         )
     if not logits.is_floating_point():
         raise ContractBroken(f"the model returned {logits.dtype}, not floating-point logits")
-    finite = logits.isfinite().all(1)
-    if not bool(finite.all()):
-        raise NonFinite(f"logits are NaN or infinite for {int((~finite).sum())} of {len(images)} samples")
     return logits
 
 

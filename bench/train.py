@@ -23,10 +23,12 @@ from ..models import Normalise
 from .checkpoint import Checkpoint, load_state, load_tensors, save_checkpoint, save_tensors
 from .data import Data, Split
 from .preset import Recipe
-from .queries import call_model, one_line, where
+from .queries import ask_model, call_model, one_line, where
 
 _EPOCHS_APART = 1_000_003
 """Spreads (seed, epoch) over torch's seeds."""
+PATIENCE = 50
+"""Batches after which a GPU is waited for, to see whether the loss is still finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ def build_model(
             ) from error
         if not isinstance(model, nn.Module):
             raise ContractBroken(f"the factory returned {type(model).__name__}, not a torch.nn.Module")
-        call_model(model.eval(), data.train.images[:2].clone(), data.num_classes)
+        call_model(model.eval(), data.train.images[:2].cpu().clone(), data.num_classes)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ContractBroken("the model has no parameters to train")
     return model
@@ -164,30 +166,39 @@ def _train_epoch(
     num_classes: int,
 ) -> float:
     model.train()
-    order = torch.randperm(len(split))
-    total = 0.0
+    order = torch.randperm(len(split)).to(split.images.device)
+    losses: list[Tensor] = []
+    every = 1 if device.type == "cpu" else PATIENCE
     for rows in order.split(recipe.batch_size):
         images, labels = split.images[rows].to(device), split.labels[rows].to(device)
-        loss = training_step(model, images, labels, optimiser, num_classes)
-        if not math.isfinite(loss):
-            raise NonFinite(
-                f"training diverged in epoch {epoch + 1}: the loss is {loss}; lower the learning rate"
-            )
-        total += loss * len(rows)
+        losses.append(training_step(model, images, labels, optimiser, num_classes))
+        if len(losses) % every == 0:
+            _check_finite(losses[-every:], epoch)
         on_batch(len(rows))
-    return total / len(split)
+    _check_finite(losses, epoch)
+    sizes = torch.tensor([len(rows) for rows in order.split(recipe.batch_size)], dtype=torch.float64)
+    return float(torch.stack(losses).cpu().double() @ sizes) / len(split)
+
+
+def _check_finite(losses: list[Tensor], epoch: int) -> None:
+    loss = float(torch.stack(losses).sum())
+    if not math.isfinite(loss):
+        raise NonFinite(
+            f"training diverged in epoch {epoch + 1}: the loss is {loss}; lower the learning rate"
+        )
 
 
 def training_step(
     model: nn.Module, images: Tensor, labels: Tensor, optimiser: torch.optim.Optimizer, num_classes: int
-) -> float:
+) -> Tensor:
     """One step on ``model.loss(logits, labels)`` plus ``model.penalty()``, then ``model.after_step()``.
 
-    All three methods are optional; without the first the loss is cross-entropy. Returns the loss.
+    All three methods are optional; without the first the loss is cross-entropy. Returns the loss, a scalar
+    without a graph that nobody has waited for.
     """
     optimiser.zero_grad(set_to_none=True)
     criterion = getattr(model, "loss", None)
-    logits = call_model(model, images, num_classes)
+    logits = ask_model(model, images, num_classes)
     loss = criterion(logits, labels) if callable(criterion) else F.cross_entropy(logits, labels)
     penalty = getattr(model, "penalty", None)
     if callable(penalty):
@@ -197,7 +208,7 @@ def training_step(
     after_step = getattr(model, "after_step", None)
     if callable(after_step):
         after_step()
-    return float(loss.detach())
+    return loss.detach()
 
 
 @torch.no_grad()

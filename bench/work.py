@@ -24,13 +24,20 @@ from .train import build_model
 
 @dataclass(frozen=True, kw_only=True)
 class Outlook:
-    """One model of a plan: all its cells, those still to do, and the estimated seconds for them."""
+    """One model of a plan: all its cells, those still to do, and the estimated seconds for them.
+
+    Attributes
+    ----------
+    busy
+        Training seeds that have more to do than timings.
+    """
 
     model: str
     cost: Cost
     cells: int
     left: int
     seconds: float
+    busy: frozenset[int] = frozenset()
 
 
 def checkpoint_path(store: Store, cell: Cell) -> Path:
@@ -68,14 +75,25 @@ def look_ahead(
     for spec in plan.specs:
         model, cost = _try(spec, plan, data, device)
         solver = describe_solver(model) if model else None
-        total, left = 0, []
+        total, left, busy = 0, list[Cell](), set[int]()
         for seed in range(plan.seeds):
             training = plan.training_cell(spec, seed, data)
             cells, remaining = _remaining(plan, training, data, store, device, solver, fresh)
             total += len(cells)
             left += remaining
+            if any(cell.kind != "throughput" for cell in remaining):
+                busy.add(seed)
         seconds = sum(cost.of(cell, plan) for cell in left)
-        outlooks.append(Outlook(model=spec.name, cost=cost, cells=total, left=len(left), seconds=seconds))
+        outlooks.append(
+            Outlook(
+                model=spec.name,
+                cost=cost,
+                cells=total,
+                left=len(left),
+                seconds=seconds,
+                busy=frozenset(busy),
+            )
+        )
     return outlooks
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from robustode.attacks import THREATS, Threat
 from robustode.attacks._seeds import sample_seeds
 from robustode.bench.evaluate import EXAMPLES, evaluate_cell, failed, frozen
 from robustode.bench.records import Record, from_json, to_json
+from robustode.bench.throughput import peak_memory
 from torch import nn
 
 COUNT = 30
@@ -87,7 +89,7 @@ def test_an_attack_spends_nothing_on_what_is_wrong_already(problem, name, steps)
     record = run(problem, name, 1e-6, batch_size=8)
     right = COUNT * 2 // 3
     assert record.accuracy == pytest.approx(2 / 3), "no sample breaks at this strength"
-    assert record.forwards == 2 * COUNT + right * (steps + 1) * restarts
+    assert record.forwards == COUNT + right * (steps + 1) * restarts + right
     assert record.backwards == right * steps * restarts
     assert record.nfe == 5.0
     assert record.outcomes["norm"].shape == (1, COUNT)
@@ -122,7 +124,58 @@ def test_a_batch_that_is_all_wrong_is_not_attacked(problem):
         labels = (model(split.images).argmax(1) + 1) % 3
     record = run((model, stubs.split_of(split.images, labels)), "pgd-linf", 0.1)
     assert record.accuracy == 0
-    assert (record.forwards, record.backwards) == (2 * COUNT, 0)
+    assert (record.forwards, record.backwards) == (COUNT, 0)
+
+
+def test_survivors_are_pooled_into_full_batches(problem):
+    seen = []
+
+    def craft(model, images, labels, strength, seed):
+        seen.append(len(images))
+        return images
+
+    run(problem, liar(craft), 0.1, batch_size=8)
+    assert seen == [8, 8, 4]
+
+
+def test_a_known_clean_prediction_is_not_made_again(problem):
+    model, split = problem
+    threat = THREATS.get("pgd-linf")
+    cell = stubs.cell_for(threat, 0.02, COUNT, batch_size=8)
+    common = {"num_classes": 3, "device": stubs.CPU, "environment": {}}
+    alone = evaluate_cell(cell, model, split, threat, **common)
+    known = run(problem, "clean", 0.0).outcomes["prediction"][0]
+    shared = evaluate_cell(cell, model, split, threat, clean=known, **common)
+    assert shared.forwards == alone.forwards - COUNT
+    for name, outcome in alone.outcomes.items():
+        np.testing.assert_array_equal(shared.outcomes[name], outcome)
+
+
+def test_an_attack_that_writes_over_its_images_is_still_measured_against_them(problem):
+    def craft(model, images, labels, strength, seed):
+        return images.add_(2 * strength)
+
+    with pytest.raises(BudgetViolation, match=r"left its budget of 0.1 .* by 0\.1"):
+        run(problem, liar(craft), 0.1)
+
+
+@pytest.mark.parametrize("name", ["clean", "gaussian", "pgd-linf"])
+def test_memory_does_not_grow_with_the_number_of_samples(problem, name):
+    model, split = problem
+    threat = THREATS.get(name)
+    peaks = []
+    for repeats in (1, 20):
+        many = stubs.split_of(split.images.repeat(repeats, 1, 1, 1), split.labels.repeat(repeats))
+        cell = stubs.cell_for(threat, 0.0 if name == "clean" else 0.02, len(many), batch_size=10)
+        peaks.append(
+            peak_memory(
+                partial(
+                    evaluate_cell, cell, model, many, threat, num_classes=3, device=stubs.CPU, environment={}
+                ),
+                stubs.CPU,
+            )
+        )
+    assert 0 < peaks[1] <= 1.02 * peaks[0]
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,31 @@ def test_a_nan_input_gradient_raises_during_the_backward_pass():
         logits.sum().backward()
 
 
+def test_a_patient_query_complains_once_it_is_asked():
+    def spoil(logits, images):
+        return torch.where(images.flatten(1).sum(1, keepdim=True) > 0, logits / 0, logits)
+
+    queried = QueriedModel(stubs.Faulty((1, 2, 2), 3, spoil), 3, patient=True)
+    queried(torch.zeros_like(IMAGES))
+    queried.settle()
+    queried(IMAGES)
+    queried(torch.zeros_like(IMAGES))
+    with pytest.raises(NonFinite, match="logits are NaN or infinite for 4 of 4 samples"):
+        queried.settle()
+    queried.settle()
+
+
+def test_a_patient_query_complains_of_gradients_too():
+    def spoil(logits, images):
+        return logits + (images - images).flatten(1).sqrt().sum(1, keepdim=True)
+
+    queried = QueriedModel(stubs.Faulty((1, 2, 2), 3, spoil), 3, patient=True)
+    images = IMAGES.clone().requires_grad_(True)
+    torch.autograd.grad(queried(images).sum(), images)
+    with pytest.raises(NonFinite, match="input gradient is NaN or infinite for 4 of 4 samples"):
+        queried.settle()
+
+
 def test_one_line_is_one_line():
     assert one_line(ValueError("\n  first  \nsecond")) == "first"
     assert one_line(ValueError()) == "ValueError"

@@ -15,14 +15,14 @@ import pytest
 import stubs
 import torch
 from robustode._errors import InvalidArgument
-from robustode.bench import estimate, run, work
+from robustode.bench import estimate, unit, work
 from robustode.bench.data import load_data
 from robustode.bench.headline import Headline
 from robustode.bench.plan import Plan, make_plan
 from robustode.bench.preset import load_preset
 from robustode.bench.progress import Quiet
 from robustode.bench.records import Record
-from robustode.bench.run import Outcome, run_plan
+from robustode.bench.run import RunOutcome, run_plan
 from robustode.bench.selection import current
 from robustode.bench.store import Store
 from robustode.models import ModelSpec
@@ -34,7 +34,7 @@ def plan_of(folder: Path, *specs: ModelSpec, text: str = stubs.PRESET, seeds: in
     return make_plan(load_preset(str(stubs.preset_file(folder, text))), models=models, seeds=seeds)
 
 
-def do(plan: Plan, data, folder: Path, **options) -> Outcome:
+def do(plan: Plan, data, folder: Path, **options) -> RunOutcome:
     return run_plan(plan, data, Store(folder), device=stubs.CPU, **options)
 
 
@@ -67,7 +67,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 def test_a_run_stores_every_cell(few, tmp_path):
     outcome = do(plan_of(tmp_path, seeds=2), few, tmp_path / "out")
-    assert outcome == Outcome(done=2 * stubs.CELLS, skipped=0)
+    assert outcome == RunOutcome(done=2 * stubs.CELLS, skipped=0)
     records = loaded(tmp_path / "out")
     assert len(records) == 2 * stubs.CELLS
     assert Headline.read(tmp_path / "out").reported == {"gaussian": 0.1, "linf": 0.05}
@@ -94,15 +94,15 @@ def test_a_finished_run_is_not_done_again(few, tmp_path, monkeypatch):
         raise AssertionError("nothing is left to do")
 
     for name in ("train", "evaluate_cell", "measure_cell"):
-        monkeypatch.setattr(run, name, never)
-    assert do(plan, few, tmp_path / "out") == Outcome(done=0, skipped=stubs.CELLS)
+        monkeypatch.setattr(unit, name, never)
+    assert do(plan, few, tmp_path / "out") == RunOutcome(done=0, skipped=stubs.CELLS)
     assert snapshot(tmp_path / "out") == before
 
 
 def test_fresh_does_everything_again_to_the_same_result(few, tmp_path):
     plan = plan_of(tmp_path)
     do(plan, few, tmp_path / "out")
-    assert do(plan, few, tmp_path / "out", fresh=True) == Outcome(done=stubs.CELLS, skipped=0)
+    assert do(plan, few, tmp_path / "out", fresh=True) == RunOutcome(done=stubs.CELLS, skipped=0)
     do(plan, few, tmp_path / "other")
     same_results(tmp_path / "out", tmp_path / "other")
 
@@ -112,7 +112,7 @@ def test_an_interrupted_run_goes_on_where_it_was(few, tmp_path, monkeypatch, cal
     plan = plan_of(tmp_path)
     do(plan, few, tmp_path / "whole")
     calls = []
-    real = run.evaluate_cell
+    real = unit.evaluate_cell
 
     def interrupted(*args, **kwargs):
         calls.append(args)
@@ -120,11 +120,11 @@ def test_an_interrupted_run_goes_on_where_it_was(few, tmp_path, monkeypatch, cal
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(run, "evaluate_cell", interrupted)
+    monkeypatch.setattr(unit, "evaluate_cell", interrupted)
     with pytest.raises(KeyboardInterrupt):
         do(plan, few, tmp_path / "out")
     monkeypatch.undo()
-    assert do(plan, few, tmp_path / "out") == Outcome(done=stubs.CELLS - 1 - call, skipped=1 + call)
+    assert do(plan, few, tmp_path / "out") == RunOutcome(done=stubs.CELLS - 1 - call, skipped=1 + call)
     same_results(tmp_path / "whole", tmp_path / "out")
 
 
@@ -132,14 +132,14 @@ def test_one_more_model_leaves_the_others_alone(few, tmp_path):
     do(plan_of(tmp_path), few, tmp_path / "out")
     before = snapshot(tmp_path / "out")
     outcome = do(plan_of(tmp_path, stubs.spec("linear"), stubs.spec("second")), few, tmp_path / "out")
-    assert outcome == Outcome(done=stubs.CELLS, skipped=stubs.CELLS)
+    assert outcome == RunOutcome(done=stubs.CELLS, skipped=stubs.CELLS)
     assert before.items() <= snapshot(tmp_path / "out").items()
 
 
 def test_a_raised_version_is_done_again(few, tmp_path):
     do(plan_of(tmp_path), few, tmp_path / "out")
     raised = plan_of(tmp_path, stubs.spec("linear", version=2))
-    assert do(raised, few, tmp_path / "out") == Outcome(done=stubs.CELLS, skipped=0)
+    assert do(raised, few, tmp_path / "out") == RunOutcome(done=stubs.CELLS, skipped=0)
 
 
 def crash(logits, images):
@@ -204,7 +204,7 @@ def test_a_bad_model_stops_no_other(few, tmp_path, monkeypatch, spec, status, me
 def test_a_model_that_is_mended_is_trained(few, tmp_path):
     do(plan_of(tmp_path, stubs.faulty("bad", crash)), few, tmp_path / "out")
     outcome = do(plan_of(tmp_path, stubs.spec("bad")), few, tmp_path / "out")
-    assert outcome == Outcome(done=stubs.CELLS, skipped=0)
+    assert outcome == RunOutcome(done=stubs.CELLS, skipped=0)
 
 
 def test_a_model_that_fails_under_one_threat_fails_there_alone(few, tmp_path):
@@ -306,8 +306,11 @@ def test_the_reported_work_adds_up(few, tmp_path):
         "linear seed 0 · pgd-linf",
         "linear seed 0 · lipschitz",
         "linear seed 0 · trajectories",
-        "linear seed 0 · inference",
-        "linear seed 0 · training-step",
+        "linear seed 1 · training, 2 epochs",
+        "linear seed 1 · trained",
+    ]
+    assert [line.split(":")[0] for line in listening.lines[-4:]] == [
+        f"linear seed {seed} · {what}" for seed in (0, 1) for what in ("inference", "training-step")
     ]
     again = Listening()
     do(plan, few, tmp_path / "out", reporter=again)

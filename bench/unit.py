@@ -1,0 +1,239 @@
+"""One model and one training seed: its weights, then each of its cells; what fails is stored and named."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..models import ModelSpec
+from .certify import certify_cell
+from .checkpoint import Checkpoint, find_checkpoint, load_state, load_tensors
+from .data import Data
+from .describe import describe_solver, summary_line, training_record
+from .device import environment
+from .dynamics import measure_dynamics
+from .estimate import Cost
+from .evaluate import evaluate_cell, failed
+from .limits import time_limit
+from .plan import Plan
+from .progress import Quiet, Reporter
+from .records import Cell, Record
+from .smoothing import smooth_cell
+from .store import Store
+from .throughput import measure_cell
+from .train import History, build_model, fit_normalisation, train
+from .work import cells_of, checkpoint_path
+
+_ADVICE = " (time_limit in the preset)"
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """Cells done, cells skipped because they were stored, and what failed, a line each."""
+
+    done: int = 0
+    skipped: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, other: Outcome) -> None:
+        """Count what another part of the run did."""
+        self.done += other.done
+        self.skipped += other.skipped
+        self.failures += other.failures
+
+
+class Unit:
+    """What a plan asks of one model and one training seed.
+
+    Parameters
+    ----------
+    cost
+        What the progress of its cells is measured in.
+    fresh
+        Do everything again, stored or not.
+    on_cell
+        Called with each cell before it is begun.
+
+    Attributes
+    ----------
+    outcome
+        What has been done so far.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        data: Data,
+        store: Store,
+        device: torch.device,
+        spec: ModelSpec,
+        seed: int,
+        cost: Cost,
+        *,
+        fresh: bool = False,
+        reporter: Reporter | None = None,
+        on_cell: Callable[[Cell], None] = lambda cell: None,
+    ) -> None:
+        self.plan, self.data, self.store, self.device = plan, data, store, device
+        self.spec, self.seed, self.cost, self.fresh = spec, seed, cost, fresh
+        self.reporter, self.on_cell = reporter or Quiet(), on_cell
+        self.training = plan.training_cell(spec, seed, data)
+        self.outcome = Outcome()
+        self._clean: tuple[int, np.ndarray] | None = None
+
+    def evaluate(self) -> list[str]:
+        """Train, or load, and do every cell but timings; the keys of all of these cells."""
+        trained = self._weights()
+        if trained is None:
+            return [self.training.key()]
+        model, checkpoint = trained
+        return [self.training.key(), *self._curves(model, checkpoint, timings=False)]
+
+    def time(self) -> list[str]:
+        """Do the timings, on the weights that `evaluate` left; their keys, none where it failed."""
+        if self.plan.preset.throughput is None:
+            return []
+        path = checkpoint_path(self.store, self.training)
+        try:
+            checkpoint = find_checkpoint(path)
+            if checkpoint is None:
+                return []
+            model = build_model(self.spec.build, self.data, self.training.hyperparameters, self.seed)
+            load_state(model, load_tensors(path)[0], path)
+        except Exception:  # `evaluate` has named it
+            return []
+        return self._curves(model.to(self.device).eval(), checkpoint, timings=True)
+
+    def _curves(self, model: nn.Module, checkpoint: Checkpoint, *, timings: bool) -> list[str]:
+        solver = describe_solver(model)
+        cells = cells_of(self.plan, self.training, checkpoint.sha256, self.data, self.device, solver)[1:]
+        cells = [cell for cell in cells if (cell.kind == "throughput") is timings]
+        for (_, threat), curve in itertools.groupby(cells, key=lambda cell: (cell.kind, cell.threat)):
+            records = [self._cell(cell, model) for cell in curve]
+            new = [record for record in records if record is not None]
+            if new:
+                self.reporter.say(f"{self.spec.name} seed {self.seed} · {threat}: {summary_line(new)}")
+        return [cell.key() for cell in cells]
+
+    def _weights(self) -> tuple[nn.Module, Checkpoint] | None:
+        """The trained model, from its checkpoint or by training; None when that failed."""
+        cell, name = self.training, f"{self.spec.name} seed {self.seed}"
+        path, work = checkpoint_path(self.store, cell), self.cost.of(cell, self.plan)
+        began, described = time.perf_counter(), environment(self.device)
+        facts = {"cell": dataclasses.asdict(cell), "environment": described}
+        self.reporter.doing(f"{name}: training")
+        self.on_cell(cell)
+        history: History | None = None
+        try:
+            with time_limit(self.plan.preset.time_limit.training, f"training {self.spec.name}", _ADVICE):
+                model = build_model(self.spec.build, self.data, cell.hyperparameters, self.seed)
+                checkpoint = None if self.fresh else find_checkpoint(path)
+                if checkpoint:
+                    load_state(model, load_tensors(path)[0], path)
+                    model.to(self.device).eval()
+                else:
+                    epochs = int(cell.recipe["epochs"])
+                    self.reporter.say(f"{name} · training, {epochs} epochs")
+                    checkpoint, history = train(
+                        model,
+                        self.data,
+                        self.plan.recipe(self.spec),
+                        seed=self.seed,
+                        path=path,
+                        facts=facts,
+                        device=self.device,
+                        resume=not self.fresh,
+                        on_batch=self._advance(work, epochs * len(self.data.train)),
+                    )
+        except Exception as error:
+            cells = cells_of(self.plan, cell, None, self.data, self.device)
+            self.reporter.advance(sum(self.cost.of(cell, self.plan) for cell in cells))
+            self._put(failed(cell, error, seconds=time.perf_counter() - began, environment=described))
+            return None
+        stored = self.store.get(cell)
+        if history is None and stored is not None and stored.status == "ok":
+            self.outcome.skipped += 1
+            return model, checkpoint
+        record = training_record(cell, self.spec, model, self.data, checkpoint)
+        self._put(record)
+        self.reporter.say(f"{name} · trained: validation {max(record.outcomes['validation_accuracy']):.1%}")
+        return model, checkpoint
+
+    def _cell(self, cell: Cell, model: nn.Module) -> Record | None:
+        """Do one cell and store its record; None when it was stored already."""
+        stored = None if self.fresh else self.store.get(cell)
+        if stored is not None and stored.status == "ok":
+            self.outcome.skipped += 1
+            self._remember(stored)
+            return None
+        self.reporter.doing(cell.label())
+        self.on_cell(cell)
+        began, described = time.perf_counter(), environment(self.device)
+        advance = self._advance(self.cost.of(cell, self.plan), cell.samples * cell.draws)
+        try:
+            with time_limit(self.plan.preset.time_limit.cell, cell.label(), _ADVICE):
+                record = self._measure(cell, model, described, advance)
+        except Exception as error:
+            record = failed(cell, error, seconds=time.perf_counter() - began, environment=described)
+        self._put(record)
+        self._remember(record)
+        return record
+
+    def _measure(
+        self, cell: Cell, model: nn.Module, described: dict[str, Any], advance: Callable[[int], None]
+    ) -> Record:
+        test, classes = self.data.test, self.data.num_classes
+        common: dict[str, Any] = {"device": self.device, "environment": described}
+        if cell.kind == "accuracy":
+            threat = next(a.threat for a in self.plan.attacks if a.threat.name == cell.threat)
+            clean = self._known(cell)
+            return evaluate_cell(
+                cell, model, test, threat, num_classes=classes, clean=clean, on_samples=advance, **common
+            )
+        if cell.threat == "smoothing":
+            return smooth_cell(cell, model, test, num_classes=classes, on_samples=advance, **common)
+        if cell.kind == "certificate":
+            record = certify_cell(cell, model, test, num_classes=classes, **common)
+        elif cell.kind == "dynamics":
+            record = measure_dynamics(cell, model, self._untrained(cell), test, **common)
+        else:
+            record = measure_cell(cell, model, test, num_classes=classes, **common)
+        advance(cell.samples)
+        return record
+
+    def _remember(self, record: Record) -> None:
+        """Keep the clean predictions: every attack begins with them."""
+        if record.cell.family == "clean" and record.status == "ok":
+            self._clean = record.cell.batch_size, record.outcomes["prediction"][0]
+
+    def _known(self, cell: Cell) -> np.ndarray | None:
+        if self._clean is None:
+            return None
+        batch_size, prediction = self._clean
+        known = batch_size == cell.batch_size and len(prediction) >= cell.samples
+        return prediction[: cell.samples] if known else None
+
+    def _untrained(self, cell: Cell) -> nn.Module:
+        """The model as training found it: built from the seed, its normalisation fitted."""
+        model = build_model(self.spec.build, self.data, cell.hyperparameters, cell.training_seed)
+        fit_normalisation(model, self.data)
+        return model
+
+    def _put(self, record: Record) -> None:
+        self.store.put(record)
+        self.outcome.done += 1
+        if record.status != "ok":
+            line = f"{record.cell.label()}: {record.status}: {record.error}"
+            self.outcome.failures.append(line)
+            self.reporter.say(f"failed: {line}")
+
+    def _advance(self, work: float, units: int) -> Callable[[int], None]:
+        return lambda done: self.reporter.advance(work * done / units)
