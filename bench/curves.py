@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -75,8 +76,10 @@ def _curve(ax: Axes, data: pd.DataFrame, named: list[str], looks: dict[str, Styl
     data = data.reset_index()
     # A strength that failed is a gap: the line stops before it and begins anew after it.
     data["run"] = data["value"].isna().cumsum()
-    for _, rest in data[~data["label"].isin(named)].groupby("label"):
-        ax.plot(rest["strength"], rest["value"], color=OTHER, lw=0.7, zorder=1)
+    others = data[~data["label"].isin(named)]
+    lines = [rest[["strength", "value"]].to_numpy() for _, rest in others.groupby("label")]
+    ax.add_collection(LineCollection(lines, colors=OTHER, linewidths=0.7, zorder=1))
+    ax.autoscale_view()
     shown = [label for label in named if label in set(data["label"])]
     alpha = 0.14 if len(shown) <= 6 else 0.06
     for label in shown:
@@ -84,10 +87,10 @@ def _curve(ax: Axes, data: pd.DataFrame, named: list[str], looks: dict[str, Styl
         ax.fill_between(
             band["strength"], band["low"], band["high"], color=looks[label].color, alpha=alpha, lw=0
         )
-    lines = data[data["label"].isin(shown)].dropna(subset=["value"])
-    if not lines.empty:
+    marked = data[data["label"].isin(shown)].dropna(subset=["value"])
+    if not marked.empty:
         sns.lineplot(
-            data=lines,
+            data=marked,
             x="strength",
             y="value",
             hue="label",

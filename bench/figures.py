@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from .heatmap import draw_heatmap
 from .leaderboard import rank_column
 from .rates import draw_rates
 from .records import Record
-from .selection import entry
+from .selection import Entry, entry
 from .stats import CERTIFICATE
 from .style import NAMED_MODELS, RC, key_name, strength_symbol, styles
 from .tradeoff import draw_tradeoff
@@ -100,10 +101,10 @@ def _figures(
         figure = draw_tradeoff(rates, board, by, f"{what} (%)", looks, NAMED_MODELS)
         if figure is not None:
             yield "tradeoff", "Robustness against throughput", alt, figure
-    ours = {
-        str(row.label): [r for r in records if entry(r.cell) == (dataset, row.model, row.recipe)]
-        for row in board.itertuples()
-    }
+    by_row: dict[Entry, list[Record]] = defaultdict(list)
+    for record in records:
+        by_row[entry(record.cell)].append(record)
+    ours = {str(row.label): by_row[dataset, row.model, row.recipe] for row in board.itertuples()}
     for family, figure in draw_rates(ours, board, headline):
         alt = f"Line plot: accuracies of {family} against its contraction rate."
         yield f"rate-{family}", f"Accuracy against contraction rate: {family}", alt, figure

@@ -15,6 +15,7 @@ import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -93,10 +94,18 @@ class Cell:
 
     def key(self) -> str:
         """SHA-256 of the cell's canonical JSON: what makes this work this work."""
-        return digest(dataclasses.asdict(self))
+        return self._key
 
     def variant(self) -> str:
         """Hash of what makes the model this model: version, hyperparameters, recipe."""
+        return self._variant
+
+    @cached_property
+    def _key(self) -> str:
+        return digest({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+
+    @cached_property
+    def _variant(self) -> str:
         return digest([self.model_version, dict(self.hyperparameters), dict(self.recipe)])
 
     def label(self) -> str:

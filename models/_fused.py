@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ._tanh import TanhField
 
@@ -103,8 +104,10 @@ class _FusedFlow(torch.autograd.Function):
         parts = _on_all_threads(part, x)
         if not wants:
             return g_in, None, None, None, None, None, None, None
-        totals = [torch.from_numpy(np.sum(sums, axis=0)) for sums in zip(*parts, strict=True)]
-        return g_in, *totals, None, None, None
+        n = len(state)
+        sums = [torch.from_numpy(np.sum(each, axis=0)) for each in zip(*parts, strict=True)]
+        dB, db, dG, dE = (total[..., :n] for total in sums)
+        return g_in, dB, db, dG, dE, None, None, None
 
 
 @cache
@@ -114,7 +117,9 @@ def _kernels() -> Any:
 
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
-    return [t.detach().contiguous().numpy() for t in tensors]
+    """Arrays of shape (..., n), their rows padded with zeros to whole blocks of the kernels."""
+    more = -tensors[0].shape[-1] % _kernels().BLOCK
+    return [F.pad(t.detach(), (0, more)).contiguous().numpy() for t in tensors]
 
 
 def _on_all_threads(work: Any, x: np.ndarray) -> list[Any]:

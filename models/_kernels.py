@@ -9,8 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-TILE = 512
+TILE = 256
 """Columns of a tile: a few of n = 8 channels fit the first-level cache, a flow's worth the second."""
+BLOCK = 8
+"""Rows that a product takes at once: with n = 8 a whole column of the state."""
 
 _ZERO, _ONE, _SATURATED = np.float32(0), np.float32(1), np.float32(9)
 # tanh z = z p(z^2) / q(z^2) on [-9, 9]: a rational function fitted here by iteratively reweighted least
@@ -44,149 +46,131 @@ _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contrac
 @_compiled
 def _tanh(x, width):
     for i in range(x.shape[0]):
-        row = x[i]
         for p in range(width):
-            z = row[p]
+            z = x[i, p]
             c = _SATURATED if z > _SATURATED else z
             c = -_SATURATED if c < -_SATURATED else c
             s = c * c
             top = c * (_P0 + s * (_P1 + s * (_P2 + s * (_P3 + s * _P4))))
             t = top / (_ONE + s * (_Q1 + s * (_Q2 + s * (_Q3 + s * _Q4))))
             t = _ONE if t > _ONE or z >= _SATURATED else t
-            row[p] = -_ONE if t < -_ONE or z <= -_SATURATED else t  # NaN stays NaN: it compares false
-
-
-@_compiled
-def _fill(y, values, width):
-    """Row i of y = values[i]."""
-    for i in range(y.shape[0]):
-        row, c = y[i], values[i]
-        for p in range(width):
-            row[p] = c
+            x[i, p] = -_ONE if t < -_ONE or z <= -_SATURATED else t  # NaN stays NaN: it compares false
 
 
 @_compiled
 def _mix(a, x, b, y, out, width):
     """out = a x + b y."""
     for i in range(out.shape[0]):
-        xi, yi, row = x[i], y[i], out[i]
         for p in range(width):
-            row[p] = a * xi[p] + b * yi[p]
+            out[i, p] = a * x[i, p] + b * y[i, p]
 
 
 @_compiled
 def _read(x, start, out, width):
     """Columns start .. start + width of x into out."""
-    for i in range(out.shape[0]):
-        xi, row = x[i, start : start + width], out[i]
+    for i in range(min(x.shape[0], out.shape[0])):
         for p in range(width):
-            row[p] = xi[p]
+            out[i, p] = x[i, start + p]
 
 
 @_compiled
 def _write(x, out, start, width):
     """The columns of x into start .. start + width of out."""
-    for i in range(x.shape[0]):
-        xi, row = x[i], out[i, start : start + width]
+    for i in range(out.shape[0]):
         for p in range(width):
-            row[p] = xi[p]
+            out[i, start + p] = x[i, p]
 
 
 @_compiled
 def _times_slope(t, y, width):
     """y = y (1 - t^2), elementwise: through tanh."""
     for i in range(y.shape[0]):
-        ti, row = t[i], y[i]
         for p in range(width):
-            row[p] *= _ONE - ti[p] * ti[p]
+            y[i, p] *= _ONE - t[i, p] * t[i, p]
 
 
 @_compiled
-def _add4(c0, c1, c2, c3, x0, x1, x2, x3, y, width):
-    for p in range(width):
-        y[p] += c0 * x0[p] + c1 * x1[p] + c2 * x2[p] + c3 * x3[p]
-
-
-@_compiled
-def _add1(c, x, y, width):
-    for p in range(width):
-        y[p] += c * x[p]
+def _set_product(M, b, x, y, width):
+    """y = M x + b, the columns of M taken by the block."""
+    for i in range(M.shape[0]):
+        m0, m1, m2, m3 = M[i, 0], M[i, 1], M[i, 2], M[i, 3]
+        m4, m5, m6, m7, c = M[i, 4], M[i, 5], M[i, 6], M[i, 7], b[i]
+        for p in range(width):
+            y[i, p] = (
+                c
+                + ((m0 * x[0, p] + m1 * x[1, p]) + (m2 * x[2, p] + m3 * x[3, p]))
+                + ((m4 * x[4, p] + m5 * x[5, p]) + (m6 * x[6, p] + m7 * x[7, p]))
+            )
+    for k in range(BLOCK, M.shape[1], BLOCK):
+        _add_block(M[:, k : k + BLOCK], x[k : k + BLOCK], y, width)
 
 
 @_compiled
 def _add_product(M, x, y, width):
     """y += M x."""
-    n = M.shape[1]
+    for k in range(0, M.shape[1], BLOCK):
+        _add_block(M[:, k : k + BLOCK], x[k : k + BLOCK], y, width)
+
+
+@_compiled
+def _add_block(M, x, y, width):
     for i in range(M.shape[0]):
-        for k in range(0, n - 3, 4):
-            _add4(
-                M[i, k],
-                M[i, k + 1],
-                M[i, k + 2],
-                M[i, k + 3],
-                x[k],
-                x[k + 1],
-                x[k + 2],
-                x[k + 3],
-                y[i],
-                width,
+        m0, m1, m2, m3 = M[i, 0], M[i, 1], M[i, 2], M[i, 3]
+        m4, m5, m6, m7 = M[i, 4], M[i, 5], M[i, 6], M[i, 7]
+        for p in range(width):
+            y[i, p] += ((m0 * x[0, p] + m1 * x[1, p]) + (m2 * x[2, p] + m3 * x[3, p])) + (
+                (m4 * x[4, p] + m5 * x[5, p]) + (m6 * x[6, p] + m7 * x[7, p])
             )
-        for k in range(n - n % 4, n):
-            _add1(M[i, k], x[k], y[i], width)
-
-
-@_compiled
-def _dot4(x, y0, y1, y2, y3, total, width):
-    s0, s1, s2, s3 = _ZERO, _ZERO, _ZERO, _ZERO
-    for p in range(width):
-        s0 += x[p] * y0[p]
-        s1 += x[p] * y1[p]
-        s2 += x[p] * y2[p]
-        s3 += x[p] * y3[p]
-    total[0] += s0
-    total[1] += s1
-    total[2] += s2
-    total[3] += s3
-
-
-@_compiled
-def _dot1(x, y, width):
-    s = _ZERO
-    for p in range(width):
-        s += x[p] * y[p]
-    return s
 
 
 @_compiled
 def _add_outer(x, y, total, width):
     """total += x y^T."""
-    n = y.shape[0]
-    for i in range(x.shape[0]):
-        for k in range(0, n - 3, 4):
-            _dot4(x[i], y[k], y[k + 1], y[k + 2], y[k + 3], total[i, k : k + 4], width)
-        for k in range(n - n % 4, n):
-            total[i, k] += _dot1(x[i], y[k], width)
+    for k in range(0, y.shape[0], BLOCK):
+        _add_outer_block(x, y[k : k + BLOCK], total[:, k : k + BLOCK], width)
+
+
+@_compiled
+def _add_outer_block(x, y, total, width):
+    for i in range(total.shape[0]):
+        s0, s1, s2, s3, s4, s5, s6, s7 = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
+        for p in range(width):
+            c = x[i, p]
+            s0 += c * y[0, p]
+            s1 += c * y[1, p]
+            s2 += c * y[2, p]
+            s3 += c * y[3, p]
+            s4 += c * y[4, p]
+            s5 += c * y[5, p]
+            s6 += c * y[6, p]
+            s7 += c * y[7, p]
+        total[i, 0] += s0
+        total[i, 1] += s1
+        total[i, 2] += s2
+        total[i, 3] += s3
+        total[i, 4] += s4
+        total[i, 5] += s5
+        total[i, 6] += s6
+        total[i, 7] += s7
 
 
 @_compiled
 def _add_sums(x, total, width):
     """total += the sums of the rows of x."""
-    for i in range(x.shape[0]):
-        row, s = x[i], _ZERO
+    for i in range(total.shape[0]):
+        s = _ZERO
         for p in range(width):
-            s += row[p]
+            s += x[i, p]
         total[i] += s
 
 
 @_compiled
 def _euler(u, t, B, b, G, E, linear, zeros, out, width):
     """t = tanh(B u + b); out = E u + G t, where E = I unless `linear`."""
-    _fill(t, b, width)
-    _add_product(B, u, t, width)
+    _set_product(B, b, u, t, width)
     _tanh(t, width)
     if linear:
-        _fill(out, zeros, width)
-        _add_product(E, u, out, width)
+        _set_product(E, zeros, u, out, width)
     else:
         _read(u, 0, out, width)
     _add_product(G, t, out, width)
@@ -194,11 +178,15 @@ def _euler(u, t, B, b, G, E, linear, zeros, out, width):
 
 @_compiled
 def forward(x, out, B, b, G, E, linear, alpha, steps, low, high):
-    """Columns low .. high of `out` from those of `x`: `steps` steps in each layer."""
-    n = x.shape[0]
+    """Columns low .. high of `out` from those of `x`: `steps` steps in each layer.
+
+    The rows of the matrices are padded with zeros to whole blocks; the state is padded here, and its further
+    rows stay 0.
+    """
+    n = B.shape[2]
     zeros = np.zeros(n, np.float32)
-    state, u = np.empty((n, TILE), np.float32), np.empty((n, TILE), np.float32)
-    v, t = np.empty((n, TILE), np.float32), np.empty((n, TILE), np.float32)
+    state, u = np.zeros((n, TILE), np.float32), np.zeros((n, TILE), np.float32)
+    v, t = np.zeros((n, TILE), np.float32), np.zeros((n, TILE), np.float32)
     for start in range(low, high, TILE):
         width = min(TILE, high - start)
         _read(x, start, state, width)
@@ -216,18 +204,18 @@ def forward(x, out, B, b, G, E, linear, alpha, steps, low, high):
 def backward(x, g_out, g_in, B, b, G, E, BT, GT, ET, linear, alpha, steps, wants, dB, db, dG, dE, low, high):
     """Columns low .. high of `g_in`, and what they add to dB, db, dG, dE where these are wanted.
 
-    BT, GT, ET are the transposed matrices. The inputs and the tanh of every stage are computed again, tile
-    by tile: nothing but the flow's input is kept between the passes.
+    BT, GT, ET are the transposed matrices, their rows padded as in `forward`. The inputs and the tanh of
+    every stage are computed again, tile by tile: nothing but the flow's input is kept between the passes.
     """
-    n, stages = x.shape[0], alpha.shape[0]
+    n, stages = B.shape[2], alpha.shape[0]
     count = B.shape[0] * steps * stages
     zeros = np.zeros(n, np.float32)
-    inputs, tanhs = np.empty((count, n, TILE), np.float32), np.empty((count, n, TILE), np.float32)
-    state, v = np.empty((n, TILE), np.float32), np.empty((n, TILE), np.float32)
+    inputs, tanhs = np.zeros((count, n, TILE), np.float32), np.zeros((count, n, TILE), np.float32)
+    state, v = np.zeros((n, TILE), np.float32), np.zeros((n, TILE), np.float32)
     g, kept, dz = (
-        np.empty((n, TILE), np.float32),
-        np.empty((n, TILE), np.float32),
-        np.empty((n, TILE), np.float32),
+        np.zeros((n, TILE), np.float32),
+        np.zeros((n, TILE), np.float32),
+        np.zeros((n, TILE), np.float32),
     )
     for start in range(low, high, TILE):
         width = min(TILE, high - start)
@@ -245,15 +233,14 @@ def backward(x, g_out, g_in, B, b, G, E, BT, GT, ET, linear, alpha, steps, wants
         _read(g_out, start, g, width)
         for layer in range(B.shape[0] - 1, -1, -1):
             for _ in range(steps):
-                _fill(kept, zeros, width)
+                kept[:] = _ZERO
                 for stage in range(stages - 1, -1, -1):
                     j -= 1
                     u, t = inputs[j], tanhs[j]
                     if alpha[stage] > 0:
                         _mix(_ONE, kept, alpha[stage], g, kept, width)
                         _mix(_ZERO, kept, _ONE - alpha[stage], g, g, width)
-                    _fill(dz, zeros, width)
-                    _add_product(GT[layer], g, dz, width)
+                    _set_product(GT[layer], zeros, g, dz, width)
                     _times_slope(t, dz, width)
                     if wants:
                         _add_outer(g, t, dG[layer], width)
@@ -262,8 +249,7 @@ def backward(x, g_out, g_in, B, b, G, E, BT, GT, ET, linear, alpha, steps, wants
                         if linear:
                             _add_outer(g, u, dE[layer], width)
                     if linear:
-                        _fill(v, zeros, width)
-                        _add_product(ET[layer], g, v, width)
+                        _set_product(ET[layer], zeros, g, v, width)
                         g, v = v, g
                     _add_product(BT[layer], dz, g, width)
                 if stages > 1:

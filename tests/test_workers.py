@@ -49,9 +49,7 @@ def request_of(folder: Path, *models: str, text: str = stubs.PRESET, seeds: int 
 
 
 def do(request: Request, out: Path, **options) -> RunOutcome:
-    return run_plan(
-        request.plan(), request.data(), Store(out), device=stubs.CPU, request=request, **options
-    )
+    return run_plan(request.plan(), request.data(), Store(out), device=stubs.CPU, request=request, **options)
 
 
 def results(out: Path) -> dict[str, dict[str, np.ndarray]]:
