@@ -33,7 +33,9 @@ def build(name: str, device: torch.device) -> nn.Module:
 def images(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Uniform images (count, 1, 28, 28) and labels that go round the classes."""
     generator = torch.Generator().manual_seed(1)
-    return torch.rand(count, *SHAPE, generator=generator).to(device), (torch.arange(count) % CLASSES).to(device)
+    return torch.rand(count, *SHAPE, generator=generator).to(device), (torch.arange(count) % CLASSES).to(
+        device
+    )
 
 
 def state_of(model: nn.Module, batch: int, device: torch.device) -> Tensor:
