@@ -114,12 +114,14 @@ def _parse(text: str, name: str) -> BenchmarkFile:
     machine = _machine(body.get("machine_info") or {})
     versions = (body.get("environment") or {}).get("versions") or {}
     command = str(body.get("command") or "")
+    goals = [t.met for t in timings if t.goal is not None]
     facts = {
         "Device": ", ".join(sorted({t.device for t in timings} - {""})),
         "Machine": machine,
         "Versions": ", ".join(f"{package} {version}" for package, version in versions.items()),
         "Commit": _commit(body.get("commit_info") or {}),
         "Date": str(body.get("datetime") or "")[:10],
+        "Goals": f"{goals.count(True)} of {len(goals)} met" if goals else "",
     }
     return BenchmarkFile(
         name=name,

@@ -113,7 +113,14 @@ def test_a_file_without_baselines_is_still_read(tmp_path):
 
 
 def test_the_table_names_device_versions_commit_and_commands(tmp_path):
-    path = write(tmp_path / "cpu.json", body(entry(**TIMED), entry("a|b", **(TIMED | {"what": "<b>_x_"}))))
+    path = write(
+        tmp_path / "cpu.json",
+        body(
+            entry(**TIMED),
+            entry("c", **TIMED, goal="ratio > 9"),
+            entry("a|b", **(TIMED | {"what": "<b>_x_"})),
+        ),
+    )
     text = benchmarks_markdown([read_file(path)])
     for part in (
         "- Device: CPU Test, 2 threads",
@@ -121,6 +128,7 @@ def test_the_table_names_device_versions_commit_and_commands(tmp_path):
         "- Versions: python 3.12.1, torch 2.9.0",
         "- Commit: 0123abc, with changes that are not committed",
         "- Date: 2026-01-02",
+        "- Goals: 0 of 1 met",
         f"```sh\n{COMMAND}\npython -m robustode.bench.benchmarks results/benchmarks/cpu.json\n```",
         "| flow forward | node | 100 | 2 ms | eager torchdiffeq | 9 ms | 4.5 [4.25, 4.75] | 20 |  |  |",
         "| a\\|b | &lt;b&gt;\\_x\\_ |",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from robustode.bench.device import device_name, environment
 
 ROOT = Path(__file__).parents[2]
 MOST_ROUNDS = 200
+KEPT = ("min", "q1", "median", "q3", "max", "mean", "stddev", "rounds", "iterations")
+"""What the file holds of the rounds, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,14 @@ def scale(tried: bool) -> Scale:
     return Scale(batch=100, train=3000, test=1000, models=200)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+ON_CUDA = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here"),
+]
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=ON_CUDA)])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("torch sees no CUDA device here")
     return torch.device(request.param)
 
 
@@ -124,16 +131,26 @@ def _rounds(config: pytest.Config, pair: Callable[[], object]) -> int:
     return min(MOST_ROUNDS, max(int(config.getoption("benchmark_min_rounds")), fitting))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The file is written at the very end: its folder must be there, and nothing to write is no error."""
+    warnings.filterwarnings("default", message="Not saving anything")
+    file = config.getoption("benchmark_json")
+    if isinstance(file, str | Path):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+
+
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
-    """The host's name says nothing about a timing."""
+    """The host's name and the list of instruction sets are nobody's business."""
     machine_info.pop("node", None)
+    machine_info.get("cpu", {}).pop("flags", None)
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    """Leave out every single round; add the versions and the command."""
+    """Leave out every single round and the like; add the versions and the command."""
     for one in output_json["benchmarks"]:
-        one["stats"].pop("data", None)
-        one.pop("options", None)
+        one["stats"] = {name: one["stats"][name] for name in KEPT}
+        for unused in ("options", "params", "fullname"):
+            one.pop(unused, None)
     cuda = any("cuda" in str(one["param"]) for one in output_json["benchmarks"])
     made = environment(torch.device("cuda" if cuda and torch.cuda.is_available() else "cpu"))
     arguments = [str(argument).replace(f"{ROOT}/", "") for argument in config.invocation_params.args]
