@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +111,15 @@ def _plain(text: str) -> str:
 def _parse(text: str, name: str) -> BenchmarkFile:
     body = json.loads(text)
     timings = tuple(sorted(map(timing, body["benchmarks"]), key=lambda t: t.group))  # else as they were run
+    devices = sorted({t.device for t in timings} - {""})
+    if len(devices) > 1:
+        timings = tuple(replace(t, what=f"{t.what or t.name}, {t.device}") for t in timings)
     machine = _machine(body.get("machine_info") or {})
     versions = (body.get("environment") or {}).get("versions") or {}
     command = str(body.get("command") or "")
     goals = [t.met for t in timings if t.goal is not None]
     facts = {
-        "Device": ", ".join(sorted({t.device for t in timings} - {""})),
+        "Device": " and ".join(devices),
         "Machine": machine,
         "Versions": ", ".join(f"{package} {version}" for package, version in versions.items()),
         "Commit": _commit(body.get("commit_info") or {}),

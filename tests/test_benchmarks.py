@@ -137,6 +137,13 @@ def test_the_table_names_device_versions_commit_and_commands(tmp_path):
     assert text.index("a\\|b") < text.index("| flow forward")
 
 
+def test_two_devices_in_one_file_are_told_apart(tmp_path):
+    entries = [entry(**(TIMED | {"device": device})) for device in ("GPU", "CPU")]
+    file = read_file(write(tmp_path / "both.json", body(*entries)))
+    assert file.facts[0] == ("Device", "CPU and GPU")
+    assert [t.cells()[1] for t in file.timings] == ["node, GPU", "node, CPU"]
+
+
 def test_the_command_writes_the_table_beside_the_file(tmp_path):
     path = write(tmp_path / "cpu.json", body(entry(**TIMED)))
     command = [sys.executable, "-m", "robustode.bench.benchmarks", str(path)]

@@ -58,9 +58,8 @@ def test_inference_of_a_batch(against, device, tried, batch):
     model = build("ch-node", device)
     with frozen(model):
         runs = [inference(model, images(n, device)[0], CLASSES) for n in (batch, usual)]
-        against(
-            *runs, what="ch-node", name=f"batch of {usual}", batch=batch, per_sample=batch / usual
-        )  # fmt: skip
+        name = f"batch of {usual}"
+        against(*runs, what="ch-node", name=name, batch=batch, per_sample=batch / usual)
 
 
 @pytest.mark.benchmark(group="batch size: one PGD step, per sample")
@@ -70,9 +69,8 @@ def test_pgd_step_on_a_batch(against, device, tried, batch):
     model = build("ch-node", device)
     with frozen(model):
         attacks = [pgd_step(model, n, device)[0] for n in (batch, usual)]
-        against(
-            *attacks, what="ch-node", name=f"batch of {usual}", batch=batch, per_sample=batch / usual
-        )  # fmt: skip
+        name = f"batch of {usual}"
+        against(*attacks, what="ch-node", name=name, batch=batch, per_sample=batch / usual)
 
 
 def pgd_step(model: torch.nn.Module, batch: int, device: torch.device):
