@@ -6,14 +6,11 @@ import base64
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 
-from .benchmarks import BenchmarkFile
 from .figures import Picture, labelled
 from .headline import Headline
 from .protocols import SideTable
@@ -21,6 +18,7 @@ from .records import Record
 from .selection import Entry, entry
 from .style import key_name, strength_symbol
 from .tables import Field, best, fields, shown
+from .template import template
 from .text import count, duration, memory, missing, percent
 
 
@@ -34,7 +32,7 @@ def render(
     protocols: Sequence[SideTable],
     smoothing: Sequence[SideTable],
     problems: Sequence[tuple[str, str]],
-    benchmarks: Sequence[BenchmarkFile],
+    benchmarks: bool,
     superseded: int,
 ) -> str:
     """Render the page: one HTML text that needs no network and no other file.
@@ -45,16 +43,9 @@ def render(
         The records that count.
     problems
         Pairs of a file's name and why it was not used.
+    benchmarks
+        Whether ``benchmarks.html`` stands beside the page.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"duration": duration, "percent": percent, "count": count}
     by_row: dict[Entry, list[Record]] = defaultdict(list)
     for record in records:
         by_row[entry(record.cell)].append(record)
@@ -64,7 +55,7 @@ def render(
         name, symbol = key_name(headline.rank), strength_symbol(headline.rank)
         rank_by = f"{name[0].lower()}{name[1:]}, {symbol} = {headline.reported[headline.rank]:g}"
     rows: list[Any] = list(labelled(board).itertuples())
-    text = environment.get_template("index.html.j2").render(
+    text = template("index.html.j2").render(
         headline=headline,
         rank_by=rank_by,
         datasets=[_dataset(str(name), rows, pictures) for name, rows in board.groupby("dataset", sort=True)],

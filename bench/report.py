@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from .._errors import InvalidArgument, RecordError
-from .benchmarks import read_benchmarks
+from .benchmarks import benchmarks_markdown, benchmarks_page, read_benchmarks
 from .figures import draw_all, labelled
 from .headline import Headline
 from .leaderboard import leaderboard
@@ -49,7 +49,7 @@ class Report:
 def write_report(folder: Path) -> Report:
     """Write ``<folder>/report/``: page, leaderboard, summary and figures.
 
-    The same records give the same bytes. Figures of an earlier report that are no longer drawn are
+    The same records give the same bytes. What an earlier report wrote and this one does not is
     removed. No logits are computed and no torch is loaded.
 
     Raises
@@ -84,6 +84,11 @@ def write_report(folder: Path) -> Report:
     protocols = protocol_tables(summary, labelled(board))
     if protocols:
         files["noise.md"] = protocols_markdown(protocols)
+    if benchmarks:
+        files |= {
+            "benchmarks.html": benchmarks_page(benchmarks),
+            "benchmarks.md": benchmarks_markdown(benchmarks),
+        }
     page = render(
         records=used,
         summary=summary,
@@ -93,7 +98,7 @@ def write_report(folder: Path) -> Report:
         protocols=protocols,
         smoothing=smoothing_tables(summary, labelled(board)),
         problems=[(_relative(p.path, folder), p.reason) for p in problems],
-        benchmarks=benchmarks,
+        benchmarks=bool(benchmarks),
         superseded=superseded,
     )
     drawn = {f"{p.name}.{kind}": data for p in pictures for kind, data in (("svg", p.svg), ("png", p.png))}
@@ -102,8 +107,8 @@ def write_report(folder: Path) -> Report:
     for name, text in files.items():
         write_atomically(store.report / name, text.encode())
     write_atomically(store.report / "index.html", page.encode())
-    if not protocols:
-        (store.report / "noise.md").unlink(missing_ok=True)
+    for optional in {"noise.md", "benchmarks.html", "benchmarks.md"} - files.keys():
+        (store.report / optional).unlink(missing_ok=True)
     for stale in (store.report / "figures").glob("*"):
         if stale.name not in drawn and stale.is_file():
             stale.unlink()

@@ -13,14 +13,10 @@ settings.register_profile("robustode", deadline=None, max_examples=40, derandomi
 settings.load_profile("robustode")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Timings run under ``--benchmark-only``, never among the tests."""
-    if config.getoption("benchmark_only"):
-        return
-    timed = [item for item in items if "benchmark" in getattr(item, "fixturenames", ())]
-    if timed:
-        config.hook.pytest_deselected(items=timed)
-        items[:] = [item for item in items if item not in timed]
+def pytest_configure(config: pytest.Config) -> None:
+    """Without ``--benchmark-only`` each benchmark runs once, small and untimed, as a test of itself."""
+    if not config.getoption("benchmark_only"):
+        config.option.benchmark_disable = True
 
 
 @pytest.fixture(scope="session", autouse=True)

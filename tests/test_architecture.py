@@ -38,6 +38,8 @@ REPORTING = [
     "heatmap",
     "examples",
     "benchmarks",
+    "timings",
+    "template",
 ]
 """Modules of bench that must work where torch is not installed."""
 STRICT = set(REPORTING) - {"cli", "listing"}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from robustode.bench.benchmarks import benchmarks_markdown, main, read_file
 from robustode.bench.records import Record
 from robustode.bench.report import write_report
 from robustode.bench.store import Store
@@ -71,3 +73,32 @@ def test_the_report_is_what_the_records_make(folder, tmp_path):
     write_report(tmp_path / "copy")
     for name in ("leaderboard.csv", "summary.csv", "leaderboard.md"):
         assert (tmp_path / "copy" / "report" / name).read_text() == (folder / "report" / name).read_text()
+
+
+def stale_tables(folder: Path) -> list[str]:
+    """Tables of benchmarks that are absent, left over, or not what their file makes."""
+    files, tables = ({path.stem for path in folder.glob(f"*.{kind}")} for kind in ("json", "md"))
+    return sorted(files ^ tables) + [
+        name
+        for name in sorted(files & tables)
+        if (folder / f"{name}.md").read_text(encoding="utf-8")
+        != benchmarks_markdown([read_file(folder / f"{name}.json")])
+    ]
+
+
+def test_every_table_of_benchmarks_is_the_one_that_its_file_makes():
+    assert stale_tables(RESULTS / "benchmarks") == []
+
+
+def test_a_stale_table_of_benchmarks_is_found(tmp_path):
+    assert stale_tables(tmp_path / "absent") == []
+    stats = {"min": 1.0, "median": 2.0, "mean": 3.0, "rounds": 5}
+    file = {"benchmarks": [{"group": "flow forward", "name": "node", "stats": stats}]}
+    (tmp_path / "cpu.json").write_text(json.dumps(file), encoding="utf-8")
+    assert stale_tables(tmp_path) == ["cpu"]
+    assert main([str(tmp_path / "cpu.json")]) == 0
+    assert stale_tables(tmp_path) == []
+    (tmp_path / "cpu.json").write_text(json.dumps(file).replace("2.0", "2.5"), encoding="utf-8")
+    assert stale_tables(tmp_path) == ["cpu"]
+    (tmp_path / "cuda.md").write_text("left over", encoding="utf-8")
+    assert stale_tables(tmp_path) == ["cuda", "cpu"]

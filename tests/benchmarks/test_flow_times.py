@@ -1,0 +1,57 @@
+"""The ODE block alone, on the state that a batch of MNIST images gives it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from timed import EAGER, FIXED_GRID, LOOP, build, eager, loop, state_of
+from torch import Tensor
+
+architecture = pytest.mark.parametrize("name", FIXED_GRID)
+two_baselines = pytest.mark.parametrize("kind", [EAGER, LOOP], ids=["torchdiffeq", "loop"])
+PIXELWISE = 8
+"""Channels of the flows that see every pixel on its own: the size that the goal speaks of."""
+
+
+@pytest.mark.benchmark(group="flow forward")
+@architecture
+@two_baselines
+def test_forward(against, device, scale, name, kind):
+    flow, state = of(name, scale.batch, device)
+    with torch.no_grad():
+        ours = lambda: flow(state)  # noqa: E731
+        theirs = eager(ours) if kind == EAGER else lambda: loop(flow)(state)
+        same(ours(), theirs())
+        against(ours, theirs, what=name, name=kind, batch=scale.batch)
+
+
+@pytest.mark.benchmark(group="flow forward and backward")
+@architecture
+@two_baselines
+def test_forward_and_backward(against, device, scale, name, kind):
+    flow, state = of(name, scale.batch, device)
+    weights = list(flow.parameters())
+
+    def gradients(solve) -> tuple[Tensor, ...]:
+        x = state.clone().requires_grad_()
+        final = solve(x)
+        return torch.autograd.grad(final, [x, *weights], torch.ones_like(final))
+
+    ours = lambda: gradients(flow)  # noqa: E731
+    theirs = eager(ours) if kind == EAGER else lambda: gradients(loop(flow))
+    for one, other in zip(ours(), theirs(), strict=True):
+        same(one, other)
+    goal = None
+    if kind == EAGER and len(state) == PIXELWISE:
+        goal = "ratio >= 3" if device.type == "cpu" else "ratio >= 10"
+    against(ours, theirs, what=name, name=kind, batch=scale.batch, goal=goal)
+
+
+def of(name: str, batch: int, device: torch.device):
+    model = build(name, device)
+    return model.flow, state_of(model, batch, device)
+
+
+def same(one: Tensor, other: Tensor) -> None:
+    """Equal up to rounding at the size of the whole: sums over 78,400 columns in another order."""
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * (1 + float(other.abs().max())))
