@@ -78,8 +78,9 @@ def _curve(ax: Axes, data: pd.DataFrame, named: list[str], looks: dict[str, Styl
     data["run"] = data["value"].isna().cumsum()
     others = data[~data["label"].isin(named)]
     lines = [rest[["strength", "value"]].to_numpy() for _, rest in others.groupby("label")]
-    ax.add_collection(LineCollection(lines, colors=OTHER, linewidths=0.7, zorder=1))
-    ax.autoscale_view()
+    if lines:
+        ax.add_collection(LineCollection(lines, colors=OTHER, linewidths=0.7, zorder=1))
+        ax.autoscale_view()
     shown = [label for label in named if label in set(data["label"])]
     alpha = 0.14 if len(shown) <= 6 else 0.06
     for label in shown:

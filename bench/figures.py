@@ -66,7 +66,9 @@ def draw_all(
             table = table[complete | (table["statistic"] == "throughput")]
             for stem, title, alt, figure in _figures(str(dataset), records, table, rows, headline):
                 name = _file_name(f"{dataset}-{stem}", names)
-                svg, png = _save(figure, "svg"), _save(figure, "png")
+                svg = _save(figure, "svg")
+                figure.set_layout_engine("none")  # laid out once, for both
+                png = _save(figure, "png")
                 pictures.append(
                     Picture(name=name, dataset=str(dataset), title=title, alt=alt, svg=svg, png=png)
                 )
