@@ -33,8 +33,8 @@ LARGEST_ON_GPU = 16
 class Backend(Protocol):
     """A module that carries flows on one kind of device.
 
-    ``state``, ``g_out`` and what is kept are contiguous float32; ``matrices`` are B, b, G, E, stacked over the
-    layers: (L, n, n), and b (L, n). E is the identity unless ``linear``.
+    ``state``, ``g_out`` and what is kept are contiguous float32; ``matrices`` are B, b, G, E, stacked over
+    the layers: (L, n, n), and b (L, n). E is the identity unless ``linear``.
     """
 
     def forward(
@@ -59,11 +59,11 @@ class Backend(Protocol):
         alphas: Sequence[float],
         steps: int,
         wants: bool,
-    ) -> tuple[Tensor, list[Tensor] | None]:
-        """Gradient by the state, and with `wants` by B, b, G, E (zero or absent where not `linear`)."""
+    ) -> tuple[Tensor, Sequence[Tensor | None] | None]:
+        """Gradient by the state, and with `wants` by B, b, G, E (that of E only where `linear`)."""
 
 
-def path(device: torch.device) -> str:
+def flow_path(device: torch.device) -> str:
     """What carries flows of tanh fields on `device`: ``numba``, ``triton`` or ``eager``."""
     if os.environ.get(SWITCH, "1") == "0":
         return "eager"
@@ -78,8 +78,8 @@ def supported(state: Tensor, method: str) -> bool:
         method in STAGES
         and state.ndim == 2
         and state.dtype == torch.float32
-        and (state.device.type == "cpu" or len(state) <= LARGEST_ON_GPU)
-        and path(state.device) != "eager"
+        and (state.device.type == "cpu" or state.shape[0] <= LARGEST_ON_GPU)
+        and flow_path(state.device) != "eager"
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0
     )

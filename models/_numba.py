@@ -15,15 +15,23 @@ from torch import Tensor
 from . import _kernels
 from ._kernels import TILE
 
+_loops: Any = _kernels  # compiled: they have no Python types
+
 
 def forward(
-    state: Tensor, matrices: Sequence[Tensor], *, linear: bool, alphas: Sequence[float], steps: int, keep: bool
+    state: Tensor,
+    matrices: Sequence[Tensor],
+    *,
+    linear: bool,
+    alphas: Sequence[float],
+    steps: int,
+    keep: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """See `_fused.Backend`; the flow's input is all that is kept."""
     out = torch.empty_like(state)
     x, y, arrays = state.detach().numpy(), out.numpy(), _arrays(*matrices)
     settings = linear, np.array(alphas, np.float32), steps
-    _on_all_threads(lambda low, high: _kernels.forward(x, y, *arrays, *settings, low, high), x)
+    _on_all_threads(lambda low, high: _loops.forward(x, y, *arrays, *settings, low, high), x)
     return out, state if keep else None
 
 
@@ -36,7 +44,7 @@ def backward(
     alphas: Sequence[float],
     steps: int,
     wants: bool,
-) -> tuple[Tensor, list[Tensor] | None]:
+) -> tuple[Tensor, Sequence[Tensor | None] | None]:
     """See `_fused.Backend`."""
     g_in = torch.empty_like(kept)
     x, g, y, arrays = kept.detach().numpy(), g_out.numpy(), g_in.numpy(), _arrays(*matrices)
@@ -46,7 +54,7 @@ def backward(
 
     def part(low: int, high: int) -> list[np.ndarray]:
         sums = [np.zeros(a.shape, np.float32) for a in arrays]
-        _kernels.backward(x, g, y, *arrays, *transposed, *settings, wants, *sums, low, high)
+        _loops.backward(x, g, y, *arrays, *transposed, *settings, wants, *sums, low, high)
         return sums
 
     parts = _on_all_threads(part, x)

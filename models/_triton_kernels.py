@@ -122,15 +122,16 @@ def forward(
 
 @triton.jit
 def _euler_back(g, u, t, dB, db, dG, dE, B, G, E, n: tl.constexpr, N: tl.constexpr,
-                LINEAR: tl.constexpr, WANTS: tl.constexpr):  # fmt: skip
+                LINEAR: tl.constexpr, SUMS: tl.constexpr):  # fmt: skip
     """Gradient by u of an Euler step from u, and the sums with what the step adds to them."""
     dz = _transposed_times(G, g) * (1.0 - t * t)
-    if WANTS:
+    if SUMS & 1:
         dB += _outer(dz, u)
         db += dz
+    if SUMS & 2:
         dG += _outer(g, t)
-        if LINEAR:
-            dE += _outer(g, u)
+    if SUMS & 4:
+        dE += _outer(g, u)
     if LINEAR:
         g = _rows(_transposed_times(E, g), n, N)
     return g + _rows(_transposed_times(B, dz), n, N), dB, db, dG, dE
@@ -139,13 +140,14 @@ def _euler_back(g, u, t, dB, db, dG, dE, B, G, E, n: tl.constexpr, N: tl.constex
 @triton.jit(do_not_specialize=_RUNTIME)
 def backward(
     g_at, starts_at, sums_at, B_at, b_at, G_at, E_at, M, layers, steps, chunks,
-    WANTS: tl.constexpr, n: tl.constexpr, N: tl.constexpr, LINEAR: tl.constexpr,
+    SUMS: tl.constexpr, n: tl.constexpr, N: tl.constexpr, LINEAR: tl.constexpr,
     STAGES: tl.constexpr, ALPHA1: tl.constexpr, ALPHA2: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradients in place: g by the flow's output becomes g by its input.
 
-    A program carries its `chunks` blocks back through one layer after the other. With WANTS it writes
-    dB, dG, db and, where LINEAR, dE side by side to sums, (programs, layers, n, 2 n + 1 or 3 n + 1).
+    A program carries its `chunks` blocks back through one layer after the other and writes what they add to
+    the parameters' gradients side by side to sums, (programs, layers, n, 2 n + 1 or 3 n + 1 where LINEAR):
+    dB, dG, db, dE. SUMS says which: 1 for dB and db, 2 for dG, 4 for dE, added up.
     """
     program = tl.program_id(0).to(tl.int64)
     size = n * M.to(tl.int64)
@@ -155,9 +157,10 @@ def backward(
     for count in range(layers):
         layer = layers - 1 - count
         B, b, G, E = _matrices(B_at, b_at, G_at, E_at, layer, n, N, LINEAR)
-        dB = tl.zeros((N, N, BLOCK), tl.float32) if WANTS else 0.0
-        db = tl.zeros((N, BLOCK), tl.float32) if WANTS else 0.0
-        dG, dE = dB, dB
+        dB = tl.zeros((N, N, BLOCK), tl.float32) if SUMS & 1 else 0.0
+        db = tl.zeros((N, BLOCK), tl.float32) if SUMS & 1 else 0.0
+        dG = tl.zeros((N, N, BLOCK), tl.float32) if SUMS & 2 else 0.0
+        dE = tl.zeros((N, N, BLOCK), tl.float32) if SUMS & 4 else 0.0
         for chunk in range(chunks):
             at, inside = _tile(program * chunks + chunk, M, n, N, BLOCK)
             g = tl.load(g_at + at, mask=inside, other=0.0)
@@ -174,20 +177,21 @@ def backward(
                         t2 = _tanh_of(u2, B, b, n, N)
                         kept += ALPHA2 * g
                         g, dB, db, dG, dE = _euler_back(
-                            (1.0 - ALPHA2) * g, u2, t2, dB, db, dG, dE, B, G, E, n, N, LINEAR, WANTS
+                            (1.0 - ALPHA2) * g, u2, t2, dB, db, dG, dE, B, G, E, n, N, LINEAR, SUMS
                         )
                     kept += ALPHA1 * g
                     g, dB, db, dG, dE = _euler_back(
-                        (1.0 - ALPHA1) * g, u1, t1, dB, db, dG, dE, B, G, E, n, N, LINEAR, WANTS
+                        (1.0 - ALPHA1) * g, u1, t1, dB, db, dG, dE, B, G, E, n, N, LINEAR, SUMS
                     )
-                g, dB, db, dG, dE = _euler_back(g, x, t, dB, db, dG, dE, B, G, E, n, N, LINEAR, WANTS)
+                g, dB, db, dG, dE = _euler_back(g, x, t, dB, db, dG, dE, B, G, E, n, N, LINEAR, SUMS)
                 g += kept
             tl.store(g_at + at, g, mask=inside)
-        if WANTS:
-            to = sums_at + (program * layers + layer) * n * WIDTH + i * WIDTH
+        to = sums_at + (program * layers + layer) * n * WIDTH + i * WIDTH
+        if SUMS & 1:
             tl.store(to + k, tl.sum(dB, axis=2), mask=inner)
-            tl.store(to + n + k, tl.sum(dG, axis=2), mask=inner)
             tl.store(to + 2 * n, tl.sum(db, axis=1)[:, None], mask=i < n)
-            if LINEAR:
-                tl.store(to + 2 * n + 1 + k, tl.sum(dE, axis=2), mask=inner)
+        if SUMS & 2:
+            tl.store(to + n + k, tl.sum(dG, axis=2), mask=inner)
+        if SUMS & 4:
+            tl.store(to + 2 * n + 1 + k, tl.sum(dE, axis=2), mask=inner)
         tl.debug_barrier()  # the next layer reads what this one wrote
