@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .._errors import InvalidArgument
-from ..models._fused import SWITCH
+from ..models._fused import flow_path
 
 _PACKAGES = ("robustode", "torch", "torchdiffeq", "torchattacks", "torchvision", "numpy", "numba", "scipy")
 
@@ -76,14 +76,14 @@ def _versions() -> dict[str, str]:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, commit (with a dirty flag), source hash, device, threads, and the time in UTC."""
+    """Versions, commit (with a dirty flag), source hash, device, threads, what carries flows, time in UTC."""
     commit, dirty = _commit()
     return {
         "versions": {"python": platform.python_version(), **_versions()},
         "platform": platform.platform(),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
-        "compiled_flow": os.environ.get(SWITCH, "1") != "0" and device.type == "cpu",
+        "flow": flow_path(device),
         "cpus": os.cpu_count(),
         "commit": commit,
         "dirty": dirty,

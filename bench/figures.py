@@ -106,7 +106,7 @@ def _figures(
     by_row: dict[Entry, list[Record]] = defaultdict(list)
     for record in records:
         by_row[entry(record.cell)].append(record)
-    ours = {str(row.label): by_row[dataset, row.model, row.recipe] for row in board.itertuples()}
+    ours = {str(row.label): by_row[dataset, str(row.model), str(row.recipe)] for row in board.itertuples()}
     for family, figure in draw_rates(ours, board, headline):
         alt = f"Line plot: accuracies of {family} against its contraction rate."
         yield f"rate-{family}", f"Accuracy against contraction rate: {family}", alt, figure

@@ -1,4 +1,4 @@
-"""Compiled loops of `_fused`: Shu-Osher steps of tanh flows on tiles of columns that stay in cache.
+"""Compiled loops of `_numba`: Shu-Osher steps of tanh flows on tiles of columns that stay in cache.
 
 Every loop that takes time runs along the columns of a tile, so that LLVM turns it into vector
 instructions. The functions release the GIL: threads work on disjoint ranges of columns.
@@ -9,35 +9,16 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from ._rational import SATURATED, P, Q
+
 TILE = 256
 """Columns of a tile: a few of n = 8 channels fit the first-level cache, a flow's worth the second."""
 BLOCK = 8
 """Rows that a product takes at once: with n = 8 a whole column of the state."""
 
-_ZERO, _ONE, _SATURATED = np.float32(0), np.float32(1), np.float32(9)
-# tanh z = z p(z^2) / q(z^2) on [-9, 9]: a rational function fitted here by iteratively reweighted least
-# squares on Chebyshev points, relative error 2e-8 before rounding.
-_P = tuple(
-    np.float32(c)
-    for c in (
-        0.9999999795674799,
-        0.133810212204168,
-        0.0034955827212269953,
-        2.0608990867696927e-05,
-        1.3354533967134008e-08,
-    )
-)
-_Q = tuple(
-    np.float32(c)
-    for c in (
-        0.4671433684666244,
-        0.025876961967283764,
-        0.00032856258366679764,
-        7.776506120468825e-07,
-    )
-)
-_P0, _P1, _P2, _P3, _P4 = _P
-_Q1, _Q2, _Q3, _Q4 = _Q
+_ZERO, _ONE, _SATURATED = np.float32(0), np.float32(1), np.float32(SATURATED)
+_P0, _P1, _P2, _P3, _P4 = (np.float32(c) for c in P)
+_Q1, _Q2, _Q3, _Q4 = (np.float32(c) for c in Q)
 
 # error_model="numpy": Python's own check for a division by zero would keep tanh from being vectorised.
 _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})

@@ -6,9 +6,13 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 from hypothesis import settings
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+if not torch.cuda.is_available():
+    # Triton's kernels run in its interpreter, on CPU tensors; it reads this where kernels are defined.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 settings.register_profile("robustode", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("robustode")
 
@@ -23,8 +27,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def _torch(request: pytest.FixtureRequest) -> None:
     """One thread, since the tensors are small; and a warning each time, not only the first."""
     if not request.config.getoption("benchmark_only"):
-        import torch
-
         torch.set_num_threads(1)
         torch.set_warn_always(True)
 

@@ -34,6 +34,12 @@ def test_the_environment_says_what_made_a_number():
     assert len(source_sha256()) == 64
     created = datetime.datetime.fromisoformat(made["created"])
     assert created.utcoffset() == datetime.timedelta(0)
+    assert made["flow"] == "numba"
     assert made["device"] == device_name(stubs.CPU)
     assert device_name(stubs.CPU).startswith("CPU ")
     assert device_name(stubs.CPU).endswith(" threads")
+
+
+def test_the_environment_says_which_path_carries_flows(monkeypatch):
+    monkeypatch.setenv("ROBUSTODE_FUSED", "0")
+    assert environment(stubs.CPU)["flow"] == "eager"

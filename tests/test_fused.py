@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from robustode.models import MODELS, ODEBlock, Solver, count_nfe
 from robustode.models import _ode as ode
-from robustode.models._fused import STAGES, SWITCH, _on_all_threads, fused_flow, supported
+from robustode.models._fused import STAGES, SWITCH, fused_flow, supported
 from robustode.models._kernels import TILE
+from robustode.models._numba import _on_all_threads
 from robustode.models._tanh import TanhField, states_field
 from robustode.models.neural_ode import TanhLayer
 from torch import Tensor, nn
@@ -73,6 +74,16 @@ def answers(model: nn.Module, parameters: bool = True) -> dict[str, Tensor]:
     wanted = {"input": x, **(dict(model.named_parameters()) if parameters else {})}
     gradients = torch.autograd.grad((logits * normal(*logits.shape)).sum(), list(wanted.values()))
     return {"logits": logits.detach(), **dict(zip(wanted, gradients, strict=True))}
+
+
+def flow_answers(flow: ODEBlock, state: Tensor) -> dict[str, Tensor]:
+    """The state after `flow`, and the gradients of a weighted sum of it, by name."""
+    x = state.clone().requires_grad_(True)
+    out = flow(x)
+    wanted = {"input": x, **dict(flow.named_parameters())}
+    weights = normal(*out.shape, seed=2).to(out)
+    gradients = torch.autograd.grad((out * weights).sum(), list(wanted.values()))
+    return {"state": out.detach(), **dict(zip(wanted, gradients, strict=True))}
 
 
 def assert_close(found: Tensor, wanted: Tensor, name: str = "", least: float = 0.0) -> None:
@@ -293,7 +304,8 @@ def test_an_infinite_state_saturates_too():
 
 def tanh(z: Tensor) -> Tensor:
     """tanh of the kernel, bit for bit: the step x + h (tanh x - x) with h = 1."""
-    field = TanhField(A=torch.ones(1, 1), B=torch.ones(1, 1), b=torch.zeros(1, 1), C=-torch.ones(1, 1))
+    one = z.new_ones(1, 1)
+    field = TanhField(A=one, B=one, b=0 * one, C=-one)
     return fused_flow(z[None], [field], h=1.0, steps=1, method="euler")[0]
 
 

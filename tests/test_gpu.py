@@ -11,7 +11,10 @@ from robustode.bench.evaluate import evaluate_cell
 from robustode.bench.preset import Recipe
 from robustode.bench.throughput import inference, peak_memory, time_passes
 from robustode.bench.train import build_model, train
-from robustode.models import MODELS
+from robustode.models import MODELS, ODEBlock, Solver
+from robustode.models._fused import SWITCH, flow_path, supported
+from robustode.models.neural_ode import TanhLayer
+from test_fused import FAST, assert_close, build, flow_answers, normal
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,6 +31,49 @@ def test_logits_are_the_same(few, name):
         cpu = model(images)
         cuda = model.to(CUDA)(images.to(CUDA)).cpu()
     torch.testing.assert_close(cuda, cpu, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("columns", [1, 3001])
+@pytest.mark.parametrize(
+    ("name", "overrides"), [*((name, {}) for name in FAST), ("node", {"method": "ssprk3", "steps": 12})]
+)
+def test_flows_go_through_triton_to_the_states_and_gradients_of_eager_mode(
+    name, overrides, columns, monkeypatch
+):
+    pytest.importorskip("triton")
+    flow = build(name, **overrides).flow.to(CUDA)
+    state = normal(len(flow.tanh_fields()[0].B), columns).to(CUDA)
+    assert flow_path(CUDA) == "triton"
+    assert supported(state, flow.solver.method)
+    assert type(flow(state).grad_fn).__name__ == "_FusedFlowBackward"
+    found, again = flow_answers(flow, state), flow_answers(flow, state)
+    monkeypatch.setenv(SWITCH, "0")
+    assert flow_path(CUDA) == "eager"
+    eager, exact = flow_answers(flow, state), flow_answers(flow.double(), state.double())
+    for key, wanted in exact.items():
+        assert_close(found[key], wanted, key)
+        assert_close(found[key], eager[key], key)
+        assert torch.equal(found[key], again[key])
+
+
+def test_a_flow_too_wide_for_triton_goes_step_by_step():
+    flow = ODEBlock([TanhLayer(17)], final_time=0.5, solver=Solver(method="euler", steps=1)).to(CUDA)
+    state = normal(17, 4).to(CUDA)
+    assert not supported(state, "euler")
+    assert_close(flow(state).detach(), flow.double()(state.double()).detach())
+
+
+def test_offsets_beyond_32_bits_are_reached():
+    columns = 2**28 + 65  # n times that is more than 2^31 entries, 8.6 GB; two such arrays are needed
+    free, _ = torch.cuda.mem_get_info(CUDA)
+    if free < 4 * 8 * columns * 4:
+        pytest.skip("too little free memory")
+    flow = build("node", steps=4, method="euler").flow.to(CUDA)
+    state = torch.zeros(8, columns, device=CUDA)
+    ends = normal(8, 64).to(CUDA)
+    state[:, -64:] = ends
+    with torch.no_grad():
+        assert_close(flow(state)[:, -64:], flow(ends))
 
 
 @pytest.mark.parametrize("name", THREATS.names())
