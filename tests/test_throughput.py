@@ -10,8 +10,10 @@ import pytest
 import stubs
 import torch
 from robustode._errors import ContractBroken
-from robustode.bench import throughput
-from robustode.bench.throughput import WARM_UP, inference, measure_cell, peak_memory, time_passes, train_once
+from robustode.bench import clock as bench_clock
+from robustode.bench.clock import WARM_UP, time_passes
+from robustode.bench.memory import peak_memory
+from robustode.bench.throughput import inference, measure_cell, train_once
 from robustode.models import MODELS
 
 
@@ -37,7 +39,7 @@ class Clock:
 )
 def test_at_least_so_many_passes_and_so_many_seconds(monkeypatch, step, seconds, passes, expected):
     clock = Clock(lambda call: 50.0 if call < WARM_UP else step)
-    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+    monkeypatch.setattr(bench_clock, "time", SimpleNamespace(perf_counter=clock.perf_counter))
     durations = time_passes(clock.run, stubs.CPU, seconds=seconds, passes=passes)
     assert durations.tolist() == [step] * expected, "warm-up passes are not among the timed ones"
     assert durations.dtype == np.float64
@@ -46,7 +48,7 @@ def test_at_least_so_many_passes_and_so_many_seconds(monkeypatch, step, seconds,
 
 def test_each_pass_has_its_own_time(monkeypatch):
     clock = Clock(lambda call: float(2**call))
-    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+    monkeypatch.setattr(bench_clock, "time", SimpleNamespace(perf_counter=clock.perf_counter))
     durations = time_passes(clock.run, stubs.CPU, seconds=1.0, passes=3)
     assert durations.tolist() == [8.0, 16.0, 32.0]
 
