@@ -153,9 +153,11 @@ class _ModelRun:
         facts = {"cell": dataclasses.asdict(training), "environment": described}
         self.reporter.doing(f"{training.model} seed {training.training_seed}: training")
         history: History | None = None
+        solver = None
         try:
             with time_limit(self.plan.preset.time_limit.training, f"training {spec.name}", _ADVICE):
                 model = build_model(spec.build, self.data, training.hyperparameters, training.training_seed)
+                solver = describe_solver(model)
                 checkpoint = None if self.fresh else find_checkpoint(path)
                 if checkpoint:
                     load_state(model, load_tensors(path)[0], path)
@@ -178,7 +180,7 @@ class _ModelRun:
                         on_batch=advance,
                     )
         except Exception as error:
-            cells = cells_of(self.plan, training, None, self.data, self.device)
+            cells = cells_of(self.plan, training, None, self.data, self.device, solver)
             self.reporter.advance(sum(self.cost.of(cell, self.plan) for cell in cells))
             self._put(failed(training, error, seconds=time.perf_counter() - began, environment=described))
             return None

@@ -100,7 +100,8 @@ def _ceilings(records: list[Record]) -> dict[str, str]:
     if not records:
         return {}
     rates = _rates(records)
-    return {
-        "bandwidth": f"{rates.copy_bandwidth / 1e9:,.3g}",
-        "arithmetic": f"{rates.arithmetic_rate / 1e9:,.4g}",
-    }
+    return {"bandwidth": _giga(rates.copy_bandwidth), "arithmetic": _giga(rates.arithmetic_rate)}
+
+
+def _giga(value: float) -> str:
+    return f"{value / 1e9:,.0f}" if value >= 1e11 else f"{value / 1e9:.3g}"

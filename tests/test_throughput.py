@@ -151,7 +151,7 @@ def test_a_training_step_moves_a_copy_and_not_the_model():
     assert not model.head.weight.requires_grad
 
 
-@pytest.mark.parametrize("what", ["inference", "training-step"])
+@pytest.mark.parametrize("what", ["inference", "training-step", "flow", "flow-gradient"])
 @pytest.mark.parametrize("name", ["resnet", "node-dopri5"])
 def test_a_cell_is_measured(few, what, name):
     with torch.random.fork_rng(devices=[]):
@@ -174,7 +174,11 @@ def test_a_cell_is_measured(few, what, name):
     assert measures["latency_p95"] == pytest.approx(np.quantile(durations, 0.95))
     assert measures["parameters"] == sum(p.numel() for p in model.parameters())
     assert measures["peak_memory_bytes"] >= 50 * 8 * 64 * 4, "at least one state of the flow"
+    of_flow = {"operations", "bytes", "copy_bandwidth", "arithmetic_rate", "floor_seconds", "achieved"}
+    assert of_flow & set(measures) == (of_flow if what.startswith("flow") else set())
     assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(model.state_dict()[k], v) for k, v in state.items())
     assert all(p.grad is None for p in model.parameters())
 
