@@ -92,7 +92,11 @@ def summary_line(records: Sequence[Record]) -> str:
             reason = str(record.card.get("no_dynamics", ""))
             parts.append(reason if growth is None else f"distances grow by up to {growth[-1].max():.3g}")
         elif record.cell.kind == "throughput":
-            parts.append(f"{record.measures['samples_per_second']:,.0f}/s at {record.cell.batch_size}")
+            rate, achieved = (record.measures.get(name) for name in ("samples_per_second", "achieved"))
+            reason = str(record.card.get("no_flow", ""))
+            parts.append(reason if rate is None else f"{rate:,.0f}/s at {record.cell.batch_size}")
+            if achieved is not None:
+                parts.append(f"{achieved:.0%} of the time floor")
         else:
             parts.append(f"{record.cell.strength:g} {record.accuracy:.1%}")
     return ", ".join(parts)

@@ -19,7 +19,8 @@ from .selection import Entry, entry
 from .style import key_name, strength_symbol
 from .tables import Field, best, fields, shown
 from .template import template
-from .text import count, duration, memory, missing, percent
+from .text import duration, missing, percent
+from .timing_tables import timing_tables
 
 
 def render(
@@ -61,7 +62,7 @@ def render(
         datasets=[_dataset(str(name), rows, pictures) for name, rows in board.groupby("dataset", sort=True)],
         protocols=protocols,
         smoothing=smoothing,
-        throughput=_throughput(summary),
+        throughput=timing_tables(summary, records),
         cards=[_card(row, by_row[row.dataset, row.model, row.recipe]) for row in rows],
         failures=failures,
         problems=problems,
@@ -118,43 +119,6 @@ def _cell(field: Field, row: pd.Series[Any], top: bool) -> dict[str, Any]:
         "anchor": anchor,
         "bar": f"{100 * float(value):.1f}" if field.kind == "fraction" and not missing(value) else "",
     }
-
-
-def _throughput(summary: pd.DataFrame) -> list[dict[str, Any]]:
-    """One table a dataset and device: a line per model, pass and batch size."""
-    names = ["throughput", "latency_median", "latency_p95", "peak_memory"]
-    timing = summary[summary["statistic"].isin(names)]
-    tables = []
-    for (dataset, device), rows in timing.groupby(["dataset", "protocol"], sort=True):
-        lines = []
-        for (model, recipe, threat, batch), cells in rows.groupby(["model", "recipe", "threat", "strength"]):
-            value = cells.drop_duplicates("statistic").set_index("statistic")
-            rate = value.loc["throughput"] if "throughput" in value.index else None
-            got = {name: value["value"].get(name) for name in names}
-            spread = (
-                ""
-                if rate is None or missing(rate["low"])
-                else f"{count(rate['low'])} – {count(rate['high'])}"
-            )
-            lines.append(
-                {
-                    "model": model,
-                    "recipe": recipe,
-                    "what": "training step" if threat == "training-step" else threat,
-                    "batch": f"{batch:.0f}",
-                    "rate": count(got["throughput"]),
-                    "rate_sort": "" if missing(got["throughput"]) else f"{got['throughput']:.10g}",
-                    "interval": spread,
-                    "median": duration(got["latency_median"]),
-                    "median_sort": "" if missing(got["latency_median"]) else f"{got['latency_median']:.10g}",
-                    "p95": duration(got["latency_p95"]),
-                    "p95_sort": "" if missing(got["latency_p95"]) else f"{got['latency_p95']:.10g}",
-                    "memory": memory(got["peak_memory"]),
-                    "memory_sort": "" if missing(got["peak_memory"]) else f"{got['peak_memory']:.10g}",
-                }
-            )
-        tables.append({"dataset": dataset, "device": device, "lines": lines})
-    return tables
 
 
 def _card(row: Any, records: list[Record]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from .data import DATASETS, Data
 from .headline import Headline
 from .preset import Preset, Recipe, ThreatPlan, first_line
 from .records import Cell
+from .roofline import FLOW_TIMINGS
 from .rows import choose_models, find_model, row_names, variant_specs
 
 LIPSCHITZ_VERSION, SMOOTHING_VERSION, DYNAMICS_VERSION = 2, 1, 2
@@ -171,8 +172,16 @@ class Plan:
     def throughput_cells(
         self, training: Cell, checkpoint_sha256: str, solver: str | None, device: str
     ) -> list[Cell]:
-        """One cell for each batch size, for inference and for a training step."""
+        """One cell for each batch size, for inference and for a training step.
+
+        Of a model with an ODE block, which `solver` tells, the flow alone besides, at the largest batch size.
+        """
         timing = self.preset.throughput
+        if timing is None:
+            return []
+        timed = [(what, size) for what in ("inference", "training-step") for size in timing.batch_sizes]
+        if solver is not None:
+            timed += [(what, max(timing.batch_sizes)) for what in FLOW_TIMINGS]
         return [
             dataclasses.replace(
                 training,
@@ -186,9 +195,7 @@ class Plan:
                 batch_size=batch_size,
                 device=device,
             )
-            for what in ("inference", "training-step")
-            for batch_size in (timing.batch_sizes if timing else [])
-            if timing
+            for what, batch_size in timed
         ]
 
 

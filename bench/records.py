@@ -143,7 +143,9 @@ class Record:
         Of the first few samples under the first draw: ``index``, ``label``, ``prediction``
         int64 (k,) and ``image`` uint8 (k, c, h, w), for pictures only.
     measures
-        Scalars by name (``samples_per_second``, ``peak_memory_bytes``, ``parameters``, ...).
+        Scalars by name (``samples_per_second``, ``peak_memory_bytes``, ``parameters``, ...). Of a flow's
+        timing also its ``operations`` and ``bytes``, the device's ``copy_bandwidth`` (bytes/s) and
+        ``arithmetic_rate`` (operations/s), ``floor_seconds``, and ``achieved``, that over the median.
     card
         What the model says of itself: summary, reference, claims, expected failures.
     forwards, backwards

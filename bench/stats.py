@@ -83,8 +83,10 @@ def summarise(records: Iterable[Record]) -> pd.DataFrame:
 
     Accuracies are fractions with Wilson's interval at n = samples (draws of one sample, and seeds on
     one sample, are not independent). Throughput is in samples per second, latency in seconds a
-    batch, memory in bytes; there `strength` is the batch size and `protocol` the device. Failed
-    records give no row, and `seeds` says how many training seeds are behind a value.
+    batch, memory in bytes; there `strength` is the batch size and `protocol` the device. Of a flow
+    (threats ``flow`` and ``flow-gradient``) ``floor`` is the time floor of a batch in seconds, and
+    ``achieved_fraction`` that over the median latency. Failed records give no row, and `seeds` says
+    how many training seeds are behind a value.
     """
     used, _ = current(records)
     good = [record for record in used if record.status == "ok"]
@@ -242,6 +244,8 @@ def _cost_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
             add(cell, device, batch, "latency_median", measures.get("latency_median"))
             add(cell, device, batch, "latency_p95", measures.get("latency_p95"))
             add(cell, device, batch, "peak_memory", measures.get("peak_memory_bytes"))
+            add(cell, device, batch, "floor", measures.get("floor_seconds"))
+            add(cell, device, batch, "achieved_fraction", measures.get("achieved"))
         elif cell.kind == "training":
             add(cell, str(record.environment.get("device", "")), 0.0, "training_seconds", record.seconds)
             add(cell, "", 0.0, "contraction_rate", measures.get("rho"))

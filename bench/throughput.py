@@ -1,108 +1,26 @@
-"""How fast a model is: inference and a training step, per device, over batch sizes."""
+"""How fast a model is: inference, a training step, its flow alone; per device, over batch sizes."""
 
 from __future__ import annotations
 
 import copy
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ..models import count_nfe
+from .clock import time_passes
 from .data import Split
 from .evaluate import frozen
+from .flows import floor_measures, flow_calls, forwards, forwards_and_backwards
+from .memory import peak_memory
 from .queries import call_model
 from .records import Cell, Record
+from .roofline import FLOW_TIMINGS
 from .train import training_step
-
-WARM_UP = 3
-"""Passes before the first one that is timed."""
-
-
-def time_passes(
-    run: Callable[[], object], device: torch.device, *, seconds: float, passes: int
-) -> np.ndarray:
-    """Time `run` at least `passes` times and for at least `seconds`; seconds per pass, float64 (n,).
-
-    On CUDA each pass lies between two events on the stream and the device is synchronised before and
-    after; on a CPU a monotonic clock is read around each pass.
-    """
-    for _ in range(WARM_UP):
-        run()
-    durations: list[float] = []
-    total = 0.0
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        while len(durations) < passes or total < seconds:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            run()
-            end.record()
-            end.synchronize()
-            durations.append(begin.elapsed_time(end) / 1000)
-            total += durations[-1]
-    else:
-        while len(durations) < passes or total < seconds:
-            begin_time = time.perf_counter()
-            run()
-            durations.append(time.perf_counter() - begin_time)
-            total += durations[-1]
-    return np.array(durations)
-
-
-class _TensorMemory(TorchDispatchMode):
-    """Bytes of tensor storage that are alive at once, at most, while the mode is on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0
-        self.peak = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor):  # it was there before, so a view of it is nothing new
-                self._count(leaf.untyped_storage(), 0)
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage(), leaf.untyped_storage().nbytes())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage, size: int) -> None:
-        identity = storage._cdata
-        if identity in self._seen:
-            return
-        self._seen.add(identity)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-        def release() -> None:
-            self.now -= size
-            self._seen.discard(identity)
-
-        weakref.finalize(storage, release)
-
-
-def peak_memory(run: Callable[[], object], device: torch.device) -> int:
-    """Most bytes that `run` holds in tensors at once, beyond what existed before."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before: int = torch.cuda.memory_allocated(device)
-        run()
-        torch.cuda.synchronize(device)
-        peak: int = torch.cuda.max_memory_allocated(device) - before
-        return peak
-    with _TensorMemory() as memory:
-        run()
-    return int(memory.peak)
 
 
 def inference(model: nn.Module, images: Tensor, num_classes: int) -> Callable[[], object]:
@@ -132,12 +50,25 @@ def measure_cell(
     device: torch.device,
     environment: Mapping[str, Any],
 ) -> Record:
-    """Time one throughput cell: ``inference`` or ``training-step`` at ``cell.batch_size``."""
+    """Time one throughput cell at ``cell.batch_size``: ``inference``, ``training-step`` or a flow timing.
+
+    The record of a model of which no ODE block is called with a state alone carries, for a flow timing, the
+    reason and nothing else.
+    """
     started = time.perf_counter()
     rows = torch.arange(cell.batch_size) % len(split)
     images, labels = split.images[rows].to(device), split.labels[rows].to(device)
+    of_flow, gradient = cell.threat in FLOW_TIMINGS, cell.threat == "flow-gradient"
+    floor: dict[str, float] = {}
     with frozen(model):
-        if cell.threat == "inference":
+        if of_flow:
+            calls = flow_calls(model, images, num_classes)
+            if not calls:
+                reason = {"no_flow": "the model calls no ODE block with a state alone"}
+                seconds = time.perf_counter() - started
+                return Record(cell=cell, card=reason, seconds=seconds, environment=environment)
+            run = forwards_and_backwards(calls) if gradient else forwards(calls)
+        elif cell.threat == "inference":
             run = inference(model, images, num_classes)
         else:
             run = train_once(model, images, labels, num_classes)
@@ -145,16 +76,19 @@ def measure_cell(
         durations = time_passes(
             run, device, seconds=float(cell.parameters["seconds"]), passes=int(cell.parameters["passes"])
         )
-    median, p95 = np.quantile(durations, [0.5, 0.95])
+        median, p95 = (float(quantile) for quantile in np.quantile(durations, [0.5, 0.95]))
+        if of_flow:
+            floor = floor_measures(calls, device, gradient=gradient, median=median)
     return Record(
         cell=cell,
         outcomes={"seconds": durations},
         measures={
-            "samples_per_second": cell.batch_size / float(median),
-            "latency_median": float(median),
-            "latency_p95": float(p95),
+            "samples_per_second": cell.batch_size / median,
+            "latency_median": median,
+            "latency_p95": p95,
             "peak_memory_bytes": float(memory),
             "parameters": float(sum(p.numel() for p in model.parameters())),
+            **floor,
         },
         nfe=count_nfe(model),
         seconds=time.perf_counter() - started,

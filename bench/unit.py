@@ -132,9 +132,11 @@ class Unit:
         self.reporter.doing(f"{name}: training")
         self.on_cell(cell)
         history: History | None = None
+        solver = None
         try:
             with time_limit(self.plan.preset.time_limit.training, f"training {self.spec.name}", _ADVICE):
                 model = build_model(self.spec.build, self.data, cell.hyperparameters, self.seed)
+                solver = describe_solver(model)
                 checkpoint = None if self.fresh else find_checkpoint(path)
                 if checkpoint:
                     load_state(model, load_tensors(path)[0], path)
@@ -154,7 +156,7 @@ class Unit:
                         on_batch=self._advance(work, epochs * len(self.data.train)),
                     )
         except Exception as error:
-            cells = cells_of(self.plan, cell, None, self.data, self.device)
+            cells = cells_of(self.plan, cell, None, self.data, self.device, solver)
             self.reporter.advance(sum(self.cost.of(cell, self.plan) for cell in cells))
             self._put(failed(cell, error, seconds=time.perf_counter() - began, environment=described))
             return None

@@ -136,6 +136,8 @@ cell = 30
 """
 CELLS = 9
 """Of one model and seed: training, clean, two Gaussian, PGD, certificate, dynamics, two timings."""
+FLOW_CELLS = 2
+"""Besides, of a model with an ODE block: its flow timed alone, without gradients and with them."""
 
 
 def preset_file(folder: Path, text: str = PRESET) -> Path:

@@ -161,6 +161,29 @@ def throughput_record(
     )
 
 
+def flow_record(
+    model: str,
+    threat: str,
+    device: str = "cpu: Intel Xeon",
+    *,
+    rates: tuple[float, float] = (20e9, 100e9),
+    work: tuple[float, float] = (2e8, 1e7),
+    **changes: object,
+) -> Record:
+    """A flow's timing at batch size 256; `rates` are bytes/s, operations/s, and `work` operations, bytes."""
+    record = throughput_record(model, threat, 256, device, "2026-01-01T00:00:00Z", **changes)
+    floor = max(work[1] / rates[0], work[0] / rates[1])
+    more = {
+        "operations": work[0],
+        "bytes": work[1],
+        "copy_bandwidth": rates[0],
+        "arithmetic_rate": rates[1],
+        "floor_seconds": floor,
+        "achieved": floor / record.measures["latency_median"],
+    }
+    return Record(**(record.__dict__ | {"measures": {**record.measures, **more}}))
+
+
 def failed(record: Record, error: str = FAILURE, status: str = "nonfinite") -> Record:
     return Record(cell=record.cell, status=status, error=error, environment=record.environment)  # type: ignore[arg-type]
 

@@ -110,7 +110,8 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(capsys, tmp_path, mo
     assert err == ""
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[:2]] == ["resnet", "node"]
-    assert all(f"{2 * stubs.CELLS} of {2 * stubs.CELLS} cells to do" in line for line in lines[:2])
+    count = 2 * (stubs.CELLS + stubs.FLOW_CELLS)
+    assert all(f"{count} of {count} cells to do" in line for line in lines[:2])
     assert lines[2] == "tiny: tiny; the preset says: seconds"
     assert lines[3].endswith("results in results/tiny")
     assert list(tmp_path.iterdir()) == [preset]
@@ -147,7 +148,7 @@ def test_a_run_with_a_failure_ends_with_status_1_and_names_it_last(finished):
         "the model cannot be built: RuntimeError: no model today (bad.py:2)"
     )
     assert "Traceback" not in err
-    assert f"{stubs.CELLS + 1} cells done, 0 stored already" in out
+    assert f"{stubs.CELLS + stubs.FLOW_CELLS + 1} cells done, 0 stored already" in out
     assert "resnet" in out
     assert "\x1b" not in out, "no colours in a pipe"
     page = (folder / "out" / "report" / "index.html").resolve()
@@ -161,7 +162,7 @@ def test_a_run_again_does_only_what_failed(finished, capsys, monkeypatch):
     _, argv = finished
     monkeypatch.setattr(cli, "_show", lambda out: 0)
     assert main(argv) == 1
-    assert f"1 cells done, {stubs.CELLS} stored already" in capsys.readouterr().out
+    assert f"1 cells done, {stubs.CELLS + stubs.FLOW_CELLS} stored already" in capsys.readouterr().out
 
 
 def test_quiet_prints_no_progress(finished, capsys, monkeypatch):
@@ -175,7 +176,7 @@ def test_a_finished_run_has_nothing_left_in_a_dry_run(finished, capsys):
     _, argv = finished
     assert main([*argv, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert f"0 of {stubs.CELLS} cells to do  about 0 s" in lines[0]
+    assert f"0 of {stubs.CELLS + stubs.FLOW_CELLS} cells to do  about 0 s" in lines[0]
     assert f"{stubs.CELLS} of {stubs.CELLS} cells to do" in lines[1]
 
 

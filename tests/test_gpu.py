@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 import stubs
 import torch
 from robustode.attacks import THREATS, violation
+from robustode.bench.clock import time_passes
 from robustode.bench.evaluate import evaluate_cell
+from robustode.bench.memory import peak_memory
 from robustode.bench.preset import Recipe
-from robustode.bench.throughput import inference, peak_memory, time_passes
+from robustode.bench.throughput import inference, measure_cell
 from robustode.bench.train import build_model, train
 from robustode.models import MODELS, ODEBlock, Solver
 from robustode.models._fused import SWITCH, flow_path, supported
@@ -118,3 +123,16 @@ def test_passes_are_timed_by_events_and_memory_is_the_allocators():
     assert len(durations) >= 5
     assert (durations > 0).all()
     assert peak_memory(lambda: torch.empty(1 << 20, device=CUDA), CUDA) == 4 << 20
+
+
+@pytest.mark.parametrize("name", ["node", "node-dopri5"])
+def test_a_flow_has_a_time_floor_on_the_device(few, name):
+    model = build_model(MODELS.get(name).build, few, MODELS.get(name).resolve(), 0).to(CUDA)
+    for what in ("flow", "flow-gradient"):
+        cell = dataclasses.replace(
+            stubs.cell_for("clean", 0.0, 40), kind="throughput", threat=what, family="timing",
+            parameters={"seconds": 1e-6, "passes": 3},
+        )  # fmt: skip
+        record = measure_cell(cell, model, few.test, num_classes=10, device=CUDA, environment={})
+        names = ("operations", "copy_bandwidth", "arithmetic_rate", "floor_seconds", "achieved")
+        assert all(0 < record.measures[name] < math.inf for name in names)

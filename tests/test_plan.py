@@ -37,8 +37,8 @@ def with_text(tmp_path, old: str, new: str) -> Plan:
 
 def test_one_cell_for_each_piece_of_work(plan, digits):
     made = cells(plan, digits)
-    assert len(made) == stubs.CELLS
-    assert len({cell.key() for cell in made}) == stubs.CELLS
+    assert len(made) == stubs.CELLS + stubs.FLOW_CELLS
+    assert len({cell.key() for cell in made}) == len(made)
     assert [(c.kind, c.threat, c.strength, c.draws, c.samples, c.batch_size) for c in made] == [
         ("training", "training", 0.0, 1, 1167, 50),
         ("accuracy", "clean", 0.0, 1, 40, 20),
@@ -49,12 +49,26 @@ def test_one_cell_for_each_piece_of_work(plan, digits):
         ("dynamics", "trajectories", 0.0, 1, 8, 8),
         ("throughput", "inference", 0.0, 1, 4, 4),
         ("throughput", "training-step", 0.0, 1, 4, 4),
+        ("throughput", "flow", 0.0, 1, 4, 4),
+        ("throughput", "flow-gradient", 0.0, 1, 4, 4),
     ]
-    assert [c.norm for c in made] == [None] * 4 + ["linf", "l2"] + [None] * 3
+    assert [c.norm for c in made] == [None] * 4 + ["linf", "l2"] + [None] * 5
     assert made[0].checkpoint_sha256 is None
     assert all(c.checkpoint_sha256 == "c" * 64 for c in made[1:])
     assert dict(made[4].parameters) == {"steps": 3, "restarts": 1, "relative_step": 2.5}
-    assert [c.device for c in made] == [None] * 7 + ["cpu"] * 2
+    assert [c.device for c in made] == [None] * 7 + ["cpu"] * 4
+
+
+def test_only_a_flow_is_timed_alone_and_at_the_largest_batch_size(tmp_path, digits):
+    plan = with_text(tmp_path, "batch_sizes = [4]", "batch_sizes = [1, 64, 16]")
+    training = plan.training_cell(plan.specs[0], 0, digits)
+    model = [(what, size) for what in ("inference", "training-step") for size in (1, 64, 16)]
+    flow = [("flow", 64), ("flow-gradient", 64)]
+    for solver, expected in ((None, model), ("euler", model + flow)):
+        made = plan.throughput_cells(training, "c" * 64, solver, "cpu")
+        assert [(cell.threat, cell.batch_size) for cell in made] == expected
+    untimed = dataclasses.replace(plan, preset=plan.preset.model_copy(update={"throughput": None}))
+    assert untimed.throughput_cells(training, "c" * 64, "euler", "cpu") == []
 
 
 def test_every_cell_carries_what_made_it(plan, digits):
@@ -84,6 +98,8 @@ def test_keys_are_pinned(plan, digits):
         "857136380ebf",
         "7fe491e6bb97",
         "04866a72647f",
+        "ae84b9bbca52",
+        "4e9d31a3c7e6",
     ]
 
 
@@ -99,19 +115,19 @@ def test_a_raised_version_is_other_work(plan, digits):
         plan, attacks=(*plan.attacks[:2], dataclasses.replace(attack, threat=threat))
     )
     changed = [a.key() != b.key() for a, b in zip(cells(plan, digits), cells(raised, digits), strict=True)]
-    assert changed == [False] * 4 + [True] + [False] * 4
+    assert changed == [False] * 4 + [True] + [False] * 6
 
 
 @pytest.mark.parametrize(
     ("old", "new", "changed"),
     [
-        ("epochs = 2", "epochs = 3", [True] * 9),
-        ("steps = 3", "steps = 4", [False] * 4 + [True] + [False] * 4),
-        ("draws = 2", "draws = 3", [False] * 2 + [True] * 2 + [False] * 5),
-        ("seconds = 0.001", "seconds = 0.002", [False] * 7 + [True] * 2),
-        ('title = "tiny"', 'title = "other"', [False] * 9),
-        ("reported = 0.1", "reported = 0.3", [False] * 9),
-        ("cell = 30", "cell = 40", [False] * 9),
+        ("epochs = 2", "epochs = 3", [True] * 11),
+        ("steps = 3", "steps = 4", [False] * 4 + [True] + [False] * 6),
+        ("draws = 2", "draws = 3", [False] * 2 + [True] * 2 + [False] * 7),
+        ("seconds = 0.001", "seconds = 0.002", [False] * 7 + [True] * 4),
+        ('title = "tiny"', 'title = "other"', [False] * 11),
+        ("reported = 0.1", "reported = 0.3", [False] * 11),
+        ("cell = 30", "cell = 40", [False] * 11),
     ],
 )
 def test_what_changes_which_work(tmp_path, plan, digits, old, new, changed):

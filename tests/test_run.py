@@ -368,7 +368,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(uninterrupted, tmp_pat
     outcome = do(plan, load_data("digits"), out)
     assert outcome.failures == []
     assert outcome.problems == []
-    assert 0 < outcome.done < 2 * stubs.CELLS
+    assert 0 < outcome.done < 2 * (stubs.CELLS + stubs.FLOW_CELLS)
     same_results(uninterrupted, out)
     assert not list(out.rglob(".tmp-*"))
     assert not list(out.rglob("*.partial.*"))
@@ -377,7 +377,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(uninterrupted, tmp_pat
 def test_a_cell_is_the_same_work_in_another_process(uninterrupted):
     """Keys carry no address, order or time."""
     cells = [record.cell for record in loaded(uninterrupted).values()]
-    assert len({cell.key() for cell in cells}) == len(cells) == 2 * stubs.CELLS
+    assert len({cell.key() for cell in cells}) == len(cells) == 2 * (stubs.CELLS + stubs.FLOW_CELLS)
     for cell in cells:
         assert dataclasses.replace(cell).key() == cell.key()
 

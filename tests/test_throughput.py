@@ -10,8 +10,10 @@ import pytest
 import stubs
 import torch
 from robustode._errors import ContractBroken
-from robustode.bench import throughput
-from robustode.bench.throughput import WARM_UP, inference, measure_cell, peak_memory, time_passes, train_once
+from robustode.bench import clock as bench_clock
+from robustode.bench.clock import WARM_UP, time_passes
+from robustode.bench.memory import peak_memory
+from robustode.bench.throughput import inference, measure_cell, train_once
 from robustode.models import MODELS
 
 
@@ -37,7 +39,7 @@ class Clock:
 )
 def test_at_least_so_many_passes_and_so_many_seconds(monkeypatch, step, seconds, passes, expected):
     clock = Clock(lambda call: 50.0 if call < WARM_UP else step)
-    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+    monkeypatch.setattr(bench_clock, "time", SimpleNamespace(perf_counter=clock.perf_counter))
     durations = time_passes(clock.run, stubs.CPU, seconds=seconds, passes=passes)
     assert durations.tolist() == [step] * expected, "warm-up passes are not among the timed ones"
     assert durations.dtype == np.float64
@@ -46,7 +48,7 @@ def test_at_least_so_many_passes_and_so_many_seconds(monkeypatch, step, seconds,
 
 def test_each_pass_has_its_own_time(monkeypatch):
     clock = Clock(lambda call: float(2**call))
-    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+    monkeypatch.setattr(bench_clock, "time", SimpleNamespace(perf_counter=clock.perf_counter))
     durations = time_passes(clock.run, stubs.CPU, seconds=1.0, passes=3)
     assert durations.tolist() == [8.0, 16.0, 32.0]
 
@@ -149,7 +151,7 @@ def test_a_training_step_moves_a_copy_and_not_the_model():
     assert not model.head.weight.requires_grad
 
 
-@pytest.mark.parametrize("what", ["inference", "training-step"])
+@pytest.mark.parametrize("what", ["inference", "training-step", "flow", "flow-gradient"])
 @pytest.mark.parametrize("name", ["resnet", "node-dopri5"])
 def test_a_cell_is_measured(few, what, name):
     with torch.random.fork_rng(devices=[]):
@@ -172,7 +174,11 @@ def test_a_cell_is_measured(few, what, name):
     assert measures["latency_p95"] == pytest.approx(np.quantile(durations, 0.95))
     assert measures["parameters"] == sum(p.numel() for p in model.parameters())
     assert measures["peak_memory_bytes"] >= 50 * 8 * 64 * 4, "at least one state of the flow"
+    of_flow = {"operations", "bytes", "copy_bandwidth", "arithmetic_rate", "floor_seconds", "achieved"}
+    assert of_flow & set(measures) == (of_flow if what.startswith("flow") else set())
     assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(model.state_dict()[k], v) for k, v in state.items())
     assert all(p.grad is None for p in model.parameters())
 

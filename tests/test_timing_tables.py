@@ -1,0 +1,87 @@
+"""The throughput tables: floors where they were measured; leaderboard and figures untouched by them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import synthetic
+from robustode.bench.leaderboard import leaderboard
+from robustode.bench.records import Record
+from robustode.bench.report import write_report
+from robustode.bench.stats import summarise
+from robustode.bench.timing_tables import timing_tables
+
+FLOW, GRADIENT = "flow", "flow-gradient"
+
+
+def small(**changes: object) -> list[Record]:
+    return synthetic.records(models=("node", "resnet"), samples=30, threats=("pgd-linf",), **changes)  # type: ignore[arg-type]
+
+
+def with_flows() -> list[Record]:
+    made = [synthetic.flow_record("node", what) for what in (FLOW, GRADIENT)]
+    return [*small(), *made, synthetic.flow_record("resnet", FLOW, rates=(25e9, 90e9), work=(1e6, 5e7))]
+
+
+def lines(records: list[Record]) -> dict[tuple[str, str, str], dict[str, str]]:
+    (table,) = timing_tables(summarise(records), records)
+    return {(line["model"], line["what"], line["batch"]): line for line in table["lines"]}
+
+
+def test_floors_stand_on_the_lines_of_flows_alone():
+    found = lines(with_flows())
+    record = synthetic.flow_record("node", FLOW)
+    line = found["node", "flow, forward", "256"]
+    assert (line["floor"], line["binding"]) == ("2 ms", "arithmetic")
+    assert line["achieved"] == f"{100 * 2e-3 / record.measures['latency_median']:.1f}"
+    assert found["resnet", "flow, forward", "256"]["binding"] == "bandwidth"
+    assert ("node", "flow, forward + backward", "256") in found
+    for (_, what, _), line in found.items():
+        if not what.startswith("flow"):
+            assert (line["floor"], line["binding"], line["achieved"]) == ("", "", "")
+
+
+def test_the_largest_measured_rates_are_named():
+    (table,) = timing_tables(summarise(with_flows()), with_flows())
+    assert table["ceilings"] == {"bandwidth": "25", "arithmetic": "100"}
+
+
+def test_each_device_has_its_own_ceilings():
+    records = [
+        synthetic.flow_record("node", FLOW, "cpu: A"),
+        synthetic.flow_record("node", FLOW, "cuda: B", rates=(3e12, 6e13)),
+        synthetic.throughput_record("node", "inference", 8, "cpu: C", "2026"),
+    ]
+    tables = timing_tables(summarise(records), records)
+    assert [table["ceilings"] for table in tables] == [
+        {"bandwidth": "20", "arithmetic": "100"},
+        {},
+        {"bandwidth": "3,000", "arithmetic": "60,000"},
+    ]
+
+
+def test_floors_are_averaged_over_seeds():
+    records = [synthetic.flow_record("node", FLOW, training_seed=seed) for seed in (0, 1)]
+    table = summarise(records).set_index("statistic")
+    assert table.loc["floor", ["value", "seeds"]].tolist() == [pytest.approx(2e-3), 2]
+
+
+def test_a_flow_is_never_taken_for_the_model(tmp_path: Path):
+    """Flow timings change the page, the table of everything, and nothing else."""
+    without = write_report(synthetic.write(tmp_path / "without", small()))
+    flows = write_report(synthetic.write(tmp_path / "with", with_flows()))
+    assert leaderboard(with_flows(), synthetic.HEADLINE).equals(leaderboard(small(), synthetic.HEADLINE))
+    files = [p.relative_to(without.page.parent) for p in without.page.parent.rglob("*.*")]
+    changed = {
+        str(name)
+        for name in files
+        if (without.page.parent / name).read_bytes() != (flows.page.parent / name).read_bytes()
+    }
+    assert changed == {"index.html", "summary.csv"}
+    old, new = (report.page.read_text(encoding="utf-8") for report in (without, flows))
+    for text in ("Time floor", "Of the floor", "flow, forward", "GB/s", "GFLOP/s"):
+        assert text in new
+        assert text not in old
+    assert "copies at 25 GB/s" in new
+    assert "float32 products at 100 GFLOP/s" in new
