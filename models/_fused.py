@@ -58,9 +58,9 @@ class Backend(Protocol):
         linear: bool,
         alphas: Sequence[float],
         steps: int,
-        wants: bool,
+        wants: Sequence[bool],
     ) -> tuple[Tensor, Sequence[Tensor | None] | None]:
-        """Gradient by the state, and with `wants` by B, b, G, E (that of E only where `linear`)."""
+        """Gradient by the state, and at least those by B, b, G, E that `wants` names (E where `linear`)."""
 
 
 def flow_path(device: torch.device) -> str:
@@ -128,7 +128,7 @@ class _FusedFlow(torch.autograd.Function):
                 f"the compiled flow has no second derivative: set {SWITCH}=0 in the environment"
             )
         kept, *matrices = ctx.saved_tensors
-        wants = any(ctx.needs_input_grad[1:5])
+        wants = ctx.needs_input_grad[1:5]
         backend = _backend(g_out.device)
         g_in, totals = backend.backward(g_out.contiguous(), kept, matrices, **ctx.settings, wants=wants)
         return g_in, *(totals or [None] * 4), None, None

@@ -105,6 +105,44 @@ def _add_block(M, x, y, width):
 
 
 @_compiled
+def _set_pairs(index, value, x, y, width):
+    """y = M x, where row i of M holds value[i, 0] and value[i, 1] at columns index[i, 0] and index[i, 1]."""
+    for i in range(index.shape[0]):
+        j, k, a, b = index[i, 0], index[i, 1], value[i, 0], value[i, 1]
+        for p in range(width):
+            y[i, p] = a * x[j, p] + b * x[k, p]
+
+
+@_compiled
+def _add_pairs(index, value, x, y, width):
+    """y += M x, M as in `_set_pairs`."""
+    for i in range(index.shape[0]):
+        j, k, a, b = index[i, 0], index[i, 1], value[i, 0], value[i, 1]
+        for p in range(width):
+            y[i, p] += a * x[j, p] + b * x[k, p]
+
+
+@_compiled
+def _set(M, layer, x, y, zeros, width):
+    """y = M x, for a matrix as `_numba` hands it over: dense, and where it has few entries, as pairs."""
+    dense, index, value, sparse = M
+    if sparse:
+        _set_pairs(index[layer], value[layer], x, y, width)
+    else:
+        _set_product(dense[layer], zeros, x, y, width)
+
+
+@_compiled
+def _add(M, layer, x, y, width):
+    """y += M x, M as in `_set`."""
+    dense, index, value, sparse = M
+    if sparse:
+        _add_pairs(index[layer], value[layer], x, y, width)
+    else:
+        _add_product(dense[layer], x, y, width)
+
+
+@_compiled
 def _add_outer(x, y, total, width):
     """total += x y^T."""
     for k in range(0, y.shape[0], BLOCK):
@@ -146,23 +184,23 @@ def _add_sums(x, total, width):
 
 
 @_compiled
-def _euler(u, t, B, b, G, E, linear, zeros, out, width):
+def _euler(u, t, B, b, G, E, linear, layer, zeros, out, width):
     """t = tanh(B u + b); out = E u + G t, where E = I unless `linear`."""
-    _set_product(B, b, u, t, width)
+    _set_product(B[layer], b[layer], u, t, width)
     _tanh(t, width)
     if linear:
-        _set_product(E, zeros, u, out, width)
+        _set(E, layer, u, out, zeros, width)
     else:
         _read(u, 0, out, width)
-    _add_product(G, t, out, width)
+    _add(G, layer, t, out, width)
 
 
 @_compiled
 def forward(x, out, B, b, G, E, linear, alpha, steps, low, high):
     """Columns low .. high of `out` from those of `x`: `steps` steps in each layer.
 
-    The rows of the matrices are padded with zeros to whole blocks; the state is padded here, and its further
-    rows stay 0.
+    G and E come as `_set` takes them. The rows of dense matrices are padded with zeros to whole blocks; the
+    state is padded here, and its further rows stay 0.
     """
     n = B.shape[2]
     zeros = np.zeros(n, np.float32)
@@ -173,9 +211,9 @@ def forward(x, out, B, b, G, E, linear, alpha, steps, low, high):
         _read(x, start, state, width)
         for layer in range(B.shape[0]):
             for _ in range(steps):
-                _euler(state, t, B[layer], b[layer], G[layer], E[layer], linear, zeros, u, width)
+                _euler(state, t, B, b, G, E, linear, layer, zeros, u, width)
                 for stage in range(1, alpha.shape[0]):
-                    _euler(u, t, B[layer], b[layer], G[layer], E[layer], linear, zeros, v, width)
+                    _euler(u, t, B, b, G, E, linear, layer, zeros, v, width)
                     _mix(alpha[stage], state, _ONE - alpha[stage], v, u, width)
                 state, u = u, state
         _write(state, out, start, width)
@@ -183,11 +221,12 @@ def forward(x, out, B, b, G, E, linear, alpha, steps, low, high):
 
 @_compiled
 def backward(x, g_out, g_in, B, b, G, E, BT, GT, ET, linear, alpha, steps, wants, dB, db, dG, dE, low, high):
-    """Columns low .. high of `g_in`, and what they add to dB, db, dG, dE where these are wanted.
+    """Columns low .. high of `g_in`, and what they add to dB and db, dG, dE where `wants` says so.
 
     BT, GT, ET are the transposed matrices, their rows padded as in `forward`. The inputs and the tanh of
     every stage are computed again, tile by tile: nothing but the flow's input is kept between the passes.
     """
+    wants_B, wants_G, wants_E = wants
     n, stages = B.shape[2], alpha.shape[0]
     count = B.shape[0] * steps * stages
     zeros = np.zeros(n, np.float32)
@@ -207,7 +246,7 @@ def backward(x, g_out, g_in, B, b, G, E, BT, GT, ET, linear, alpha, steps, wants
                 _read(state, 0, inputs[j], width)
                 for stage in range(stages):
                     u, t = inputs[j], tanhs[j]
-                    _euler(u, t, B[layer], b[layer], G[layer], E[layer], linear, zeros, v, width)
+                    _euler(u, t, B, b, G, E, linear, layer, zeros, v, width)
                     j += 1
                     to = inputs[j] if stage + 1 < stages else state
                     _mix(alpha[stage], state, _ONE - alpha[stage], v, to, width)
@@ -221,16 +260,17 @@ def backward(x, g_out, g_in, B, b, G, E, BT, GT, ET, linear, alpha, steps, wants
                     if alpha[stage] > 0:
                         _mix(_ONE, kept, alpha[stage], g, kept, width)
                         _mix(_ZERO, kept, _ONE - alpha[stage], g, g, width)
-                    _set_product(GT[layer], zeros, g, dz, width)
+                    _set(GT, layer, g, dz, zeros, width)
                     _times_slope(t, dz, width)
-                    if wants:
-                        _add_outer(g, t, dG[layer], width)
+                    if wants_B:
                         _add_outer(dz, u, dB[layer], width)
                         _add_sums(dz, db[layer], width)
-                        if linear:
-                            _add_outer(g, u, dE[layer], width)
+                    if wants_G:
+                        _add_outer(g, t, dG[layer], width)
+                    if wants_E:
+                        _add_outer(g, u, dE[layer], width)
                     if linear:
-                        _set_product(ET[layer], zeros, g, v, width)
+                        _set(ET, layer, g, v, zeros, width)
                         g, v = v, g
                     _add_product(BT[layer], dz, g, width)
                 if stages > 1:

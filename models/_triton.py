@@ -62,18 +62,19 @@ def backward(
     linear: bool,
     alphas: Sequence[float],
     steps: int,
-    wants: bool,
+    wants: Sequence[bool],
 ) -> tuple[Tensor, Sequence[Tensor | None] | None]:
     """See `_fused.Backend`; a step's stages are computed again from its start."""
     n, M = g_out.shape
     tensors = [t.detach().contiguous() for t in matrices]
     layers = len(tensors[0])
     blocks = -(-M // BLOCK)
-    chunks = max(1, min(MOST_CHUNKS, blocks // PROGRAMS)) if wants else 1
+    sums_wanted = any(wants)
+    chunks = max(1, min(MOST_CHUNKS, blocks // PROGRAMS)) if sums_wanted else 1
     programs = -(-blocks // chunks)
     width = (3 if linear else 2) * n + 1
-    sums = g_out.new_empty(programs if wants else 0, layers, n, width)
-    for part in _parts(n, linear) if wants else (0,):
+    sums = g_out.new_empty(programs if sums_wanted else 0, layers, n, width)
+    for part in _parts(n, linear) if sums_wanted else (0,):
         g = g_out.clone()
         if M:
             with torch.cuda.device_of(g):
@@ -81,7 +82,7 @@ def backward(
                     g, kept, sums if part else g, *tensors, M, layers, steps, chunks,
                     SUMS=part, **_constants(n, linear, alphas),
                 )  # fmt: skip
-    if not wants:
+    if not sums_wanted:
         return g, None
     total = sums.sum(0)
     dE = total[..., 2 * n + 1 :] if linear else None

@@ -11,7 +11,7 @@ from robustode.models import MODELS, ODEBlock, Solver, count_nfe
 from robustode.models import _ode as ode
 from robustode.models._fused import STAGES, SWITCH, fused_flow, supported
 from robustode.models._kernels import TILE
-from robustode.models._numba import _on_all_threads
+from robustode.models._numba import _on_all_threads, _operand
 from robustode.models._tanh import TanhField, states_field
 from robustode.models.neural_ode import TanhLayer
 from torch import Tensor, nn
@@ -459,3 +459,41 @@ def test_one_layer_that_states_nothing_keeps_the_whole_flow_from_it(used):
     flow(normal(3, 4))
     assert used == []
     assert flow.nfe == 2
+
+
+# --- matrices of few entries --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("matrix", "few"),
+    [
+        (0.1 * torch.eye(8), True),
+        (torch.eye(8) + 0.2 * torch.eye(8).roll(4, 1), True),
+        (torch.zeros(8, 8), True),
+        (torch.ones(1, 1), True),
+        (torch.eye(3) + torch.ones(3, 3), False),
+        (normal(8, 8), False),
+    ],
+)
+def test_a_matrix_with_at_most_two_entries_in_each_row_is_known_by_them(matrix, few):
+    dense, index, value, sparse = _operand(matrix[None])
+    n = len(matrix)
+    assert sparse == few
+    np.testing.assert_array_equal(dense[0, :, :n], matrix)
+    if few:
+        again = np.zeros((n, n), np.float32)
+        np.add.at(again, (np.arange(n)[:, None], index[0]), value[0])
+        np.testing.assert_array_equal(again, matrix)
+
+
+@pytest.mark.parametrize("wanted", range(4))
+def test_each_matrix_alone_can_ask_for_its_gradient(wanted, used):
+    x, h = normal(8, 300), 0.2
+    matrices = [normal(8, 8, seed=i) * 0.4 for i in (1, 2, 3)] + [normal(8, 1, seed=4)]
+    matrices[wanted].requires_grad_(True)
+    field = TanhField(A=matrices[0], B=matrices[1], C=matrices[2], b=matrices[3])
+    out = fused_flow(x, [field], h=h, steps=3, method="heun2")
+    (found,) = torch.autograd.grad(out.square().sum(), matrices[wanted])
+    reference = ode.shu_osher(field, x, method="heun2", h=h, steps=3)
+    (expected,) = torch.autograd.grad(reference.square().sum(), matrices[wanted])
+    assert_close(found, expected)

@@ -97,8 +97,8 @@ def test_without_parameter_gradients_there_are_no_sums_and_the_input_gradient_is
     assert kept.shape == (2, *state.shape)
     assert nothing is None
     assert_close(alone, out)
-    with_sums, sums = _triton.backward(g, kept, matrices, **settings, wants=True)
-    g_in, none = _triton.backward(g, kept, matrices, **settings, wants=False)
+    with_sums, sums = _triton.backward(g, kept, matrices, **settings, wants=(True,) * 4)
+    g_in, none = _triton.backward(g, kept, matrices, **settings, wants=(False,) * 4)
     assert none is None
     assert (sums[3] is not None) == linear
     assert_close(g_in, with_sums)
