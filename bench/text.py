@@ -35,8 +35,8 @@ def duration(value: Any) -> str:
         return ""
     value = float(value)
     for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if value >= size:
-            return f"{value / size:.3g} {unit}" if value < 1000 * size else f"{value / size:,.0f} {unit}"
+        if value >= 0.9995 * size:
+            return f"{value / size:.3g} {unit}" if value < 999.5 * size else f"{value / size:,.0f} {unit}"
     return f"{value * 1e9:.3g} ns" if math.isfinite(value) else str(value)
 
 

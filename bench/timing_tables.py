@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -35,21 +36,21 @@ def timing_tables(summary: pd.DataFrame, records: Iterable[Record]) -> list[dict
     bindings = {_line(record): _binding(record) for record in measured}
     tables = []
     for (dataset, device), rows in timing.groupby(["dataset", "protocol"], sort=True):
+        # By hand: grouping hundreds of models in pandas takes seconds.
+        cells: dict[tuple[str, str, str, float], dict[str, Any]] = defaultdict(dict)
+        for row in rows.itertuples():
+            line: Any = (row.model, row.recipe, row.threat, row.strength)
+            cells[line].setdefault(str(row.statistic), row)
         lines = []
-        for (model, recipe, threat, batch), cells in rows.groupby(["model", "recipe", "threat", "strength"]):
-            value = cells.drop_duplicates("statistic").set_index("statistic")
-            rate = value.loc["throughput"] if "throughput" in value.index else None
-            got = {name: value["value"].get(name) for name in _STATISTICS}
-            spread = (
-                ""
-                if rate is None or missing(rate["low"])
-                else f"{count(rate['low'])} – {count(rate['high'])}"
-            )
+        for (model, recipe, threat, batch), values in sorted(cells.items(), key=lambda item: item[0]):
+            rate = values.get("throughput")
+            got = {name: values[name].value if name in values else None for name in _STATISTICS}
+            spread = "" if rate is None or missing(rate.low) else f"{count(rate.low)} – {count(rate.high)}"
             lines.append(
                 {
                     "model": model,
                     "recipe": recipe,
-                    "what": _NAMES.get(str(threat), threat),
+                    "what": _NAMES.get(threat, threat),
                     "batch": f"{batch:.0f}",
                     "rate": count(got["throughput"]),
                     "rate_sort": _sort(got["throughput"]),
