@@ -1,6 +1,7 @@
 """Tables from pytest-benchmark's JSON files: what was timed, against which baseline, and the goals. No torch.
 
-``python -m robustode.bench.benchmarks FILE.json`` writes the table ``FILE.md`` beside the file.
+``python -m robustode.bench.benchmarks FILE.json`` writes the table ``FILE.md`` beside the file, and those of
+its rows that have a goal as ``FILE-goals.md``.
 """
 
 from __future__ import annotations
@@ -89,9 +90,20 @@ def benchmarks_markdown(files: Sequence[BenchmarkFile]) -> str:
         parts += [f"- {_plain(name)}: {_plain(value)}" for name, value in file.facts]
         if file.commands:
             parts += ["", "```sh", *(" ".join(command.split()) for command in file.commands), "```"]
-        ruler = ["---" if head in WORDS else "---:" for head in HEADS]
-        parts += ["", _line(HEADS), _line(ruler), *(_line(map(_plain, t.cells())) for t in file.timings), ""]
+        parts += ["", *_table(file.timings), ""]
     return "\n".join(parts)
+
+
+def tables(file: BenchmarkFile) -> dict[str, str]:
+    """What stands beside a file, by name: its table, and the rows of it that have a goal."""
+    goals = _table([timing for timing in file.timings if timing.goal is not None])
+    stem = Path(file.name).stem
+    return {f"{stem}.md": benchmarks_markdown([file]), f"{stem}-goals.md": "\n".join([*goals, ""])}
+
+
+def _table(timings: Iterable[Timing]) -> list[str]:
+    ruler = ["---" if head in WORDS else "---:" for head in HEADS]
+    return [_line(HEADS), _line(ruler), *(_line(map(_plain, t.cells())) for t in timings)]
 
 
 def benchmarks_page(files: Sequence[BenchmarkFile]) -> str:
@@ -155,18 +167,19 @@ def _table_command(command: str) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the table of one file beside it; returns the exit status, 2 for a file that cannot be used."""
+    """Write the tables of one file beside it; returns the exit status, 2 for a file that cannot be used."""
     if len(arguments) != 1:
         print("usage: python -m robustode.bench.benchmarks FILE.json", file=sys.stderr)
         return 2
     path = Path(arguments[0])
     try:
-        text = benchmarks_markdown([read_file(path)])
+        file = read_file(path)
     except InvalidArgument as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write_atomically(path.with_suffix(".md"), text.encode())
-    print(f"wrote {path.with_suffix('.md')}")
+    for name, text in tables(file).items():
+        write_atomically(path.with_name(name), text.encode())
+        print(f"wrote {path.with_name(name)}")
     return 0
 
 

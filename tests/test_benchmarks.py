@@ -148,7 +148,7 @@ def test_the_command_writes_the_table_beside_the_file(tmp_path):
     path = write(tmp_path / "cpu.json", body(entry(**TIMED)))
     command = [sys.executable, "-m", "robustode.bench.benchmarks", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == f"wrote {tmp_path / 'cpu.md'}\n"
+    assert done.stdout == "".join(f"wrote {tmp_path / name}\n" for name in ("cpu.md", "cpu-goals.md"))
     assert (tmp_path / "cpu.md").read_text(encoding="utf-8") == benchmarks_markdown([read_file(path)])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from robustode.bench.benchmarks import benchmarks_markdown, main, read_file
+from robustode.bench.benchmarks import main, read_file, tables
 from robustode.bench.records import Record
 from robustode.bench.report import write_report
 from robustode.bench.store import Store
@@ -77,13 +77,9 @@ def test_the_report_is_what_the_records_make(folder, tmp_path):
 
 def stale_tables(folder: Path) -> list[str]:
     """Tables of benchmarks that are absent, left over, or not what their file makes."""
-    files, tables = ({path.stem for path in folder.glob(f"*.{kind}")} for kind in ("json", "md"))
-    return sorted(files ^ tables) + [
-        name
-        for name in sorted(files & tables)
-        if (folder / f"{name}.md").read_text(encoding="utf-8")
-        != benchmarks_markdown([read_file(folder / f"{name}.json")])
-    ]
+    wanted = {k: v for path in folder.glob("*.json") for k, v in tables(read_file(path)).items()}
+    found = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
+    return sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
 
 
 def test_every_table_of_benchmarks_is_the_one_that_its_file_makes():
@@ -95,10 +91,10 @@ def test_a_stale_table_of_benchmarks_is_found(tmp_path):
     stats = {"min": 1.0, "median": 2.0, "mean": 3.0, "rounds": 5}
     file = {"benchmarks": [{"group": "flow forward", "name": "node", "stats": stats}]}
     (tmp_path / "cpu.json").write_text(json.dumps(file), encoding="utf-8")
-    assert stale_tables(tmp_path) == ["cpu"]
+    assert stale_tables(tmp_path) == ["cpu-goals.md", "cpu.md"]
     assert main([str(tmp_path / "cpu.json")]) == 0
     assert stale_tables(tmp_path) == []
     (tmp_path / "cpu.json").write_text(json.dumps(file).replace("2.0", "2.5"), encoding="utf-8")
-    assert stale_tables(tmp_path) == ["cpu"]
+    assert stale_tables(tmp_path) == ["cpu.md"]
     (tmp_path / "cuda.md").write_text("left over", encoding="utf-8")
-    assert stale_tables(tmp_path) == ["cuda", "cpu"]
+    assert stale_tables(tmp_path) == ["cpu.md", "cuda.md"]

@@ -81,10 +81,12 @@ def against(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Call
         batch: int | None = None,
         per_sample: float = 1.0,
         goal: str | None = None,
+        pairs: int | None = None,
     ) -> Any:
         """Return what `call` returns; `name` is the baseline's.
 
-        `per_sample` is the number of samples of `call` over that of `baseline`, when these differ.
+        `per_sample` is the number of samples of `call` over that of `baseline`, when these differ. `pairs`
+        says how many are timed, without a warm-up, where one takes minutes.
         """
         seconds: list[float] = []
 
@@ -100,7 +102,8 @@ def against(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Call
             wait()
             return result
 
-        rounds = 1 if benchmark.disabled else _rounds(request.config, lambda: (time_baseline(), candidate()))
+        rounds = 1 if benchmark.disabled else pairs
+        rounds = rounds or _rounds(request.config, lambda: (time_baseline(), candidate()))
         seconds.clear()
         result = benchmark.pedantic(candidate, setup=time_baseline, rounds=rounds)
         if not benchmark.disabled:
