@@ -201,7 +201,7 @@ def _dry_run(preset: Preset, outlooks: list[Outlook], out: Path) -> int:
         print(f"{outlook.model:<24} {todo:>24}  about {duration(outlook.seconds)}")
     print(f"{preset.name}: {preset.title}; the preset says: {preset.cost}")
     total = duration(sum(outlook.seconds for outlook in outlooks))
-    print(f"about {total} here, measured on one batch of each model; results in {out}")
+    print(f"about {total} here, one after the other, from one batch of each model; results in {out}")
     return 0
 
 

@@ -75,6 +75,14 @@ def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in _PACKAGES}
 
 
+_sharing = [1]
+
+
+def share_machine(processes: int) -> None:
+    """Say that so many processes of this run work side by side: seconds taken meanwhile are no timings."""
+    _sharing[0] = processes
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, commit (with a dirty flag), source hash, device, threads, what carries flows, time in UTC."""
     commit, dirty = _commit()
@@ -83,6 +91,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
+        "processes": _sharing[0],
         "flow": flow_path(device),
         "cpus": os.cpu_count(),
         "commit": commit,

@@ -89,9 +89,10 @@ def run_plan(
         processes = min(jobs or side_by_side(len(busy)), len(busy))
         if request is not None and device.type == "cpu" and processes > 1:
             orders = [_job(units[name], request, processes) for name in busy]
-            for job, keys, theirs in run_jobs(orders, store, reporter, processes=processes):
+            for job, keys, theirs, lived in run_jobs(orders, store, reporter, processes=processes):
                 ledger.note((job.model, job.seed), keys)
                 outcome.add(theirs)
+                units[job.model, job.seed].sound = lived
         else:
             busy = []
         for name in [name for name in units if name not in busy]:
@@ -113,6 +114,7 @@ def _job(unit: Unit, request: Request, processes: int) -> Job:
         fresh=unit.fresh,
         cost=unit.cost,
         threads=max(1, torch.get_num_threads() // processes),
+        processes=processes,
         folder=Path.cwd(),
     )
 

@@ -67,13 +67,14 @@ def smooth_cell(
     n0, n, alpha = (cell.parameters[name] for name in ("n0", "n", "alpha"))
     radius = np.zeros(cell.samples, np.float32)
     with frozen(model), torch.no_grad():
-        queried = QueriedModel(model, num_classes)
+        queried = QueriedModel(model, num_classes, patient=device.type != "cpu")
         for i in range(cell.samples):
             generator = torch.Generator().manual_seed((cell.attack_seed << 32) | int(split.indices[i]))
             image = split.images[i].to(device)
             votes = _count(queried, image, n0, cell, generator)
             chosen = int(votes.argmax())
             counts = int(_count(queried, image, n, cell, generator)[chosen])
+            queried.settle()
             if chosen == int(split.labels[i]):
                 # Rounded towards 0: a certificate never grows by being written down.
                 certified = smoothed_radius(counts, n, cell.strength, alpha)

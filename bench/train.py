@@ -1,7 +1,7 @@
 """Training with seeds, selection on held-out training samples, and resumption at every epoch.
 
 The order of samples and every random number follow from (seed, epoch), so a training that was killed
-and resumed ends with the same bytes as one that ran through.
+and resumed on the same number of threads ends with the same bytes as one that ran through.
 """
 
 from __future__ import annotations
@@ -198,7 +198,8 @@ def training_step(
     """
     optimiser.zero_grad(set_to_none=True)
     criterion = getattr(model, "loss", None)
-    logits = ask_model(model, images, num_classes)
+    ask = call_model if images.device.type == "cpu" else ask_model  # a GPU is not waited for
+    logits = ask(model, images, num_classes)
     loss = criterion(logits, labels) if callable(criterion) else F.cross_entropy(logits, labels)
     penalty = getattr(model, "penalty", None)
     if callable(penalty):
@@ -208,7 +209,7 @@ def training_step(
     after_step = getattr(model, "after_step", None)
     if callable(after_step):
         after_step()
-    return loss.detach()
+    return loss.detach().reshape(())
 
 
 @torch.no_grad()

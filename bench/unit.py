@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .._errors import CheckpointError
 from ..models import ModelSpec
 from .certify import certify_cell
 from .checkpoint import Checkpoint, find_checkpoint, load_state, load_tensors
@@ -25,6 +26,7 @@ from .evaluate import evaluate_cell, failed
 from .limits import time_limit
 from .plan import Plan
 from .progress import Quiet, Reporter
+from .queries import one_line
 from .records import Cell, Record
 from .smoothing import smooth_cell
 from .store import Store
@@ -66,6 +68,8 @@ class Unit:
     ----------
     outcome
         What has been done so far.
+    sound
+        Whether it may be timed in this process; False for a model that has ended a process of its own.
     """
 
     def __init__(
@@ -86,7 +90,7 @@ class Unit:
         self.spec, self.seed, self.cost, self.fresh = spec, seed, cost, fresh
         self.reporter, self.on_cell = reporter or Quiet(), on_cell
         self.training = plan.training_cell(spec, seed, data)
-        self.outcome = Outcome()
+        self.outcome, self.sound = Outcome(), True
         self._clean: tuple[int, np.ndarray] | None = None
 
     def evaluate(self) -> list[str]:
@@ -98,19 +102,23 @@ class Unit:
         return [self.training.key(), *self._curves(model, checkpoint, timings=False)]
 
     def time(self) -> list[str]:
-        """Do the timings, on the weights that `evaluate` left; their keys, none where it failed."""
-        if self.plan.preset.throughput is None:
+        """Do the timings, on the weights that `evaluate` left; their keys, none where training failed."""
+        stored, path = self.store.get(self.training), checkpoint_path(self.store, self.training)
+        if self.plan.preset.throughput is None or stored is None or stored.status != "ok" or not self.sound:
             return []
-        path = checkpoint_path(self.store, self.training)
         try:
             checkpoint = find_checkpoint(path)
             if checkpoint is None:
-                return []
+                raise CheckpointError(f"{path} is gone: run again to train it again")
             model = build_model(self.spec.build, self.data, self.training.hyperparameters, self.seed)
             load_state(model, load_tensors(path)[0], path)
-        except Exception:  # `evaluate` has named it
+            model.to(self.device).eval()
+        except Exception as error:
+            line = f"{self.spec.name} seed {self.seed} · timings: {type(error).__name__}: {one_line(error)}"
+            self.outcome.failures.append(line)
+            self.reporter.say(f"failed: {line}")
             return []
-        return self._curves(model.to(self.device).eval(), checkpoint, timings=True)
+        return self._curves(model, checkpoint, timings=True)
 
     def _curves(self, model: nn.Module, checkpoint: Checkpoint, *, timings: bool) -> list[str]:
         solver = describe_solver(model)
@@ -220,7 +228,8 @@ class Unit:
         if self._clean is None:
             return None
         batch_size, prediction = self._clean
-        known = batch_size == cell.batch_size and len(prediction) >= cell.samples
+        same_batches = len(prediction) == cell.samples or not cell.samples % cell.batch_size
+        known = batch_size == cell.batch_size and len(prediction) >= cell.samples and same_batches
         return prediction[: cell.samples] if known else None
 
     def _untrained(self, cell: Cell) -> nn.Module:

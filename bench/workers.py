@@ -15,16 +15,17 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from .._errors import ModelFailure
-from .device import environment
+from .device import environment, share_machine
 from .estimate import Cost
 from .evaluate import failed
 from .progress import Reporter
@@ -36,6 +37,8 @@ from .unit import Outcome, Unit
 MEMORY = 2 * 2**30
 """Bytes of free memory that each process is allowed for: torch, a dataset and a batch of an attack."""
 
+_PATIENCE = 10.0
+"""Seconds that a process is given to end once it has said its last word."""
 _SPARING = 0.1
 """Seconds between reports of progress from one process."""
 
@@ -46,10 +49,16 @@ def side_by_side(units: int) -> int:
 
 
 def _free_memory() -> int:
+    """Bytes that the system has left, or the container it runs in; plenty where neither says."""
+    free = [64 * MEMORY]
     with suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
-    return 64 * MEMORY
+        free.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))))
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        most, now = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        free.append(most - now)
+    return min(free)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +72,7 @@ class Job:
     fresh: bool
     cost: Cost
     threads: int
+    processes: int
     folder: Path
 
 
@@ -70,14 +80,14 @@ class Job:
 class _Worker:
     job: Job
     process: BaseProcess
-    doing: str = ""
-    cell: Cell | None = None
+    cells: list[Cell] = field(default_factory=list)
 
 
 def run_jobs(
     jobs: Sequence[Job], store: Store, reporter: Reporter, *, processes: int
-) -> Iterator[tuple[Job, list[str], Outcome]]:
-    """Do `jobs`, at most `processes` at once; yields each with its cells' keys and outcome as it ends.
+) -> Iterator[tuple[Job, list[str], Outcome, bool]]:
+    """Do `jobs`, at most `processes` at once; yields each as it ends: keys of its cells, outcome, whether
+    its process lived to the end.
 
     An error of the harness itself, such as a full disk, is raised here. When the caller stops, so do the
     processes.
@@ -92,12 +102,12 @@ def run_jobs(
             while waiting and len(live) < processes:
                 ours, theirs = context.Pipe(duplex=False)
                 job = waiting.popleft()
-                process = context.Process(target=_serve, args=(job, theirs), daemon=True)  # type: ignore[attr-defined]
+                process = context.Process(target=_serve, args=(job, theirs))  # type: ignore[attr-defined]
                 process.start()
                 theirs.close()
                 live[ours] = _Worker(job=job, process=process)
-            for connection in wait(list(live)):
-                assert isinstance(connection, Connection)
+            for ready in wait(list(live)):
+                connection = cast(Connection, ready)
                 worker = live[connection]
                 try:
                     kind, content = connection.recv()
@@ -105,8 +115,10 @@ def run_jobs(
                     kind, content = "died", None
                 if kind in ("end", "died"):
                     del live[connection]
-                    worker.process.join()
-                    yield (worker.job, *(content or _died(worker, store, reporter)))
+                    worker.process.join(_PATIENCE)
+                    worker.process.terminate()  # a thread of the model's may hold it
+                    keys, outcome = content or _died(worker, store, reporter)
+                    yield worker.job, keys, outcome, kind == "end"
                 elif kind == "raise":
                     raise content
                 else:
@@ -120,7 +132,7 @@ def run_jobs(
 
 def _pass_on(kind: str, content: Any, worker: _Worker, live: list[_Worker], reporter: Reporter) -> None:
     if kind == "cell":
-        worker.cell = content
+        worker.cells.append(content)
     elif kind == "doing":
         others = len(live) - 1
         reporter.doing(f"{content} (and {others} more)" if others else content)
@@ -131,17 +143,20 @@ def _pass_on(kind: str, content: Any, worker: _Worker, live: list[_Worker], repo
 
 
 def _died(worker: _Worker, store: Store, reporter: Reporter) -> tuple[list[str], Outcome]:
-    """What is left of a unit whose process ended by itself: a failure of the cell it was at."""
+    """What is left of a unit whose process ended by itself: what it did, and a failure of the last cell."""
+    worker.process.join()
     code, job = worker.process.exitcode or 0, worker.job
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit status {code}"
     error = ModelFailure(f"its process {how}; the cells after this one were not done")
-    if worker.cell is None:
-        return [], Outcome(failures=[f"{job.model} seed {job.seed}: {error}"])
-    record = failed(worker.cell, error, seconds=0.0, environment=environment(torch.device("cpu")))
-    store.put(record)
-    line = f"{record.cell.label()}: {record.status}: {record.error}"
-    reporter.say(f"failed: {line}")
-    return [record.cell.key()], Outcome(done=1, failures=[line])
+    if not worker.cells:
+        line = f"{job.model} seed {job.seed}: {error}"
+        reporter.say(f"failed: {line}")
+        return [], Outcome(failures=[line])
+    store.put(failed(worker.cells[-1], error, seconds=0.0, environment=environment(torch.device("cpu"))))
+    done = [store.get(cell) for cell in worker.cells]
+    lines = [f"{r.cell.label()}: {r.status}: {r.error}" for r in done if r is not None and r.status != "ok"]
+    reporter.say(f"failed: {lines[-1]}")
+    return [cell.key() for cell in worker.cells], Outcome(done=len(done), failures=lines)
 
 
 class _Remote:
@@ -156,7 +171,7 @@ class _Remote:
 
     def doing(self, what: str) -> None:
         """Name what is being done now."""
-        self._pipe.send(("doing", what))
+        self.send("doing", what)
 
     def advance(self, work: float) -> None:
         """Report work done."""
@@ -167,12 +182,19 @@ class _Remote:
     def say(self, line: str) -> None:
         """Show one line that stays."""
         self.flush()
-        self._pipe.send(("say", line))
+        self.send("say", line)
 
     def flush(self) -> None:
         """Send the progress gathered so far."""
-        self._pipe.send(("advance", self._work))
+        self.send("advance", self._work)
         self._work, self._sent = 0.0, time.monotonic()
+
+    def send(self, kind: str, content: Any) -> None:
+        """Tell the parent; without one there is nobody left to work for, and no failure to be recorded."""
+        try:
+            self._pipe.send((kind, content))
+        except BrokenPipeError:
+            os._exit(130)
 
 
 def _serve(job: Job, pipe: Connection) -> None:
@@ -180,6 +202,7 @@ def _serve(job: Job, pipe: Connection) -> None:
     _end_with_parent()
     os.chdir(job.folder)
     torch.set_num_threads(job.threads)
+    share_machine(job.processes)
     remote = _Remote(pipe)
     try:
         plan, data = job.request.plan(), job.request.data()
@@ -193,15 +216,15 @@ def _serve(job: Job, pipe: Connection) -> None:
             job.cost,
             fresh=job.fresh,
             reporter=remote,
-            on_cell=lambda cell: pipe.send(("cell", cell)),
+            on_cell=partial(remote.send, "cell"),
         )
         keys = unit.evaluate()
         remote.flush()
-        pipe.send(("end", (keys, unit.outcome)))
-    except (KeyboardInterrupt, BrokenPipeError):
+        remote.send("end", (keys, unit.outcome))
+    except KeyboardInterrupt:
         os._exit(130)
     except Exception as error:
-        pipe.send(("raise", _portable(error)))
+        remote.send("raise", _portable(error))
 
 
 def _portable(error: Exception) -> Exception:

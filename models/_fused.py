@@ -26,8 +26,8 @@ STAGES = {"euler": (0.0,), "heun2": (0.0, 1 / 2), "ssprk3": (0.0, 3 / 4, 1 / 3)}
 SWITCH = "ROBUSTODE_FUSED"
 """Environment variable; ``0`` turns the fast path off."""
 
-LARGEST_ON_GPU = 16
-"""Most channels n on a GPU, where each thread has whole columns, and matrices, in its registers."""
+LARGEST_STATE = 16
+"""Most channels n: a GPU's threads hold whole columns, and on a CPU a wider state is better left to BLAS."""
 
 
 class Backend(Protocol):
@@ -73,12 +73,12 @@ def flow_path(device: torch.device) -> str:
 
 
 def supported(state: Tensor, method: str) -> bool:
-    """Whether `fused_flow` can carry `state`: (n, M), float32, for reverse mode alone; on a GPU n <= 16."""
+    """Whether `fused_flow` can carry `state`: (n, M), float32, for reverse mode alone; n at most 16."""
     return (
         method in STAGES
         and state.ndim == 2
         and state.dtype == torch.float32
-        and (state.device.type == "cpu" or state.shape[0] <= LARGEST_ON_GPU)
+        and state.shape[0] <= LARGEST_STATE
         and flow_path(state.device) != "eager"
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0

@@ -247,7 +247,7 @@ def test_threads_share_the_columns_at_whole_tiles(columns, count):
 
 
 @pytest.mark.parametrize("method", sorted(STAGES))
-def test_the_number_of_threads_changes_nothing(threads, method):
+def test_the_number_of_threads_changes_at_most_the_order_of_sums(threads, method):
     def run(count: int) -> tuple[Tensor, list[Tensor]]:
         threads(count)
         tensors = leaves(3, 5, 2, True)

@@ -25,6 +25,8 @@ from robustode.bench.records import Record
 from robustode.bench.run import RunOutcome, run_plan
 from robustode.bench.selection import current
 from robustode.bench.store import Store
+from robustode.bench.unit import Unit
+from robustode.bench.work import checkpoint_path
 from robustode.models import ModelSpec
 
 
@@ -268,6 +270,36 @@ def test_an_altered_checkpoint_is_named_and_fresh_mends_it(few, tmp_path):
     assert "was altered after training: delete it to train again" in line
     assert outcome.skipped == stubs.CELLS
     assert do(plan, few, tmp_path / "out", fresh=True).failures == []
+
+
+def test_a_training_that_fails_when_done_again_is_not_timed_on_its_old_weights(few, tmp_path, monkeypatch):
+    plan, listening = plan_of(tmp_path), Listening()
+    do(plan, few, tmp_path / "out")
+    timing = ("linear", 0, "throughput", "inference", 0.0)
+    before = loaded(tmp_path / "out")[timing].environment
+
+    def never(*_args, **_kwargs):
+        raise ValueError("not today")
+
+    monkeypatch.setattr(unit, "train", never)
+    outcome = do(plan, few, tmp_path / "out", fresh=True, reporter=listening)
+    assert outcome.done == len(outcome.failures) == 1
+    assert listening.done == pytest.approx(listening.total)
+    assert loaded(tmp_path / "out")[timing].environment == before
+
+
+def test_weights_that_are_gone_when_timings_begin_are_a_failure(few, tmp_path, monkeypatch):
+    real = Unit.evaluate
+
+    def lose(self):
+        keys = real(self)
+        checkpoint_path(self.store, self.training).unlink()
+        return keys
+
+    monkeypatch.setattr(Unit, "evaluate", lose)
+    outcome = do(plan_of(tmp_path), few, tmp_path / "out")
+    (line,) = outcome.failures
+    assert line.startswith("linear seed 0 · timings: CheckpointError: ")
 
 
 def test_a_second_run_of_the_same_folder_is_refused(few, tmp_path):

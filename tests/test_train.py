@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import stubs
 import torch
@@ -92,7 +93,7 @@ def test_a_partial_state_that_does_not_fit_is_not_resumed(few, tmp_path, how):
 
 
 def test_the_selected_weights_are_those_of_the_best_validation_epoch(few, tmp_path):
-    recipe = RECIPE.model_copy(update={"epochs": 8, "learning_rate": 0.3, "decay": 1.0})
+    recipe = RECIPE.model_copy(update={"epochs": 8, "learning_rate": 0.1, "decay": 1.0})
     model, checkpoint, history = fit(few, tmp_path / "w.safetensors", recipe=recipe, name="resnet")
     best = max(history.validation_accuracy)
     assert history.validation_accuracy[history.selected("validation")] == best
@@ -169,6 +170,15 @@ def test_a_loss_that_is_not_finite_is_divergence(few, tmp_path):
 
     with pytest.raises(NonFinite, match=r"training diverged in epoch 1: the loss is .*; lower the learning"):
         fit(few, tmp_path / "w.safetensors", build=Diverging)
+
+
+def test_a_loss_of_one_entry_is_a_loss(few, tmp_path):
+    class Boxed(stubs.Linear):
+        def loss(self, logits, labels):
+            return F.cross_entropy(logits, labels)[None]
+
+    _, _, history = fit(few, tmp_path / "w.safetensors", build=Boxed)
+    assert np.isfinite(history.train_loss).all()
 
 
 def test_a_step_is_adam_on_cross_entropy_plus_the_penalty(few):

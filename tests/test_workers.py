@@ -14,12 +14,16 @@ import pytest
 import stubs
 import torch
 from robustode.bench import workers
+from robustode.bench.headline import Headline
 from robustode.bench.preset import load_preset
 from robustode.bench.progress import Quiet
 from robustode.bench.request import Request
 from robustode.bench.run import RunOutcome, run_plan
+from robustode.bench.stats import summarise
 from robustode.bench.store import Store
 
+CELLS = stubs.CELLS + stubs.FLOW_CELLS
+"""Of one model with a flow."""
 DYING = '''
 import os
 from pathlib import Path
@@ -75,10 +79,11 @@ class Listening(Quiet):
         self.lines.append(line)
 
 
-def test_side_by_side_gives_what_one_after_the_other_gives(tmp_path):
+def test_side_by_side_gives_what_one_after_the_other_gives_on_as_many_threads(tmp_path):
+    assert torch.get_num_threads() == 1
     request, listening = request_of(tmp_path, "resnet", "node"), Listening()
     together = do(request, tmp_path / "two", jobs=2, reporter=listening)
-    assert together == RunOutcome(done=2 * stubs.CELLS)
+    assert together == RunOutcome(done=2 * CELLS)
     assert do(request, tmp_path / "one", jobs=1) == together
     one, two = results(tmp_path / "one"), results(tmp_path / "two")
     assert one.keys() == two.keys()
@@ -88,8 +93,9 @@ def test_side_by_side_gives_what_one_after_the_other_gives(tmp_path):
     assert listening.done == pytest.approx(listening.total)
     said = [line.split(":")[0] for line in listening.lines]
     assert {"resnet seed 0 · trained", "node seed 0 · pgd-linf"} <= set(said)
-    assert said[-2:] == ["node seed 0 · inference", "node seed 0 · training-step"]
-    assert do(request, tmp_path / "two", jobs=2) == RunOutcome(skipped=2 * stubs.CELLS)
+    passes = ("inference", "training-step", "flow", "flow-gradient")
+    assert said[-4:] == [f"node seed 0 · {what}" for what in passes]
+    assert do(request, tmp_path / "two", jobs=2) == RunOutcome(skipped=2 * CELLS)
 
 
 def test_every_process_has_its_share_of_the_threads(tmp_path):
@@ -99,8 +105,11 @@ def test_every_process_has_its_share_of_the_threads(tmp_path):
     finally:
         torch.set_num_threads(1)
     records, _ = Store(tmp_path / "out").load()
-    threads = {r.cell.kind == "throughput": r.environment["threads"] for r in records}
-    assert threads == {False: 1, True: 2}
+    shares = {
+        r.cell.kind == "throughput": (r.environment["processes"], r.environment["threads"]) for r in records
+    }
+    assert shares == {False: (2, 1), True: (1, 2)}
+    assert "training_seconds" not in set(summarise(records)["statistic"]), "they were not alone"
 
 
 def test_how_many_are_best(monkeypatch):
@@ -124,11 +133,17 @@ def test_a_process_that_ends_is_a_failure_of_its_cell_alone(tmp_path, monkeypatc
     assert line.startswith("dying seed 0 · pgd-linf 0.05: error: its process ended with exit status 3")
     assert records["dying", "pgd-linf", 0.05].status == "error"
     assert records["dying", "gaussian", 0.3].status == "ok"
-    assert sum(r.status == "ok" for (model, *_), r in records.items() if model == "resnet") == stubs.CELLS
+    assert not any(threat == "inference" for model, threat, _ in records if model == "dying"), (
+        "not timed here"
+    )
+    ours = Headline.read(tmp_path / "out").cells["digits/dying/0"]
+    assert sorted(ours) == sorted(r.cell.key() for (model, *_), r in records.items() if model == "dying")
+    assert outcome.done == len(records)
+    assert sum(r.status == "ok" for (model, *_), r in records.items() if model == "resnet") == CELLS
     (tmp_path / "attacked").unlink()
     again = do(request, tmp_path / "out", jobs=2)
     assert again.failures == []
-    assert len(results(tmp_path / "out")) == 2 * stubs.CELLS
+    assert len(results(tmp_path / "out")) == CELLS + stubs.CELLS
 
 
 def test_an_error_of_the_harness_is_raised_here(tmp_path):
@@ -186,5 +201,5 @@ def test_processes_end_with_the_run_and_the_next_goes_on(tmp_path, how):
         time.sleep(0.05)
     request = Request(preset=load_preset(str(preset)), models=("resnet", "node"))
     assert do(request, out, jobs=1).failures == []
-    assert len(results(out)) == 2 * stubs.CELLS
+    assert len(results(out)) == 2 * CELLS
     assert not list(out.rglob("*.partial.*"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -30,4 +32,35 @@ def test_start(against, tmp_path, what, arguments, goal):
         what=what,
         name="python -c pass",
         goal=goal,
+    )
+
+
+FIRST_PASS = """
+import torch
+from robustode.models import MODELS
+from robustode.models._fused import flow_path
+spec = MODELS.get("ch-node")
+model = spec.build((1, 8, 8), 10, **spec.resolve())
+assert flow_path(torch.device("cpu")) == "numba"
+model(torch.rand(4, 1, 8, 8)).sum().backward()
+"""
+
+
+@pytest.mark.benchmark(group="command line")
+def test_first_pass(against, tmp_path):
+    """What compiling the flow costs once on a machine: the loops are kept on disk for later processes."""
+
+    def start(cache: str) -> None:
+        subprocess.run(
+            [sys.executable, "-c", FIRST_PASS], check=True, env={**os.environ, "NUMBA_CACHE_DIR": cache}
+        )
+
+    warm = str(tmp_path / "warm")
+    start(warm)
+    against(
+        lambda: start(tempfile.mkdtemp(dir=tmp_path)),
+        lambda: start(warm),
+        what="a model's first pass, nothing compiled yet",
+        name="the same, compiled before",
+        pairs=1,
     )

@@ -56,7 +56,7 @@ def test_clean(against, device, scale, name):
 def test_noise_and_attack(against, device, scale, tried, kind, name, threat, strength):
     data = dataset(scale.train, scale.batch if threat == "pgd-linf" else scale.test, real=not tried)
     cells = [cell(threat, strength, len(data.test), scale.batch)]
-    harness(against, device, name, cells, data, what=f"{name}, {threat}", kind=kind)
+    harness(against, device, name, cells, data, what=f"{name}, {threat} ({data.name})", kind=kind)
 
 
 @pytest.mark.benchmark(group="harness overhead")
@@ -74,7 +74,7 @@ def test_preset_standard(against, device, scale, tried, kind, name):
         for one in cells
         if one.strength == (reported[one.threat] or 0.0)
     ]
-    what = f"{name}, a fiftieth of preset standard"
+    what = f"{name}, a fiftieth of preset standard ({data.name})"
     goal = "overhead <= 0.05" if kind == ALONE else None
     harness(against, device, name, part, data, what=what, kind=kind, goal=goal)
 

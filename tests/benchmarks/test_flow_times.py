@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from robustode.bench.operations import flow_work
 from timed import EAGER, FIXED_GRID, LOOP, build, eager, loop, state_of
 from torch import Tensor
 
@@ -45,6 +46,25 @@ def test_forward_and_backward(against, device, scale, name, kind):
     if kind == EAGER and len(state) == PIXELWISE:
         goal = "ratio >= 3" if device.type == "cpu" else "ratio >= 10"
     against(ours, theirs, what=name, name=kind, batch=scale.batch, goal=goal)
+
+
+@pytest.mark.benchmark(group="flow forward and backward, against its time floor")
+@architecture
+def test_floor(against, device, scale, name):
+    """By bytes and bandwidth alone, as the goal speaks of it; a page has the floor by operations too."""
+    flow, state = of(name, scale.batch, device)
+    weights, x = list(flow.parameters()), state.clone().requires_grad_()
+    moved = flow_work(flow, state, gradient=True).bytes
+
+    def ours() -> None:
+        final = flow(x)
+        torch.autograd.grad(final, [x, *weights], torch.ones_like(final))
+
+    source = torch.empty(moved // 2, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    goal = "ratio >= 0.5" if device.type == "cuda" and len(state) == PIXELWISE else None
+    name_of = "copying the fewest bytes that must move"
+    against(ours, lambda: target.copy_(source), what=name, name=name_of, batch=scale.batch, goal=goal)
 
 
 def of(name: str, batch: int, device: torch.device):

@@ -24,5 +24,5 @@ def test_quick(against, tried, tmp_path):
         what="robustode run (preset quick)",
         name="robustode run --jobs 1",
         goal="seconds < 90",
-        pairs=2,
+        pairs=1,
     )
