@@ -8,13 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .._errors import NonFinite
 from ._norms import distance, project
-from .noise import draw, normal
+from ._seeds import seeded
+from .noise import draw, normal, uniform_unit
 from .registry import Model, Norm, Seed
+
+Fill = Callable[[np.random.Generator, np.ndarray], None]
+ORDER: dict[Norm, float] = {"linf": torch.inf, "l2": 2}
 
 Run = Callable[["Search", Tensor, Tensor | None], None]
 """``run(search, start, target)``: one descent from `start` (N, C, H, W) towards the classes `target` (N,).
@@ -47,6 +52,7 @@ class Search:
         self._model, self._seed = model, seed
         self._clean: Tensor | None = None
         self._noise: Tensor | None = None
+        self._runs = 0
         self._logits_finite = torch.ones_like(labels, dtype=torch.bool)
         self._gradient_finite = self._logits_finite
 
@@ -58,9 +64,9 @@ class Search:
         f
             ``z_y - z_target``, or ``z_y - max_{k != y} z_k`` without a target, (N,).
         gradient
-            That of f, (N, C, H, W), without pixels that rest at an edge of the box and that a descent would
-            only push further out: they would use up the step's length. Where all of it is zero it is `noise` of length 1e-12 instead: a
-            plateau is no minimum, and 0/0 no direction.
+            That of f, (N, C, H, W), without the pixels that rest at an edge of the box and that a descent
+            would only push out: they would use up the length of its step. Where nothing is left it is
+            `noise` of length 1e-12 instead: a plateau is no minimum, and 0/0 no direction.
         adversarial
             Whether the prediction is not y, bool (N,).
         """
@@ -97,24 +103,32 @@ class Search:
 
     @property
     def noise(self) -> Tensor:
-        """A direction of each sample's own, of length 1 in l2, drawn when first asked for."""
+        """A random direction of each sample's own, of length 1 in l2; another one in each run."""
         if self._noise is None:
-            noise = draw(self.images, self._seed, normal)
-            self._noise = unit(noise)
+            self._noise = unit(self._drawn(normal))
         return self._noise
 
+    def _drawn(self, fill: Fill) -> Tensor:
+        def latest(rng: np.random.Generator, array: np.ndarray) -> None:
+            for _ in range(self._runs + 1):
+                fill(rng, array)
+
+        return draw(self.images, self._seed, latest)
+
     def others(self) -> Tensor:
-        """The classes other than the label, by descending logit at the first image asked about, (N, K - 1)."""
+        """The other classes, (N, K - 1), by descending logit at the first image asked about."""
         if self._clean is None:
             raise RuntimeError("the model has not been asked yet")
         logits = self._clean.scatter(1, self.labels[:, None], -torch.inf)
         return logits.argsort(dim=1, descending=True, stable=True)[:, :-1]
 
-    def beside(self) -> Tensor:
-        """A start beside each image: half the known distance away, at the image itself where none is known."""
-        radius = (self.distance.where(self.distance.isfinite(), 0) / 2).to(self.images)
-        length = distance(self.noise, torch.zeros_like(self.noise), self.norm).to(self.images)
-        return (self.images + self.noise * spread(radius / length)).clamp(0, 1)
+    def restart(self) -> Tensor:
+        """A random start for one more run: at the distance known from each image, or anywhere in the box."""
+        self._noise, self._runs = None, self._runs + 1
+        known = self.distance.isfinite()
+        radius = self.distance.where(known, 0).to(self.images)
+        away = self.noise * spread(radius / lengths(self.noise, ORDER[self.norm]))
+        return torch.where(spread(known), (self.images + away).clamp(0, 1), self._drawn(uniform_unit))
 
     def refine(self, steps: int) -> None:
         """Bisect from each closest image towards the unperturbed one: `steps` forwards.
@@ -156,15 +170,16 @@ def search(
 
     The first run starts at the image and descends towards the strongest other class, wherever that
     changes. Run r > 0 is for what it missed: it aims at the class of the (r + 1)-th largest logit among the
-    others, in a circle, and starts beside the image, at half the distance known.
+    others, in a circle, and starts at random, at the distance known or anywhere if none is.
     """
     found = Search(model, images, labels, norm, seed)
-    run(found, found.images, None)
-    for restart in range(1, restarts):
-        others = found.others()
-        run(found, found.beside(), others[:, restart % others.shape[1]])
-    found.refine(refine)
-    return found.result()
+    with seeded(seed, restart=0, device=images.device):  # a model may draw from the global generators
+        run(found, found.images, None)
+        for restart in range(1, restarts):
+            others = found.others()
+            run(found, found.restart(), others[:, restart % others.shape[1]])
+        found.refine(refine)
+        return found.result()
 
 
 def difference(logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:

@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from ._closest import Search, cosine, lengths, spread
-from ._norms import distance
 
-BETA, EPS, LR_LAST = (0.9, 0.999), 1e-8, 0.01
+BETA, EPS = (0.9, 0.999), 1e-8
+"""Adam's own constants."""
+LR_LAST = 0.01
+"""The last rate as a share of the first."""
 
 
 def cw(search: Search, start: Tensor, target: Tensor | None, *, steps: int, rounds: int, rate: float) -> None:
-    r"""Minimise |delta|_2^2 + c f_6(x + delta) by Adam, for `rounds` values of c per sample (section VI-A).
+    """Minimise |delta|_2^2 + c f_6(x + delta) by Adam, for `rounds` values of c per sample (section VI-A).
 
     f_6 = max(z_y - max_{k != y} z_k, 0), untargeted and with kappa = 0: no sign of a logit is assumed.
 
@@ -26,9 +28,11 @@ def cw(search: Search, start: Tensor, target: Tensor | None, *, steps: int, roun
     steps
         Steps of Adam in each round: a forward and a backward each; a forward more looks at the last iterate.
     rounds
-        Values of c, found by binary search on a logarithmic scale.
+        Values of c, found by binary search on a logarithmic scale. Each starts anew, as in the paper.
     rate
-        Adam's first step, pixel units; it falls to `LR_LAST` of it.
+        Adam's first step, as a share of what a pixel has to move: the distance known (before one is, that to
+        the boundary of the linearised model) over the root of the number of pixels. It falls to `LR_LAST`
+        of it. The paper's is 0.01 of the box, too coarse for a boundary nearer than that.
     """
     c = torch.ones_like(search.farthest)
     low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
@@ -45,9 +49,9 @@ def cw(search: Search, start: Tensor, target: Tensor | None, *, steps: int, roun
                 scale = lengths(gradient)
                 reach = 2 * torch.minimum(f.abs() / scale, search.farthest)
             if k == 0:
-                pixel = torch.where(pixel.isfinite(), pixel, reach / 2 / pixels**0.5)
+                pixel = torch.where(pixel.isfinite(), pixel, reach / 2 / pixels**0.5)  # reach: 2 |delta|
             pull = torch.where(f > 0, c * reach, 0)
-            slope = 2 * (x - search.images) + spread(pull) * (gradient / spread(scale)).nan_to_num()
+            slope = 2 * (x - search.images) + spread(pull) * (gradient / spread(scale)).clamp(-1e6, 1e6)
             mean = BETA[0] * mean + (1 - BETA[0]) * slope
             square = BETA[1] * square + (1 - BETA[1]) * slope.square()
             moved = mean / (1 - BETA[0] ** (k + 1)) / ((square / (1 - BETA[1] ** (k + 1))).sqrt() + EPS)

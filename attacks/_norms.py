@@ -25,10 +25,9 @@ def project(images: Tensor, center: Tensor, radius: float | Tensor, norm: Norm) 
     Clipping to [0, 1] after projecting never leaves the ball, because `center` lies in the box.
     """
     delta = images - center
-    radius = torch.as_tensor(radius).to(delta)
     if norm == "linf":
-        radius = radius.view(-1, 1, 1, 1)
-        delta = delta.clamp(-radius, radius)
+        bound = radius.view(-1, 1, 1, 1) if isinstance(radius, Tensor) else torch.tensor(radius)
+        delta = torch.maximum(torch.minimum(delta, bound), -bound)
     else:
         length = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp_min(torch.finfo(delta.dtype).tiny)
         delta = delta * (radius / length).clamp_max(1).view(-1, 1, 1, 1)
