@@ -1,8 +1,8 @@
 """Exact distances to the decision boundary of small models, by solvers that share nothing with the attacks.
 
 Linear models: bisection over the multiplier. ReLU networks of one hidden layer: every activation pattern is
-a polyhedron on which the logits are affine, so the distance is the least of a few linear programmes (L-infinity)
-or least-distance programmes (l2; Lawson, Hanson, Solving Least Squares Problems, 1974, chapter 23).
+a polyhedron on which the logits are affine, so the distance is the least of a few linear programmes
+(L-infinity) or least-distance programmes (l2; Lawson and Hanson, Solving Least Squares Problems, chapter 23).
 """
 
 from __future__ import annotations
