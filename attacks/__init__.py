@@ -6,9 +6,21 @@ import pkgutil
 from importlib import import_module
 
 from ._norms import BUDGET_TOLERANCE, distance, project, violation
-from .registry import THREATS, Threat, register_threat
+from .registry import THREATS, Threat, register_closest, register_threat
 
 for _module in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")):
     import_module(f".{_module}", __name__)
 
-__all__ = ["BUDGET_TOLERANCE", "THREATS", "Threat", "distance", "project", "register_threat", "violation"]
+from .minimal import closest  # noqa: E402  (it registers threats, in the order of the files)
+
+__all__ = [
+    "BUDGET_TOLERANCE",
+    "THREATS",
+    "Threat",
+    "closest",
+    "distance",
+    "project",
+    "register_closest",
+    "register_threat",
+    "violation",
+]

@@ -18,14 +18,16 @@ def distance(images: Tensor, others: Tensor, norm: Norm) -> Tensor:
     return length
 
 
-def project(images: Tensor, center: Tensor, radius: float, norm: Norm) -> Tensor:
+def project(images: Tensor, center: Tensor, radius: float | Tensor, norm: Norm) -> Tensor:
     """Nearest point to `images` in the ball around `center` (exact for each norm), then the box.
 
+    `radius` is one for all samples or one for each, (N,), in pixel units.
     Clipping to [0, 1] after projecting never leaves the ball, because `center` lies in the box.
     """
     delta = images - center
     if norm == "linf":
-        delta = delta.clamp(-radius, radius)
+        bound = radius.view(-1, 1, 1, 1) if isinstance(radius, Tensor) else torch.tensor(radius)
+        delta = torch.maximum(torch.minimum(delta, bound), -bound)
     else:
         length = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp_min(torch.finfo(delta.dtype).tiny)
         delta = delta * (radius / length).clamp_max(1).view(-1, 1, 1, 1)

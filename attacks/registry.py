@@ -29,6 +29,12 @@ Craft: TypeAlias = Callable[..., Tensor]
 shape of `images`.
 """
 
+Closest: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
+"""``closest(model, images, labels, seed, **parameters)`` returns the closest adversarial images found and
+their distances, float64 (N,): 0 for a sample misclassified as it is, infinity (and the unperturbed image)
+where none was found.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Threat:
@@ -42,6 +48,8 @@ class Threat:
         The norm that bounds the perturbation by the strength; None for unbounded noise.
     craft
         See `Craft`.
+    closest
+        See `Closest`; only a minimal-norm threat has it, and its `craft` follows from it.
     parameters
         What `craft` is called with besides the strength.
     strength_name
@@ -65,6 +73,7 @@ class Threat:
     name: str
     family: Family
     craft: Craft
+    closest: Closest | None = None
     norm: Norm | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     strength_name: str = "strength"
@@ -81,6 +90,11 @@ class Threat:
         check_name(self.name, "threat")
         if self.family not in get_args(Family):
             raise unknown_name("family of threats", self.family, list(get_args(Family)))
+
+    @property
+    def minimal(self) -> bool:
+        """Whether it looks for the closest adversarial image, so that one run gives a whole curve."""
+        return self.closest is not None
 
     def __call__(self, model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed) -> Tensor:
         """Perturb `images` with this threat's parameters; strength 0 leaves them, box permitting."""
@@ -125,10 +139,36 @@ def register_threat(name: str, **attributes: Any) -> Callable[[Craft], Craft]:
     """
 
     def decorate(craft: Craft) -> Craft:
-        own = [p for p in inspect.signature(craft).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        defaults = {p.name: p.default for p in own if p.default is not p.empty}
-        parameters = {**defaults, **attributes.pop("parameters", {})}
+        parameters = {**_defaults(craft), **attributes.pop("parameters", {})}
         THREATS.register(Threat(name=name, craft=craft, parameters=parameters, **attributes))
         return craft
 
     return decorate
+
+
+def register_closest(name: str, *, norm: Norm, **attributes: Any) -> Callable[[Closest], Closest]:
+    """Register the decorated `Closest` as the minimal-norm threat `name`, a gradient attack.
+
+    What it crafts at a strength: the closest adversarial image where that is near enough, and the
+    unperturbed one otherwise.
+    """
+
+    def decorate(closest: Closest) -> Closest:
+        def craft(
+            model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed, **parameters: Any
+        ) -> Tensor:
+            found, distances = closest(model, images, labels, seed, **parameters)
+            return found.where((distances <= strength).view(-1, 1, 1, 1), images)
+
+        settings = {"family": "gradient", "strength_name": "eps", "needs_gradient": True, **attributes}
+        settings["parameters"] = {**_defaults(closest), **attributes.get("parameters", {})}
+        register_threat(name, norm=norm, closest=closest, **settings)(craft)
+        return closest
+
+    return decorate
+
+
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword-only parameters of `function` that have a default."""
+    own = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return {p.name: p.default for p in own if p.default is not p.empty}
