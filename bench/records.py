@@ -54,8 +54,9 @@ class Cell:
     hyperparameters, recipe
         What the model was built with, and how it was trained (``recipe["name"]`` is its label).
     threat, family, norm, protocol, parameters
-        The threat; `family` is ``clean``, ``noise``, ``gradient`` or ``timing``; `norm` is ``linf``,
-        ``l2`` or None; `protocol` says in which space strengths are measured (``pixel``).
+        The threat; `family` is its own, ``submission`` for examples that someone sent, or ``timing``;
+        `norm` is ``linf``, ``l2`` or None; `protocol` says in which space strengths are measured
+        (``pixel``).
     strength
         Standard deviation, amount, radius or eps, in units of the pixel range [0, 1].
     draws
@@ -145,7 +146,8 @@ class Record:
     measures
         Scalars by name (``samples_per_second``, ``peak_memory_bytes``, ``parameters``, ...).
     card
-        What the model says of itself: summary, reference, claims, expected failures.
+        Training: what the model says of itself: summary, reference, claims, expected failures. An attack
+        whose examples are kept: ``adversarial``, their file, its hash and their count.
     forwards, backwards
         Samples passed through the model forwards and backwards.
     nfe

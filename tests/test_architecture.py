@@ -19,6 +19,7 @@ HEAVY = {"torch", "torchvision", "torchattacks", "torchdiffeq"}
 REPORTING = [
     "records",
     "store",
+    "breaks",
     "stats",
     "headline",
     "leaderboard",
