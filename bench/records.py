@@ -23,6 +23,8 @@ import numpy as np
 from .._errors import RecordError
 
 SCHEMA_VERSION = 1
+SUBMISSION = "submission"
+"""Family of the records of adversarial examples that someone sent."""
 
 Kind = Literal["training", "accuracy", "certificate", "dynamics", "throughput"]
 Status = Literal["ok", "error", "contract", "nonfinite", "budget", "timeout"]

@@ -25,6 +25,7 @@ REPORTING = [
     "leaderboard",
     "figures",
     "report",
+    "restate",
     "page",
     "preset",
     "scaffold",
