@@ -275,9 +275,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     for note in done.notes:
         print(f"note: {note}")
     print(
-        f"{done.records} records, {done.models} models and {done.predicted} adversarial examples checked: "
-        f"{len(done.disagreements) or 'no'} disagreement{'' if len(done.disagreements) == 1 else 's'}, "
-        f"{len(done.notes)} note{'' if len(done.notes) == 1 else 's'}"
+        f"checked: records {done.records}, models {done.models}, adversarial examples {done.predicted}; "
+        f"disagreements: {len(done.disagreements)}, notes: {len(done.notes)}"
     )
     for finding in done.disagreements:
         print(f"disagrees: {finding}", file=sys.stderr)
