@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
 
-from .._errors import CheckpointError, InvalidArgument, RecordError
+from .._errors import InvalidArgument, RecordError
 from .._registry import unknown_name
 from ..attacks import THREATS
 from ..models import MODELS
-from .checkpoint import load_state, load_tensors
 from .data import DATASETS, load_data
 from .device import environment
 from .evaluate import evaluate_cell
@@ -156,7 +154,7 @@ def load_model(folder: str | Path, name: str, *, seed: int = 0, model: str | Non
         When its weights are missing or do not match the hash in its record.
     """
     from .external import resolve_model
-    from .work import checkpoint_path
+    from .trained import trained_model
 
     external = resolve_model(model) if model else None
     store = Store(Path(folder))
@@ -182,12 +180,4 @@ def load_model(folder: str | Path, name: str, *, seed: int = 0, model: str | Non
     except RecordError:
         preferred = frozenset()
     newest = max(trainings, key=lambda r: (r.cell.key() in preferred, str(r.environment.get("created", ""))))
-    path = checkpoint_path(store, newest.cell)
-    tensors, sha256 = load_tensors(path)
-    if sha256 != newest.card["checkpoint_sha256"]:
-        raise CheckpointError(f"{path} does not match its record: run `robustode run --fresh`")
-    shape: Any = tuple(newest.card["input_shape"])
-    spec = external or MODELS.get(str(newest.card.get("architecture", name)))
-    built = spec.build(shape, int(newest.card["num_classes"]), **newest.cell.hyperparameters)
-    load_state(built, tensors, path)
-    return built.eval()
+    return trained_model(store, newest, external or MODELS.get(str(newest.card.get("architecture", name))))

@@ -99,10 +99,39 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE.json",
         help="add a pytest-benchmark file, as `tox -e bench` writes it",
     )
+    verify = commands.add_parser(
+        "verify",
+        help="stored examples, checkpoints, records and numbers, re-checked",
+        description="Re-check a results folder from its own files: no training, no attack.",
+        allow_abbrev=False,
+    )
+    verify.add_argument(
+        "--models", metavar="FILE.py:FACTORY,...", help="models from files that its records speak of"
+    )
+    submit = commands.add_parser(
+        "submit-attack",
+        help="lower a score with adversarial examples of your own",
+        description="FILE.npz holds index (k,), each sample's number in its source, and image (k, c, h, w), "
+        "float in [0, 1], uint8 or uint16; origin, a text, is shown on the page.",
+        allow_abbrev=False,
+    )
+    submit.add_argument("file", type=Path, metavar="FILE.npz")
+    submit.add_argument("--model", required=True, metavar="NAME|FILE.py:FACTORY", help="the attacked model")
+    submit.add_argument("--seed", type=int, default=0, metavar="N", help="its training seed (default: 0)")
+    submit.add_argument(
+        "--norm", choices=("linf", "l2"), help="default: the norm that the leaderboard ranks by"
+    )
+    for command in (verify, submit):
+        command.add_argument(
+            "--out", type=Path, default=Path("results/quick"), metavar="DIR", help="default: results/quick"
+        )
+        command.add_argument(
+            "--data-root", type=Path, metavar="DIR", help="where datasets lie (default: $ROBUSTODE_DATA)"
+        )
     return parser
 
 
-COMMANDS = ("run", "list", "new-model", "check", "report")
+COMMANDS = ("run", "list", "new-model", "check", "report", "verify", "submit-attack")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -230,6 +259,56 @@ def _report(arguments: argparse.Namespace) -> int:
 
         add_benchmarks(arguments.out, arguments.benchmarks)
     return _show(arguments.out)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from .external import load_external
+    from .verify import verify
+
+    names = [name.strip() for name in (arguments.models or "").split(",") if name.strip()]
+    done = verify(
+        arguments.out,
+        arguments.data_root,
+        [load_external(name) for name in names],
+        say=lambda line: print(line, flush=True),
+    )
+    for note in done.notes:
+        print(f"note: {note}")
+    print(
+        f"checked: records {done.records}, models {done.models}, adversarial examples {done.predicted}; "
+        f"disagreements: {len(done.disagreements)}, notes: {len(done.notes)}"
+    )
+    for finding in done.disagreements:
+        print(f"disagrees: {finding}", file=sys.stderr)
+    return 1 if done.disagreements else 0
+
+
+def _submit_attack(arguments: argparse.Namespace) -> int:
+    from .report import write_report
+    from .submission import read_submission
+    from .submit import submit
+
+    sent = read_submission(arguments.file)
+    verdict = submit(
+        arguments.out,
+        sent,
+        arguments.model,
+        norm=arguments.norm,
+        seed=arguments.seed,
+        data_root=arguments.data_root,
+    )
+    cell = verdict.cell
+    for reason, count in sorted(verdict.rejected.items()):
+        print(f"rejected {count}: {reason}")
+    print(f"accepted {verdict.accepted} of {len(sent.index)}, from {sent.origin}")
+    if not verdict.accepted:
+        print(f"nothing holds against {cell.model} in {cell.norm} {cell.strength:g}", file=sys.stderr)
+        return 1
+    where = f"{cell.model} seed {cell.training_seed}, {cell.norm} {cell.strength:g}"
+    stored = "" if verdict.new else " (stored already)"
+    print(f"{where}: worst case {verdict.before:.1%} -> {verdict.after:.1%}{stored}")
+    print(f"open {write_report(arguments.out).page.resolve()}")
+    return 0
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .._errors import BudgetViolation, NonFinite, RobustodeError
 from ..attacks import BUDGET_TOLERANCE, Threat, distance, violation
 from ..attacks._seeds import sample_seeds
+from .breaks import Breaks, add_steps, whole_steps
 from .data import Split
 from .queries import QueriedModel, one_line
 from .records import Cell, Record, Status
@@ -48,6 +49,7 @@ def evaluate_cell(
     device: torch.device,
     environment: Mapping[str, Any],
     clean: np.ndarray | None = None,
+    keep: Callable[[Breaks], None] | None = None,
     on_samples: Callable[[int], None] = lambda samples: None,
 ) -> Record:
     """Accuracy of `model` on the first ``cell.samples`` of `split` under one threat at one strength.
@@ -62,6 +64,9 @@ def evaluate_cell(
     clean
         Predictions on the unperturbed samples, integers (samples,), where they are known already; an attack
         asks for them itself otherwise.
+    keep
+        Called with the samples that were broken. With it, a perturbation is rounded to the steps of a stored
+        one before it is measured and predicted, and a break must also survive alone, at batch size 1.
     on_samples
         Called with the number of (draw, sample) pairs after each batch.
 
@@ -77,6 +82,7 @@ def evaluate_cell(
     norm = np.zeros((cell.draws, cell.samples), np.float32)
     shown = split.images[:EXAMPLES].clone()
     rows = np.arange(cell.samples)
+    kept: dict[int, np.ndarray] = {}
     with frozen(model):
         queried = QueriedModel(model, num_classes, patient=device.type != "cpu")
         if threat.needs_gradient and cell.strength > 0:
@@ -90,13 +96,31 @@ def evaluate_cell(
                 seeds = sample_seeds((cell.attack_seed << 32) | draw, split.indices[batch].tolist())
                 perturbed = _perturb(queried, threat, images.clone(), targets, cell.strength, seeds)
                 _check_budget(perturbed, images, threat, cell.strength)
-                prediction[draw, batch] = _predict(queried, perturbed)
+                if keep is not None:
+                    perturbed, steps = _as_stored(perturbed, images)
+                found = _predict(queried, perturbed)
+                if keep is not None:
+                    for i in np.flatnonzero(found != labels[batch]):
+                        found[i] = _predict(queried, perturbed[i : i + 1])[0]
+                        if found[i] != labels[batch[i]]:
+                            kept.setdefault(int(batch[i]), steps[i])
+                prediction[draw, batch] = found
                 if cell.norm is not None and threat.norm is not None:
                     norm[draw, batch] = distance(perturbed, images, threat.norm).cpu().numpy()
                 if draw == 0 and batch[0] < EXAMPLES:
                     first = batch[batch < EXAMPLES]
                     shown[first] = perturbed[: len(first)].to(shown)
                 on_samples(len(batch))
+    if keep is not None:
+        broken = sorted(kept)
+        none = np.zeros((0, *split.images.shape[1:]), np.int32)
+        keep(
+            Breaks(
+                index=np.asarray(split.indices[broken], np.int64),
+                label=labels[broken],
+                steps=np.stack([kept[row] for row in broken]) if broken else none,
+            )
+        )
     outcomes = {"prediction": prediction, "correct": prediction == labels[None]}
     if cell.norm is not None:
         outcomes["norm"] = norm
@@ -145,6 +169,13 @@ def _predict(model: QueriedModel, images: Tensor) -> np.ndarray:
     model.settle()
     found: np.ndarray = prediction.cpu().numpy()
     return found
+
+
+def _as_stored(perturbed: Tensor, images: Tensor) -> tuple[Tensor, np.ndarray]:
+    """The images that a stored perturbation gives back, and its steps."""
+    clean = images.cpu().numpy()
+    steps = whole_steps(perturbed.cpu().numpy(), clean)
+    return torch.from_numpy(add_steps(clean, steps)).to(images), steps
 
 
 def _check_budget(perturbed: Tensor, images: Tensor, threat: Threat, strength: float) -> None:

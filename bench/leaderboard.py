@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .headline import Headline
-from .records import Cell, Record, digest
+from .records import SUBMISSION, Cell, Record, digest
 from .selection import Entry, current, entry
 from .stats import CERTIFICATE, WORST_CASE, summarise
 
@@ -126,7 +126,7 @@ def _statuses(used: list[Record], headline: Headline, norms: set[str | None]) ->
     """
     settings: dict[Any, tuple[tuple[bool, str], str]] = {}
     for record in used:
-        if record.cell.kind == "accuracy":
+        if _asked(record.cell):
             age = (record.cell.key() in headline.preferred, str(record.environment.get("created", "")))
             where = (record.cell.dataset, _question(record.cell))
             settings[where] = max(settings.get(where, ((False, ""), "")), (age, _settings(record.cell)))
@@ -139,7 +139,7 @@ def _statuses(used: list[Record], headline: Headline, norms: set[str | None]) ->
         cell, row = record.cell, entry(record.cell)
         seeds[row].add(cell.training_seed)
         failed[row] += record.status != "ok"
-        if cell.kind == "accuracy":
+        if _asked(cell):
             question = _question(cell)
             if settings[cell.dataset, question][1] != _settings(cell):
                 other.add(row)
@@ -158,6 +158,11 @@ def _statuses(used: list[Record], headline: Headline, norms: set[str | None]) ->
             status = f"failed: {n} cell{'s' if n > 1 else ''}"
         statuses[row] = (status, len(seeds[row]))
     return statuses
+
+
+def _asked(cell: Cell) -> bool:
+    """Whether every model answers this cell's question: not what someone submitted against one of them."""
+    return cell.kind == "accuracy" and cell.family != SUBMISSION
 
 
 def _question(cell: Cell) -> tuple[Any, ...]:

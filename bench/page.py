@@ -14,7 +14,7 @@ import pandas as pd
 from .figures import Picture, labelled
 from .headline import Headline
 from .protocols import SideTable
-from .records import Record
+from .records import SUBMISSION, Record
 from .selection import Entry, entry
 from .style import key_name, strength_symbol
 from .tables import Field, best, fields, shown
@@ -63,6 +63,7 @@ def render(
         protocols=protocols,
         smoothing=smoothing,
         throughput=timing_tables(summary, records),
+        submissions=[_submission(r) for r in records if r.cell.family == SUBMISSION],
         cards=[_card(row, by_row[row.dataset, row.model, row.recipe]) for row in rows],
         failures=failures,
         problems=problems,
@@ -118,6 +119,17 @@ def _cell(field: Field, row: pd.Series[Any], top: bool) -> dict[str, Any]:
         "kind": field.kind,
         "anchor": anchor,
         "bar": f"{100 * float(value):.1f}" if field.kind == "fraction" and not missing(value) else "",
+    }
+
+
+def _submission(record: Record) -> dict[str, Any]:
+    cell, count = record.cell, int(record.card["adversarial"]["count"])
+    name, symbol = key_name(str(cell.norm)), strength_symbol(str(cell.norm))
+    return {
+        "model": f"{cell.model} seed {cell.training_seed}",
+        "what": f"{name[0].lower()}{name[1:]}, {symbol} = {cell.strength:g}",
+        "count": count,
+        "origin": str(cell.parameters["origin"]),
     }
 
 

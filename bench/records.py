@@ -23,6 +23,8 @@ import numpy as np
 from .._errors import RecordError
 
 SCHEMA_VERSION = 1
+SUBMISSION = "submission"
+"""Family of the records of adversarial examples that someone sent."""
 
 Kind = Literal["training", "accuracy", "certificate", "dynamics", "throughput"]
 Status = Literal["ok", "error", "contract", "nonfinite", "budget", "timeout"]
@@ -54,8 +56,9 @@ class Cell:
     hyperparameters, recipe
         What the model was built with, and how it was trained (``recipe["name"]`` is its label).
     threat, family, norm, protocol, parameters
-        The threat; `family` is ``clean``, ``noise``, ``gradient`` or ``timing``; `norm` is ``linf``,
-        ``l2`` or None; `protocol` says in which space strengths are measured (``pixel``).
+        The threat; `family` is its own, ``submission`` for examples that someone sent, or ``timing``;
+        `norm` is ``linf``, ``l2`` or None; `protocol` says in which space strengths are measured
+        (``pixel``).
     strength
         Standard deviation, amount, radius or eps, in units of the pixel range [0, 1].
     draws
@@ -147,7 +150,8 @@ class Record:
         timing also its ``operations`` and ``bytes``, the device's ``copy_bandwidth`` (bytes/s) and
         ``arithmetic_rate`` (operations/s), ``floor_seconds``, and ``achieved``, that over the median.
     card
-        What the model says of itself: summary, reference, claims, expected failures.
+        Training: what the model says of itself: summary, reference, claims, expected failures. An attack
+        whose examples are kept: ``adversarial``, their file, its hash and their count.
     forwards, backwards
         Samples passed through the model forwards and backwards.
     nfe

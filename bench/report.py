@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from .figures import draw_all, labelled
 from .headline import Headline
 from .leaderboard import leaderboard
 from .page import render
-from .protocols import protocol_tables, protocols_markdown, smoothing_tables
+from .protocols import SideTable, protocol_tables, protocols_markdown, smoothing_tables
 from .records import Record
 from .selection import current
 from .stats import summarise
@@ -76,14 +77,8 @@ def write_report(folder: Path) -> Report:
     summary = summarise(used)
     board = leaderboard(used, headline, summary)
     pictures = draw_all(used, summary, board, headline)
-    files = {
-        "leaderboard.csv": _csv(board),
-        "leaderboard.md": markdown(board, headline.title),
-        "summary.csv": _csv(summary),
-    }
     protocols = protocol_tables(summary, labelled(board))
-    if protocols:
-        files["noise.md"] = protocols_markdown(protocols)
+    files = _tables(summary, board, headline, protocols)
     if benchmarks:
         files |= {
             "benchmarks.html": benchmarks_page(benchmarks),
@@ -119,6 +114,29 @@ def write_report(folder: Path) -> Report:
         problems=problems,
         superseded=superseded,
     )
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """The texts of the report's tables, by file name, as the records make them now; nothing is written."""
+    records, _ = Store(folder).load()
+    headline, _ = _headline(Path(folder), current(records)[0])
+    used, _ = current(records, headline.preferred)
+    summary = summarise(used)
+    board = leaderboard(used, headline, summary)
+    return _tables(summary, board, headline, protocol_tables(summary, labelled(board)))
+
+
+def _tables(
+    summary: pd.DataFrame, board: pd.DataFrame, headline: Headline, protocols: Sequence[SideTable]
+) -> dict[str, str]:
+    files = {
+        "leaderboard.csv": _csv(board),
+        "leaderboard.md": markdown(board, headline.title),
+        "summary.csv": _csv(summary),
+    }
+    if protocols:
+        files["noise.md"] = protocols_markdown(protocols)
+    return files
 
 
 def _headline(folder: Path, records: list[Record]) -> tuple[Headline, list[Problem]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from .records import Cell, Record
+from .records import SUBMISSION, Cell, Record
 from .selection import Entry, current, entry
 
 COLUMNS = (
@@ -114,7 +114,7 @@ def _fractions(where: tuple[Any, ...], values: Sequence[float], samples: int) ->
 
 
 def _accuracy_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
-    cells = [(r.cell, r) for r in records if r.cell.kind == "accuracy"]
+    cells = [(r.cell, r) for r in records if r.cell.kind == "accuracy" and r.cell.family != SUBMISSION]
     places = (
         ((c.dataset, c.protocol, c.model, entry(c)[2], c.threat, c.norm, c.strength), r) for c, r in cells
     )
@@ -128,7 +128,7 @@ def _worst_case_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
 
     An example inside a smaller ball lies inside every larger one, so breaks found at a smaller
     strength count at the larger strengths too. What must have been run at a strength is every
-    attack that any model of the dataset was given there.
+    attack that any model of the dataset was given there; what someone submitted counts besides.
     """
     clean: dict[tuple[Entry, int], NDArray[np.bool_]] = {}
     required: dict[tuple[Any, ...], set[str]] = defaultdict(set)
@@ -137,7 +137,7 @@ def _worst_case_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
         cell = record.cell
         if cell.kind != "accuracy":
             continue
-        if cell.norm is not None:
+        if cell.norm is not None and cell.family != SUBMISSION:
             required[cell.dataset, cell.protocol, cell.norm, cell.strength].add(cell.threat)
         if record.status != "ok":
             continue
@@ -158,7 +158,8 @@ def _worst_case_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
             survived = clean[row, seed][:, :samples]
             for strength, by_threat in sorted(grid.items()):
                 survived = worst_case([survived, *by_threat.values()])[None, :]
-                if by_threat.keys() == required[row[0], protocol, norm, strength]:
+                asked = required.get((row[0], protocol, norm, strength))
+                if asked and by_threat.keys() >= asked:
                     values[strength].append(float(survived.mean()))
         dataset, model, recipe = row
         for strength, fractions in values.items():

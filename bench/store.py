@@ -1,21 +1,25 @@
 """The results folder: where records lie, how they are written whole or not at all. No torch.
 
 ``<out>/records/<model>/*.json``, ``<out>/checkpoints/``, ``<out>/report/``, and ``<out>/set-aside/``
-for records that could not be used.
+for records that could not be used. ``<out>/adversarial/<model>/*.npz`` holds the adversarial examples of a
+record of the same name.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from .._errors import InvalidArgument, RecordError
+from .breaks import Breaks, pack
 from .records import Cell, Record, from_json, to_json
 
 
@@ -59,6 +63,7 @@ class Store:
         self.folder = Path(folder)
         self.records = self.folder / "records"
         self.checkpoints = self.folder / "checkpoints"
+        self.adversarial = self.folder / "adversarial"
         self.report = self.folder / "report"
 
     def path(self, cell: Cell) -> Path:
@@ -70,20 +75,38 @@ class Store:
             / f"{cell.dataset}-{what}-seed{cell.training_seed}-{cell.key()[:12]}.json"
         )
 
+    def breaks_path(self, cell: Cell) -> Path:
+        """Where the adversarial examples of `cell` lie, if they are kept: beside its record, so to speak."""
+        return self.adversarial / cell.model / f"{self.path(cell).stem}.npz"
+
     def get(self, cell: Cell) -> Record | None:
-        """Return the stored record of `cell`, or None; one that cannot be used counts as absent."""
+        """Return the stored record of `cell`, or None.
+
+        One that cannot be used counts as absent, and so does one whose adversarial examples are gone.
+        """
         path = self.path(cell)
         try:
             record = from_json(path.read_text(encoding="utf-8"))
         except (OSError, RecordError, UnicodeDecodeError):
             return None
-        return record if record.cell.key() == cell.key() else None
+        gone = "adversarial" in record.card and not self.breaks_path(cell).exists()
+        return None if gone or record.cell.key() != cell.key() else record
 
     def put(self, record: Record) -> Path:
         """Write `record`, replacing an earlier one of the same cell, and return its path."""
         path = self.path(record.cell)
         write_atomically(path, to_json(record).encode())
         return path
+
+    def put_breaks(self, cell: Cell, breaks: Breaks) -> dict[str, Any]:
+        """Write the adversarial examples of `cell`; returns what its record's card says of them."""
+        path, data = self.breaks_path(cell), pack(breaks)
+        write_atomically(path, data)
+        return {
+            "file": path.relative_to(self.folder).as_posix(),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "count": len(breaks),
+        }
 
     def load(self) -> tuple[list[Record], list[Problem]]:
         """Read every record, in a fixed order; what cannot be used is returned as problems."""

@@ -15,6 +15,7 @@ from torch import nn
 
 from .._errors import CheckpointError
 from ..models import ModelSpec
+from .breaks import Breaks
 from .certify import certify_cell
 from .checkpoint import Checkpoint, find_checkpoint, load_state, load_tensors
 from .data import Data
@@ -92,6 +93,7 @@ class Unit:
         self.training = plan.training_cell(spec, seed, data)
         self.outcome, self.sound = Outcome(), True
         self._clean: tuple[int, np.ndarray] | None = None
+        self._reported = plan.headline().reported
 
     def evaluate(self) -> list[str]:
         """Train, or load, and do every cell but timings; the keys of all of these cells."""
@@ -204,10 +206,14 @@ class Unit:
         common: dict[str, Any] = {"device": self.device, "environment": described}
         if cell.kind == "accuracy":
             threat = next(a.threat for a in self.plan.attacks if a.threat.name == cell.threat)
-            clean = self._known(cell)
-            return evaluate_cell(
-                cell, model, test, threat, num_classes=classes, clean=clean, on_samples=advance, **common
+            breaks: list[Breaks] = []
+            common |= {"clean": self._known(cell), "keep": breaks.append if self._keeps(cell) else None}
+            record = evaluate_cell(
+                cell, model, test, threat, num_classes=classes, on_samples=advance, **common
             )
+            if not breaks:
+                return record
+            return dataclasses.replace(record, card={"adversarial": self.store.put_breaks(cell, *breaks)})
         if cell.threat == "smoothing":
             return smooth_cell(cell, model, test, num_classes=classes, on_samples=advance, **common)
         if cell.kind == "certificate":
@@ -218,6 +224,10 @@ class Unit:
             record = measure_cell(cell, model, test, num_classes=classes, **common)
         advance(cell.samples)
         return record
+
+    def _keeps(self, cell: Cell) -> bool:
+        """Whether the adversarial examples of `cell` are stored: those of an attack as it is reported."""
+        return cell.norm is not None and cell.strength == self._reported.get(cell.norm)
 
     def _remember(self, record: Record) -> None:
         """Keep the clean predictions: every attack begins with them."""

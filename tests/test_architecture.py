@@ -19,11 +19,13 @@ HEAVY = {"torch", "torchvision", "torchattacks", "torchdiffeq"}
 REPORTING = [
     "records",
     "store",
+    "breaks",
     "stats",
     "headline",
     "leaderboard",
     "figures",
     "report",
+    "restate",
     "page",
     "preset",
     "scaffold",

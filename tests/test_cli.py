@@ -46,7 +46,7 @@ def error(capsys):
     [
         ([], "the following arguments are required: COMMAND"),
         (["rn"], "unknown command 'rn': did you mean 'run'?"),
-        (["zzzzzz"], "unknown command 'zzzzzz': known: run, list, new-model, check, report"),
+        (["zzzzzz"], "unknown command 'zzzzzz': known: run, list, new-model, check, report, verify"),
         (["run", "--preset", "quik"], "unknown preset 'quik': did you mean quick"),
         (["run", "--preset", "none.toml"], "preset none.toml: cannot be read: No such file"),
         (["run", "--models", "resnt"], "unknown model 'resnt': did you mean resnet"),
