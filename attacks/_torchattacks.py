@@ -77,6 +77,7 @@ def strongest(
         better = tracker.margin > margin[active]
         best[active[better]] = tracker.images[better]
         margin[active[better]] = tracker.margin[better]
+        tracker.images = images[:0]  # torchattacks' objects are cycles: they keep it until they are collected
         active = torch.nonzero(margin <= 0).flatten()
         if not len(active):
             break

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
+import torch
 from torch import nn
 
 from ..models import ModelSpec, NoCertificate, ODEBlock
@@ -20,6 +21,12 @@ def describe_solver(model: nn.Module) -> str | None:
     """The solvers of the model's ODE blocks, in words; None for a model without one."""
     solvers = [str(module.solver) for module in model.modules() if isinstance(module, ODEBlock)]
     return "; ".join(solvers) or None
+
+
+def carried_by(model: nn.Module, device: torch.device) -> str | None:
+    """What carries the model's ODE blocks on `device`, see `ODEBlock.path`; None for a model without one."""
+    paths = {module.path(device) for module in model.modules() if isinstance(module, ODEBlock)}
+    return "; ".join(sorted(paths)) or None
 
 
 def describe_flow(model: nn.Module) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .._errors import InvalidArgument
-from ..models._fused import flow_path
+from ..models._fused import flow_path, switched_off
 
 _PACKAGES = ("robustode", "torch", "torchdiffeq", "torchattacks", "torchvision", "numpy", "numba", "scipy")
 
@@ -29,18 +29,17 @@ def pick_device(wish: str) -> torch.device:
     return torch.device(wish)
 
 
-@functools.cache
 def device_name(device: torch.device) -> str:
     """What the device is called beside a timing: the GPU's name, or the CPU's with its threads."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.get_device_name(device) + (", eager flows" if switched_off() else "")
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    return f"CPU {name}, {torch.get_num_threads()} threads"
+    return f"CPU {name}, {torch.get_num_threads()} threads{', eager flows' if switched_off() else ''}"
 
 
 @functools.cache

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +60,11 @@ def write_report(folder: Path) -> Report:
     InvalidArgument
         When the folder holds no usable record; nothing is written then.
     """
-    folder = Path(folder)
+    with _without_collector():
+        return _write_report(Path(folder))
+
+
+def _write_report(folder: Path) -> Report:
     store = Store(folder)
     records, problems = store.load()
     if not records and problems:
@@ -137,6 +143,18 @@ def _tables(
     if protocols:
         files["noise.md"] = protocols_markdown(protocols)
     return files
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Let nothing look for garbage: with thousands of records alive each search costs more than it finds."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _headline(folder: Path, records: list[Record]) -> tuple[Headline, list[Problem]]:

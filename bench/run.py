@@ -54,7 +54,7 @@ def run_plan(
     Parameters
     ----------
     request
-        What `plan` was made from. With it, on a CPU, units run side by side in processes of their own.
+        What `plan` was made from. With it, on a CPU, each unit runs in a process of its own, several at once.
     jobs
         How many at once; as many as there are threads and memory for unless given.
     """
@@ -87,7 +87,7 @@ def run_plan(
         }
         busy = [name for name in units if name[1] in outlooks[name[0]].busy]
         processes = min(jobs or side_by_side(len(busy)), len(busy))
-        if request is not None and device.type == "cpu" and processes > 1:
+        if request is not None and device.type == "cpu" and busy:
             orders = [_job(units[name], request, processes) for name in busy]
             for job, keys, theirs, lived in run_jobs(orders, store, reporter, processes=processes):
                 ledger.note((job.model, job.seed), keys)

@@ -16,6 +16,7 @@ from .clock import time_passes
 from .data import Split
 from .evaluate import frozen
 from .flows import floor_measures, flow_calls, forwards, forwards_and_backwards
+from .load import Watch
 from .memory import peak_memory
 from .queries import call_model
 from .records import Cell, Record
@@ -73,9 +74,11 @@ def measure_cell(
         else:
             run = train_once(model, images, labels, num_classes)
         memory = peak_memory(run, device)
+        watch = Watch()
         durations = time_passes(
             run, device, seconds=float(cell.parameters["seconds"]), passes=int(cell.parameters["passes"])
         )
+        others = watch.others()
         median, p95 = (float(quantile) for quantile in np.quantile(durations, [0.5, 0.95]))
         if of_flow:
             floor = floor_measures(calls, device, gradient=gradient, median=median)
@@ -89,6 +92,7 @@ def measure_cell(
             "peak_memory_bytes": float(memory),
             "parameters": float(sum(p.numel() for p in model.parameters())),
             **floor,
+            **({} if others is None else {"others_load": others}),
         },
         nfe=count_nfe(model),
         seconds=time.perf_counter() - started,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from .load import BUSY
 from .records import Record
 from .roofline import DeviceRates, Work
 from .selection import entry
@@ -31,9 +32,11 @@ def timing_tables(summary: pd.DataFrame, records: Iterable[Record]) -> list[dict
     records
         The records that count: those of flow timings say what sets the floor, and what the device can do.
     """
+    records = list(records)
     timing = summary[summary["statistic"].isin(_STATISTICS)]
     measured = [record for record in records if "floor_seconds" in record.measures]
     bindings = {_line(record): _binding(record) for record in measured}
+    crowded = {_line(record) for record in records if record.measures.get("others_load", 0.0) > BUSY}
     tables = []
     for (dataset, device), rows in timing.groupby(["dataset", "protocol"], sort=True):
         # By hand: grouping hundreds of models in pandas takes seconds.
@@ -42,10 +45,12 @@ def timing_tables(summary: pd.DataFrame, records: Iterable[Record]) -> list[dict
             line: Any = (row.model, row.recipe, row.threat, row.strength)
             cells[line].setdefault(str(row.statistic), row)
         lines = []
-        for (model, recipe, threat, batch), values in sorted(cells.items(), key=lambda item: item[0]):
+        for where, values in sorted(cells.items(), key=lambda item: item[0]):
+            model, recipe, threat, batch = where
             rate = values.get("throughput")
             got = {name: values[name].value if name in values else None for name in _STATISTICS}
             spread = "" if rate is None or missing(rate.low) else f"{count(rate.low)} – {count(rate.high)}"
+            busy = (dataset, device, *where) in crowded
             lines.append(
                 {
                     "model": model,
@@ -54,7 +59,7 @@ def timing_tables(summary: pd.DataFrame, records: Iterable[Record]) -> list[dict
                     "batch": f"{batch:.0f}",
                     "rate": count(got["throughput"]),
                     "rate_sort": _sort(got["throughput"]),
-                    "interval": spread,
+                    "interval": f"{spread} (busy)" if busy else spread,
                     "median": duration(got["latency_median"]),
                     "median_sort": _sort(got["latency_median"]),
                     "p95": duration(got["latency_p95"]),
@@ -69,7 +74,16 @@ def timing_tables(summary: pd.DataFrame, records: Iterable[Record]) -> list[dict
                 }
             )
         here = [record for record in measured if _line(record)[:2] == (dataset, device)]
-        tables.append({"dataset": dataset, "device": device, "lines": lines, "ceilings": _ceilings(here)})
+        busy = any(line[:2] == (dataset, device) for line in crowded)
+        tables.append(
+            {
+                "dataset": dataset,
+                "device": device,
+                "lines": lines,
+                "ceilings": _ceilings(here),
+                "busy": f"{100 * BUSY:.0f}" if busy else "",
+            }
+        )
     return tables
 
 

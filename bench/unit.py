@@ -19,12 +19,13 @@ from .breaks import Breaks
 from .certify import certify_cell
 from .checkpoint import Checkpoint, find_checkpoint, load_state, load_tensors
 from .data import Data
-from .describe import describe_solver, summary_line, training_record
+from .describe import carried_by, describe_solver, summary_line, training_record
 from .device import environment
 from .dynamics import measure_dynamics
 from .estimate import Cost
 from .evaluate import evaluate_cell, failed
 from .limits import time_limit
+from .load import BUSY
 from .plan import Plan
 from .progress import Quiet, Reporter
 from .queries import one_line
@@ -131,6 +132,10 @@ class Unit:
             new = [record for record in records if record is not None]
             if new:
                 self.reporter.say(f"{self.spec.name} seed {self.seed} · {threat}: {summary_line(new)}")
+            if (others := max((r.measures.get("others_load", 0.0) for r in new), default=0.0)) > BUSY:
+                self.reporter.say(
+                    f"  other work took up to {others:.0%} of the machine: no timing to rely on"
+                )
         return [cell.key() for cell in cells]
 
     def _weights(self) -> tuple[nn.Module, Checkpoint] | None:
@@ -188,7 +193,8 @@ class Unit:
             return None
         self.reporter.doing(cell.label())
         self.on_cell(cell)
-        began, described = time.perf_counter(), environment(self.device)
+        began = time.perf_counter()
+        described = {**environment(self.device), "flow": carried_by(model, self.device)}
         advance = self._advance(self.cost.of(cell, self.plan), cell.samples * cell.draws)
         try:
             with time_limit(self.plan.preset.time_limit.cell, cell.label(), _ADVICE):

@@ -24,7 +24,7 @@ STAGES = {"euler": (0.0,), "heun2": (0.0, 1 / 2), "ssprk3": (0.0, 3 / 4, 1 / 3)}
 """alpha of each stage, by method."""
 
 SWITCH = "ROBUSTODE_FUSED"
-"""Environment variable; ``0`` turns the fast path off."""
+"""Environment variable; ``0``, ``off``, ``false`` or ``no`` turns the fast path off."""
 
 LARGEST_STATE = 16
 """Most channels n: a GPU's threads hold whole columns, and on a CPU a wider state is better left to BLAS."""
@@ -63,9 +63,14 @@ class Backend(Protocol):
         """Gradient by the state, and at least those by B, b, G, E that `wants` names (E where `linear`)."""
 
 
+def switched_off() -> bool:
+    """Whether the environment turns the fast path off."""
+    return os.environ.get(SWITCH, "1").lower() in ("0", "off", "false", "no")
+
+
 def flow_path(device: torch.device) -> str:
     """What carries flows of tanh fields on `device`: ``numba``, ``triton`` or ``eager``."""
-    if os.environ.get(SWITCH, "1") == "0":
+    if switched_off():
         return "eager"
     if device.type == "cpu":
         return "numba"

@@ -15,7 +15,7 @@ from torchdiffeq import odeint
 from .._errors import InvalidArgument, ModelFailure
 from .._registry import unknown_name
 from ._bounds import CONVEX_COMBINATIONS, LARGEST_STATE, NONNEGATIVE_TABLEAUS, NoCertificate, TanhForm
-from ._fused import STAGES, fused_flow, supported
+from ._fused import STAGES, flow_path, fused_flow, supported
 from ._tanh import TanhField, states_field
 
 Field = Callable[[Tensor], Tensor]
@@ -191,6 +191,11 @@ class ODEBlock(nn.Module):
     def bounds(self) -> dict[str, float]:
         """Constants of the exact flow that its design guarantees, by name; none in general."""
         return {}
+
+    def path(self, device: torch.device) -> str:
+        """What carries this flow on `device`: ``numba``, ``triton`` or, step by step, ``eager``."""
+        suits = self.solver.method in STAGES and self.has_tanh_fields()
+        return flow_path(device) if suits else "eager"
 
     def _compiled(self, state: Tensor) -> bool:
         """Whether the fast path carries `state`: it never does where it could differ from the layers."""

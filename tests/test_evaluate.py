@@ -175,7 +175,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(problem, name):
                 stubs.CPU,
             )
         )
-    assert 0 < peaks[1] <= 1.02 * peaks[0]
+    assert 0 < peaks[1] < 1.5 * peaks[0]  # twenty times the samples; garbage is collected when it is
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def few_steps(model: nn.Module, count: int, lr: float = 0.04) -> list[float]:
     optimiser = torch.optim.Adam(model.parameters(), lr=lr)
     images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     labels = torch.arange(16) % 10
-    return [training_step(model, images, labels, optimiser, 10) for _ in range(count)]
+    return [float(training_step(model, images, labels, optimiser, 10)) for _ in range(count)]
 
 
 # --- gamma --------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,17 @@ def test_a_flow_is_never_taken_for_the_model(tmp_path: Path):
         assert text not in old
     assert "copies at 25 GB/s" in new
     assert "float32 products at 100 GFLOP/s" in new
+
+
+def test_a_timing_on_a_busy_machine_is_marked(tmp_path):
+    crowded = synthetic.flow_record("node", FLOW)
+    quiet = synthetic.flow_record("resnet", FLOW)
+    records = [
+        dataclasses.replace(record, measures={**record.measures, "others_load": load})
+        for record, load in ((crowded, 0.4), (quiet, 0.05))
+    ]
+    (table,) = timing_tables(summarise(records), records)
+    assert [line["interval"].endswith(" (busy)") for line in table["lines"]] == [True, False]
+    assert table["busy"] == "10"
+    synthetic.write(tmp_path, [*small(), *records])
+    assert "other work took more than 10%" in write_report(tmp_path).page.read_text(encoding="utf-8")
