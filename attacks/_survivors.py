@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from .._errors import NonFinite
+from ._frozen import frozen
 from ._losses import margin
 from ._memory import Parts
-from ._seeds import per_sample
+from ._seeds import per_sample, seeded
 from .registry import Model, Seed
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``loss(logits, rows)``: logits (n, K) of the samples `rows` (n,) to values (n,) that an attack raises."""
+
+
+@contextmanager
+def under_attack(model: Model, images: Tensor, labels: Tensor, seed: Seed) -> Iterator[Survivors]:
+    """The samples of a batch, all of them to be broken: images (N, C, H, W) in [0, 1], labels (N,).
+
+    In the block the model is `frozen` and torch's generators are forked, for a model that draws from them.
+    """
+    with frozen(model), seeded(seed, restart=0, device=images.device):
+        yield Survivors(model, images, labels, seed)
 
 
 class Survivors:

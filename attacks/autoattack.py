@@ -17,10 +17,9 @@ from torch import Tensor
 
 from ._apgd import apgd
 from ._fab import fab
-from ._frozen import frozen
 from ._losses import cross_entropy, dlr_targeted
 from ._square import square
-from ._survivors import Survivors
+from ._survivors import Survivors, under_attack
 from .registry import Craft, Model, Norm, Seed, register_threat
 
 _CROCE = "Croce, Hein, ICML 2020, arXiv 2003.01690"
@@ -86,8 +85,7 @@ def apgd_ce(
     restarts: int = 1,
 ) -> Tensor:
     """Auto-PGD on the cross-entropy from random starts; best iterate kept."""
-    with frozen(model):
-        survivors = Survivors(model, images, labels, seed)
+    with under_attack(model, images, labels, seed) as survivors:
         _apgd_ce(survivors, strength, norm, steps, restarts)
     return survivors.best
 
@@ -111,8 +109,7 @@ def apgd_t(
     targets: int = 9,
 ) -> Tensor:
     """Auto-PGD on the targeted ratio of logits, towards the likeliest wrong classes in turn."""
-    with frozen(model):
-        survivors = Survivors(model, images, labels, seed)
+    with under_attack(model, images, labels, seed) as survivors:
         _apgd_t(survivors, strength, norm, steps, targets)
     return survivors.best
 
@@ -136,8 +133,7 @@ def fab_t(
     targets: int = 9,
 ) -> Tensor:
     """The fast adaptive boundary attack towards the likeliest wrong classes in turn."""
-    with frozen(model):
-        survivors = Survivors(model, images, labels, seed)
+    with under_attack(model, images, labels, seed) as survivors:
         _fab_t(survivors, strength, norm, steps, targets)
     return survivors.best
 
@@ -164,8 +160,7 @@ def autoattack(
     queries: int = 5000,
 ) -> Tensor:
     """APGD-CE, APGD-T, FAB-T, Square: each attacks what the ones before it left standing."""
-    with frozen(model):
-        survivors = Survivors(model, images, labels, seed)
+    with under_attack(model, images, labels, seed) as survivors:
         _apgd_ce(survivors, strength, norm, steps)
         _apgd_t(survivors, strength, norm, steps, targets)
         _fab_t(survivors, strength, norm, steps, targets)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._frozen import frozen
 from ._spsa import spsa_linf
 from ._square import square
-from ._survivors import Survivors
+from ._survivors import under_attack
 from .autoattack import in_both_norms
 from .registry import Model, Norm, Seed, register_threat
 
@@ -30,8 +29,7 @@ def square_attack(
     p_init: float = 0.8,
 ) -> Tensor:
     """Random search with squares that shrink as the paper schedules them; `p_init` is at most 1."""
-    with frozen(model):
-        survivors = Survivors(model, images, labels, seed)
+    with under_attack(model, images, labels, seed) as survivors:
         square(survivors, strength, norm, queries=queries, p_init=p_init)
     return survivors.best
 
@@ -57,7 +55,6 @@ def spsa(
     width: float = 0.01,
 ) -> Tensor:
     """Adam on the margin, its gradient estimated from pairs of points."""
-    with frozen(model):
-        survivors = Survivors(model, images, labels, seed)
+    with under_attack(model, images, labels, seed) as survivors:
         spsa_linf(survivors, strength, steps=steps, directions=directions, rate=rate, width=width)
     return survivors.best
