@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ._norms import project
 from ._seeds import derive
-from ._survivors import Loss, Survivors
+from ._survivors import Loss, Survivors, points
 from .noise import draw, normal, uniform_unit
 from .registry import Norm
 
@@ -90,6 +90,8 @@ def apgd(
 ) -> None:
     """Raise `loss` over the survivors from random starts; `steps` + 1 forwards and `steps` backwards each.
 
+    A run that starts where the gradient is exactly zero would never move, and ends there.
+
     Parameters
     ----------
     eps
@@ -110,6 +112,7 @@ def apgd(
     eta = torch.full_like(f, 2 * eps, dtype=x.dtype).view(-1, 1, 1, 1)
     nothing = torch.zeros_like(rows)
     run = _Run(rows, x0, x, x, f, g, x, f, g, eta, nothing, nothing == 0, f)
+    run.keep(points(g))
     reviews, last = set(checkpoints(steps)), 0
     for k in range(1, steps + 1):
         run.keep(survivors.standing[run.rows])

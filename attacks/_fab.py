@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._losses import difference
 from ._norms import distance
-from ._survivors import Survivors
+from ._survivors import Survivors, points
 from .registry import Norm
 
 
@@ -68,7 +68,7 @@ def fab(
     """Look for the nearest point of the survivors where their classes `targets` (N,) overtake the true ones.
 
     2 `steps` forwards and `steps` backwards each. FAB knows no budget: an image counts once it lies within
-    `eps`, and its sample is then left alone.
+    `eps`, and its sample is then left alone; so is one whose gradient is exactly zero, which has no plane.
 
     Parameters
     ----------
@@ -86,13 +86,13 @@ def fab(
         if not len(rows):
             return
         f, g = survivors.ascend(rows, x, loss, distance(x, x0, norm) <= eps)
-        rows, x0, x, f, g = _standing(survivors, rows, x0, x, f, g)
+        rows, x0, x, f, g = _of(survivors.standing[rows] & points(g), rows, x0, x, f, g)
         if not len(rows):
             return
         x = _step(x, x0, f.to(x), g, norm, alpha_max, eta)
         found = survivors.ask(rows, x, distance(x, x0, norm) <= eps)
         x = torch.where((found > 0).view(-1, 1, 1, 1), x0 + beta * (x - x0), x)
-        rows, x0, x = _standing(survivors, rows, x0, x)
+        rows, x0, x = _of(survivors.standing[rows], rows, x0, x)
 
 
 def _step(x: Tensor, x0: Tensor, f: Tensor, g: Tensor, norm: Norm, alpha_max: float, eta: float) -> Tensor:
@@ -107,7 +107,6 @@ def _step(x: Tensor, x0: Tensor, f: Tensor, g: Tensor, norm: Norm, alpha_max: fl
     return mixed.clamp(0, 1)
 
 
-def _standing(survivors: Survivors, rows: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """`rows` and `tensors` without the samples that have been broken."""
-    mask = survivors.standing[rows]
-    return (rows, *tensors) if bool(mask.all()) else tuple(t[mask] for t in (rows, *tensors))
+def _of(mask: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The rows in `mask` of each of `tensors`."""
+    return tensors if bool(mask.all()) else tuple(tensor[mask] for tensor in tensors)

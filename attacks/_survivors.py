@@ -20,6 +20,11 @@ Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``loss(logits, rows)``: logits (n, K) of the samples `rows` (n,) to values (n,) that an attack raises."""
 
 
+def points(gradient: Tensor) -> Tensor:
+    """Which samples' gradient (n, C, H, W) is not exactly zero, bool (n,)."""
+    return (gradient != 0).flatten(1).any(1)
+
+
 @contextmanager
 def under_attack(model: Model, images: Tensor, labels: Tensor, seed: Seed) -> Iterator[Survivors]:
     """The samples of a batch, all of them to be broken: images (N, C, H, W) in [0, 1], labels (N,).
@@ -48,6 +53,8 @@ class Survivors:
         Their margins max_{k != y} z_k - z_y, float64 (N,).
     standing
         Which samples are not broken yet, bool (N,).
+    blind
+        Samples whose input gradient was exactly zero whenever it was asked for, bool (N,).
 
     Notes
     -----
@@ -69,6 +76,7 @@ class Survivors:
         self.best = self.images.clone()
         self.margin = images.new_full((len(images),), -torch.inf, dtype=torch.float64)
         self.standing = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        self.blind = torch.ones_like(self.standing)
         self.logits = self._look(self.rows, self.images, None)[0] if len(images) else images.new_empty(0, 1)
 
     @property
@@ -111,6 +119,7 @@ class Survivors:
 
         logits, value, gradient = self._parts(part, x, rows)
         self._demand(gradient, "the input gradient is")
+        self.blind[rows] &= ~points(gradient)
         self._keep(rows, x, logits, inside)
         return value, gradient
 
