@@ -55,7 +55,7 @@ def square(
     start = _stripes if norm == "linf" else _tiles
     x = start(x0, eps, derive(survivors.seeds_of(rows), "square", purpose, "start"))
     margin = survivors.ask(rows, x)
-    rng = _Draws(survivors, (6 if norm == "l2" else 2) + x0.shape[1], purpose)
+    rng = _Draws(survivors, (5 if norm == "l2" else 2) + x0.shape[1], purpose)
     for step in range(queries - 1):
         standing = survivors.standing[rows]
         if not bool(standing.all()):
