@@ -39,7 +39,8 @@ def direction(g: Tensor, norm: Norm) -> Tensor:
         return g.sign()
     tiny = torch.finfo(g.dtype).tiny
     g = g / g.abs().amax((1, 2, 3), keepdim=True).clamp_min(tiny)
-    return g / torch.linalg.vector_norm(g, dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
+    unit: Tensor = g / torch.linalg.vector_norm(g, dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
+    return unit
 
 
 def random_start(x0: Tensor, seeds: list[int], eps: float, norm: Norm) -> Tensor:

@@ -104,7 +104,8 @@ def _step(x: Tensor, x0: Tensor, f: Tensor, g: Tensor, norm: Norm, alpha_max: fl
     near, far = (torch.linalg.vector_norm(d_, ord=order, dim=1) for d_ in (d, d0))
     alpha = (near / (near + far).clamp_min(1e-8)).clamp_max(alpha_max).view(-1, 1, 1, 1)
     mixed = (1 - alpha) * (x + eta * d.view_as(x)) + alpha * (x0 + eta * d0.view_as(x))
-    return mixed.clamp(0, 1)
+    clipped: Tensor = mixed.clamp(0, 1)
+    return clipped
 
 
 def _of(mask: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:

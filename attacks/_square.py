@@ -29,7 +29,8 @@ def fraction(step: int, p_init: float) -> float:
 
     It is not rescaled to the number of queries, as in the official AutoAttack.
     """
-    return p_init / 2 ** sum(step > halving for halving in _HALVINGS)
+    halvings = sum(step > last for last in _HALVINGS)
+    return p_init * 0.5**halvings
 
 
 def square(
@@ -124,7 +125,8 @@ def hill(rows: int, columns: int) -> Tensor:
     j = (torch.arange(columns) - columns // 2).abs()
     terms = 1 / torch.arange(1, max(rows, columns) // 2 + 2, dtype=torch.float64).square()
     heights = terms.flip(0).cumsum(0).flip(0)[torch.maximum(i[:, None], j[None, :])]
-    return heights / torch.linalg.vector_norm(heights)
+    unit: Tensor = heights / torch.linalg.vector_norm(heights)
+    return unit
 
 
 def twin_hills(s: int) -> Tensor:
@@ -132,7 +134,8 @@ def twin_hills(s: int) -> Tensor:
     if s == 1:
         return torch.ones(1, 1, dtype=torch.float64)
     pair = torch.cat([hill(s // 2, s), -hill(s - s // 2, s)])
-    return pair / torch.linalg.vector_norm(pair)
+    unit: Tensor = pair / torch.linalg.vector_norm(pair)
+    return unit
 
 
 def _turned(s: int, u: Tensor, like: Tensor) -> Tensor:
@@ -156,7 +159,8 @@ def _tiles(x0: Tensor, eps: float, seeds: list[int]) -> Tensor:
 
 
 def _length(delta: Tensor, dim: tuple[int, ...]) -> Tensor:
-    return torch.linalg.vector_norm(delta, dim=dim, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(delta, dim=dim, keepdim=True)
+    return length
 
 
 def _scaled(x0: Tensor, delta: Tensor, eps: float) -> Tensor:

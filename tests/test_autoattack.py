@@ -86,9 +86,11 @@ def trained():
     return net.eval().requires_grad_(False), test.images, test.labels
 
 
-def robust(name: str, eps: float, mask=lambda z: z, **sizes: int) -> float:
+@functools.cache
+def robust(name: str, eps: float, mask: str = "none", **sizes: int) -> float:
+    """Accuracy of the trained network behind a mask under a threat; what was measured once is kept."""
     net, images, labels = trained()
-    model = nn.Sequential(net, Masked(mask))
+    model = nn.Sequential(net, Masked(MASKS[mask]))
     attacked = THREATS.get(name).configure(**sizes)(model, images, labels, eps, 0)
     return float((model(attacked).argmax(1) == labels).double().mean())
 
@@ -103,26 +105,31 @@ class Masked(nn.Module):
 
 
 MASKS = {
+    "none": lambda z: z,
     "rounded": lambda z: (10 * z).round() / 10,
     "scaled": lambda z: 1e6 * z,
     "saturated": lambda z: (1.5 * z).tanh(),
 }
-SIZES = {"steps": 40, "targets": 3, "queries": 1500}
+SIZES = {"steps": 40, "targets": 3, "queries": 1200}
 
 
-@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("mask", ["rounded", "scaled", "saturated"])
 def test_masked_gradients_do_not_pass_for_robustness(mask):
     plain = robust("autoattack-linf", 0.05, **SIZES)
-    assert robust("pgd-linf", 0.05, MASKS[mask]) > plain + 0.05, "a mask that deceives nobody shows nothing"
-    assert robust("autoattack-linf", 0.05, MASKS[mask], **{**SIZES, "queries": 3000}) <= plain + 0.0101
+    assert robust("pgd-linf", 0.05, mask) > plain + 0.05, "a mask that deceives nobody shows nothing"
+    sizes = {} if mask == "rounded" else SIZES  # all of it, where only searching helps
+    assert robust("autoattack-linf", 0.05, mask, **sizes) <= plain + 0.0101
 
 
 @pytest.mark.parametrize(("mask", "points"), [("rounded", 5), ("scaled", 1), ("saturated", 1)])
 def test_nor_do_they_in_l2(mask, points):
     """Without a gradient anywhere, L2 is left to Square and estimated slopes: 3 or 4 points behind."""
     plain = robust("autoattack-l2", 0.4, **SIZES)
-    assert robust("pgd-l2", 0.4, MASKS[mask]) > plain + 0.2
-    assert robust("autoattack-l2", 0.4, MASKS[mask], **{**SIZES, "targets": 9}) <= plain + points / 100 + 1e-4
+    assert robust("pgd-l2", 0.4, mask) > plain + 0.2
+    assert (
+        robust("autoattack-l2", 0.4, mask, **{**SIZES, "targets": 9 if mask == "rounded" else 3})
+        <= plain + points / 100 + 1e-4
+    )
 
 
 def test_blind_samples_cost_no_more_than_is_declared():
@@ -144,8 +151,8 @@ def test_blind_samples_cost_no_more_than_is_declared():
 
 def test_attacks_with_and_without_gradients_agree_on_a_smooth_model():
     white = robust("autoattack-linf", 0.05, **SIZES)
-    square = robust("square-linf", 0.05, queries=2000)
-    spsa = robust("spsa-linf", 0.05, steps=20, directions=32)
+    square = robust("square-linf", 0.05, queries=1200)
+    spsa = robust("spsa-linf", 0.05, steps=15, directions=24)
     assert white <= square <= white + 0.04
     assert white <= spsa <= white + 0.04
 

@@ -197,10 +197,11 @@ def poisoned(kind: str):
 @every
 @pytest.mark.parametrize("kind", ["gradient", "nan logits", "infinite logits"])
 def test_what_is_not_finite_is_an_error_and_not_robustness(name, kind):
-    if kind == "gradient" and not THREATS.get(name).needs_gradient:
-        pytest.skip("asks for no gradient")
     model, images = poisoned(kind), torch.full((4, 1, 4, 4), 0.5)
     labels = model(images).argmax(1)
+    if kind == "gradient" and not THREATS.get(name).needs_gradient:
+        assert bool(cut(name)(model, images, labels, 0.1, 0).isfinite().all()), "it asks for no gradient"
+        return
     with pytest.raises(NonFinite, match=r"NaN or infinite for [1-4] of [1-4] samples"):
         cut(name)(model, images, labels, 1.0, 0)
 
@@ -248,7 +249,7 @@ def test_a_sample_alone_gives_what_it_gives_in_a_batch(name, classes):
     model = smooth(classes)
     images, labels = images_for(model, 6)
     strength = 0.03 if name.endswith("linf") else 0.15
-    threat, seeds = cut(name, steps=12, queries=60), [11, 22, 33, 44, 55, 66]
+    threat, seeds = cut(name, steps=8, queries=25), [11, 22, 33, 44, 55, 66]
     together = threat(model, images, labels, strength, seeds)
     for i in range(6):
         alone = threat(model, images[i : i + 1], labels[i : i + 1], strength, seeds[i : i + 1])
