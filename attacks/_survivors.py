@@ -118,6 +118,7 @@ class Survivors:
             return logits.detach(), value.detach(), gradient
 
         logits, value, gradient = self._parts(part, x, rows)
+        self._demand(logits, "logits are")
         self._demand(gradient, "the input gradient is")
         self.blind[rows] &= ~points(gradient)
         self._keep(rows, x, logits, inside)
@@ -134,7 +135,6 @@ class Survivors:
         return logits, self._keep(rows, x, logits, inside)
 
     def _keep(self, rows: Tensor, x: Tensor, logits: Tensor, inside: Tensor | None) -> Tensor:
-        self._demand(logits, "logits are")
         found = margin(logits, self.labels[rows])
         better = found > self.margin[rows]
         if inside is not None:
