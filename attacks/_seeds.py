@@ -25,6 +25,15 @@ def per_sample(seed: Seed, count: int) -> list[int]:
     return seeds
 
 
+def derive(seeds: Sequence[int], *purpose: object) -> list[int]:
+    """Another 128-bit seed for each of `seeds` and every purpose: a stage, a restart, a block of draws."""
+    text = ":".join(map(str, purpose))
+    return [
+        int.from_bytes(hashlib.blake2b(f"{seed}:{text}".encode(), digest_size=16).digest(), "big")
+        for seed in seeds
+    ]
+
+
 def sample_generators(seeds: Sequence[int]) -> Iterator[np.random.Generator]:
     """A stream of its own for each seed: Philox, a counter-based generator keyed by it.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from .._errors import InvalidArgument
 from .._registry import Registry, check_name, unknown_name
 
-Family = Literal["clean", "noise", "gradient"]
+Family = Literal["clean", "noise", "gradient", "search"]
 Norm = Literal["linf", "l2"]
 Model: TypeAlias = Callable[[Tensor], Tensor]
 """What an attack sees of a model: images (N, C, H, W) in [0, 1] to logits (N, K)."""
@@ -43,7 +43,8 @@ class Threat:
     Attributes
     ----------
     family
-        ``clean``, ``noise`` or ``gradient``.
+        ``clean``, ``noise``, ``gradient`` (attacks that differentiate the model) or ``search`` (attacks that
+        only ask it). Everything but the first two is an attack.
     norm
         The norm that bounds the perturbation by the strength; None for unbounded noise.
     craft
@@ -61,7 +62,8 @@ class Threat:
     needs_gradient
         Whether the model must be differentiable.
     queries
-        Forwards and backwards per sample at the given parameters, for time estimates.
+        Forwards and backwards per sample at the given parameters, for time estimates: exact for a sample that
+        is never broken, of a model with as many classes as the attack has targets and one more.
     protocol
         In which space strengths are measured and images clipped: ``pixel`` unless a paper does otherwise.
     box

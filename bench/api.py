@@ -30,6 +30,10 @@ DEFAULT_STRENGTHS: Mapping[str, float] = {
     "pgd-linf": 0.1,
     "fgsm-l2": 0.5,
     "pgd-l2": 0.5,
+    **dict.fromkeys(("autoattack-linf", "apgd-ce-linf", "apgd-t-linf", "fab-t-linf"), 0.1),
+    **dict.fromkeys(("autoattack-l2", "apgd-ce-l2", "apgd-t-l2", "fab-t-l2"), 0.5),
+    **dict.fromkeys(("square-linf", "spsa-linf"), 0.1),
+    "square-l2": 0.5,
     "paper-gaussian": 0.05,
     "paper-salt-pepper": 0.05,
 }

@@ -85,7 +85,7 @@ def evaluate_cell(
     kept: dict[int, np.ndarray] = {}
     with frozen(model):
         queried = QueriedModel(model, num_classes, patient=device.type != "cpu")
-        if threat.needs_gradient and cell.strength > 0:
+        if threat.family not in ("clean", "noise") and cell.strength > 0:
             prediction[:] = _clean(queried, split, cell.batch_size, device) if clean is None else clean
             rows = np.flatnonzero(prediction[0] == labels)
         for draw in range(cell.draws):

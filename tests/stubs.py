@@ -82,7 +82,7 @@ def cell_for(threat: Threat | str, strength: float, samples: int, **changes: Any
         model_version="1",
         threat=threat.name,
         family=threat.family,
-        norm=threat.norm if threat.family == "gradient" else None,
+        norm=threat.norm if threat.family in ("gradient", "search") else None,
         parameters=dict(threat.parameters),
         strength=strength,
         samples=samples,

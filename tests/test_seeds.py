@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from robustode.attacks._seeds import per_sample, sample_generators, sample_seeds, seeded
+from robustode.attacks._seeds import derive, per_sample, sample_generators, sample_seeds, seeded
 
 CPU = torch.device("cpu")
 
@@ -74,3 +74,12 @@ def test_the_callers_generator_is_restored_also_after_an_error():
     with pytest.raises(RuntimeError, match="stop"):
         stop()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_derived_seeds_differ_by_seed_and_purpose_and_are_pinned():
+    seeds = [0, 1, 2**128 - 1]
+    found = {s for purpose in (("a",), ("a", 1), ("a", 2), ("b",)) for s in derive(seeds, *purpose)}
+    assert len(found) == 12
+    assert all(0 <= seed < 2**128 for seed in found)
+    assert derive([7], "square", 3) == derive([5, 7], "square", 3)[1:]
+    assert derive([1], "apgd", "ce 0") == [159311405957919802605707359926886758298]

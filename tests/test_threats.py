@@ -14,24 +14,34 @@ from robustode._errors import InvalidArgument, UnknownName
 from robustode.attacks import BUDGET_TOLERANCE, THREATS, Threat, register_threat, violation
 from robustode.bench.queries import QueriedModel
 
-ALL = list(THREATS)
+SMALL = {"steps": 4, "queries": 30, "directions": 3}
+"""What the longer attacks are cut to: every promise here is kept at any length."""
+
+
+def cut(threat: Threat) -> Threat:
+    return threat.configure(**{name: value for name, value in SMALL.items() if name in threat.parameters})
+
+
+ALL = [cut(threat) for threat in THREATS]
 STRONG = [threat for threat in ALL if threat.max_strength > 0]
 STRENGTHS = {"linf": 0.1, "l2": 0.5, None: 0.2}
 every = pytest.mark.parametrize("threat", ALL, ids=lambda t: t.name)
 every_strong = pytest.mark.parametrize("threat", STRONG, ids=lambda t: t.name)
 
 
-def problem(count: int = 6):
+def problem(count: int = 6, classes: int = 3):
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(count, 1, 4, 4, generator=generator)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = stubs.Linear((1, 4, 4), 3)
+        model = stubs.Linear((1, 4, 4), classes)
     return model, images, model(images).argmax(1)
 
 
 def test_the_registry_holds_the_threats_of_the_presets():
-    expected = {"clean", "gaussian", "salt-pepper", "uniform", "fgsm-linf", "fgsm-l2", "pgd-linf", "pgd-l2"}
+    expected = {"clean", "gaussian", "salt-pepper", "uniform", "spsa-linf"}
+    for name in ("fgsm", "pgd", "autoattack", "apgd-ce", "apgd-t", "fab-t", "square"):
+        expected |= {f"{name}-linf", f"{name}-l2"}
     assert expected <= set(THREATS.names())
 
 
@@ -70,6 +80,7 @@ def test_a_seed_repeats_and_another_one_differs_when_stochastic(threat):
 def test_global_generators_modes_flags_and_gradients_are_left_alone(threat):
     model, images, labels = problem()
     model.train()
+    model.inner = torch.nn.Dropout(0.5).eval()  # a mode of its own, to be found again
     model.head.weight.requires_grad_(False)
     random.seed(3)
     states = torch.get_rng_state(), copy.deepcopy(np.random.get_state()), random.getstate()
@@ -77,13 +88,15 @@ def test_global_generators_modes_flags_and_gradients_are_left_alone(threat):
     assert torch.equal(torch.get_rng_state(), states[0])
     assert str(np.random.get_state()) == str(states[1])
     assert random.getstate() == states[2]
-    assert model.training
+    assert (model.training, model.inner.training) == (True, False)
     assert [p.requires_grad for p in model.parameters()] == [False, True]
     assert all(p.grad is None for p in model.parameters())
     assert images.grad is None
 
 
-@pytest.mark.parametrize("threat", [t for t in ALL if t.needs_gradient], ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "threat", [t for t in ALL if t.family in ("gradient", "search")], ids=lambda t: t.name
+)
 @pytest.mark.parametrize("mode", [True, False])
 def test_they_are_left_alone_also_when_the_model_raises(threat, mode):
     _, images, labels = problem()
@@ -103,9 +116,9 @@ def test_they_are_left_alone_also_when_the_model_raises(threat, mode):
 
 @every
 def test_queries_are_exactly_as_declared(threat):
-    """At a strength so small that no sample breaks, so that no restart is spared."""
-    model, images, labels = problem()
-    queried = QueriedModel(model.eval(), 3)
+    """At a strength so small that no sample breaks, so that no restart is spared, on ten classes."""
+    model, images, labels = problem(classes=10)
+    queried = QueriedModel(model.eval(), 10)
     strength = min(1e-6, threat.max_strength)
     threat(queried, images, labels, strength, 0)
     forwards, backwards = threat.queries(threat.parameters)

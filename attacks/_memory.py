@@ -1,0 +1,57 @@
+"""A batch that does not fit into memory is asked in halves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class Parts:
+    """Calls a function on a batch, in parts where the whole does not fit into memory.
+
+    Attributes
+    ----------
+    size
+        Samples in the largest part that is tried; None until memory ran out for the first time. It is
+        remembered, so that each size fails once.
+    """
+
+    def __init__(self) -> None:
+        self.size: int | None = None
+
+    def __call__(self, function: Callable[..., tuple[Tensor, ...]], *batch: Tensor) -> tuple[Tensor, ...]:
+        """``function(*batch)``, its results joined along the first axis.
+
+        Parameters
+        ----------
+        function
+            Maps tensors of n rows each to tensors of n rows each, row by row.
+        batch
+            Tensors of as many rows as one another, at least one.
+
+        Raises
+        ------
+        torch.OutOfMemoryError
+            When one sample alone is too large.
+        """
+        count, start = len(batch[0]), 0
+        done: list[tuple[Tensor, ...]] = []
+        while start < count:
+            stop = min(start + (self.size or count), count)
+            full = False
+            try:
+                done.append(function(*(tensor[start:stop] for tensor in batch)))
+                start = stop
+            except torch.OutOfMemoryError:
+                if stop - start == 1:
+                    raise
+                full = True
+            if full:  # outside the handler: the exception holds on to every tensor of the failed try
+                self.size = (stop - start) // 2
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+        if len(done) == 1:
+            return done[0]
+        return tuple(torch.cat(column) for column in zip(*done, strict=True))

@@ -1,0 +1,154 @@
+"""The samples under attack: who is still classified correctly, and every sample's best image so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from .._errors import NonFinite
+from ._frozen import frozen
+from ._losses import margin
+from ._memory import Parts
+from ._seeds import per_sample, seeded
+from .registry import Model, Seed
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""``loss(logits, rows)``: logits (n, K) of the samples `rows` (n,) to values (n,) that an attack raises."""
+
+
+def points(gradient: Tensor) -> Tensor:
+    """Which samples' gradient (n, C, H, W) is not exactly zero, bool (n,)."""
+    return (gradient != 0).flatten(1).any(1)
+
+
+@contextmanager
+def under_attack(model: Model, images: Tensor, labels: Tensor, seed: Seed) -> Iterator[Survivors]:
+    """The samples of a batch, all of them to be broken: images (N, C, H, W) in [0, 1], labels (N,).
+
+    In the block the model is `frozen` and torch's generators are forked, for a model that draws from them.
+    """
+    with frozen(model), seeded(seed, restart=0, device=images.device):
+        yield Survivors(model, images, labels, seed)
+
+
+class Survivors:
+    """A batch under attack, handed from one stage to the next.
+
+    Every query is looked at: the image of the largest margin is kept per sample, and a sample that is broken
+    takes no part in later queries. All of it is per sample, so that no result depends on the batch.
+
+    Attributes
+    ----------
+    images, labels, seeds
+        The N samples as they were given, and one seed for each.
+    logits
+        Of the images as they are, (N, K); a sample that is wrong already is left alone.
+    best
+        Best images so far, (N, C, H, W).
+    margin
+        Their margins max_{k != y} z_k - z_y, float64 (N,).
+    standing
+        Which samples are not broken yet, bool (N,).
+    blind
+        Samples whose input gradient was exactly zero whenever it was asked for, bool (N,).
+
+    Notes
+    -----
+    A sample is broken here once its margin is positive by more than rounding: the harness predicts it again
+    in a batch of another size, where the last digits of its logits differ. Closer ones are searched on.
+
+    Raises
+    ------
+    NonFinite
+        A query's logits or input gradient are NaN or infinite: comparisons with NaN are false and the sign
+        of NaN passes for 0, so that either would score as robust.
+    """
+
+    def __init__(self, model: Model, images: Tensor, labels: Tensor, seed: Seed) -> None:
+        self._model = model
+        self._parts = Parts()
+        self.images, self.labels = images.detach(), labels
+        self.seeds = per_sample(seed, len(images))
+        self.best = self.images.clone()
+        self.margin = images.new_full((len(images),), -torch.inf, dtype=torch.float64)
+        self.standing = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        self.blind = torch.ones_like(self.standing)
+        self.logits = self._look(self.rows, self.images, None)[0] if len(images) else images.new_empty(0, 1)
+
+    @property
+    def rows(self) -> Tensor:
+        """Numbers of the samples that are not broken yet, (n,)."""
+        return self.standing.nonzero().flatten()
+
+    def seeds_of(self, rows: Tensor) -> list[int]:
+        """The seeds of the samples `rows`."""
+        return [self.seeds[row] for row in rows.tolist()]
+
+    def target(self, rank: int) -> Tensor:
+        """The class of the `rank`-th largest logit of the unperturbed image among the wrong ones, (N,)."""
+        wrong = self.logits.scatter(1, self.labels[:, None], -torch.inf)
+        return wrong.argsort(dim=1, descending=True, stable=True)[:, rank - 1]
+
+    def ask(self, rows: Tensor, x: Tensor, inside: Tensor | None = None) -> Tensor:
+        """Margins, float64 (n,), of the samples `rows` perturbed to `x` (n, C, H, W); no graph is built.
+
+        `inside`, bool (n,), tells which of `x` keep the budget, if not all do: only these are kept.
+        """
+        return self._look(rows, x, inside)[1]
+
+    def probe(self, rows: Tensor, x: Tensor) -> Tensor:
+        """Margins as `ask` gives them, of images that are not to be kept."""
+        return margin(self._forward(x), self.labels[rows])
+
+    def ascend(
+        self, rows: Tensor, x: Tensor, loss: Loss, inside: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Values (n,) of `loss` at `x` (n, C, H, W) and its gradient there; `x` is kept as in `ask`."""
+
+        def part(x: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+            x = x.detach().requires_grad_(True)
+            with torch.enable_grad():
+                logits = self._model(x)
+                value = loss(logits, rows)
+            (gradient,) = torch.autograd.grad(value.sum(), x)
+            return logits.detach(), value.detach(), gradient
+
+        logits, value, gradient = self._parts(part, x, rows)
+        self._demand(logits, "logits are")
+        self._demand(gradient, "the input gradient is")
+        self.blind[rows] &= ~points(gradient)
+        self._keep(rows, x, logits, inside)
+        return value, gradient
+
+    def _forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            (logits,) = self._parts(lambda part: (self._model(part),), x)
+        self._demand(logits, "logits are")
+        return logits
+
+    def _look(self, rows: Tensor, x: Tensor, inside: Tensor | None) -> tuple[Tensor, Tensor]:
+        logits = self._forward(x)
+        return logits, self._keep(rows, x, logits, inside)
+
+    def _keep(self, rows: Tensor, x: Tensor, logits: Tensor, inside: Tensor | None) -> Tensor:
+        found = margin(logits, self.labels[rows])
+        better = found > self.margin[rows]
+        if inside is not None:
+            better &= inside
+        if bool(better.any()):
+            gained = rows[better]
+            self.best[gained] = x[better].detach()
+            self.margin[gained] = found[better]
+            rounding = 64 * torch.finfo(logits.dtype).eps * logits[better].abs().amax(1).double()
+            self.standing[gained] = found[better] <= rounding
+        return found
+
+    @staticmethod
+    def _demand(values: Tensor, what: str) -> None:
+        if not bool(values.isfinite().all()):
+            broken = ~values.isfinite().flatten(1).all(1)
+            raise NonFinite(f"{what} NaN or infinite for {int(broken.sum())} of {len(broken)} samples")
