@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from .._errors import BudgetViolation, NonFinite, RobustodeError
 from ..attacks import BUDGET_TOLERANCE, Threat, distance, violation
+from ..attacks._frozen import frozen as frozen
 from ..attacks._seeds import sample_seeds
 from .breaks import Breaks, add_steps, whole_steps
 from .data import Split
@@ -21,22 +21,6 @@ from .records import Cell, Record, Status
 
 EXAMPLES = 6
 """Samples of each cell whose images are kept for the figures."""
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Eval mode and no parameter gradients for a block; modes and flags restored whatever happens."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
-    model.requires_grad_(False)
-    try:
-        yield model
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 def evaluate_cell(

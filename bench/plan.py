@@ -37,7 +37,7 @@ class Attack:
     def queries(self) -> tuple[int, int]:
         """Forwards and backwards per sample and draw, the harness's own two predictions included."""
         forwards, backwards = self.threat.queries(self.threat.parameters)
-        return forwards + (2 if self.threat.needs_gradient else 1), backwards
+        return forwards + (1 if self.threat.family in ("clean", "noise") else 2), backwards
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -261,7 +261,8 @@ def test_a_sample_alone_gives_what_it_gives_in_a_batch(name, classes):
     again = threat(model, images, labels, strength, seeds)
     assert torch.equal(again, together)
     other = threat(model, images, labels, strength, 5)
-    assert name.startswith("fab") or not torch.equal(other, together)
+    if not name.startswith("fab") and name.endswith("l2"):  # in l-infinity two starts may end in one corner
+        assert not torch.equal(other, together)
 
 
 @every

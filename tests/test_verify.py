@@ -27,6 +27,9 @@ from robustode.bench.store import Store, write_atomically
 from robustode.bench.verify import Verification, verify
 from robustode.bench.work import checkpoint_path
 
+CELLS = stubs.CELLS + stubs.FLOW_CELLS
+"""Of one model with a flow."""
+
 DIGITS = Path(robustode.__file__).parent / "results" / "digits"
 
 
@@ -79,13 +82,13 @@ def test_a_sound_folder_agrees_with_itself(sound, digits, capsys):
     found = verify(sound, say=said.append)
     assert found.findings == []
     count = len(examples(sound))
-    assert (found.records, found.models, found.predicted) == (stubs.CELLS, 1, count)
+    assert (found.records, found.models, found.predicted) == (CELLS, 1, count)
     assert 0 < count < 40
     assert any(f"{count} adversarial examples" in line for line in said)
     assert main(["verify", "--out", str(sound)]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[-1] == (
-        f"checked: records {stubs.CELLS}, models 1, adversarial examples {count}; disagreements: 0, notes: 0"
+        f"checked: records {CELLS}, models 1, adversarial examples {count}; disagreements: 0, notes: 0"
     )
     assert err == ""
 
@@ -289,8 +292,7 @@ def test_a_swapped_or_absent_checkpoint_is_named(folder):
     tensors, _ = load_tensors(path)
     save_tensors(path, {name: tensor + 1 for name, tensor in tensors.items()})
     assert only(folder) == (
-        f"checkpoints/resnet/{path.name}: its hash is not the one in {stubs.CELLS} of its {stubs.CELLS} "
-        "records: swapped"
+        f"checkpoints/resnet/{path.name}: its hash is not the one in {CELLS} of its {CELLS} records: swapped"
     )
     path.unlink()
     assert only(folder) == f"checkpoints/resnet/{path.name}: cannot be read: No such file or directory"
