@@ -30,7 +30,7 @@ from robustode.bench.work import checkpoint_path
 CELLS = stubs.CELLS + stubs.FLOW_CELLS
 """Of one model with a flow."""
 
-DIGITS = Path(robustode.__file__).parent / "results" / "digits"
+DIGITS = Path(__file__).parents[1] / "results" / "digits"
 
 
 @pytest.fixture(scope="module")
