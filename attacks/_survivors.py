@@ -100,6 +100,10 @@ class Survivors:
         """
         return self._look(rows, x, inside)[1]
 
+    def read(self, rows: Tensor, x: Tensor, inside: Tensor | None = None) -> Tensor:
+        """Logits (n, K) of the samples `rows` perturbed to `x`, which is kept as in `ask`."""
+        return self._look(rows, x, inside)[0]
+
     def probe(self, rows: Tensor, x: Tensor) -> Tensor:
         """Margins as `ask` gives them, of images that are not to be kept."""
         return margin(self._forward(x), self.labels[rows])
