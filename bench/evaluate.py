@@ -65,7 +65,8 @@ def evaluate_cell(
     prediction = np.empty((cell.draws, cell.samples), np.int16)
     norm = np.zeros((cell.draws, cell.samples), np.float32)
     shown = split.images[:EXAMPLES].clone()
-    perturbations: list[tuple[np.ndarray, Tensor]] = []
+    first: list[np.ndarray] = []
+    perturbations: list[Tensor] = []
     rows = np.arange(cell.samples)
     kept: dict[int, np.ndarray] = {}
     with frozen(model):
@@ -78,7 +79,8 @@ def evaluate_cell(
                 on_samples(cell.samples - len(rows))
             order = torch.from_numpy(rows).to(split.images.device)
             predicted, norms = _Column(prediction[draw]), _Column(norm[draw])
-            for batch, here in zip(_batches(rows, cell.batch_size), order.split(cell.batch_size), strict=False):
+            batches = _batches(rows, cell.batch_size)
+            for batch, here in zip(batches, order.split(cell.batch_size), strict=False):
                 images, targets = split.images[here].to(device), split.labels[here].to(device)
                 seeds = sample_seeds((cell.attack_seed << 32) | draw, split.indices[batch].tolist())
                 perturbed = _perturb(queried, threat, images.clone(), targets, cell.strength, seeds)
@@ -97,14 +99,14 @@ def evaluate_cell(
                 if cell.norm is not None and threat.norm is not None:
                     norms.put(batch, distance(perturbed, images, threat.norm))
                 if draw == 0 and batch[0] < EXAMPLES:
-                    first = batch[batch < EXAMPLES]
-                    perturbations.append((first, perturbed[: len(first)].clone()))
+                    first.append(batch[batch < EXAMPLES])
+                    perturbations.append(perturbed[: len(first[-1])].clone())
                 on_samples(len(batch))
             queried.settle()
             predicted.settle()
             norms.settle()
-    for first, perturbed in perturbations:
-        shown[first] = perturbed.to(shown)
+    if first:
+        shown[np.concatenate(first)] = torch.cat(perturbations).to(shown)
     if keep is not None:
         broken = sorted(kept)
         none = np.zeros((0, *split.images.shape[1:]), np.int32)
@@ -164,7 +166,8 @@ def _perturb(
 
 def _predict(model: QueriedModel, images: Tensor) -> Tensor:
     with torch.no_grad():
-        return model(images).argmax(1)
+        prediction: Tensor = model(images).argmax(1)
+    return prediction
 
 
 class _Column:

@@ -30,8 +30,8 @@ class QueriedModel(nn.Module):
     -----
     A query raises `ModelFailure` when the model raises, `ContractBroken` when its output is not
     (N, K) floating point, and `NonFinite` for logits or input gradients that are NaN or infinite:
-    neither is ever an answer. A `patient` one looks at values only when asked to `settle`, or after `PATIENCE`
-    checks, so that a GPU need not be waited for at every query.
+    neither is ever an answer. A `patient` one looks at values only when asked to `settle`, or after
+    `PATIENCE` checks, so that a GPU need not be waited for at every query.
     """
 
     def __init__(self, model: nn.Module, num_classes: int, *, patient: bool = False) -> None:
@@ -74,7 +74,7 @@ class QueriedModel(nn.Module):
         self.doubt(finite, lambda: _refuse(finite, what))
 
     def doubt(self, fine: Tensor, refuse: Callable[[], None]) -> None:
-        """Call `refuse`, which raises, unless all of `fine`, bool (N,), is true: now, or once it is settled."""
+        """Call `refuse`, which raises, unless all of `fine`, bool (N,), is true: now, or when settled."""
         if not self.patient:
             if not bool(fine.all()):
                 refuse()
