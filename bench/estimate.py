@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +45,25 @@ class Cost:
             return 100 * cell.samples * (self.forward + self.backward)
         queries = next(a.queries for a in plan.attacks if a.threat.name == cell.threat)
         return cell.samples * cell.draws * (queries[0] * self.forward + queries[1] * self.backward)
+
+
+def makespan(seconds: Sequence[float], processes: int) -> float:
+    """Seconds until all of `seconds` are done, `processes` at once, each begun as soon as one is free."""
+    ends = [0.0] * max(processes, 1)
+    for work in seconds:
+        heapq.heapreplace(ends, ends[0] + work)
+    return max(ends)
+
+
+@contextmanager
+def on_threads(threads: int | None) -> Iterator[None]:
+    """Give torch so many threads for a block; as many as it has where None."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def measure_cost(model: nn.Module, data: Data, batch_size: int, device: torch.device) -> Cost:
