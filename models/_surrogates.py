@@ -1,7 +1,7 @@
 """Surrogates of a model: the same weights, their flow solved on another grid.
 
 An attack crafted through one and scored on the model itself tells whether it was the solver that hid the
-gradient (Huang, Yu, Zhang, Ghosh, Xing, Wang, PMLR 145, 2021), or that the solver is part of the model (Ott,
+gradient (Huang, Yu, Zhang, Ma, Yao, PMLR 145, 2021), or that the solver is part of the model (Ott,
 Katiyar, Hennig, Tiemann, ICLR 2021, arXiv 2007.15386).
 """
 
