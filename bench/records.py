@@ -27,6 +27,8 @@ SUBMISSION = "submission"
 """Family of the records of adversarial examples that someone sent."""
 REPLAY = "replay"
 """Family of the records of other models' stored adversarial examples."""
+REPLAYS = {"linf": "transfer-linf", "l2": "transfer-l2"}
+"""What they are called, by norm."""
 TRANSFER = "transfer"
 """Family of attacks through other solvers of the same flow: asked of models with an ODE block alone."""
 UNASKED = frozenset({SUBMISSION, REPLAY})
