@@ -92,7 +92,8 @@ def explain(jacobian: Tensor, moves: Tensor, changes: Tensor, ridge: float | Ten
     """
     gram = moves @ moves.mT + ridge * torch.eye(moves.shape[1]).to(moves)
     missed = changes - moves @ jacobian.mT
-    return jacobian + torch.linalg.solve(gram, missed).mT @ moves
+    explained: Tensor = jacobian + torch.linalg.solve(gram, missed).mT @ moves
+    return explained
 
 
 def slopes(

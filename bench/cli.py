@@ -137,7 +137,16 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument(
         "--norm", choices=("linf", "l2"), help="default: the norm that the leaderboard ranks by"
     )
-    for command in (verify, submit):
+    transfer = commands.add_parser(
+        "transfer",
+        help="replay each model's stored adversarial examples on all others",
+        description="No training, no gradients: what breaks another model too joins its worst case.",
+        allow_abbrev=False,
+    )
+    transfer.add_argument(
+        "--models", metavar="A,B|FILE.py:FACTORY", help="replay on these models alone (default: on all)"
+    )
+    for command in (verify, submit, transfer):
         command.add_argument(
             "--out", type=Path, default=Path("results/quick"), metavar="DIR", help="default: results/quick"
         )
@@ -147,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-COMMANDS = ("run", "list", "new-model", "check", "report", "verify", "submit-attack")
+COMMANDS = ("run", "list", "new-model", "check", "report", "verify", "submit-attack", "transfer")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -342,6 +351,36 @@ def _submit_attack(arguments: argparse.Namespace) -> int:
     print(f"{where}: worst case {verdict.before:.1%} -> {verdict.after:.1%}{stored}")
     print(f"open {write_report(arguments.out).page.resolve()}")
     return 0
+
+
+def _transfer(arguments: argparse.Namespace) -> int:
+    from .external import load_external
+    from .store import Store
+    from .transfer import replay_all
+
+    store, names = Store(arguments.out), None
+    if not store.records.is_dir():
+        raise InvalidArgument(f"no records in {store.folder}: run `robustode run` first, or pass --out")
+    if arguments.models is not None:
+        names = [name.strip() for name in arguments.models.split(",") if name.strip()]
+        if not names:
+            raise InvalidArgument("--models names no model")
+    specs = {name: load_external(name) for name in names or () if ".py" in name}
+    with store.lock():
+        done = replay_all(
+            store,
+            names=[specs[name].name if name in specs else name for name in names] if names else None,
+            specs=list(specs.values()),
+            data_root=arguments.data_root,
+            say=lambda line: print(line, flush=True),
+        )
+    for note in done.notes:
+        print(f"note: {note}")
+    print(f"{done.done} cells done, {done.skipped} stored already")
+    status = _show(arguments.out)
+    for line in done.failures:
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if done.failures else status
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -20,14 +20,20 @@ from .records import Cell
 
 ESTIMATE_LIMIT = 20.0
 """Seconds after which a model is not waited for; its estimate is then nothing."""
+ESTIMATE_SAMPLES = 30
+"""Samples in the batch that a solver surrogate is timed on: its graph may be long."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Seconds per sample, forwards and backwards, of one model on one device."""
+    """Seconds per sample, forwards and backwards, of one model on one device.
+
+    `surrogates` are those of its solver surrogates, all of them together.
+    """
 
     forward: float
     backward: float
+    surrogates: tuple[float, float] = (0.0, 0.0)
 
     def of(self, cell: Cell, plan: Plan) -> float:
         """Estimated seconds for `cell`."""
@@ -43,8 +49,11 @@ class Cost:
             return 2 * cell.samples * self.forward
         if cell.kind == "dynamics":
             return 100 * cell.samples * (self.forward + self.backward)
-        queries = next(a.queries for a in plan.attacks if a.threat.name == cell.threat)
-        return cell.samples * cell.draws * (queries[0] * self.forward + queries[1] * self.backward)
+        attack = next(a for a in plan.attacks if a.threat.name == cell.threat)
+        forward, backward = (
+            self.surrogates if attack.threat.through == "solvers" else (self.forward, self.backward)
+        )
+        return cell.samples * cell.draws * (attack.queries[0] * forward + attack.queries[1] * backward)
 
 
 def makespan(seconds: Sequence[float], processes: int) -> float:

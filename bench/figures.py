@@ -17,8 +17,9 @@ from .examples import draw_examples
 from .headline import Headline
 from .heatmap import draw_heatmap
 from .leaderboard import rank_column
+from .matrix import draw_transfer
 from .rates import draw_rates
-from .records import Record
+from .records import REPLAYS, Record
 from .selection import Entry, entry
 from .stats import CERTIFICATE
 from .style import NAMED_MODELS, RC, key_name, strength_symbol, styles
@@ -88,12 +89,14 @@ def _figures(
     best = board["label"].iloc[0]
     accuracy = table[(table["statistic"] == "accuracy")]
     certified = table[(table["statistic"] == "certified_accuracy") & (table["threat"] == CERTIFICATE)]
-    if (accuracy["threat"] != "clean").any():
+    curves = accuracy[~accuracy["threat"].isin(list(REPLAYS.values()))]  # made at one strength only
+    if (curves["threat"] != "clean").any():
         alt = f"Line plots, one per threat: accuracy falls as strength grows. Highest ranked: {best}."
-        yield "accuracy", "Accuracy against strength", alt, draw_curves(accuracy, board, looks, certified)
+        yield "accuracy", "Accuracy against strength", alt, draw_curves(curves, board, looks, certified)
     if not accuracy.empty:
         alt = f"Table of accuracies in colour, models by threats, best ranked ({best}) on top."
         yield "heatmap", "Accuracy at the reported strengths", alt, draw_heatmap(accuracy, board, headline)
+    yield from draw_transfer([r for r in records if r.cell.dataset == dataset], board)
     by = rank_column(board, headline)
     rates = table[(table["statistic"] == "throughput") & (table["threat"] == "inference")]
     if not rates.empty and board[by].notna().any():

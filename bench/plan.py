@@ -111,7 +111,10 @@ class Plan:
     def accuracy_cells(
         self, training: Cell, checkpoint_sha256: str, solver: str | None, data: Data
     ) -> list[Cell]:
-        """One cell for each threat and strength, on the weights that `training` made."""
+        """One cell for each threat and strength, on the weights that `training` made.
+
+        What works through other solvers is asked of models with an ODE block, which `solver` tells.
+        """
         return [
             dataclasses.replace(
                 training,
@@ -131,6 +134,7 @@ class Plan:
                 batch_size=plan.batch_size or self.batch_size(training.model),
             )
             for threat, plan in ((attack.threat, attack.plan) for attack in self.attacks)
+            if threat.through == "model" or solver is not None
             for strength in plan.strengths
         ]
 

@@ -160,6 +160,7 @@ class Preset(_Table):
     threats: Annotated[list[ThreatPlan], Field(min_length=1)]
     throughput: ThroughputPlan | None = None
     smoothing: Smoothing | None = None
+    transfer: bool = False
     time_limit: TimeLimits
     overrides: dict[str, ModelOverride] = {}
     variants: dict[str, Variant] = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .._errors import RecordError
+from .._errors import RecordError, RobustodeError
 from .batching import settle_batch_sizes
 from .data import Data
 from .headline import Headline
@@ -22,6 +22,7 @@ from .plan import Plan
 from .progress import Quiet, Reporter
 from .request import Request
 from .store import Problem, Store
+from .transfer import replay_all
 from .unit import Outcome, Unit
 from .work import look_ahead
 from .workers import Job, at_once, run_jobs
@@ -111,7 +112,23 @@ def run_plan(
             outcome.add(unit.outcome)
             if fresh:
                 _compare(store, *ledger.before_and_now(name), reporter)
+        if plan.preset.transfer:
+            outcome.add(_transfer(plan, data, store, fresh, reporter))
     return outcome
+
+
+def _transfer(plan: Plan, data: Data, store: Store, fresh: bool, reporter: Reporter) -> Outcome:
+    """Replay what is stored of each model on the others; nothing to replay is no failure of a run."""
+    reporter.doing("transfer between models")
+    datasets = {data.name: data.to(torch.device("cpu"))}
+    try:
+        done = replay_all(store, specs=plan.specs, datasets=datasets, fresh=fresh, say=reporter.say)
+    except RobustodeError as error:
+        reporter.say(f"no transfer: {error}")
+        return Outcome()
+    for note in done.notes:
+        reporter.say(note)
+    return done
 
 
 def _job(unit: Unit, request: Request, processes: int) -> Job:

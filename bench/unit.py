@@ -32,6 +32,7 @@ from .queries import one_line
 from .records import Cell, Record
 from .smoothing import smooth_cell
 from .store import Store
+from .through import evaluate_through
 from .throughput import measure_cell
 from .train import History, build_model, fit_normalisation, train
 from .work import cells_of, checkpoint_path
@@ -225,12 +226,12 @@ class Unit:
             threat = next(a.threat for a in self.plan.attacks if a.threat.name == cell.threat)
             breaks: list[Breaks] = []
             common |= {"clean": self._known(cell), "keep": breaks.append if self._keeps(cell) else None}
-            record = evaluate_cell(
-                cell, model, test, threat, num_classes=classes, on_samples=advance, **common
-            )
+            how = evaluate_cell if threat.through == "model" else evaluate_through
+            record = how(cell, model, test, threat, num_classes=classes, on_samples=advance, **common)
             if not breaks:
                 return record
-            return dataclasses.replace(record, card={"adversarial": self.store.put_breaks(cell, *breaks)})
+            card = {**record.card, "adversarial": self.store.put_breaks(cell, *breaks)}
+            return dataclasses.replace(record, card=card)
         if cell.threat == "smoothing":
             return smooth_cell(cell, model, test, num_classes=classes, on_samples=advance, **common)
         if cell.kind == "certificate":

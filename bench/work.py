@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,12 +12,12 @@ import torch
 from torch import nn
 
 from .._errors import CheckpointError
-from ..models import ModelSpec
+from ..models import ModelSpec, solver_surrogates
 from .checkpoint import find_checkpoint
 from .data import Data
 from .describe import describe_solver
 from .device import device_name
-from .estimate import ESTIMATE_LIMIT, Cost, makespan, measure_cost, on_threads
+from .estimate import ESTIMATE_LIMIT, ESTIMATE_SAMPLES, Cost, makespan, measure_cost, on_threads
 from .limits import time_limit
 from .plan import Plan
 from .records import Cell
@@ -145,4 +147,12 @@ def _try(spec: ModelSpec, plan: Plan, data: Data, device: torch.device) -> tuple
             model = build_model(spec.build, data, plan.hyperparameters(spec), 0).to(device)
     except Exception:
         return None, Cost(forward=0.0, backward=0.0)
-    return model, measure_cost(model, data, plan.batch_size(spec.name), device)
+    size = plan.batch_size(spec.name)
+    cost = measure_cost(model, data, size, device)
+    if any(attack.threat.through == "solvers" for attack in plan.attacks):
+        with suppress(Exception):  # of the model's own code; it is a failure where it is attacked
+            few = min(size, ESTIMATE_SAMPLES)
+            others = [measure_cost(other, data, few, device) for other in solver_surrogates(model).values()]
+            sums = sum(one.forward for one in others), sum(one.backward for one in others)
+            cost = dataclasses.replace(cost, surrogates=sums)
+    return model, cost

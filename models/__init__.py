@@ -8,6 +8,7 @@ from importlib import import_module
 from ._bounds import LipschitzParts, NoCertificate, convolution_bound
 from ._ode import ODEBlock, Solver, SolverFailure, count_nfe
 from ._stem import Normalise
+from ._surrogates import solver_surrogates, with_solver
 from ._tanh import TanhField
 from .registry import CLAIMS, MODELS, ModelSpec, register_model
 
@@ -28,4 +29,6 @@ __all__ = [
     "convolution_bound",
     "count_nfe",
     "register_model",
+    "solver_surrogates",
+    "with_solver",
 ]

@@ -38,6 +38,7 @@ REPORTING = [
     "style",
     "tradeoff",
     "heatmap",
+    "matrix",
     "examples",
     "benchmarks",
     "timings",
