@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._apgd import direction
-from ._norms import project
+from ._norms import Radius, project, radius_of
 from ._seeds import derive
 from ._survivors import Survivors
 from .noise import draw, uniform_unit
@@ -19,7 +19,7 @@ from .registry import Norm
 
 
 def slope(
-    survivors: Survivors, rows: Tensor, x: Tensor, width: float, directions: int, purpose: str
+    survivors: Survivors, rows: Tensor, x: Tensor, width: Radius, directions: int, purpose: str
 ) -> Tensor:
     """Estimate the margin's gradient at `x` (n, C, H, W) of the samples `rows`; 2 `directions` forwards each.
 
@@ -32,7 +32,7 @@ def slope(
         v = torch.where(draw(x, derive(seeds, purpose, number), uniform_unit) < 0.5, -1.0, 1.0).to(x)
         above = survivors.probe(rows, (x + width * v).clamp(0, 1))
         below = survivors.probe(rows, (x - width * v).clamp(0, 1))
-        g += ((above - below) / (2 * width * directions)).to(x).view(-1, 1, 1, 1) * v
+        g += ((above - below).view(-1, 1, 1, 1) / (2 * width * directions)).to(x) * v
     return g
 
 
@@ -73,7 +73,13 @@ def spsa_linf(
 
 
 def differences(
-    survivors: Survivors, eps: float, norm: Norm, *, queries: int, directions: int = 64, momentum: float = 0.9
+    survivors: Survivors,
+    eps: Radius,
+    norm: Norm,
+    *,
+    queries: int,
+    directions: int = 64,
+    momentum: float = 0.9,
 ) -> None:
     """Ascend along an estimated gradient from the best images of blind survivors; at most `queries` forwards.
 
@@ -90,7 +96,8 @@ def differences(
         rows, x0, x, m = (tensor[standing] for tensor in (rows, x0, x, m))
         if not len(rows):
             return
-        width = eps if norm == "linf" else eps / math.sqrt(x[0].numel())
+        radius = radius_of(eps, rows, x)
+        width = radius if norm == "linf" else radius / math.sqrt(x[0].numel())
         m = momentum * m + slope(survivors, rows, x, width, directions, f"differences {t}")
-        x = project(x + (1 - t / steps) * eps * direction(m, norm), x0, eps, norm)
+        x = project(x + (1 - t / steps) * radius * direction(m, norm), x0, radius, norm)
         survivors.ask(rows, x)
