@@ -68,7 +68,7 @@ def fab(
     """Look for the nearest point of the survivors where their classes `targets` (N,) overtake the true ones.
 
     2 `steps` forwards and `steps` backwards each. FAB knows no budget: an image counts once it lies within
-    its `eps`, and its sample is then left alone; so is one whose gradient is exactly zero, which has no plane.
+    its `eps`, and its sample is then left alone; so is one whose gradient is zero, which has no plane.
 
     Parameters
     ----------

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-
 Meter = Callable[[], tuple[int, int]]
 """Samples passed forwards and backwards so far."""
 

@@ -142,9 +142,7 @@ def fab_t(
     return survivors.best
 
 
-def cascade(
-    survivors: Survivors, eps: Radius, norm: Norm, steps: int, targets: int, queries: int
-) -> None:
+def cascade(survivors: Survivors, eps: Radius, norm: Norm, steps: int, targets: int, queries: int) -> None:
     """The stages of `autoattack`, one after the other, each with its own line in the ledger."""
     spare = steps * (1 + targets) + (2 * steps - 1) * targets
     stages: dict[str, Callable[[], None]] = {

@@ -1,7 +1,7 @@
-"""A whole robustness curve in one run: minimal-norm attacks first, the cascade where it can matter.
+"""A whole robustness curve in one run: a minimal-norm attack first, the cascade where it can matter.
 
-A minimal-norm attack bounds the distance d of each sample to the decision boundary from above, and so gives
-robust accuracy at every radius at once. The cascade is then spent on what stands at the reported radii, and
+FMN bounds the distance d of each sample to the decision boundary from above, and so gives robust accuracy at
+every radius at once. The cascade is then spent on what stands at the reported radii, and
 at the largest radius below d where d is within a factor of it: there an attack that is a little stronger
 changes the curve. A sample that it breaks is followed down to the smaller radii that its example reaches.
 """
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ._closest import Run, improve, search
 from ._curve import Curve
-from ._ddn import ddn
 from ._fmn import fmn
 from ._frozen import frozen
 from ._ledger import part
@@ -28,25 +27,21 @@ from .autoattack import cascade, cascade_queries
 from .registry import Model, Norm, Seed, register_curve
 
 _REFERENCE = (
-    "Pintor et al., NeurIPS 2021, arXiv 2102.12827; Rony et al., CVPR 2019, arXiv 1811.09600; "
-    "Croce, Hein, ICML 2020, arXiv 2003.01690"
+    "Pintor, Roli, Brendel, Biggio, NeurIPS 2021, arXiv 2102.12827; Croce, Hein, ICML 2020, arXiv 2003.01690"
 )
 _HALVINGS = 10
 """Bisections of every closest example towards the unperturbed image."""
 
 
-def _minimal(norm: Norm, steps: int) -> dict[str, Run]:
-    """The minimal-norm attacks by name, with the parameters of fmn-* and ddn-l2."""
-    attacks: dict[str, Run] = {"fmn": partial(fmn, steps=steps, alpha=1.0, gamma=0.05)}
-    if norm == "l2":
-        attacks["ddn"] = partial(ddn, steps=steps, alpha=1.0, gamma=0.05)
-    return attacks
+def _fmn(steps: int, *, warm: bool = False) -> Run:
+    """FMN with the parameters of fmn-*."""
+    return partial(fmn, steps=steps, alpha=1.0, gamma=0.05, warm=warm)
 
 
-def _queries(norm: Norm, parameters: Mapping[str, Any]) -> tuple[int, int]:
+def _queries(parameters: Mapping[str, Any]) -> tuple[int, int]:
     forwards, backwards = cascade_queries(parameters)
-    steps, runs = parameters["steps"], parameters["restarts"] * len(_minimal(norm, 1))
-    return forwards + (steps + 1) * runs + (_HALVINGS + 1) * len(_minimal(norm, 1)), backwards + steps * runs
+    steps, runs = parameters["steps"], parameters["restarts"]
+    return forwards + (steps + 1) * runs + _HALVINGS + 1, backwards + steps * runs
 
 
 def _run(
@@ -61,27 +56,26 @@ def _run(
     steps: int = 100,
     targets: int = 9,
     queries: int = 5000,
-    restarts: int = 2,
-    gap: float = 1.1,
+    restarts: int = 5,
+    gap: float = 1.05,
 ) -> Tensor:
     """The images of the largest margin at each of `strengths`, (S, N, C, H, W).
 
     Parameters
     ----------
     steps, targets, queries
-        Of the cascade; `steps` of the minimal-norm attacks too.
+        Of the cascade; `steps` of FMN too.
     restarts
-        Of the minimal-norm attacks.
+        Of FMN, towards another class each.
     gap
         Where a distance is within this factor of a strength the cascade is run there. At the `reported`
         ones it is run on everything that stands, and at every strength on samples whose gradient is zero.
     """
     with frozen(model), seeded(seed, restart=0, device=images.device):
         curve = Curve(model, images, labels, seed, strengths, norm)
-        for name, attack in _minimal(norm, steps).items():
-            with part(name, strengths, curve.standing):
-                watched, seeds = curve.watched(curve.everyone), derive(curve.seeds, "curve", name)
-                search(attack, watched, curve.images, labels, seeds, norm, restarts, _HALVINGS)
+        with part("fmn", strengths, curve.standing):
+            watched, seeds = curve.watched(curve.everyone), derive(curve.seeds, "curve", "fmn")
+            search(_fmn(steps), watched, curve.images, labels, seeds, norm, restarts, _HALVINGS)
         reach = curve.radii.new_tensor([torch.inf if eps in reported else gap for eps in strengths])
         done = torch.zeros_like(curve.broken)
         while bool(((at := curve.due(done, reach)) >= 0).any()):
@@ -94,7 +88,7 @@ def _run(
 def _attack(
     curve: Curve, model: Model, rows: Tensor, at: Tensor, steps: int, targets: int, queries: int
 ) -> None:
-    """The cascade on the samples `rows` (n,), each at its own radius of number `at`; what breaks is shrunk."""
+    """The cascade on the samples `rows` (n,), each at the radius of number `at`; what breaks is shrunk."""
     strengths, norm = curve.radii.tolist(), curve.norm
     entering = torch.bincount(at, minlength=len(strengths)).tolist()
     seeds = [derive([s], "curve", strengths[k])[0] for s, k in zip(curve.seeds_of(rows), at, strict=True)]
@@ -112,13 +106,10 @@ def _attack(
     with part("carried", strengths, curve.standing):
         curve.note(rows, start, survivors.margin[fell], torch.ones_like(fell[fell]))
     with part("shrink", strengths, curve.standing):
-        run = partial(fmn, steps=steps, alpha=1.0, gamma=0.05, warm=True)
         seeds = derive(curve.seeds_of(rows), "curve", "shrink")
         images, labels = curve.images[rows], curve.labels[rows]
-        improve(run, curve.watched(rows), images, labels, seeds, norm, start, _HALVINGS)
+        improve(_fmn(steps, warm=True), curve.watched(rows), images, labels, seeds, norm, start, _HALVINGS)
 
 
 for _norm in ("linf", "l2"):
-    register_curve(
-        f"curve-{_norm}", norm=_norm, queries=partial(_queries, _norm), reference=_REFERENCE
-    )(partial(_run, _norm))
+    register_curve(f"curve-{_norm}", norm=_norm, queries=_queries, reference=_REFERENCE)(partial(_run, _norm))

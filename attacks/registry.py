@@ -42,6 +42,11 @@ where none was found.
 """
 
 
+OUTWARD = 1.005
+"""How far beyond a closest image, in its distance, a curve takes another one where there is room: one on the
+boundary itself would not survive being rounded to the steps of a stored image."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Threat:
     """One way to perturb images. Its strength stays outside, so a curve over strengths is data.
@@ -211,8 +216,15 @@ def register_closest(name: str, *, norm: Norm, **attributes: Any) -> Callable[[C
             **parameters: Any,
         ) -> Tensor:
             found, distances = closest(model, images, labels, seed, **parameters)
-            near = [(distances <= strength).view(-1, 1, 1, 1) for strength in strengths]
-            return torch.stack([found.where(one, images) for one in near])
+            with torch.no_grad():
+                outward = (images + OUTWARD * (found - images)).clamp(0, 1)
+                holds = model(outward).argmax(1) != labels
+            grid = []
+            for strength in strengths:
+                near = found.where((distances <= strength).view(-1, 1, 1, 1), images)
+                further = holds & (OUTWARD * distances <= strength)
+                grid.append(outward.where(further.view(-1, 1, 1, 1), near))
+            return torch.stack(grid)
 
         settings = {"family": "gradient", "strength_name": "eps", "needs_gradient": True, **attributes}
         settings["parameters"] = {**_defaults(closest), **attributes.get("parameters", {})}

@@ -32,6 +32,7 @@ def render(
     pictures: Sequence[Picture],
     protocols: Sequence[SideTable],
     smoothing: Sequence[SideTable],
+    parts: Sequence[Mapping[str, Any]],
     problems: Sequence[tuple[str, str]],
     benchmarks: bool,
     superseded: int,
@@ -42,6 +43,8 @@ def render(
     ----------
     records
         The records that count.
+    parts
+        What ``attack_parts.parts_tables`` makes.
     problems
         Pairs of a file's name and why it was not used.
     benchmarks
@@ -63,6 +66,7 @@ def render(
         protocols=protocols,
         smoothing=smoothing,
         throughput=timing_tables(summary, records),
+        parts=parts,
         submissions=[_submission(r) for r in records if r.cell.family == SUBMISSION],
         cards=[_card(row, by_row[row.dataset, row.model, row.recipe]) for row in rows],
         failures=failures,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from .._errors import InvalidArgument, RecordError
+from .attack_parts import attack_parts, parts_tables
 from .benchmarks import benchmarks_markdown, benchmarks_page, read_benchmarks
 from .figures import draw_all, labelled
 from .headline import Headline
@@ -84,7 +85,8 @@ def _write_report(folder: Path) -> Report:
     board = leaderboard(used, headline, summary)
     pictures = draw_all(used, summary, board, headline)
     protocols = protocol_tables(summary, labelled(board))
-    files = _tables(summary, board, headline, protocols)
+    parts = attack_parts(used)
+    files = _tables(summary, board, headline, protocols, parts)
     if benchmarks:
         files |= {
             "benchmarks.html": benchmarks_page(benchmarks),
@@ -98,6 +100,7 @@ def _write_report(folder: Path) -> Report:
         pictures=pictures,
         protocols=protocols,
         smoothing=smoothing_tables(summary, labelled(board)),
+        parts=parts_tables(parts),
         problems=[(_relative(p.path, folder), p.reason) for p in problems],
         benchmarks=bool(benchmarks),
         superseded=superseded,
@@ -108,7 +111,7 @@ def _write_report(folder: Path) -> Report:
     for name, text in files.items():
         write_atomically(store.report / name, text.encode())
     write_atomically(store.report / "index.html", page.encode())
-    for optional in {"noise.md", "benchmarks.html", "benchmarks.md"} - files.keys():
+    for optional in {"noise.md", "attack_parts.csv", "benchmarks.html", "benchmarks.md"} - files.keys():
         (store.report / optional).unlink(missing_ok=True)
     for stale in (store.report / "figures").glob("*"):
         if stale.name not in drawn and stale.is_file():
@@ -129,11 +132,16 @@ def tables(folder: Path) -> dict[str, str]:
     used, _ = current(records, headline.preferred)
     summary = summarise(used)
     board = leaderboard(used, headline, summary)
-    return _tables(summary, board, headline, protocol_tables(summary, labelled(board)))
+    protocols = protocol_tables(summary, labelled(board))
+    return _tables(summary, board, headline, protocols, attack_parts(used))
 
 
 def _tables(
-    summary: pd.DataFrame, board: pd.DataFrame, headline: Headline, protocols: Sequence[SideTable]
+    summary: pd.DataFrame,
+    board: pd.DataFrame,
+    headline: Headline,
+    protocols: Sequence[SideTable],
+    parts: pd.DataFrame,
 ) -> dict[str, str]:
     files = {
         "leaderboard.csv": _csv(board),
@@ -142,6 +150,8 @@ def _tables(
     }
     if protocols:
         files["noise.md"] = protocols_markdown(protocols)
+    if not parts.empty:
+        files["attack_parts.csv"] = _csv(parts)
     return files
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .._errors import CheckpointError
+from ..attacks import Threat
 from ..models import ModelSpec
 from .breaks import Breaks
 from .certify import certify_cell
@@ -34,6 +35,7 @@ from .smoothing import smooth_cell
 from .store import Store
 from .throughput import measure_cell
 from .train import History, build_model, fit_normalisation, train
+from .whole_curve import evaluate_curve
 from .work import cells_of, checkpoint_path
 
 _ADVICE = " (time_limit in the preset)"
@@ -128,8 +130,7 @@ class Unit:
         cells = cells_of(self.plan, self.training, checkpoint.sha256, self.data, self.device, solver)[1:]
         cells = [cell for cell in cells if (cell.kind == "throughput") is timings]
         for (_, threat), curve in itertools.groupby(cells, key=lambda cell: (cell.kind, cell.threat)):
-            records = [self._cell(cell, model) for cell in curve]
-            new = [record for record in records if record is not None]
+            new = self._grid(list(curve), model)
             if new:
                 self.reporter.say(f"{self.spec.name} seed {self.seed} · {threat}: {summary_line(new)}")
             if (others := max((r.measures.get("others_load", 0.0) for r in new), default=0.0)) > BUSY:
@@ -184,13 +185,60 @@ class Unit:
         self.reporter.say(f"{name} · trained: validation {max(record.outcomes['validation_accuracy']):.1%}")
         return model, checkpoint
 
-    def _cell(self, cell: Cell, model: nn.Module) -> Record | None:
-        """Do one cell and store its record; None when it was stored already."""
+    def _grid(self, cells: list[Cell], model: nn.Module) -> list[Record]:
+        """Do the cells of one threat that are not stored, at once where the threat can; their records."""
+        missing = [cell for cell in cells if not self._stored(cell)]
+        if not missing or missing[0].kind != "accuracy" or self._threat(missing[0]).curve is None:
+            return [self._cell(cell, model) for cell in missing]
+        first, limit = missing[0], len(missing) * self.plan.preset.time_limit.cell
+        self.reporter.doing(f"{first.label()} … {missing[-1].strength:g}" if missing[1:] else first.label())
+        self.on_cell(first)
+        began = time.perf_counter()
+        described = {**environment(self.device), "flow": carried_by(model, self.device)}
+        work = sum(self.cost.of(cell, self.plan) for cell in missing)
+        breaks: dict[str, Breaks] = {}
+        try:
+            with time_limit(limit, first.label(), f"{_ADVICE}, once for each strength"):
+                records = evaluate_curve(
+                    missing,
+                    model,
+                    self.data.test,
+                    self._threat(first),
+                    num_classes=self.data.num_classes,
+                    device=self.device,
+                    environment=described,
+                    clean=self._known(first),
+                    keep=lambda cell, found: breaks.update({cell.key(): found}),
+                    on_samples=self._advance(work, first.samples),
+                )
+        except Exception as error:
+            share = (time.perf_counter() - began) / len(missing)
+            records = [failed(cell, error, seconds=share, environment=described) for cell in missing]
+        kept = [self._with_breaks(r, breaks.get(r.cell.key())) for r in records]
+        for record in kept:
+            self._put(record)
+        return kept
+
+    def _stored(self, cell: Cell) -> bool:
+        """Whether the record of `cell` is there already; it is counted and remembered then."""
         stored = None if self.fresh else self.store.get(cell)
-        if stored is not None and stored.status == "ok":
-            self.outcome.skipped += 1
-            self._remember(stored)
-            return None
+        if stored is None or stored.status != "ok":
+            return False
+        self.outcome.skipped += 1
+        self._remember(stored)
+        return True
+
+    def _threat(self, cell: Cell) -> Threat:
+        return next(a.threat for a in self.plan.attacks if a.threat.name == cell.threat)
+
+    def _with_breaks(self, record: Record, breaks: Breaks | None) -> Record:
+        """The record with its adversarial examples stored, where they are to be."""
+        if breaks is None or not self._keeps(record.cell):
+            return record
+        return dataclasses.replace(record, card={"adversarial": self.store.put_breaks(record.cell, breaks)})
+
+    def _cell(self, cell: Cell, model: nn.Module) -> Record:
+        """Do one cell and store its record."""
         self.reporter.doing(cell.label())
         self.on_cell(cell)
         began = time.perf_counter()
@@ -211,15 +259,12 @@ class Unit:
         test, classes = self.data.test, self.data.num_classes
         common: dict[str, Any] = {"device": self.device, "environment": described}
         if cell.kind == "accuracy":
-            threat = next(a.threat for a in self.plan.attacks if a.threat.name == cell.threat)
             breaks: list[Breaks] = []
             common |= {"clean": self._known(cell), "keep": breaks.append if self._keeps(cell) else None}
             record = evaluate_cell(
-                cell, model, test, threat, num_classes=classes, on_samples=advance, **common
+                cell, model, test, self._threat(cell), num_classes=classes, on_samples=advance, **common
             )
-            if not breaks:
-                return record
-            return dataclasses.replace(record, card={"adversarial": self.store.put_breaks(cell, *breaks)})
+            return self._with_breaks(record, breaks[0] if breaks else None)
         if cell.threat == "smoothing":
             return smooth_cell(cell, model, test, num_classes=classes, on_samples=advance, **common)
         if cell.kind == "certificate":

@@ -1,0 +1,146 @@
+"""What an attack claims, checked without trusting it: box, budget, prediction, and what is stored of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .._errors import BudgetViolation, NonFinite
+from ..attacks import BUDGET_TOLERANCE, Threat, distance, violation
+from .breaks import Breaks, add_steps, whole_steps
+from .data import Split
+from .queries import QueriedModel
+from .records import Cell
+
+EXAMPLES = 6
+"""Samples of each cell whose images are kept for the figures."""
+
+
+class Judge:
+    """The outcomes of one cell, batch by batch.
+
+    Parameters
+    ----------
+    split
+        The samples of the cell.
+    stored
+        Judge a perturbation as it would be stored: rounded to whole steps before it is measured and
+        predicted; and a break must also survive alone, at batch size 1.
+
+    Attributes
+    ----------
+    labels
+        (samples,).
+    prediction
+        int16 (draws, samples), filled by whoever knows better than the batches: clean predictions.
+    """
+
+    def __init__(self, cell: Cell, threat: Threat, split: Split, *, stored: bool) -> None:
+        self.cell, self.threat, self.split, self.stored = cell, threat, split, stored
+        self.labels = split.labels.cpu().numpy()
+        self.prediction = np.empty((cell.draws, cell.samples), np.int16)
+        self._norm = np.zeros((cell.draws, cell.samples), np.float32)
+        self._shown = split.images[:EXAMPLES].clone()
+        self._steps: dict[int, NDArray[np.int32]] = {}
+
+    def take(
+        self, model: QueriedModel, draw: int, batch: np.ndarray, perturbed: Tensor, images: Tensor
+    ) -> None:
+        """Judge what became of the samples `batch` (n,), whose `images` (n, C, H, W) were `perturbed`.
+
+        Raises
+        ------
+        BudgetViolation, NonFinite
+            The budget or the box is left, or a pixel or an answer of the model is not finite.
+        """
+        cell, labels = self.cell, self.labels[batch]
+        _check_budget(perturbed, images, self.threat, cell.strength)
+        steps: NDArray[np.int32] | None = None
+        if self.stored:
+            perturbed, steps = _as_stored(perturbed, images)
+        found = predict(model, perturbed)
+        if steps is not None:
+            for i in np.flatnonzero(found != labels):
+                found[i] = predict(model, perturbed[i : i + 1])[0]
+                if found[i] != labels[i]:
+                    self._steps.setdefault(int(batch[i]), steps[i])
+        self.prediction[draw, batch] = found
+        if cell.norm is not None and self.threat.norm is not None:
+            self._norm[draw, batch] = distance(perturbed, images, self.threat.norm).cpu().numpy()
+        if draw == 0:
+            first = batch < EXAMPLES
+            self._shown[batch[first]] = perturbed[torch.from_numpy(first)].to(self._shown)
+
+    def adopt(self, other: Judge, batch: np.ndarray) -> None:
+        """Take what another judge found of the samples `batch` (n,) at a smaller strength."""
+        self.prediction[:, batch] = other.prediction[:, batch]
+        self._norm[:, batch] = other._norm[:, batch]
+        first = batch[batch < EXAMPLES]
+        self._shown[first] = other._shown[first]
+        self._steps |= {row: other._steps[row] for row in batch.tolist() if row in other._steps}
+
+    def outcomes(self) -> dict[str, np.ndarray]:
+        """`Record.outcomes` of an accuracy."""
+        found = {"prediction": self.prediction, "correct": self.prediction == self.labels[None]}
+        return found | ({"norm": self._norm} if self.cell.norm is not None else {})
+
+    def breaks(self) -> Breaks:
+        """The samples that were broken, and with what; only a judge of what is stored knows."""
+        broken = sorted(self._steps)
+        none = np.zeros((0, *self.split.images.shape[1:]), np.int32)
+        return Breaks(
+            index=np.asarray(self.split.indices[broken], np.int64),
+            label=self.labels[broken],
+            steps=np.stack([self._steps[row] for row in broken]) if broken else none,
+        )
+
+    def examples(self) -> dict[str, np.ndarray]:
+        """`Record.examples`: the first samples as they were perturbed."""
+        return _examples(self._shown, self.split, self.prediction[0])
+
+
+def predict(model: QueriedModel, images: Tensor) -> np.ndarray:
+    """The classes of `images` (n, C, H, W), int64 (n,)."""
+    with torch.no_grad():
+        prediction = model(images).argmax(1)
+    model.settle()
+    found: np.ndarray = prediction.cpu().numpy()
+    return found
+
+
+def _as_stored(perturbed: Tensor, images: Tensor) -> tuple[Tensor, np.ndarray]:
+    """The images that a stored perturbation gives back, and its steps."""
+    clean = images.cpu().numpy()
+    steps = whole_steps(perturbed.cpu().numpy(), clean)
+    return torch.from_numpy(add_steps(clean, steps)).to(images), steps
+
+
+def _check_budget(perturbed: Tensor, images: Tensor, threat: Threat, strength: float) -> None:
+    if perturbed.shape != images.shape:
+        raise BudgetViolation(
+            f"{threat.name} returned shape {tuple(perturbed.shape)} for {tuple(images.shape)}"
+        )
+    excess = violation(perturbed, images, strength, threat.norm, threat.box)
+    if bool(excess.isinf().any()):
+        raise NonFinite(
+            f"{threat.name} returned NaN or infinite pixels for {int(excess.isinf().sum())} samples"
+        )
+    worst = float(excess.max())
+    if worst > BUDGET_TOLERANCE * max(1.0, strength):
+        box = f"[{threat.box[0]:g}, {threat.box[1]:g}]"
+        raise BudgetViolation(
+            f"{threat.name} left its budget of {strength:g} or the box {box} by {worst:.3g}"
+        )
+
+
+def _examples(shown: Tensor, split: Split, prediction: np.ndarray) -> dict[str, np.ndarray]:
+    count = len(shown)
+    pixels = (shown.cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+    return {
+        "index": np.asarray(split.indices[:count], np.int64),
+        "label": split.labels[:count].cpu().numpy(),
+        "prediction": prediction[:count].astype(np.int64),
+        "image": pixels.numpy(),
+    }
