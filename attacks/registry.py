@@ -42,9 +42,9 @@ where none was found.
 """
 
 
-OUTWARD = 1.005
-"""How far beyond a closest image, in its distance, a curve takes another one where there is room: one on the
-boundary itself would not survive being rounded to the steps of a stored image."""
+ROOM = 3e-5
+"""How much farther in each pixel than a closest image a curve goes where it can: an image on the
+boundary itself would not survive being rounded to the steps in which it is stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,12 +217,15 @@ def register_closest(name: str, *, norm: Norm, **attributes: Any) -> Callable[[C
         ) -> Tensor:
             found, distances = closest(model, images, labels, seed, **parameters)
             with torch.no_grad():
-                outward = (images + OUTWARD * (found - images)).clamp(0, 1)
-                holds = model(outward).argmax(1) != labels
+                room = ROOM * (images[0].numel() ** 0.5 if norm == "l2" else 1.0)
+                far = 1.005 * distances + room
+                factor = (far / distances).nan_to_num(0, 0, 0).view(-1, 1, 1, 1).to(images)
+                outward = (images + factor * (found - images)).clamp(0, 1)
+                holds = (model(outward).argmax(1) != labels) & (factor.view(-1) > 0)
             grid = []
             for strength in strengths:
                 near = found.where((distances <= strength).view(-1, 1, 1, 1), images)
-                further = holds & (OUTWARD * distances <= strength)
+                further = holds & (far <= strength)
                 grid.append(outward.where(further.view(-1, 1, 1, 1), near))
             return torch.stack(grid)
 

@@ -92,9 +92,9 @@ def evaluate_curve(
                     before = queried.forwards
                     if number:
                         judge.adopt(judges[number - 1], batch[broken])
-                    left = torch.from_numpy(np.flatnonzero(~broken))
-                    if len(left):
-                        judge.take(queried, 0, batch[left], found[number][left].detach(), images[left])
+                    left = torch.from_numpy(~broken)
+                    if not broken.all():
+                        judge.take(queried, 0, batch[~broken], found[number][left].detach(), images[left])
                     broken = judge.prediction[0, batch] != judge.labels[batch]
                     asked[number] += queried.forwards - before
                 on_samples(len(batch))
