@@ -20,7 +20,7 @@ GRIDS = {
 }
 """Eight strengths, and the reported one: near the middle of the curves of the published digits models."""
 SAMPLES = 50
-SHORT = {"steps": 12, "targets": 2, "queries": 20}
+SHORT = {"steps": 8, "targets": 1, "queries": 5}
 """What both are cut to where nothing is timed."""
 
 
