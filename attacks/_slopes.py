@@ -17,7 +17,8 @@ import math
 import torch
 from torch import Tensor
 
-from ._norms import distance
+from ._norms import Radius, radius_of
+from ._norms import inside as within
 from ._seeds import derive
 from ._survivors import Survivors
 from .noise import draw, uniform_unit
@@ -27,7 +28,7 @@ _ENTRIES = 2**26
 """Entries of the largest tensor at once; more samples than it has room for take turns."""
 
 
-def farthest(g: Tensor, x0: Tensor, eps: float, norm: Norm) -> Tensor:
+def farthest(g: Tensor, x0: Tensor, eps: Radius, norm: Norm) -> Tensor:
     """The point x of the ball and the box that maximises <g, x>, (n, C, H, W): exact for each norm.
 
     In l2, |x - x0|_i = min(lambda |g_i|, room_i): every pixel moves along `g` until it meets the box.
@@ -38,11 +39,12 @@ def farthest(g: Tensor, x0: Tensor, eps: float, norm: Norm) -> Tensor:
     g, x0
         Slopes and centres, (n, C, H, W). Where a slope is zero, nothing moves.
     eps
-        Radius of the ball, in pixel units.
+        Radius of the ball, in pixel units; one for all, or (n, 1, 1, 1).
     """
     if norm == "linf":
         return (x0 + eps * g.sign()).clamp(0, 1)
     w, p = g.flatten(1).double(), x0.flatten(1).double()
+    eps = eps.flatten(1).double() if isinstance(eps, Tensor) else eps
     sign, w = w.sign(), w.abs()
     w = w / w.amax(1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)
     room = torch.where(w > 0, torch.where(sign > 0, 1 - p, p), 0)
@@ -97,7 +99,7 @@ def explain(jacobian: Tensor, moves: Tensor, changes: Tensor, ridge: float | Ten
 
 
 def slopes(
-    survivors: Survivors, eps: float, norm: Norm, *, queries: int, targets: int, pairs: int = 32
+    survivors: Survivors, eps: Radius, norm: Norm, *, queries: int, targets: int, pairs: int = 32
 ) -> None:
     """Fit slopes and aim along them, for the blind survivors; at most `queries` forwards each.
 
@@ -108,9 +110,10 @@ def slopes(
     Parameters
     ----------
     eps
-        Radius of the ball, in pixel units. The points of a pair lie that far from the image, in l2 or by the
-        root of the mean square of the pixels; twice as far after each round in which less than a quarter of
-        the pairs differed, and half as far, if not nearer than that, when more than three quarters did.
+        Radius of the ball, one for all samples or one for each, in pixel units. The points of a pair lie that
+        far from the image, in l2 or by the root of the mean square of the pixels; twice as far after each
+        round in which less than a quarter of the pairs differed, and half as far, if not nearer than that,
+        when more than three quarters did.
     """
     rows = survivors.rows
     rows = rows[survivors.blind[rows]]
@@ -124,24 +127,28 @@ def slopes(
 
 
 def _run(
-    survivors: Survivors, rows: Tensor, eps: float, norm: Norm, rounds: int, targets: int, pairs: int
+    survivors: Survivors, rows: Tensor, eps: Radius, norm: Norm, rounds: int, targets: int, pairs: int
 ) -> None:
     x0, x = survivors.images[rows], survivors.best[rows]
     classes = torch.stack([survivors.target(rank + 1) for rank in range(targets)], 1)[rows]
     size = x0[0].numel()
     jacobian = x0.new_zeros(len(rows), targets, size)
-    radius = eps * math.sqrt(size) if norm == "linf" else eps
-    width = torch.full((len(rows), 1, 1), radius).to(x)
+    ones = torch.ones(len(rows), 1, 1, 1).to(x)
+    width = (radius_of(eps, rows, x) * ones * (math.sqrt(size) if norm == "linf" else 1)).flatten(2)
+    least = width
     for t in range(rounds):
         standing = survivors.standing[rows]
-        rows, x0, x, classes, jacobian, width = (a[standing] for a in (rows, x0, x, classes, jacobian, width))
+        rows, x0, x, classes, jacobian, width, least = (
+            a[standing] for a in (rows, x0, x, classes, jacobian, width, least)
+        )
         if not len(rows):
             return
+        radius = radius_of(eps, rows, x)
         moves, changes = [], []
         for v in directions(x, survivors.seeds_of(rows), t * pairs, pairs).unbind(1):
             step = width[..., None] * v.view_as(x)
             points = [(x + step).clamp(0, 1), (x - step).clamp(0, 1)]
-            above, below = (survivors.read(rows, p, distance(p, x0, norm) <= eps) for p in points)
+            above, below = (survivors.read(rows, p, within(p, x0, eps, rows, norm)) for p in points)
             change = above - below
             changes.append(change.gather(1, classes) - change.gather(1, survivors.labels[rows][:, None]))
             moves.append((points[0] - points[1]).flatten(1))
@@ -149,11 +156,11 @@ def _run(
         heard = (seen != 0).any(2).to(x).mean(1).view(-1, 1, 1)
         fitted = explain(jacobian, torch.stack(moves, 1), seen, 0.05 * (2 * width) ** 2)
         jacobian = torch.where(heard > 0, fitted, jacobian)
-        wider, narrower = (2 * width).clamp_max(math.sqrt(size)), (width / 2).clamp_min(radius)
+        wider, narrower = (2 * width).clamp_max(math.sqrt(size)), torch.maximum(width / 2, least)
         width = torch.where(heard < 0.25, wider, torch.where(heard > 0.75, narrower, width))
         largest = torch.full_like(survivors.margin[rows], -torch.inf)
         for g in jacobian.unbind(1):
-            aim = farthest(g.view_as(x0), x0, eps, norm)
+            aim = farthest(g.view_as(x0), x0, radius, norm)
             margin = survivors.ask(rows, aim)
             x = torch.where((margin > largest).view(-1, 1, 1, 1), aim, x)
             largest = torch.maximum(margin, largest)

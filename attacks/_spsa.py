@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._norms import project
+from ._norms import Radius, project
 from ._seeds import derive
 from ._survivors import Survivors
 from .noise import draw, uniform_unit
 
 
 def slope(
-    survivors: Survivors, rows: Tensor, x: Tensor, width: float, directions: int, purpose: str
+    survivors: Survivors, rows: Tensor, x: Tensor, width: Radius, directions: int, purpose: str
 ) -> Tensor:
     """Estimate the margin's gradient at `x` (n, C, H, W) of the samples `rows`; 2 `directions` forwards each.
 
@@ -25,7 +25,7 @@ def slope(
         v = torch.where(draw(x, derive(seeds, purpose, number), uniform_unit) < 0.5, -1.0, 1.0).to(x)
         above = survivors.probe(rows, (x + width * v).clamp(0, 1))
         below = survivors.probe(rows, (x - width * v).clamp(0, 1))
-        g += ((above - below) / (2 * width * directions)).to(x).view(-1, 1, 1, 1) * v
+        g += ((above - below).view(-1, 1, 1, 1) / (2 * width * directions)).to(x) * v
     return g
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._errors import NonFinite
 from ._frozen import frozen
-from ._losses import margin
+from ._losses import margin, rounding
 from ._memory import Parts
 from ._seeds import per_sample, seeded
 from .registry import Model, Seed
@@ -156,8 +156,7 @@ class Survivors:
             self.margin[gained] = found[better]
             if not self._stop:
                 return found
-            rounding = 64 * torch.finfo(logits.dtype).eps * logits[better].abs().amax(1).double()
-            self.standing[gained] = found[better] <= rounding
+            self.standing[gained] = found[better] <= rounding(logits[better])
         return found
 
     @staticmethod

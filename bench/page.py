@@ -33,6 +33,7 @@ def render(
     protocols: Sequence[SideTable],
     smoothing: Sequence[SideTable],
     transfers: Sequence[SideTable],
+    parts: Sequence[Mapping[str, Any]],
     problems: Sequence[tuple[str, str]],
     benchmarks: bool,
     superseded: int,
@@ -43,6 +44,8 @@ def render(
     ----------
     records
         The records that count.
+    parts
+        What ``attack_parts.parts_tables`` makes.
     problems
         Pairs of a file's name and why it was not used.
     benchmarks
@@ -65,6 +68,7 @@ def render(
         smoothing=smoothing,
         transfers=transfers,
         throughput=timing_tables(summary, records),
+        parts=parts,
         submissions=[_submission(r) for r in records if r.cell.family == SUBMISSION],
         cards=[_card(row, by_row[row.dataset, row.model, row.recipe]) for row in rows],
         failures=failures,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,10 +37,15 @@ class Attack:
     plan: ThreatPlan
 
     @property
-    def queries(self) -> tuple[int, int]:
-        """Forwards and backwards per sample and draw, the harness's own two predictions included."""
+    def queries(self) -> tuple[float, float]:
+        """Forwards and backwards per sample and draw, the harness's own two predictions included.
+
+        Of a threat that does its whole grid in one run: the share of one strength.
+        """
         forwards, backwards = self.threat.queries(self.threat.parameters)
-        return forwards + (1 if self.threat.family in ("clean", "noise") else 2), backwards
+        share = 1 if self.threat.curve is None else len(self.plan.strengths)
+        own = 1 if self.threat.family in ("clean", "noise") else 2
+        return forwards / share + own, backwards / share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +115,18 @@ class Plan:
         )
 
     def accuracy_cells(
-        self, training: Cell, checkpoint_sha256: str, solver: str | None, data: Data
+        self,
+        training: Cell,
+        checkpoint_sha256: str,
+        solver: str | None,
+        data: Data,
+        *,
+        on_gpu: bool = False,
     ) -> list[Cell]:
         """One cell for each threat and strength, on the weights that `training` made.
 
-        What works through other solvers is asked of models with an ODE block, which `solver` tells.
+        What works through other solvers is asked of models with an ODE block, which `solver` tells. With
+        `on_gpu` the samples are those that the preset wants on one.
         """
         return [
             dataclasses.replace(
@@ -126,17 +139,25 @@ class Plan:
                 family=threat.family,
                 norm=attack_norm(threat),
                 protocol=threat.protocol,
-                parameters=dict(threat.parameters),
+                parameters=self._parameters(threat, plan),
                 strength=strength,
                 draws=plan.draws if threat.stochastic else 1,
                 attack_seed=plan.seed,
-                samples=min(plan.samples or len(data.test), len(data.test)),
+                samples=min(plan.samples_on(gpu=on_gpu) or len(data.test), len(data.test)),
                 batch_size=plan.batch_size or self.batch_size(training.model),
             )
             for threat, plan in ((attack.threat, attack.plan) for attack in self.attacks)
             if threat.through == "model" or solver is not None
             for strength in plan.strengths
         ]
+
+    def _parameters(self, threat: Threat, plan: ThreatPlan) -> dict[str, object]:
+        """Everything but the strength that what `threat` finds depends on."""
+        if not threat.grid_matters:
+            return dict(threat.parameters)
+        reported = self.headline().reported.get(attack_norm(threat) or threat.name)
+        grid = {"strengths": plan.strengths, "reported": [] if reported is None else [reported]}
+        return {**threat.parameters, **grid}
 
     def certificate_cells(
         self, training: Cell, checkpoint_sha256: str, solver: str | None, data: Data
@@ -241,6 +262,13 @@ def make_plan(preset: Preset, *, models: Sequence[ModelSpec] | None = None, seed
         if grid.reported is not None and grid.reported not in grid.strengths:
             raise InvalidArgument(
                 f"preset {preset.name}: {grid.name}: reported = {grid.reported:g} is not among its strengths"
+            )
+        if threat.grid_matters and grid.strengths != sorted(set(grid.strengths)):
+            raise InvalidArgument(f"preset {preset.name}: {grid.name}: its strengths must ascend")
+        if grid.samples_on_gpu is not None and (grid.samples or math.inf) > grid.samples_on_gpu:
+            raise InvalidArgument(
+                f"preset {preset.name}: {grid.name}: samples_on_gpu = {grid.samples_on_gpu} is fewer than "
+                f"samples{'' if grid.samples is None else f' = {grid.samples}'}"
             )
         if any(threat.name == attack.threat.name for attack in attacks):
             raise InvalidArgument(

@@ -51,7 +51,7 @@ class ThreatPlan(_Table):
     """One threat over its grid of strengths.
 
     `reported` is the strength shown on the leaderboard; `samples` the number of test samples, all of
-    them unless given.
+    them unless given, and `samples_on_gpu` theirs where the run is on a GPU.
     """
 
     name: str
@@ -59,9 +59,14 @@ class ThreatPlan(_Table):
     reported: NonNegativeFloat | None = None
     draws: PositiveInt = 1
     samples: PositiveInt | None = None
+    samples_on_gpu: PositiveInt | None = None
     batch_size: PositiveInt | None = None
     seed: int = 0
     parameters: dict[str, Any] = {}
+
+    def samples_on(self, *, gpu: bool) -> int | None:
+        """How many test samples are attacked; None for all."""
+        return self.samples_on_gpu if gpu and self.samples_on_gpu is not None else self.samples
 
 
 class ThroughputPlan(_Table):

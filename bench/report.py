@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from .._errors import InvalidArgument, RecordError
+from .attack_parts import attack_parts, parts_tables
 from .benchmarks import benchmarks_markdown, benchmarks_page, read_benchmarks
 from .figures import draw_all, labelled
 from .headline import Headline
@@ -85,8 +86,8 @@ def _write_report(folder: Path) -> Report:
     board = leaderboard(used, headline, summary)
     pictures = draw_all(used, summary, board, headline)
     protocols = protocol_tables(summary, labelled(board))
-    transfers = transfer_tables(used, labelled(board))
-    files = _tables(summary, board, headline, protocols, transfers)
+    transfers, parts = transfer_tables(used, labelled(board)), attack_parts(used)
+    files = _tables(summary, board, headline, protocols, transfers, parts)
     if benchmarks:
         files |= {
             "benchmarks.html": benchmarks_page(benchmarks),
@@ -101,6 +102,7 @@ def _write_report(folder: Path) -> Report:
         protocols=protocols,
         smoothing=smoothing_tables(summary, labelled(board)),
         transfers=transfers,
+        parts=parts_tables(parts),
         problems=[(_relative(p.path, folder), p.reason) for p in problems],
         benchmarks=bool(benchmarks),
         superseded=superseded,
@@ -111,8 +113,9 @@ def _write_report(folder: Path) -> Report:
     for name, text in files.items():
         write_atomically(store.report / name, text.encode())
     write_atomically(store.report / "index.html", page.encode())
-    for optional in {"noise.md", "transfer.md", "benchmarks.html", "benchmarks.md"} - files.keys():
-        (store.report / optional).unlink(missing_ok=True)
+    optional = {"noise.md", "transfer.md", "attack_parts.csv", "benchmarks.html", "benchmarks.md"}
+    for absent in optional - files.keys():
+        (store.report / absent).unlink(missing_ok=True)
     for stale in (store.report / "figures").glob("*"):
         if stale.name not in drawn and stale.is_file():
             stale.unlink()
@@ -133,7 +136,8 @@ def tables(folder: Path) -> dict[str, str]:
     summary = summarise(used)
     board = leaderboard(used, headline, summary)
     rows = labelled(board)
-    return _tables(summary, board, headline, protocol_tables(summary, rows), transfer_tables(used, rows))
+    protocols, transfers = protocol_tables(summary, rows), transfer_tables(used, rows)
+    return _tables(summary, board, headline, protocols, transfers, attack_parts(used))
 
 
 def _tables(
@@ -142,6 +146,7 @@ def _tables(
     headline: Headline,
     protocols: Sequence[SideTable],
     transfers: Sequence[SideTable],
+    parts: pd.DataFrame,
 ) -> dict[str, str]:
     files = {
         "leaderboard.csv": _csv(board),
@@ -152,6 +157,8 @@ def _tables(
         files["noise.md"] = protocols_markdown(protocols)
     if transfers:
         files["transfer.md"] = transfer_markdown(transfers)
+    if not parts.empty:
+        files["attack_parts.csv"] = _csv(parts)
     return files
 
 

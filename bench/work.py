@@ -59,7 +59,7 @@ def cells_of(
 ) -> list[Cell]:
     """The training cell and every cell on the weights it makes; the hash is None before they are made."""
     sha256 = checkpoint_sha256 or ""
-    accuracy = plan.accuracy_cells(training, sha256, solver, data)
+    accuracy = plan.accuracy_cells(training, sha256, solver, data, on_gpu=device.type == "cuda")
     certificates = plan.certificate_cells(training, sha256, solver, data)
     return [
         training,

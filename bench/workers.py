@@ -80,6 +80,7 @@ class _Worker:
     job: Job
     process: BaseProcess
     cells: list[Cell] = field(default_factory=list)
+    present: list[Cell] = field(default_factory=list)
     before: Outcome = field(default_factory=Outcome)
 
 
@@ -89,7 +90,8 @@ def run_jobs(
     """Do `jobs`, at most `processes` at once; yields each as it ends: keys of its cells, outcome, whether
     its process lived to the end.
 
-    A cell at which a process ends is stored as failed, and another process goes on with the cells after it.
+    A cell at which a process ends, or a threat's strengths, is stored as failed, and another process goes on
+    with the cells after it.
     An error of the harness itself, such as a full disk, is raised here. When the caller stops, so do the
     processes.
     """
@@ -136,8 +138,9 @@ def run_jobs(
 
 
 def _pass_on(kind: str, content: Any, worker: _Worker, live: list[_Worker], reporter: Reporter) -> None:
-    if kind == "cell":
-        worker.cells.append(content)
+    if kind == "cells":
+        worker.cells += content
+        worker.present = content
     elif kind == "doing":
         others = len(live) - 1
         reporter.doing(f"{content} (and {others} more)" if others else content)
@@ -148,7 +151,7 @@ def _pass_on(kind: str, content: Any, worker: _Worker, live: list[_Worker], repo
 
 
 def _died(worker: _Worker, store: Store, reporter: Reporter) -> tuple[list[str], Outcome]:
-    """What is left of a unit whose process ended by itself: what it did, and a failure of the last cell.
+    """What is left of a unit whose process ended by itself: what it did, and a failure of what it was at.
 
     The keys are those of all cells begun so far.
     """
@@ -160,7 +163,8 @@ def _died(worker: _Worker, store: Store, reporter: Reporter) -> tuple[list[str],
         line = f"{job.model} seed {job.seed}: {error}"
         reporter.say(f"failed: {line}")
         return sorted(job.settled), Outcome(failures=[line])
-    store.put(failed(worker.cells[-1], error, seconds=0.0, environment=environment(torch.device("cpu"))))
+    for cell in worker.present:
+        store.put(failed(cell, error, seconds=0.0, environment=environment(torch.device("cpu"))))
     done = [store.get(cell) for cell in worker.cells]
     lines = [f"{r.cell.label()}: {r.status}: {r.error}" for r in done if r is not None and r.status != "ok"]
     reporter.say(f"failed: {lines[-1]}")
@@ -225,7 +229,7 @@ def _serve(job: Job, pipe: Connection) -> None:
             job.cost,
             fresh=job.fresh,
             reporter=remote,
-            on_cell=partial(remote.send, "cell"),
+            on_cells=partial(remote.send, "cells"),
             settled=job.settled,
         )
         keys = unit.evaluate()
