@@ -14,8 +14,18 @@ const forget = () => {
     history.replaceState(null, "", location.pathname + location.search);
   }
 };
-sheet.addEventListener("close", () => { giveBack(); forget(); });
-compare.addEventListener("close", () => { dropCharts(compare); forget(); });
+// Following an address takes the focus away from its link, so it is given back by hand.
+sheet.addEventListener("close", () => {
+  const line = lent && lineOf(lent.id);
+  giveBack();
+  forget();
+  line?.querySelector("th a").focus();
+});
+compare.addEventListener("close", () => {
+  dropCharts(compare);
+  forget();
+  byId("tray-open").focus();
+});
 for (const panel of [sheet, compare]) {
   panel.querySelector(".close").addEventListener("click", () => panel.close());
   panel.addEventListener("click", (event) => event.target === panel && panel.close());
