@@ -9,7 +9,7 @@ _ARXIV = re.compile(r"\b(?:arxiv[\s:.]*(?:org/(?:abs|pdf)/)?)(\d{4}\.\d{4,5})", 
 _DOI = re.compile(r"\b10\.\d{4,9}/[^\s;,}]+")
 _YEAR = re.compile(r"(?<![\d./])(?:19|20)\d\d(?![\d.])")
 _NAME = re.compile(r"(?:(?:van|von|de|der|da|di|la|le) )*[^\W\d_a-z][\w.'’-]*(?: [^\W\d_a-z][\w.'’-]*){0,2}")
-_VENUE = re.compile(r"\d|[A-Z]{3,}|arxiv|https?:|journal|letters|conference|workshop|inverse", re.IGNORECASE)
+_VENUE = re.compile(r"\d|[A-Z]{3,}|(?i:arxiv|https?:|journal|letters|conference|workshop|inverse)")
 
 
 def bibtex(model: str, reference: str) -> str:

@@ -38,7 +38,7 @@ def command(headline: Headline, records: Sequence[Record]) -> tuple[str, str]:
     if _FILE.match(summary):
         model = summary
         notes.append("The model comes from a file of whoever ran it.")
-    seeds = sorted({record.cell.training_seed for record in records})
+    seeds = sorted({r.cell.training_seed for r in records if r.cell.kind != "throughput"} or {0})
     count = seeds[-1] + 1
     if seeds != list(range(count)):
         notes.append(f"Training seeds {', '.join(map(str, seeds))} are behind this row.")
