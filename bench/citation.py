@@ -7,6 +7,11 @@ from importlib.resources import files
 
 _ARXIV = re.compile(r"\b(?:arxiv[\s:.]*(?:org/(?:abs|pdf)/)?)(\d{4}\.\d{4,5})", re.IGNORECASE)
 _DOI = re.compile(r"\b10\.\d{4,9}/[^\s;,}]+")
+_LINK = re.compile(
+    r"(?P<url>https://[^\s<>\"'|\\;,]+)|\barxiv[\s:.]*(?P<arxiv>\d{4}\.\d{4,5})"
+    r"|(?P<doi>\b10\.\d{4,9}/[^\s<>\"'|\\;,}]+)",
+    re.IGNORECASE,
+)
 _YEAR = re.compile(r"(?<![\d./])(?:19|20)\d\d(?![\d.])")
 _NAME = re.compile(r"(?:(?:van|von|de|der|da|di|la|le) )*[^\W\d_a-z][\w.'’-]*(?: [^\W\d_a-z][\w.'’-]*){0,2}")
 _VENUE = re.compile(r"\d|[A-Z]{3,}|(?i:arxiv|https?:|journal|letters|conference|workshop|inverse)")
@@ -23,11 +28,20 @@ def bibtex(model: str, reference: str) -> str:
     return "\n\n".join(entries)
 
 
-def links(reference: str) -> list[tuple[str, str]]:
-    """The addresses of the papers that `reference` identifies, as (identifier, URL)."""
-    arxiv = [(f"arXiv {found}", f"https://arxiv.org/abs/{found}") for found in _ARXIV.findall(reference)]
-    doi = [found.rstrip(".") for found in _DOI.findall(reference)]
-    return list(dict.fromkeys([*arxiv, *((f"doi {one}", f"https://doi.org/{one}") for one in doi)]))
+def linked(reference: str) -> list[tuple[str, str]]:
+    """The reference in pieces of text, each with the address it leads to: a URL, an arXiv number, a DOI."""
+    pieces: list[tuple[str, str]] = []
+    end = 0
+    for found in _LINK.finditer(reference):
+        text = found.group().rstrip(".:,)")
+        address = text if found["url"] else ""
+        if found["arxiv"]:
+            address = f"https://arxiv.org/abs/{found['arxiv']}"
+        elif found["doi"]:
+            address = f"https://doi.org/{text}"
+        pieces += [(reference[end : found.start()], ""), (text, address)]
+        end = found.start() + len(text)
+    return [piece for piece in [*pieces, (reference[end:], "")] if piece[0]]
 
 
 def own_bibtex() -> str:

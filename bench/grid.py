@@ -61,10 +61,11 @@ def grid(
     anchors, badges
         Each row's id, and what its audits come to (`sheets.badge`), by (dataset, model, recipe).
     """
-    columns = [f for f in fields(rows) if f.name != "status"]  # it stands under the model's name
+    # What a row's status and its audits say stands with the model's name, before any number.
+    columns = [f for f in fields(rows) if f.name not in ("status", "audits")]
     if any(badges.values()):
-        columns = [f for f in columns if f.name not in ("audits", "flagged")]
-        columns.append(Field(name="audits", group="Evidence", title="Audits", kind="badge"))
+        place = sum(f.group == "" for f in columns)
+        columns.insert(place, Field(name="audits", group="", title="Audits", kind="badge"))
     groups: list[list[Any]] = []
     for f in columns:
         if not groups or groups[-1][0] != f.group:
@@ -82,8 +83,8 @@ def grid(
             {
                 "anchor": anchors[key],
                 "label": row["label"],
-                "ok": row["status"] == "ok",
-                "status": row["status"],
+                "below": _below(row, badge),
+                "status": _status(row, badge),
                 "recipe": row["recipe"],
                 "flags": _flags(row, badge),
                 "cells": cells,
@@ -125,15 +126,19 @@ def _cell(field: Field, row: pd.Series[Any], top: bool, behind: Evidence) -> dic
     counts = behind.get((row["dataset"], row["model"], row["recipe"], field.name))
     parts = []
     if not missing(value) and counts:
-        parts.append(f"{_many(counts[0], 'test sample')}, {_many(counts[1], 'training seed')}")
+        parts.append(f"{_many(counts[0], 'sample')}, {_many(counts[1], 'seed')}")
     if not missing(spread):
         parts.append(f"standard deviation over seeds {percent(spread)}")
+    if field.name == "rank":
+        tests = {"p_leader": "the first", "p_above": "the row above"}
+        found = [f"p = {row[name]:.2g} against {of}" for name, of in tests.items() if _there(row, name)]
+        parts.append(", ".join(found))
     text = shown(field, value)
     return {
         "text": text,
         "sort": _sort(field, value),
         "interval": "" if missing(low) or missing(value) else f"{percent(low)} – {percent(high)}",
-        "tip": "; ".join(parts),
+        "tip": "; ".join(filter(None, parts)),
         "best": top,
         "kind": field.kind,
         "link": text if text.startswith("https://") else "",
@@ -142,19 +147,22 @@ def _cell(field: Field, row: pd.Series[Any], top: bool, behind: Evidence) -> dic
 
 
 def _badge(badge: Mapping[str, Any]) -> dict[str, Any]:
-    text = badge.get("text", "")
-    sort = badge.get("text", "")
-    return {
-        "text": text,
-        "sort": sort,
-        "interval": "",
-        "tip": badge.get("tip", ""),
-        "best": False,
-        "kind": "badge",
-        "link": "",
-        "bar": "",
-        "flagged": badge.get("flagged", False),
-    }
+    text, flagged = str(badge.get("text", "")), bool(badge.get("flagged", False))
+    plain = {"interval": "", "best": False, "kind": "badge", "link": "", "bar": ""}
+    return {**plain, "text": text, "sort": text, "tip": badge.get("tip", ""), "flagged": flagged}
+
+
+def _below(row: pd.Series[Any], badge: Mapping[str, Any]) -> int:
+    """What a row is ordered by before its values: complete, flagged by an audit, failed or incomplete."""
+    return 2 if row["status"] != "ok" else int(bool(badge.get("flagged", False)))
+
+
+def _status(row: pd.Series[Any], badge: Mapping[str, Any]) -> str:
+    return str(badge.get("tip", "")) if _below(row, badge) == 1 else str(row["status"])
+
+
+def _there(row: pd.Series[Any], name: str) -> bool:
+    return name in row and not missing(row[name])
 
 
 def _sort(field: Field, value: Any) -> str:
@@ -166,9 +174,8 @@ def _sort(field: Field, value: Any) -> str:
 
 def _flags(row: pd.Series[Any], badge: Mapping[str, Any]) -> list[str]:
     """What a reader may want to filter rows by."""
-    flagged = row.get("flagged")
     found = {
-        "audit": badge.get("flagged", False) or (not missing(flagged) and bool(flagged)),
+        "audit": badge.get("flagged", False),
         "expected": bool(row.get("expected_failures")) and not missing(row.get("expected_failures")),
         "incomplete": row["status"] != "ok",
     }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .citation import bibtex, links
+from .citation import bibtex, linked
 from .headline import Headline
 from .records import Record
 from .reproduce import command
@@ -18,7 +18,8 @@ from .style import NORMS
 from .text import duration, missing, percent
 
 _CERTIFIED = ("certified_accuracy", "certified_accuracy_full")
-AUDIT_FIELDS = ("name", "title", "value", "threshold", "verdict", "sentence", "plot")
+AUDIT_FIELDS = ("name", "title", "seed", "verdict", "value", "threshold", "sentence", "exempt", "plot")
+_AGAINST = ("flag", "failed")  # verdicts that count against a model that does not explain them
 
 
 def sheet(
@@ -42,8 +43,8 @@ def sheet(
     certificates, pictures
         Its `certificates`, and the pictures that show this model alone.
     audits
-        Its audits, each with the keys `AUDIT_FIELDS`; the verdict is ``pass``, ``flag`` or
-        ``not-applicable``, ``plot`` a data URI or nothing.
+        Its audits, each with the keys `AUDIT_FIELDS`; the verdict is ``pass``, ``flag``, ``failed`` or
+        ``not applicable``, ``exempt`` the model's reason for a flag, ``plot`` a data URI. Any may be absent.
     """
     card: Mapping[str, Any] = next((r.card for r in records if r.cell.kind == "training"), {})
     cell = records[0].cell
@@ -59,8 +60,7 @@ def sheet(
         "rank": row.rank,
         "status": row.status,
         "summary": str(card.get("summary") or ""),
-        "reference": reference,
-        "papers": links(reference),
+        "reference": linked(reference),
         "bibtex": bibtex(row.model, reference),
         "command": line,
         "command_note": note,
@@ -102,27 +102,31 @@ def certificates(summary: pd.DataFrame) -> dict[tuple[str, str, str], list[dict[
     return found
 
 
-def audit_row(audit: Mapping[str, Any]) -> dict[str, str]:
+def audit_row(audit: Mapping[str, Any]) -> dict[str, Any]:
     """One audit as text; whatever it lacks is blank, and no other picture than an embedded one is shown."""
     row = {name: "" if missing(audit.get(name)) else _text(audit[name]) for name in AUDIT_FIELDS}
+    row["plot"] = row["plot"] or str(audit.get("uri") or "")
     if not row["plot"].startswith("data:image/"):
         row["plot"] = ""
+    row["verdict"] = row["verdict"].replace("-", " ")
     row["title"] = row["title"] or row["name"]
-    return row
+    return row | {"bad": row["verdict"] in _AGAINST and not row["exempt"]}
 
 
 def badge(audits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a model's audits come to in one word; empty without any."""
+    """What a model's audits come to in a few words; empty without any."""
     if not audits:
         return {}
-    verdicts = [str(audit.get("verdict", "")) for audit in audits]
-    flagged = [audit_row(audit)["title"] for audit in audits if audit.get("verdict") == "flag"]
-    passed = verdicts.count("pass")
-    return {
-        "flagged": bool(flagged),
-        "text": f"{len(flagged)} flagged" if flagged else f"{passed} passed",
-        "tip": f"flagged: {', '.join(flagged)}" if flagged else f"{passed} of {len(audits)} apply and pass",
-    }
+    rows = [audit_row(audit) for audit in audits]
+    names = {row["name"] for row in rows}
+    against = {row["name"] for row in rows if row["bad"]}
+    explained = {row["name"] for row in rows if row["verdict"] in ("flag", "explained flag")} - against
+    passed = {row["name"] for row in rows if row["verdict"] == "pass"} - against - explained
+    counts = {"flagged": len(against), "explained": len(explained), "passed": len(passed)}
+    text = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    total = f"{len(names)} check{'' if len(names) == 1 else 's'}"
+    tip = f"flagged: {', '.join(sorted(against))}" if against else total
+    return {"flagged": bool(against), "text": text or "none applies", "tip": tip}
 
 
 def environments(records: Iterable[Record]) -> list[list[tuple[str, str]]]:

@@ -234,7 +234,7 @@ def test_a_row_opens_the_sheet_of_its_model(page):
     sheet.locator(".u-wrap").first.wait_for()
     assert sheet.locator("#sheet-title").inner_text() == "ch-node"
     text = sheet.inner_text()
-    for part in ("Certificates", "fixed_step", "gamma = 0.5", "60 test samples, 1 training seed"):
+    for part in ("Certificates", "fixed_step", "gamma = 0.5", "60 samples, 1 seed"):
         assert part in text
     assert "robustode run --preset quick --models ch-node --seeds 1" in text
     assert "eprint        = {2106.00001}" in text

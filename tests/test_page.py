@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from robustode import __version__
 from robustode.bench import page as page_module
 from robustode.bench import report as report_module
-from robustode.bench.citation import bibtex, links, own_bibtex
+from robustode.bench.citation import bibtex, linked, own_bibtex
 from robustode.bench.figures import labelled
 from robustode.bench.grid import evidence, flags, grid
 from robustode.bench.headline import Headline
@@ -141,11 +141,19 @@ def test_braces_of_an_entry_balance_whatever_the_reference_is(reference):
     assert bare.count("{") == bare.count("}")
 
 
-def test_links():
-    arxiv = ("arXiv 2203.11805", "https://arxiv.org/abs/2203.11805")
-    assert links("a arXiv 2203.11805; arXiv:2203.11805, nothing more") == [arxiv]
-    assert links("10.1007/978-3.") == [("doi 10.1007/978-3", "https://doi.org/10.1007/978-3")]
-    assert links("nothing") == []
+def test_identifiers_in_a_reference_are_links():
+    found = linked("Xu, arXiv 2203.11805; doi 10.1007/978-3. See https://example.org/a.")
+    assert [piece for piece in found if piece[1]] == [
+        ("arXiv 2203.11805", "https://arxiv.org/abs/2203.11805"),
+        ("10.1007/978-3", "https://doi.org/10.1007/978-3"),
+        ("https://example.org/a", "https://example.org/a"),
+    ]
+    assert linked("javascript:alert(1) http://plain") == [("javascript:alert(1) http://plain", "")]
+
+
+@given(st.text(max_size=80) | st.from_regex(r"[a ,.;]*(arXiv 1234\.56789|10\.1234/x|https://a)[ ,.;b]*"))
+def test_a_linked_reference_loses_no_letter(reference):
+    assert "".join(text for text, _ in linked(reference)) == reference
 
 
 def test_own_entry_is_the_citation_file():
@@ -183,10 +191,10 @@ def test_the_command_says_what_it_cannot_know():
 # --- the leaderboard's cells ------------------------------------------------------------------------
 
 
-def table(made: list[Record], **columns: object) -> dict[str, object]:
+def table(made: list[Record], audits: dict[str, list] | None = None, **columns: object) -> dict[str, object]:
     summary, headline = summarise(made), Headline(reported={"gaussian": 0.2, "linf": 0.1}, rank="linf")
     board = labelled(leaderboard(made, headline)).assign(**columns)
-    badges = {key: badge([]) for key in anchors(board)}
+    badges = {key: badge((audits or {}).get(key[1], [])) for key in anchors(board)}
     return grid("digits", board, headline, evidence(summary), anchors(board), badges)
 
 
@@ -201,7 +209,7 @@ def test_every_accuracy_says_how_many_samples_and_seeds_are_behind_it():
     fractions = [c["name"] for c in found["columns"] if c["ranks"]]
     assert fractions == ["clean", "gaussian@0.2", "linf@0.1"]
     for name in fractions:
-        assert cell_of(found, 0, name)["tip"] == "30 test samples, 2 training seeds"
+        assert cell_of(found, 0, name)["tip"] == "30 samples, 2 seeds"
     assert cell_of(found, 0, "parameters")["tip"] == ""
 
 
@@ -224,7 +232,6 @@ def test_flags_that_any_row_carries():
         "resnet": ["expected"],
     }
     assert [name for name, _ in flags([found])] == ["expected", "incomplete"]
-    assert [name for name, _ in flags([table(made, flagged=True)])] == ["audit", "expected", "incomplete"]
 
 
 # --- audits -----------------------------------------------------------------------------------------
@@ -232,11 +239,32 @@ def test_flags_that_any_row_carries():
 
 def test_what_audits_come_to():
     assert badge([]) == {}
-    assert badge(AUDITS) == {"flagged": True, "text": "1 flagged", "tip": "flagged: Gradient masking"}
-    assert badge(AUDITS[1:]) == {"flagged": False, "text": "1 passed", "tip": "1 of 2 apply and pass"}
+    assert badge(AUDITS) == {"flagged": True, "text": "1 flagged, 1 passed", "tip": "flagged: masking"}
+    assert badge(AUDITS[1:]) == {"flagged": False, "text": "1 passed", "tip": "2 checks"}
+    explained = [{**AUDITS[0], "exempt": "it says why"}]
+    assert badge(explained) == {"flagged": False, "text": "1 explained", "tip": "1 check"}
+    assert badge([{"name": "x", "verdict": "failed"}])["flagged"], "a check that cannot be run counts against"
+    assert badge(AUDITS[2:])["text"] == "none applies"
     assert audit_row(AUDITS[0])["value"] == "0.031"
     assert audit_row(AUDITS[1])["plot"] == "", "no picture from elsewhere"
-    assert audit_row({"name": "x", "value": np.float64("nan")}) | {"name": "x"} == audit_row({"name": "x"})
+    assert audit_row({"name": "x", "value": np.float64("nan")}) == audit_row({"name": "x"})
+
+
+def test_a_flagged_row_is_below_the_others_and_says_why():
+    made = synthetic.records(("node", "resnet"), samples=30, threats=("gaussian", "pgd-linf"))
+    found = table(made, {"node": AUDITS, "resnet": AUDITS[1:]})
+    rows = {line["label"]: line for line in found["lines"]}
+    assert (rows["node"]["below"], rows["node"]["status"]) == (1, "flagged: masking")
+    assert (rows["resnet"]["below"], rows["resnet"]["status"]) == (0, "ok")
+    assert [c["name"] for c in found["columns"]][:3] == ["rank", "model", "audits"]
+    assert [name for name, _ in flags([found])] == ["audit", "expected"]
+
+
+def test_p_values_stand_with_the_rank():
+    made = synthetic.records(("node", "resnet"), samples=30, threats=("gaussian", "pgd-linf"))
+    found = table(made, p_leader=[np.nan, 0.0312], p_above=[np.nan, 0.5])
+    assert cell_of(found, 0, "rank")["tip"] == ""
+    assert cell_of(found, 1, "rank")["tip"] == "p = 0.031 against the first, p = 0.5 against the row above"
 
 
 def test_audits_stand_on_the_page_only_where_there_are_any(tmp_path: Path, monkeypatch):
@@ -252,7 +280,7 @@ def test_audits_stand_on_the_page_only_where_there_are_any(tmp_path: Path, monke
     assert 'data-name="audits"' in text
     assert '<option value="audit">flagged by an audit</option>' in text
     assert "Square finds 3.1 points more." in text
-    assert "does not apply" in text
+    assert "not applicable" in text
     assert "example.org" not in text
     assert re.search(r'data-label="node"[^>]*data-flags="audit', text)
 

@@ -30,7 +30,7 @@ document.querySelectorAll("table.sortable").forEach((table) => {
 const BOARDS = [...document.querySelectorAll("table.ranking")].map((table) => {
   const rank = columnOf(table, "rank");
   const rows = [...table.tBodies[0].rows];
-  return { table, rank, rows, name: table.dataset.dataset, given: rows.map((row) => sortKey(row, rank)) };
+  return { table, rank, rows, name: table.dataset.dataset, given: rows.map((row) => sortKey(row, rank)), said: rows.map((row) => row.children[rank].title) };
 });
 
 // Complete rows first, then by value; equal values share a rank. The records' own ranks go before that.
@@ -41,7 +41,7 @@ const ranksBy = (board, name) => {
   const column = columnOf(board.table, name);
   const keys = board.rows.map((row) => {
     const value = sortKey(row, column);
-    return [row.classList.contains("below") ? 1 : 0, value === "" ? 1 : -Number(value)];
+    return [Number(row.dataset.below), value === "" ? 1 : -Number(value)];
   });
   const before = (a, b) => a[0] < b[0] || (a[0] === b[0] && a[1] < b[1]);
   return keys.map((key) => String(1 + keys.filter((other) => before(other, key)).length));
@@ -55,10 +55,15 @@ const rankBy = (name) => {
       cell.dataset.sort = rank;
       cell.textContent = rank;
       cell.classList.toggle("blank", rank === "");
+      cell.title = by === board.table.dataset.rank ? board.said[i] : "";
     });
     [...headsOf(board.table), ...board.rows.flatMap((row) => [...row.children])].forEach((cell) => {
       cell.classList.toggle("chosen", cell.cellIndex === column);
     });
+    // Rows of one rank stand in the order of their values, complete ones first.
+    const order = board.rows.map((row) => [Number(row.dataset.below), -Number(sortKey(row, column) || -1), row]);
+    order.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+    board.table.tBodies[0].append(...order.map(([, , row]) => row));
     sortTable(board.table, board.rank, "ascending");
   }
 };
