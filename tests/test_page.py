@@ -209,7 +209,7 @@ def test_every_accuracy_says_how_many_samples_and_seeds_are_behind_it():
     fractions = [c["name"] for c in found["columns"] if c["ranks"]]
     assert fractions == ["clean", "gaussian@0.2", "linf@0.1"]
     for name in fractions:
-        assert cell_of(found, 0, name)["tip"] == "30 samples, 2 seeds"
+        assert cell_of(found, 0, name)["tip"].startswith("30 samples, 2 seeds")
     assert cell_of(found, 0, "parameters")["tip"] == ""
 
 
@@ -218,7 +218,7 @@ def test_a_spread_column_is_shown_and_the_first_rank_is_the_headlines():
     found = table(made, **{"clean_spread": 0.0123, "rank@clean": [1, 1]})
     assert cell_of(found, 0, "clean")["tip"].endswith("standard deviation over seeds 1.2")
     assert found["rank"] == "linf@0.1"
-    assert found["ranks"] == {"clean": [1, 1]}
+    assert found["ranks"]["clean"] == [1, 1]
 
 
 def test_flags_that_any_row_carries():

@@ -50,10 +50,11 @@ const rankBy = (name) => {
   for (const board of BOARDS) {
     const by = columnOf(board.table, name) < 0 ? board.table.dataset.rank : name;
     const column = columnOf(board.table, by);
-    ranksBy(board, by).forEach((rank, i) => {
+    const ranks = ranksBy(board, by);
+    ranks.forEach((rank, i) => {
       const cell = board.rows[i].children[board.rank];
       cell.dataset.sort = rank;
-      cell.textContent = rank;
+      cell.textContent = rank && ranks.indexOf(rank) !== ranks.lastIndexOf(rank) ? `=${rank}` : rank;
       cell.classList.toggle("blank", rank === "");
       cell.title = by === board.table.dataset.rank ? board.said[i] : "";
     });
@@ -106,8 +107,9 @@ const filterBoards = () => {
   });
   const rank = byId("rank-by");
   const words = rank ? ` ranked by ${rank.selectedOptions[0].textContent}` : "";
-  const tested = rank && BOARDS.every(({ table, name: set }) => rank.value === table.dataset.rank || DATA.ranks[set]?.[rank.value]);
-  const ties = rank && !tested ? " (by value: equal values share a rank)" : "";
+  const tested = rank && BOARDS.every(({ name: set }) => DATA.ranks[set]?.[rank.value]);
+  const known = tested || !rank || rank.value === rank.dataset.default;
+  const ties = tested ? "; = where McNemar's test cannot tell models apart" : known ? "" : " (by value: equal values share a rank)";
   const count = shown === all ? many(all, "row") : `${shown} of ${many(all, "row")}`;
   byId("state").textContent = `${count}${words}${ties}`;
 };
