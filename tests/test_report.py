@@ -138,7 +138,8 @@ def test_markup_in_records_is_shown_and_not_run(tmp_path: Path) -> None:
         made.append(dataclasses.replace(record, card=card))
     report = write_report(synthetic.write(tmp_path, made))
     page = Page(report.page.read_text(encoding="utf-8"))
-    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    scripts = [attrs.get("type", "text/javascript") for tag, attrs in page.tags if tag == "script"]
+    assert scripts == ["application/json", "text/javascript"]
     assert not any("onerror" in attrs for _, attrs in page.tags)
     assert not any(str(attrs.get("href", "")).startswith("javascript") for _, attrs in page.tags)
     assert attack in page.text
