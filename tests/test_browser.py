@@ -394,7 +394,7 @@ def test_everything_is_reached_by_keyboard(page):
     assert page.evaluate("document.querySelector('#sheet').contains(document.activeElement)")
     page.keyboard.press("Escape")
     page.locator("#sheet").wait_for(state="hidden")
-    assert page.evaluate("document.activeElement.textContent") == first, "the focus comes back"
+    page.wait_for_function("name => document.activeElement.textContent === name", arg=first)  # it comes back
     page.keyboard.press("Shift+Tab")
     page.keyboard.press("Space")
     assert page.locator("#tray").is_visible()
