@@ -31,7 +31,7 @@ def outcomes(records: Iterable[Record], reported: Reported) -> dict[str, dict[En
     Returns
     -------
     found
-        Rows without a usable record of a column are absent. Seeds are averaged over the samples that all
+        Rows without a usable record of a column are absent; of the others, the draws and samples that all
         of a row's seeds have.
     """
     used = list(records)
@@ -64,7 +64,7 @@ def outcomes(records: Iterable[Record], reported: Reported) -> dict[str, dict[En
         if key.startswith(CERTIFIED):
             found[name] = _certified(used, key.removeprefix(CERTIFIED), strength, attacked)
     return {
-        name: {row: Outcomes(share=_share(kept), index=index.get(row, "")) for row, kept in rows.items()}
+        name: {row: Outcomes(correct=_stacked(kept), index=index.get(row, "")) for row, kept in rows.items()}
         for name, rows in found.items()
     }
 
@@ -83,7 +83,7 @@ def _certified(
     return found
 
 
-def _share(kept: list[NDArray[np.bool_]]) -> NDArray[np.float64]:
-    """Mean over seeds of arrays (draws, samples), on the draws and samples that all of them have."""
+def _stacked(kept: list[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """One array (seeds, draws, samples) of arrays (draws, samples)."""
     draws, samples = (min(each.shape[axis] for each in kept) for axis in (0, 1))
-    return np.asarray(np.mean([each[:draws, :samples] for each in kept], axis=0), float)
+    return np.stack([each[:draws, :samples] for each in kept])

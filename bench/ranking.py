@@ -21,18 +21,17 @@ ALPHA = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
-    """What one row of the leaderboard did on each test sample.
+    """What the trained networks of one row of the leaderboard did on each test sample.
 
     Attributes
     ----------
-    share
-        Shape (draws, samples): the share of training seeds that are right on this sample under this draw, in
-        [0, 1]. Of a worst case there is one draw.
+    correct
+        Shape (training seeds, draws, samples). Of a worst case or a certificate there is one draw.
     index
         Names the list of test samples; only rows of one list can be paired.
     """
 
-    share: NDArray[np.float64]
+    correct: NDArray[np.bool_]
     index: str = ""
 
 
@@ -43,7 +42,7 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
     ----------
     first, second
         Samples that only the one and only the other gets right; they broadcast. Fractions are means over
-        repetitions: the larger is rounded down and the smaller up, which never lowers the p-value.
+        draws: the larger is rounded down and the smaller up, which never lowers the p-value.
 
     Returns
     -------
@@ -51,37 +50,50 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
         min(1, 2 P(X <= smaller)) for X binomial with n = first + second and probability 1/2; 1 where n = 0.
     """
     counts = np.stack(np.broadcast_arrays(np.asarray(first, float), np.asarray(second, float)))
-    # A sum of shares such as 1/3 misses a whole number by rounding alone.
+    # A mean such as 6.000000000000001 misses a whole number by rounding alone.
     large, small = np.floor(counts.max(0) + 1e-9), np.ceil(counts.min(0) - 1e-9)
     small = np.minimum(small, large)
     return np.asarray(np.minimum(1.0, 2.0 * bdtr(small, (large + small).astype(int), 0.5)), float)
 
 
-def discordant(first: Outcomes, second: Outcomes) -> tuple[float, float]:
+def discordant(first: Outcomes, second: Outcomes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Count the samples that only `first` and that only `second` gets right.
 
-    Over training seeds it is the mean over every seed of the one against every seed of the other: seed 0 of
-    one model has nothing in common with seed 0 of another, and models may have different numbers of them.
-    Over draws it is the mean, draw by draw: a draw adds the same noise to a sample whoever the model is.
-    Means, not sums: repetitions do not make more test samples. With d the mean difference on a sample, the
-    counts have the difference sum(d) and a sum of at least sum(abs(d)) >= sum(d^2), so the test is never
-    surer than one on the samples' mean differences. It speaks of the networks that were trained; how far
-    other seeds would land is what the spread beside a value says.
+    Returns
+    -------
+    only_first, only_second
+        Each of shape (seeds of first, seeds of second): every trained network of the one against every one
+        of the other, since seed 0 of one model has nothing in common with seed 0 of another. Over draws it
+        is the mean, draw by draw: a draw adds the same noise to a sample whoever the model is, and more
+        draws do not make more test samples.
     """
-    draws = min(first.share.shape[0], second.share.shape[0])
-    samples = min(first.share.shape[1], second.share.shape[1])
-    a, b = (each.share[:draws, :samples] for each in (first, second))
-    both = float(np.vdot(a, b))
-    return (float(a.sum()) - both) / draws, (float(b.sum()) - both) / draws
+    draws, samples = (min(first.correct.shape[k], second.correct.shape[k]) for k in (1, 2))
+    a, b = (
+        each.correct[:, :draws, :samples].reshape(len(each.correct), -1).astype(np.float64)
+        for each in (first, second)
+    )
+    both = a @ b.T
+    return (a.sum(1)[:, None] - both) / draws, (b.sum(1)[None, :] - both) / draws
 
 
 def p_value(first: Outcomes | None, second: Outcomes | None) -> float:
-    """P-value of `first` against `second` on their common samples; NaN where they cannot be paired."""
+    """P-value of `first` against `second` on their common samples; NaN where they cannot be paired.
+
+    With one training seed each it is McNemar's. With several it is the largest over all pairs of their
+    trained networks, and 1 where two pairs differ in opposite directions: models are told apart only when
+    each network of the one differs from each network of the other in the same direction. That is the
+    intersection-union test (Berger, Technometrics 24, 1982), so the level holds without a correction, and
+    models whose seeds overlap share a rank. A single seed says nothing about other seeds.
+    """
     if first is None or second is None or first.index != second.index:
         return float("nan")
-    if not min(first.share.size, second.share.size):
+    if not min(first.correct.size, second.correct.size):
         return float("nan")
-    return float(mcnemar(*discordant(first, second)))
+    only_first, only_second = discordant(first, second)
+    signs = np.sign(only_first - only_second)
+    if signs.min() != signs.max():
+        return 1.0
+    return float(mcnemar(only_first, only_second).max())
 
 
 def p_values(rows: Sequence[Outcomes | None]) -> NDArray[np.float64]:

@@ -15,6 +15,8 @@ from .benchmarks import benchmarks_markdown, benchmarks_page, read_benchmarks
 from .figures import draw_all, labelled
 from .headline import Headline
 from .leaderboard import leaderboard
+from .leaderboard_json import leaderboard_json
+from .leaderboard_tex import latex
 from .page import render
 from .protocols import SideTable, protocol_tables, protocols_markdown, smoothing_tables
 from .records import Record
@@ -137,7 +139,9 @@ def _tables(
 ) -> dict[str, str]:
     files = {
         "leaderboard.csv": _csv(board),
+        "leaderboard.json": leaderboard_json(board, headline),
         "leaderboard.md": markdown(board, headline.title),
+        "leaderboard.tex": latex(board, headline.title),
         "summary.csv": _csv(summary),
     }
     if protocols:

@@ -22,8 +22,10 @@ LINF = Headline(reported={"linf": 0.1}, rank="linf")
 counts = st.integers(0, 60)
 
 
-def kept(*bits: Any, index: str = "") -> Outcomes:
-    return Outcomes(share=np.atleast_2d(np.asarray(bits if len(bits) > 1 else bits[0], float)), index=index)
+def kept(bits: Any, index: str = "") -> Outcomes:
+    """Of one seed from (samples,) or (draws, samples), of several from (seeds, draws, samples)."""
+    bits = np.asarray(bits, bool)
+    return Outcomes(correct=bits.reshape((1,) * (3 - bits.ndim) + bits.shape), index=index)
 
 
 def first_of(n: int, samples: int = 20) -> Outcomes:
@@ -63,47 +65,47 @@ def test_a_sum_of_thirds_is_a_whole_number() -> None:
 def test_only_the_samples_that_one_gets_right_decide() -> None:
     nested = kept(np.arange(100) < 60), kept(np.arange(100) < 50)
     crossed = kept(np.arange(100) < 60), kept(np.arange(100) >= 50)
-    assert discordant(*nested) == (10, 0)
-    assert discordant(*crossed) == (50, 40)
+    assert [float(each[0, 0]) for each in discordant(*nested)] == [10, 0]
+    assert [float(each[0, 0]) for each in discordant(*crossed)] == [50, 40]
     assert p_value(*nested) < ALPHA < p_value(*crossed)  # 60 against 50 of 100, both times
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.lists(st.booleans(), min_size=16, max_size=16))
 def test_repeating_a_seed_or_a_draw_changes_nothing(seeds: int, draws: int, bits: list[bool]) -> None:
-    a, b = np.array(bits[:8], float), np.array(bits[8:], float)
-    once = p_value(kept(a), kept(b))
-    many = [Outcomes(share=np.tile(np.mean([each] * seeds, axis=0), (draws, 1))) for each in (a, b)]
-    assert p_value(*many) == pytest.approx(once)
+    a, b = np.array(bits[:8]), np.array(bits[8:])
+    many = [kept(np.tile(each, (seeds, draws, 1))) for each in (a, b)]
+    assert p_value(*many) == p_value(kept(a), kept(b))
 
 
-def test_every_seed_meets_every_seed() -> None:
-    one, other = np.array([[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 0, 0]]), np.array([[0, 1, 0, 0], [0, 0, 1, 1]])
-    pairs = [((a > b).sum(), (b > a).sum()) for a in one for b in other]
-    found = discordant(kept(one.mean(0)), kept(other.mean(0)))
-    assert found == pytest.approx(tuple(np.mean(pairs, axis=0)))
+def test_every_seed_meets_every_seed_and_the_least_telling_pair_decides() -> None:
+    order = np.arange(100)
+    one = kept([[order < 80], [order < 70]])
+    other = kept([[order < 60], [order < 63], [order < 50]])
+    only_one, only_other = discordant(one, other)
+    assert only_one.tolist() == [[20, 17, 30], [10, 7, 20]]
+    assert only_other.tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert p_value(one, other) == p_value(other, one) == pytest.approx(2 / 2**7)
 
 
-@given(st.integers(0, 2**32 - 1))
-def test_discordance_is_never_less_than_the_spread_of_mean_differences(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    a, b = rng.integers(0, 4, (2, 3, 30)) / 3
-    d = (a - b).mean(0)
-    only_a, only_b = discordant(kept(a), kept(b))
-    assert only_a - only_b == pytest.approx(d.sum())
-    assert only_a + only_b >= np.abs(d).sum() - 1e-9
+def test_seeds_that_overlap_are_not_told_apart_however_many_samples() -> None:
+    order = np.arange(10_000)
+    one = kept([[order < 9000], [order < 7000]])
+    other = kept([[order < 8000], [order < 6000]])
+    assert p_value(kept(order < 9000), kept(order < 8000)) < 1e-9
+    assert p_value(one, other) == 1.0
 
 
 def test_draws_are_paired_draw_by_draw() -> None:
     a, b = kept([[1, 0], [0, 1]]), kept([[0, 1], [0, 1]])
-    assert discordant(a, b) == (0.5, 0.5)
+    assert [each.tolist() for each in discordant(a, b)] == [[[0.5]], [[0.5]]]
 
 
 def test_the_common_samples_and_draws_count() -> None:
     long = kept(np.ones((3, 40)))
-    assert discordant(long, first_of(12)) == (8, 0)
+    assert [float(each[0, 0]) for each in discordant(long, first_of(12))] == [8, 0]
     assert math.isnan(p_value(long, kept(np.zeros((1, 40)), index="other samples")))
     assert math.isnan(p_value(None, long))
-    assert math.isnan(p_value(long, Outcomes(share=np.zeros((1, 0)))))
+    assert math.isnan(p_value(long, kept(np.zeros((1, 0)))))
 
 
 def test_ranks_are_held_against_the_row_that_opened_them() -> None:
@@ -184,7 +186,7 @@ def test_models_with_one_seed_and_with_three_are_compared() -> None:
     board = leaderboard(records, LINF).set_index("model")
     assert board.loc["three", "linf@0.1_spread"] == pytest.approx(1 / 60)
     assert np.isnan(board.loc["one", "linf@0.1_spread"])
-    assert board.loc["three", "p_leader"] == pytest.approx(float(mcnemar(11, 0)))
+    assert board.loc["three", "p_leader"] == pytest.approx(float(mcnemar(10, 0)))
     assert board["rank"].tolist() == [1, 2]
 
 
@@ -217,8 +219,8 @@ def test_outcomes_are_the_leaderboards_values() -> None:
     for name, rows in found.items():
         assert set(rows) == set(board.index)
         for row, each in rows.items():
-            assert each.share.shape == (3 if columns[name][0] in synthetic.GRIDS else 1, 80)
-            assert each.share.mean() == pytest.approx(board.loc[row, name])
+            assert each.correct.shape == (2, 3 if columns[name][0] in synthetic.GRIDS else 1, 80)
+            assert each.correct.mean() == pytest.approx(board.loc[row, name])
 
 
 def test_certified_outcomes_are_those_of_the_samples_that_were_attacked() -> None:
@@ -228,4 +230,4 @@ def test_certified_outcomes_are_those_of_the_samples_that_were_attacked() -> Non
     records.append(Record(cell=what, outcomes={"radius": radius}, measures={"pixels": 4.0}))
     found = outcomes(records, {"certified-linf@1": ("certified-linf", 1.0)})
     (each,) = found["certified-linf@1"].values()
-    assert each.share.tolist() == [[0, 0, 0, 1, 1, 1]]  # more than 1 x sqrt(4)
+    assert each.correct.tolist() == [[[0, 0, 0, 1, 1, 1]]]  # more than 1 x sqrt(4)
