@@ -8,19 +8,23 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from .style import INK, OTHER, QUIET, Style
+from .style import INK, OTHER, QUIET, Style, darker
+
+FRONTIER: Any = {"color": QUIET, "ls": (0, (3, 2)), "lw": 0.9}
 
 
 def draw_tradeoff(
     rates: pd.DataFrame, board: pd.DataFrame, by: str, ylabel: str, looks: dict[str, Style], named: int
 ) -> Figure | None:
     """Draw `board[by]` (a fraction, shown in percent) against the best throughput of each device.
+
+    A dashed line is the Pareto frontier: the highest value among all models at least that fast.
 
     Parameters
     ----------
@@ -57,6 +61,7 @@ def draw_tradeoff(
         ax.set_visible(False)
     for row in axes:
         row[0].set_ylabel(ylabel)
+    figure.legend(handles=[Line2D([], [], label="Pareto frontier", **FRONTIER)], loc="outside upper right")
     span = float(points["y1"].max() - points["y0"].min())
     bottom, top = points["y0"].min() - 0.08 * span - 1, points["y1"].max() + 0.08 * span + 1
     axes[0, 0].set_ylim(max(-2.0, bottom), min(103.0, top))
@@ -67,18 +72,29 @@ def draw_tradeoff(
     return figure
 
 
+def frontier(points: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that no other beats in both `value` and `y`, slowest and most robust first."""
+    ordered = points.sort_values(["value", "y"], ascending=False, kind="stable")
+    y = ordered["y"].astype(float)
+    return ordered[y > y.cummax().shift(fill_value=-np.inf)][::-1]
+
+
 def _panel(ax: Axes, points: pd.DataFrame, named: list[str], looks: dict[str, Style]) -> None:
+    edge = frontier(points)
+    x = [edge["value"].iloc[0] / 1e3, *edge["value"], edge["value"].iloc[-1]]  # on to the panel's edges
+    y = [edge["y"].iloc[0], *edge["y"], -100.0]
+    ax.plot(x, y, drawstyle="steps-pre", zorder=0.9, **FRONTIER)
     others = points[~points.index.isin(named)]
     ax.scatter(others["value"], others["y"], s=12, color=OTHER, zorder=1)
     for label in named:
         p, look = points.loc[label], looks[label]
-        x = np.array([[max(p["value"] - p["low"], 0)], [max(p["high"] - p["value"], 0)]])
-        y = np.array([[max(p["y"] - p["y0"], 0)], [max(p["y1"] - p["y"], 0)]])
+        dx = np.array([[max(p["value"] - p["low"], 0)], [max(p["high"] - p["value"], 0)]])
+        dy = np.array([[max(p["y"] - p["y0"], 0)], [max(p["y1"] - p["y"], 0)]])
         ax.errorbar(
             p["value"],
             p["y"],
-            xerr=None if np.isnan(x).any() else x,
-            yerr=None if np.isnan(y).any() else y,
+            xerr=None if np.isnan(dx).any() else dx,
+            yerr=None if np.isnan(dy).any() else dy,
             fmt=look.marker,
             color=look.color,
             markersize=7,
@@ -161,7 +177,7 @@ def _labels(ax: Axes, points: pd.DataFrame, named: list[str], looks: dict[str, S
             textcoords="offset points",
             ha="center",
             va="center",
-            color=_darker(looks[label].color),
+            color=darker(looks[label].color),
             fontsize=8.5,
             zorder=5,
             arrowprops={"arrowstyle": "-", "color": QUIET, "lw": 0.6, "shrinkA": 1, "shrinkB": 5}
@@ -175,14 +191,6 @@ def _distance(box: Bbox, points: NDArray[np.float64]) -> NDArray[np.float64]:
     low, high = np.array([box.x0, box.y0]), np.array([box.x1, box.y1])
     outside = np.maximum(np.maximum(low - points, points - high), 0)
     return np.asarray(np.hypot(outside[:, 0], outside[:, 1]), float)
-
-
-def _darker(color: str) -> tuple[float, ...]:
-    """Darken a colour until small type in it can be read on white."""
-    rgb = np.array(to_rgb(color))
-    while rgb @ [0.2126, 0.7152, 0.0722] > 0.33:
-        rgb = rgb * 0.92
-    return tuple(float(part) for part in rgb)
 
 
 def _count(value: float) -> str:
