@@ -118,20 +118,20 @@ def _labels(ax: Axes, points: pd.DataFrame, named: list[str], looks: dict[str, S
     renderer = canvas.get_renderer()
     scale = ax.figure.dpi / 72
     frame = ax.get_window_extent(renderer)
-    taken: list[Bbox] = []
+    taken: list[tuple[float, float, float, float]] = []
     centres = {}
     for label, p in points.iterrows():
         x, y = ax.transData.transform((p["value"], p["y"]))
         half = 5.5 * scale
-        taken.append(Bbox.from_extents(x - half, y - half, x + half, y + half))
+        taken.append((x - half, y - half, x + half, y + half))
         centres[label] = (x, y)
         if label in named:
             _, y0 = ax.transData.transform((p["value"], p["y0"]))
             _, y1 = ax.transData.transform((p["value"], p["y1"]))
-            taken.append(Bbox.from_extents(x - 1.5 * scale, y0, x + 1.5 * scale, y1))
+            taken.append((x - 1.5 * scale, y0, x + 1.5 * scale, y1))
             x0, _ = ax.transData.transform((p["low"] if p["low"] > 0 else p["value"], p["y"]))
             x1, _ = ax.transData.transform((p["high"] if p["high"] > 0 else p["value"], p["y"]))
-            taken.append(Bbox.from_extents(x0, y - 1.5 * scale, x1, y + 1.5 * scale))
+            taken.append((x0, y - 1.5 * scale, x1, y + 1.5 * scale))
     for label in named:
         others = np.array([centre for name, centre in centres.items() if name != label]).reshape(-1, 2)
         text = ax.annotate(
@@ -159,15 +159,13 @@ def _labels(ax: Axes, points: pd.DataFrame, named: list[str], looks: dict[str, S
                 stray = bool(
                     (_distance(box, others) < _distance(box, np.array([[cx, cy]])) + 6 * scale).any()
                 )
-                trouble = (
-                    50 * outside + 10 * sum(box.overlaps(other) for other in taken) + radius / 25 + stray
-                )
+                trouble = 50 * outside + 10 * _overlaps(box, np.array(taken)) + radius / 25 + stray
                 if trouble < cost:
                     best, cost, leader = (x, y), trouble, stray or radius > 20
             if cost < 1:
                 break
         x, y = best
-        taken.append(Bbox.from_extents(x - w - 2, y - h - 1, x + w + 2, y + h + 1))
+        taken.append((x - w - 2, y - h - 1, x + w + 2, y + h + 1))
         # Offsets in points from the mark, so that they hold at any resolution.
         text.remove()
         ax.annotate(
@@ -184,6 +182,13 @@ def _labels(ax: Axes, points: pd.DataFrame, named: list[str], looks: dict[str, S
             if leader
             else None,
         )
+
+
+def _overlaps(box: Bbox, others: NDArray[np.float64]) -> int:
+    """Count the boxes (x0, y0, x1, y1), shape (n, 4), that share a point with this one."""
+    x0, y0, x1, y1 = others.T
+    apart = (x0 > box.x1) | (x1 < box.x0) | (y0 > box.y1) | (y1 < box.y0)
+    return int((~apart).sum())
 
 
 def _distance(box: Bbox, points: NDArray[np.float64]) -> NDArray[np.float64]:
