@@ -18,7 +18,7 @@ from torch import Tensor
 from ._apgd import apgd
 from ._fab import fab
 from ._losses import cross_entropy, dlr_targeted
-from ._spsa import differences
+from ._slopes import slopes
 from ._square import square
 from ._survivors import Survivors, under_attack
 from .registry import Craft, Model, Norm, Seed, register_threat
@@ -146,7 +146,12 @@ def _cascade_queries(parameters: Mapping[str, Any]) -> tuple[int, int]:
 
 
 @in_both_norms(
-    "autoattack", family="gradient", needs_gradient=True, queries=_cascade_queries, reference=_CROCE
+    "autoattack",
+    family="gradient",
+    needs_gradient=True,
+    queries=_cascade_queries,
+    reference=_CROCE,
+    version=2,
 )
 def autoattack(
     norm: Norm,
@@ -163,13 +168,14 @@ def autoattack(
     """APGD-CE, APGD-T, FAB-T, Square: each attacks what the ones before it left standing.
 
     A sample whose gradient is exactly zero wherever it is asked for (rounded or saturated logits) costs
-    the first three next to nothing. What it left of their queries is spent on an estimated gradient, at the
-    end: the worst case stays what it was, and Square alone is weak in L2.
+    the first three next to nothing. What it left of their queries is spent on fitted slopes, at the end: the
+    worst case stays what it was, and Square alone is weak in L2.
     """
     with under_attack(model, images, labels, seed) as survivors:
         _apgd_ce(survivors, strength, norm, steps)
         _apgd_t(survivors, strength, norm, steps, targets)
         _fab_t(survivors, strength, norm, steps, targets)
         square(survivors, strength, norm, queries=queries)
-        differences(survivors, strength, norm, queries=steps * (1 + targets) + (2 * steps - 1) * targets)
+        unspent = steps * (1 + targets) + (2 * steps - 1) * targets
+        slopes(survivors, strength, norm, queries=unspent, targets=targets)
     return survivors.best

@@ -14,7 +14,7 @@ from torch import Tensor
 from .._errors import InvalidArgument
 from .._registry import Registry, check_name, unknown_name
 
-Family = Literal["clean", "noise", "gradient", "search"]
+Family = Literal["clean", "noise", "gradient", "search", "transfer"]
 Norm = Literal["linf", "l2"]
 Model: TypeAlias = Callable[[Tensor], Tensor]
 """What an attack sees of a model: images (N, C, H, W) in [0, 1] to logits (N, K)."""
@@ -43,8 +43,8 @@ class Threat:
     Attributes
     ----------
     family
-        ``clean``, ``noise``, ``gradient`` (attacks that differentiate the model) or ``search`` (attacks that
-        only ask it). Everything but the first two is an attack.
+        ``clean``, ``noise``, ``gradient`` (attacks that differentiate the model), ``search`` (attacks that
+        only ask it) or ``transfer`` (attacks on surrogates of it). Everything but the first two is an attack.
     norm
         The norm that bounds the perturbation by the strength; None for unbounded noise.
     craft
@@ -61,9 +61,13 @@ class Threat:
         Whether several draws differ. A stochastic threat is seeded per sample.
     needs_gradient
         Whether the model must be differentiable.
+    through
+        What `craft` is handed: the ``model`` itself, or one after the other the surrogates of it that solve
+        the flow of the same weights in other ways (``solvers``), whose examples are scored on the model.
     queries
         Forwards and backwards per sample at the given parameters, for time estimates: exact for a sample that
-        is never broken, of a model with as many classes as the attack has targets and one more.
+        is never broken, of a model with as many classes as the attack has targets and one more. Through
+        surrogates, those of one of them.
     protocol
         In which space strengths are measured and images clipped: ``pixel`` unless a paper does otherwise.
     box
@@ -82,6 +86,7 @@ class Threat:
     max_strength: float = math.inf
     stochastic: bool = False
     needs_gradient: bool = False
+    through: Literal["model", "solvers"] = "model"
     queries: Callable[[Mapping[str, Any]], tuple[int, int]] = lambda _: (0, 0)
     protocol: str = "pixel"
     box: tuple[float, float] = (0.0, 1.0)

@@ -20,6 +20,7 @@ from .headline import Headline
 from .records import Cell
 from .stats import wilson
 from .store import Store
+from .through import evaluate_through
 
 DEFAULT_STRENGTHS: Mapping[str, float] = {
     "clean": 0.0,
@@ -35,6 +36,8 @@ DEFAULT_STRENGTHS: Mapping[str, float] = {
     **dict.fromkeys(("square-linf", "spsa-linf"), 0.1),
     "square-l2": 0.5,
     "fmn-linf": 0.1,
+    "solver-transfer-linf": 0.1,
+    "solver-transfer-l2": 0.5,
     **dict.fromkeys(("fmn-l2", "ddn-l2", "cw-l2"), 0.5),
     "paper-gaussian": 0.05,
     "paper-salt-pepper": 0.05,
@@ -114,7 +117,8 @@ def evaluate(
             samples=count,
             batch_size=batch_size,
         )
-        record = evaluate_cell(
+        how = evaluate_cell if threat.through == "model" else evaluate_through
+        record = how(
             cell,
             module,
             data.test,

@@ -65,6 +65,8 @@ def evaluate_cell(
     prediction = np.empty((cell.draws, cell.samples), np.int16)
     norm = np.zeros((cell.draws, cell.samples), np.float32)
     shown = split.images[:EXAMPLES].clone()
+    first: list[np.ndarray] = []
+    perturbations: list[Tensor] = []
     rows = np.arange(cell.samples)
     kept: dict[int, np.ndarray] = {}
     with frozen(model):
@@ -75,26 +77,36 @@ def evaluate_cell(
         for draw in range(cell.draws):
             if len(rows) < cell.samples:
                 on_samples(cell.samples - len(rows))
-            for batch in _batches(rows, cell.batch_size):
-                images, targets = split.images[batch].to(device), split.labels[batch].to(device)
+            order = torch.from_numpy(rows).to(split.images.device)
+            predicted, norms = _Column(prediction[draw]), _Column(norm[draw])
+            batches = _batches(rows, cell.batch_size)
+            for batch, here in zip(batches, order.split(cell.batch_size), strict=False):
+                images, targets = split.images[here].to(device), split.labels[here].to(device)
                 seeds = sample_seeds((cell.attack_seed << 32) | draw, split.indices[batch].tolist())
                 perturbed = _perturb(queried, threat, images.clone(), targets, cell.strength, seeds)
-                _check_budget(perturbed, images, threat, cell.strength)
+                _check_budget(queried, perturbed, images, threat, cell.strength)
                 if keep is not None:
                     perturbed, steps = _as_stored(perturbed, images)
                 found = _predict(queried, perturbed)
                 if keep is not None:
-                    for i in np.flatnonzero(found != labels[batch]):
-                        found[i] = _predict(queried, perturbed[i : i + 1])[0]
+                    queried.settle()
+                    found = found.cpu()
+                    for i in np.flatnonzero(found.numpy() != labels[batch]):
+                        found[i] = _predict(queried, perturbed[i : i + 1]).cpu()[0]
                         if found[i] != labels[batch[i]]:
                             kept.setdefault(int(batch[i]), steps[i])
-                prediction[draw, batch] = found
+                predicted.put(batch, found)
                 if cell.norm is not None and threat.norm is not None:
-                    norm[draw, batch] = distance(perturbed, images, threat.norm).cpu().numpy()
+                    norms.put(batch, distance(perturbed, images, threat.norm))
                 if draw == 0 and batch[0] < EXAMPLES:
-                    first = batch[batch < EXAMPLES]
-                    shown[first] = perturbed[: len(first)].to(shown)
+                    first.append(batch[batch < EXAMPLES])
+                    perturbations.append(perturbed[: len(first[-1])].clone())
                 on_samples(len(batch))
+            queried.settle()
+            predicted.settle()
+            norms.settle()
+    if first:
+        shown[np.concatenate(first)] = torch.cat(perturbations).to(shown)
     if keep is not None:
         broken = sorted(kept)
         none = np.zeros((0, *split.images.shape[1:]), np.int32)
@@ -134,8 +146,14 @@ def _batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 def _clean(model: QueriedModel, split: Split, batch_size: int, device: torch.device) -> np.ndarray:
+    prediction = np.empty(len(split), np.int16)
+    predicted = _Column(prediction)
     batches = _batches(np.arange(len(split)), batch_size)
-    return np.concatenate([_predict(model, split.images[batch].to(device)) for batch in batches])
+    for batch, images in zip(batches, split.images.split(batch_size), strict=True):
+        predicted.put(batch, _predict(model, images.clone().to(device)))
+    model.settle()
+    predicted.settle()
+    return prediction
 
 
 def _perturb(
@@ -143,16 +161,34 @@ def _perturb(
 ) -> Tensor:
     with torch.set_grad_enabled(threat.needs_gradient and strength > 0):
         perturbed = threat(model, images, labels, strength, seeds)
-    model.settle()
     return perturbed.detach()
 
 
-def _predict(model: QueriedModel, images: Tensor) -> np.ndarray:
+def _predict(model: QueriedModel, images: Tensor) -> Tensor:
     with torch.no_grad():
-        prediction = model(images).argmax(1)
-    model.settle()
-    found: np.ndarray = prediction.cpu().numpy()
-    return found
+        prediction: Tensor = model(images).argmax(1)
+    return prediction
+
+
+class _Column:
+    """What batches put into `array`; what lies on a GPU is fetched at once, when settled."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        self._rows: list[np.ndarray] = []
+        self._values: list[Tensor] = []
+
+    def put(self, rows: np.ndarray, values: Tensor) -> None:
+        if values.device.type == "cpu":
+            self._array[rows] = values.numpy()
+        else:
+            self._rows.append(rows)
+            self._values.append(values)
+
+    def settle(self) -> None:
+        if self._rows:
+            self._array[np.concatenate(self._rows)] = torch.cat(self._values).cpu().numpy()
+            self._rows, self._values = [], []
 
 
 def _as_stored(perturbed: Tensor, images: Tensor) -> tuple[Tensor, np.ndarray]:
@@ -162,22 +198,28 @@ def _as_stored(perturbed: Tensor, images: Tensor) -> tuple[Tensor, np.ndarray]:
     return torch.from_numpy(add_steps(clean, steps)).to(images), steps
 
 
-def _check_budget(perturbed: Tensor, images: Tensor, threat: Threat, strength: float) -> None:
+def _check_budget(
+    model: QueriedModel, perturbed: Tensor, images: Tensor, threat: Threat, strength: float
+) -> None:
     if perturbed.shape != images.shape:
+        model.settle()
         raise BudgetViolation(
             f"{threat.name} returned shape {tuple(perturbed.shape)} for {tuple(images.shape)}"
         )
     excess = violation(perturbed, images, strength, threat.norm, threat.box)
+    allowed = BUDGET_TOLERANCE * max(1.0, strength)
+    model.doubt(excess <= allowed, lambda: _refuse(excess, threat, strength))
+
+
+def _refuse(excess: Tensor, threat: Threat, strength: float) -> None:
     if bool(excess.isinf().any()):
         raise NonFinite(
             f"{threat.name} returned NaN or infinite pixels for {int(excess.isinf().sum())} samples"
         )
-    worst = float(excess.max())
-    if worst > BUDGET_TOLERANCE * max(1.0, strength):
-        box = f"[{threat.box[0]:g}, {threat.box[1]:g}]"
-        raise BudgetViolation(
-            f"{threat.name} left its budget of {strength:g} or the box {box} by {worst:.3g}"
-        )
+    box = f"[{threat.box[0]:g}, {threat.box[1]:g}]"
+    raise BudgetViolation(
+        f"{threat.name} left its budget of {strength:g} or the box {box} by {float(excess.max()):.3g}"
+    )
 
 
 def _examples(shown: Tensor, split: Split, prediction: np.ndarray) -> dict[str, np.ndarray]:

@@ -18,9 +18,10 @@ from .examples import draw_examples
 from .headline import Headline
 from .heatmap import draw_heatmap
 from .leaderboard import rank_column
+from .matrix import draw_transfer
 from .outcomes import outcomes
 from .rates import draw_rates
-from .records import Record
+from .records import REPLAYS, Record
 from .sandwich import bounds, draw_sandwich
 from .selection import Entry, entry
 from .stats import CERTIFICATE
@@ -95,19 +96,19 @@ def _figures(
     ours = {str(row.label): by_row[dataset, str(row.model), str(row.recipe)] for row in board.itertuples()}
     accuracy = table[(table["statistic"] == "accuracy")]
     certified = table[(table["statistic"] == "certified_accuracy") & (table["threat"] == CERTIFICATE)]
-    if (accuracy["threat"] != "clean").any():
+    curves = accuracy[~accuracy["threat"].isin(list(REPLAYS.values()))]  # made at one strength only
+    if (curves["threat"] != "clean").any():
         alt = f"Line plots, one per threat: accuracy falls as strength grows. Highest ranked: {best}."
-        yield "accuracy", "Accuracy against strength", alt, draw_curves(accuracy, board, looks, certified)
+        yield "accuracy", "Accuracy against strength", alt, draw_curves(curves, board, looks, certified)
     figure = draw_sandwich(bounds(accuracy, ours), list(ours)[:NAMED_MODELS], looks, headline)
     if figure is not None:
-        alt = (
-            "Area plots, one per model and norm: the proven share of samples below, the share that survives "
-        )
-        alt += "every attack above, and the gap between them, as the perturbation grows."
+        alt = "Area plots, one per model and norm, over the perturbation: the proven share of samples below, "
+        alt += "the share that survives every attack above, and the gap between them."
         yield "sandwich", "Certified to attacked: what is proven, what is broken, and the gap", alt, figure
     if not accuracy.empty:
         alt = f"Table of accuracies in colour, models by threats, best ranked ({best}) on top."
         yield "heatmap", "Accuracy at the reported strengths", alt, draw_heatmap(accuracy, board, headline)
+    yield from draw_transfer([r for r in records if r.cell.dataset == dataset], board)
     by = rank_column(board, headline)
     key, _, strength = by.partition("@")
     what = f"{key_name(key)} accuracy" + (f" at {strength_symbol(key)} = {strength}" if strength else "")

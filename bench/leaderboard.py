@@ -14,7 +14,7 @@ from .outcomes import CERTIFIED as CERTIFIED
 from .outcomes import outcomes
 from .papers import paper_link
 from .ranking import Outcomes, ranks
-from .records import SUBMISSION, Cell, Record, digest
+from .records import TRANSFER, UNASKED, Cell, Record, digest
 from .selection import Entry, current, entry
 from .stats import CERTIFICATE, WORST_CASE, summarise
 
@@ -166,6 +166,8 @@ def _statuses(used: list[Record], headline: Headline, norms: set[str | None]) ->
     questions: dict[str, set[Any]] = defaultdict(set)
     answered: dict[Entry, set[Any]] = defaultdict(set)
     seeds: dict[Entry, set[int]] = defaultdict(set)
+    solved = {entry(record.cell) for record in used if record.cell.solver is not None}
+    through: set[Any] = set()
     failed: dict[Entry, int] = defaultdict(int)
     for record in used:
         cell, row = record.cell, entry(record.cell)
@@ -176,10 +178,11 @@ def _statuses(used: list[Record], headline: Headline, norms: set[str | None]) ->
             if settings[cell.dataset, question][1] != _settings(cell):
                 other.add(row)
             questions[cell.dataset].add(question)
+            through |= {question} if cell.family == TRANSFER else set()
             answered[row].add((cell.training_seed, question))
     statuses = {}
     for row in sorted(seeds):
-        asked = questions[row[0]]
+        asked = questions[row[0]] if row in solved else questions[row[0]] - through
         strengths = {(norm if norm in norms else threat, strength) for _, threat, norm, strength in asked}
         wanted = {("clean", 0.0), *((key, round(strength, 9)) for key, strength in headline.reported.items())}
         missing = len(seeds[row]) * len(asked) > len(answered[row]) or not wanted <= strengths
@@ -193,8 +196,8 @@ def _statuses(used: list[Record], headline: Headline, norms: set[str | None]) ->
 
 
 def _asked(cell: Cell) -> bool:
-    """Whether every model answers this cell's question: not what someone submitted against one of them."""
-    return cell.kind == "accuracy" and cell.family != SUBMISSION
+    """Whether every model answers this cell's question: not what was submitted against one, or replayed."""
+    return cell.kind == "accuracy" and cell.family not in UNASKED
 
 
 def _question(cell: Cell) -> tuple[Any, ...]:

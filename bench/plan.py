@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
@@ -22,6 +22,8 @@ from .rows import choose_models, find_model, row_names, variant_specs
 
 LIPSCHITZ_VERSION, SMOOTHING_VERSION, DYNAMICS_VERSION = 2, 1, 2
 """Raise one by hand when its algorithm changes: stored records of older versions are not reused."""
+BATCH_SIZE = 100
+"""Samples at once where the size is to be measured and has not been."""
 TRAJECTORY_IMAGES = 8
 """Test images whose states are followed through the flow."""
 
@@ -52,12 +54,20 @@ class Plan:
         Training seeds 0 .. seeds - 1.
     attacks
         The threats with their grids.
+    batch_sizes
+        By model, what was measured where the preset says "auto".
     """
 
     preset: Preset
     specs: tuple[ModelSpec, ...]
     seeds: int
     attacks: tuple[Attack, ...]
+    batch_sizes: Mapping[str, int] = field(default_factory=dict)
+
+    def batch_size(self, model: str) -> int:
+        """How many samples `model` is given at once where a threat does not say."""
+        wish = self.preset.batch_size
+        return self.batch_sizes.get(model, BATCH_SIZE) if wish == "auto" else wish
 
     def hyperparameters(self, spec: ModelSpec) -> dict[str, object]:
         """Every hyperparameter of `spec` under this preset."""
@@ -101,7 +111,10 @@ class Plan:
     def accuracy_cells(
         self, training: Cell, checkpoint_sha256: str, solver: str | None, data: Data
     ) -> list[Cell]:
-        """One cell for each threat and strength, on the weights that `training` made."""
+        """One cell for each threat and strength, on the weights that `training` made.
+
+        What works through other solvers is asked of models with an ODE block, which `solver` tells.
+        """
         return [
             dataclasses.replace(
                 training,
@@ -118,9 +131,10 @@ class Plan:
                 draws=plan.draws if threat.stochastic else 1,
                 attack_seed=plan.seed,
                 samples=min(plan.samples or len(data.test), len(data.test)),
-                batch_size=plan.batch_size or self.preset.batch_size,
+                batch_size=plan.batch_size or self.batch_size(training.model),
             )
             for threat, plan in ((attack.threat, attack.plan) for attack in self.attacks)
+            if threat.through == "model" or solver is not None
             for strength in plan.strengths
         ]
 
@@ -138,7 +152,7 @@ class Plan:
             family="certificate",
             norm="l2",
             samples=len(data.test),
-            batch_size=self.preset.batch_size,
+            batch_size=self.batch_size(training.model),
             dtype="float64",
         )
         if (wish := self.preset.smoothing) is None:

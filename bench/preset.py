@@ -144,6 +144,7 @@ class Preset(_Table):
     `cost` states, in words, what the whole preset takes on two cores. `models` may be ``["all"]`` and may
     name rows of `variants`, which otherwise wait to be named by ``--models``; the rows of `sweeps` join by
     themselves.
+    `batch_size` is how many samples are attacked at once; "auto" measures it for each model.
     `rank` names what models are ranked by: a threat, or the norm of a worst case.
     """
 
@@ -153,12 +154,13 @@ class Preset(_Table):
     dataset: str
     models: Annotated[list[str], Field(min_length=1)]
     seeds: PositiveInt = 1
-    batch_size: PositiveInt = 100
+    batch_size: PositiveInt | Literal["auto"] = 100
     rank: str
     recipe: Recipe
     threats: Annotated[list[ThreatPlan], Field(min_length=1)]
     throughput: ThroughputPlan | None = None
     smoothing: Smoothing | None = None
+    transfer: bool = False
     time_limit: TimeLimits
     overrides: dict[str, ModelOverride] = {}
     variants: dict[str, Variant] = {}

@@ -17,6 +17,7 @@ from .headline import Headline
 from .leaderboard import leaderboard
 from .leaderboard_json import leaderboard_json
 from .leaderboard_tex import latex
+from .matrix import transfer_markdown, transfer_tables
 from .page import render
 from .protocols import SideTable, protocol_tables, protocols_markdown, smoothing_tables
 from .records import Record
@@ -86,7 +87,8 @@ def _write_report(folder: Path) -> Report:
     board = leaderboard(used, headline, summary)
     pictures = draw_all(used, summary, board, headline)
     protocols = protocol_tables(summary, labelled(board))
-    files = _tables(summary, board, headline, protocols)
+    transfers = transfer_tables(used, labelled(board))
+    files = _tables(summary, board, headline, protocols, transfers)
     if benchmarks:
         files |= {
             "benchmarks.html": benchmarks_page(benchmarks),
@@ -100,6 +102,7 @@ def _write_report(folder: Path) -> Report:
         pictures=pictures,
         protocols=protocols,
         smoothing=smoothing_tables(summary, labelled(board)),
+        transfers=transfers,
         problems=[(_relative(p.path, folder), p.reason) for p in problems],
         benchmarks=bool(benchmarks),
         superseded=superseded,
@@ -110,7 +113,7 @@ def _write_report(folder: Path) -> Report:
     for name, text in files.items():
         write_atomically(store.report / name, text.encode())
     write_atomically(store.report / "index.html", page.encode())
-    for optional in {"noise.md", "benchmarks.html", "benchmarks.md"} - files.keys():
+    for optional in {"noise.md", "transfer.md", "benchmarks.html", "benchmarks.md"} - files.keys():
         (store.report / optional).unlink(missing_ok=True)
     for stale in (store.report / "figures").glob("*"):
         if stale.name not in drawn and stale.is_file():
@@ -131,11 +134,16 @@ def tables(folder: Path) -> dict[str, str]:
     used, _ = current(records, headline.preferred)
     summary = summarise(used)
     board = leaderboard(used, headline, summary)
-    return _tables(summary, board, headline, protocol_tables(summary, labelled(board)))
+    rows = labelled(board)
+    return _tables(summary, board, headline, protocol_tables(summary, rows), transfer_tables(used, rows))
 
 
 def _tables(
-    summary: pd.DataFrame, board: pd.DataFrame, headline: Headline, protocols: Sequence[SideTable]
+    summary: pd.DataFrame,
+    board: pd.DataFrame,
+    headline: Headline,
+    protocols: Sequence[SideTable],
+    transfers: Sequence[SideTable],
 ) -> dict[str, str]:
     files = {
         "leaderboard.csv": _csv(board),
@@ -146,6 +154,8 @@ def _tables(
     }
     if protocols:
         files["noise.md"] = protocols_markdown(protocols)
+    if transfers:
+        files["transfer.md"] = transfer_markdown(transfers)
     return files
 
 

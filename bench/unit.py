@@ -32,6 +32,7 @@ from .queries import one_line
 from .records import Cell, Record
 from .smoothing import smooth_cell
 from .store import Store
+from .through import evaluate_through
 from .throughput import measure_cell
 from .train import History, build_model, fit_normalisation, train
 from .work import cells_of, checkpoint_path
@@ -65,6 +66,9 @@ class Unit:
         Do everything again, stored or not.
     on_cell
         Called with each cell before it is begun.
+    settled
+        Keys of cells that are left as they are stored, failed or not, and not counted: an earlier process of
+        this run began them.
 
     Attributes
     ----------
@@ -87,10 +91,11 @@ class Unit:
         fresh: bool = False,
         reporter: Reporter | None = None,
         on_cell: Callable[[Cell], None] = lambda cell: None,
+        settled: frozenset[str] = frozenset(),
     ) -> None:
         self.plan, self.data, self.store, self.device = plan, data, store, device
         self.spec, self.seed, self.cost, self.fresh = spec, seed, cost, fresh
-        self.reporter, self.on_cell = reporter or Quiet(), on_cell
+        self.reporter, self.on_cell, self.settled = reporter or Quiet(), on_cell, settled
         self.training = plan.training_cell(spec, seed, data)
         self.outcome, self.sound = Outcome(), True
         self._clean: tuple[int, np.ndarray] | None = None
@@ -145,14 +150,17 @@ class Unit:
         began, described = time.perf_counter(), environment(self.device)
         facts = {"cell": dataclasses.asdict(cell), "environment": described}
         self.reporter.doing(f"{name}: training")
-        self.on_cell(cell)
+        begun = cell.key() in self.settled
+        fresh = self.fresh and not begun
+        if not begun:
+            self.on_cell(cell)
         history: History | None = None
         solver = None
         try:
             with time_limit(self.plan.preset.time_limit.training, f"training {self.spec.name}", _ADVICE):
                 model = build_model(self.spec.build, self.data, cell.hyperparameters, self.seed)
                 solver = describe_solver(model)
-                checkpoint = None if self.fresh else find_checkpoint(path)
+                checkpoint = None if fresh else find_checkpoint(path)
                 if checkpoint:
                     load_state(model, load_tensors(path)[0], path)
                     model.to(self.device).eval()
@@ -167,7 +175,7 @@ class Unit:
                         path=path,
                         facts=facts,
                         device=self.device,
-                        resume=not self.fresh,
+                        resume=not fresh,
                         on_batch=self._advance(work, epochs * len(self.data.train)),
                     )
         except Exception as error:
@@ -177,7 +185,7 @@ class Unit:
             return None
         stored = self.store.get(cell)
         if history is None and stored is not None and stored.status == "ok":
-            self.outcome.skipped += 1
+            self.outcome.skipped += not begun
             return model, checkpoint
         record = training_record(cell, self.spec, model, self.data, checkpoint)
         self._put(record)
@@ -186,7 +194,11 @@ class Unit:
 
     def _cell(self, cell: Cell, model: nn.Module) -> Record | None:
         """Do one cell and store its record; None when it was stored already."""
-        stored = None if self.fresh else self.store.get(cell)
+        begun = cell.key() in self.settled
+        stored = self.store.get(cell) if begun or not self.fresh else None
+        if begun and stored is not None:
+            self._remember(stored)
+            return None
         if stored is not None and stored.status == "ok":
             self.outcome.skipped += 1
             self._remember(stored)
@@ -214,12 +226,12 @@ class Unit:
             threat = next(a.threat for a in self.plan.attacks if a.threat.name == cell.threat)
             breaks: list[Breaks] = []
             common |= {"clean": self._known(cell), "keep": breaks.append if self._keeps(cell) else None}
-            record = evaluate_cell(
-                cell, model, test, threat, num_classes=classes, on_samples=advance, **common
-            )
+            how = evaluate_cell if threat.through == "model" else evaluate_through
+            record = how(cell, model, test, threat, num_classes=classes, on_samples=advance, **common)
             if not breaks:
                 return record
-            return dataclasses.replace(record, card={"adversarial": self.store.put_breaks(cell, *breaks)})
+            card = {**record.card, "adversarial": self.store.put_breaks(cell, *breaks)}
+            return dataclasses.replace(record, card=card)
         if cell.threat == "smoothing":
             return smooth_cell(cell, model, test, num_classes=classes, on_samples=advance, **common)
         if cell.kind == "certificate":

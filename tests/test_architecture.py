@@ -45,6 +45,7 @@ REPORTING = [
     "style",
     "tradeoff",
     "heatmap",
+    "matrix",
     "examples",
     "benchmarks",
     "timings",
