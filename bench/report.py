@@ -77,7 +77,7 @@ def _write_report(folder: Path) -> Report:
         )
     if not records:
         raise InvalidArgument(f"no records in {folder}: run `robustode run` first, or pass --out")
-    headline, plan_problems = _headline(folder, current(records)[0])
+    headline, plan_problems = _headline(folder, records)
     used, superseded = current(records, headline.preferred)
     benchmarks, benchmark_problems = read_benchmarks(folder)
     problems = [*problems, *plan_problems, *benchmark_problems]
@@ -130,7 +130,7 @@ def _write_report(folder: Path) -> Report:
 def tables(folder: Path) -> dict[str, str]:
     """The texts of the report's tables, by file name, as the records make them now; nothing is written."""
     records, _ = Store(folder).load()
-    headline, _ = _headline(Path(folder), current(records)[0])
+    headline, _ = _headline(Path(folder), records)
     used, _ = current(records, headline.preferred)
     summary = summarise(used)
     board = leaderboard(used, headline, summary)
@@ -178,7 +178,7 @@ def _headline(folder: Path, records: list[Record]) -> tuple[Headline, list[Probl
     except RecordError as error:
         path = folder / "plan.json"
         problems = [Problem(path=path, reason=f"{error}; reporting the middle strengths")]
-        return Headline.guess(records), problems if path.exists() else []
+        return Headline.guess(current(records)[0]), problems if path.exists() else []
 
 
 def _csv(table: pd.DataFrame) -> str:
