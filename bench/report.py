@@ -16,6 +16,8 @@ from .benchmarks import benchmarks_markdown, benchmarks_page, read_benchmarks
 from .figures import draw_all, labelled
 from .headline import Headline
 from .leaderboard import leaderboard
+from .leaderboard_json import leaderboard_json
+from .leaderboard_tex import latex
 from .matrix import transfer_markdown, transfer_tables
 from .page import render
 from .protocols import SideTable, protocol_tables, protocols_markdown, smoothing_tables
@@ -76,7 +78,7 @@ def _write_report(folder: Path) -> Report:
         )
     if not records:
         raise InvalidArgument(f"no records in {folder}: run `robustode run` first, or pass --out")
-    headline, plan_problems = _headline(folder, current(records)[0])
+    headline, plan_problems = _headline(folder, records)
     used, superseded = current(records, headline.preferred)
     benchmarks, benchmark_problems = read_benchmarks(folder)
     problems = [*problems, *plan_problems, *benchmark_problems]
@@ -131,7 +133,7 @@ def _write_report(folder: Path) -> Report:
 def tables(folder: Path) -> dict[str, str]:
     """The texts of the report's tables, by file name, as the records make them now; nothing is written."""
     records, _ = Store(folder).load()
-    headline, _ = _headline(Path(folder), current(records)[0])
+    headline, _ = _headline(Path(folder), records)
     used, _ = current(records, headline.preferred)
     summary = summarise(used)
     board = leaderboard(used, headline, summary)
@@ -150,7 +152,9 @@ def _tables(
 ) -> dict[str, str]:
     files = {
         "leaderboard.csv": _csv(board),
+        "leaderboard.json": leaderboard_json(board, headline),
         "leaderboard.md": markdown(board, headline.title),
+        "leaderboard.tex": latex(board, headline.title),
         "summary.csv": _csv(summary),
     }
     if protocols:
@@ -181,7 +185,7 @@ def _headline(folder: Path, records: list[Record]) -> tuple[Headline, list[Probl
     except RecordError as error:
         path = folder / "plan.json"
         problems = [Problem(path=path, reason=f"{error}; reporting the middle strengths")]
-        return Headline.guess(records), problems if path.exists() else []
+        return Headline.guess(current(records)[0]), problems if path.exists() else []
 
 
 def _csv(table: pd.DataFrame) -> str:

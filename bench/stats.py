@@ -124,12 +124,27 @@ def _accuracy_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
 
 
 def _worst_case_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
-    """Worst cases over all attacks of one norm; no row for a seed that lacks one of them.
+    for (dataset, model, recipe), protocol, norm, found in worst_cases(records):
+        for strength, survivors in found.items():
+            where = (dataset, protocol, model, recipe, WORST_CASE, norm, strength)
+            yield from _fractions(where, [float(kept.mean()) for kept in survivors], survivors[0].size)
+
+
+def worst_cases(
+    records: list[Record],
+) -> Iterator[tuple[Entry, str, str, dict[float, list[NDArray[np.bool_]]]]]:
+    """Worst cases over all attacks of one norm; none for a seed that lacks one of them.
 
     An example inside a smaller ball lies inside every larger one, so breaks found at a smaller
     strength count at the larger strengths too. What must have been run at a strength is every
     attack that any model of the dataset was given there, those through other solvers only where there
     is a solver; what someone submitted counts besides, and so do replays of other models' examples.
+
+    Yields
+    ------
+    row, protocol, norm, survived
+        By strength, for each training seed in order, which samples survive, each of shape (samples,): the
+        same samples for all strengths and seeds of a row.
     """
     solved = {entry(record.cell) for record in records if record.cell.solver is not None}
     clean: dict[tuple[Entry, int], NDArray[np.bool_]] = {}
@@ -156,7 +171,7 @@ def _worst_case_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
         samples = min([a.shape[1] for a in arrays] + [clean[row, seed].shape[1] for seed in seeds], default=0)
         if not samples:
             continue
-        values: dict[float, list[float]] = defaultdict(list)
+        found: dict[float, list[NDArray[np.bool_]]] = defaultdict(list)
         for seed, grid in sorted(seeds.items()):
             survived = clean[row, seed][:, :samples]
             for strength, by_threat in sorted(grid.items()):
@@ -164,11 +179,8 @@ def _worst_case_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
                 every = required.get((row[0], protocol, norm, strength), ())
                 asked = {threat for threat, solver in every if not solver or row in solved}
                 if asked and by_threat.keys() >= asked:
-                    values[strength].append(float(survived.mean()))
-        dataset, model, recipe = row
-        for strength, fractions in values.items():
-            where = (dataset, protocol, model, recipe, WORST_CASE, norm, strength)
-            yield from _fractions(where, fractions, samples)
+                    found[strength].append(survived[0])
+        yield row, protocol, norm, found
 
 
 def _certified_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:

@@ -42,6 +42,7 @@ def test_data_files_are_installed():
     charts = package / "bench" / "templates" / "vendor" / "uplot"
     assert {entry.name for entry in charts.iterdir()} >= {"uPlot.iife.min.js", "uPlot.min.css", "LICENSE"}
     assert (package / "CITATION.cff").is_file()
+    assert (package / "bench" / "schemas" / "leaderboard.schema.json").is_file()
     assert {"quick", "standard"} <= set(preset_names())
 
 
