@@ -55,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         help="these models instead of the preset's, separated by commas",
     )
     run.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE.safetensors",
+        help="evaluate these weights of the one model that --models names, instead of training it",
+    )
+    run.add_argument(
         "--seeds", type=int, metavar="N", help="training seeds 0 .. N-1 instead of the preset's number"
     )
     run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
@@ -173,10 +179,12 @@ def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from .device import pick_device
+    from .given import Given
     from .progress import Quiet, Terminal
     from .request import Request
     from .run import run_plan
     from .store import Store
+    from .train import build_model
     from .work import look_ahead
 
     names = (
@@ -193,10 +201,14 @@ def _run(arguments: argparse.Namespace) -> int:
         models=tuple(dict.fromkeys(names)) if names else None,
         seeds=arguments.seeds,
         data_root=arguments.data_root,
+        given=Given.read(arguments.weights) if arguments.weights else None,
     )
     plan = request.plan()
     device = pick_device(arguments.device)
     data = request.data()
+    if plan.given:
+        spec = plan.specs[0]
+        plan.given.check(build_model(spec.build, data, plan.hyperparameters(spec), 0))
     out = arguments.out or Path("results") / preset.name
     if arguments.dry_run:
         return _dry_run(preset, look_ahead(plan, data, Store(out), device, fresh=arguments.fresh), out)

@@ -102,7 +102,12 @@ def load_external(reference: str) -> ModelSpec:
         spec = ModelSpec(name=_slug(factory, path), build=build, summary=f"{path.name}:{factory}")
         if spec.name in known:
             raise InvalidArgument(f"model {reference!r}: the name {spec.name!r} is taken: rename the factory")
-    return dataclasses.replace(spec, build=_at_home(spec.build, path.parent), source=_source_sha256(path))
+    return dataclasses.replace(
+        spec,
+        build=_at_home(spec.build, path.parent),
+        source=_source_sha256(path),
+        file=f"{path.name}:{factory}",
+    )
 
 
 def _source_sha256(path: Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .data import Data, load_data
 from .external import resolve_model
+from .given import Given
 from .plan import Plan, make_plan
 from .preset import Preset
 from .rows import choose_models
@@ -22,17 +23,20 @@ class Request:
         Names, rows of the preset or ``FILE.py:factory``; None for the preset's own.
     seeds, data_root
         None for the preset's number and the default folder.
+    given
+        Weights to evaluate; None to train.
     """
 
     preset: Preset
     models: tuple[str, ...] | None = None
     seeds: int | None = None
     data_root: Path | None = None
+    given: Given | None = None
 
     def plan(self) -> Plan:
         """Resolve every name; raises `InvalidArgument` for anything that cannot be run."""
         models = choose_models(self.preset, self.models, resolve_model) if self.models else None
-        return make_plan(self.preset, models=models, seeds=self.seeds)
+        return make_plan(self.preset, models=models, seeds=self.seeds, given=self.given)
 
     def data(self) -> Data:
         """Load the preset's dataset; raises `DataUnavailable` where it is not to be had."""
