@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -160,8 +161,10 @@ def load_model(folder: str | Path, name: str, *, seed: int = 0, model: str | Non
         When its weights are missing or do not match the hash in its record.
     """
     from .external import resolve_model
+    from .plugins import load_plugins
     from .trained import trained_model
 
+    load_plugins(lambda line: warnings.warn(line, stacklevel=3))
     external = resolve_model(model) if model else None
     store = Store(Path(folder))
     records, _ = store.load()

@@ -169,10 +169,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _find_plugins() -> None:
+    """Load the models of installed packages; one that cannot be used is one line, and no obstacle."""
+    from .plugins import load_plugins
+
+    load_plugins(lambda line: print(f"robustode: warning: {line}", file=sys.stderr))
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from .preset import load_preset
 
     preset = load_preset(arguments.preset)
+    _find_plugins()
 
     from contextlib import nullcontext
 
@@ -277,6 +285,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from .external import load_external
     from .verify import verify
 
+    _find_plugins()
     names = [name.strip() for name in (arguments.models or "").split(",") if name.strip()]
     done = verify(
         arguments.out,
@@ -300,6 +309,7 @@ def _submit_attack(arguments: argparse.Namespace) -> int:
     from .submission import read_submission
     from .submit import submit
 
+    _find_plugins()
     sent = read_submission(arguments.file)
     verdict = submit(
         arguments.out,
@@ -326,6 +336,8 @@ def _submit_attack(arguments: argparse.Namespace) -> int:
 def _list(arguments: argparse.Namespace) -> int:
     from .listing import listing
 
+    if arguments.what == "models":
+        _find_plugins()
     print(listing(arguments.what, as_json=arguments.json))
     return 0
 
@@ -346,6 +358,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from .conformance import check_model
     from .external import resolve_model
 
+    _find_plugins()
     console = Console(highlight=False)
     passed = True
     for result in check_model(resolve_model(arguments.model)):

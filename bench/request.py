@@ -9,6 +9,7 @@ from .data import Data, load_data
 from .external import resolve_model
 from .given import Given
 from .plan import Plan, make_plan
+from .plugins import load_plugins
 from .preset import Preset
 from .rows import choose_models
 
@@ -35,6 +36,7 @@ class Request:
 
     def plan(self) -> Plan:
         """Resolve every name; raises `InvalidArgument` for anything that cannot be run."""
+        load_plugins()
         models = choose_models(self.preset, self.models, resolve_model) if self.models else None
         return make_plan(self.preset, models=models, seeds=self.seeds, given=self.given)
 

@@ -29,6 +29,7 @@ from .external import resolve_model
 from .headline import Headline
 from .margins import lead_alone_and_shuffled
 from .queries import call_model
+from .plugins import load_plugins
 from .records import SUBMISSION, Cell, Record
 from .selection import current
 from .stats import worst_case
@@ -83,6 +84,7 @@ def submit(
         When the folder holds no such model, or no attack in that norm at the reported strength.
     """
     spec = resolve_model(model) if ".py" in model else None
+    load_plugins()
     store = Store(folder)
     headline = Headline.read(store.folder)
     used, _ = current(store.load()[0], headline.preferred)

@@ -18,6 +18,7 @@ from .._errors import InvalidArgument, RecordError, RobustodeError
 from ..models import MODELS, ModelSpec
 from .data import Data, load_data
 from .headline import Headline
+from .plugins import load_plugins
 from .queries import one_line
 from .recheck import Recheck, check_checkpoint
 from .records import Record
@@ -80,6 +81,7 @@ def verify(
     DataUnavailable
         When a dataset that the records speak of is not there.
     """
+    load_plugins()
     store = Store(folder)
     records, problems = store.load()
     if not records and not problems:
