@@ -1,7 +1,7 @@
 """Models that installed packages offer through the entry point group ``robustode.models``.
 
 An entry point names a module whose import registers models with ``@register_model``, a factory, or a
-`ModelSpec`. A package that cannot be used is left out with one line about it, and so is all that it registered.
+`ModelSpec`. A package that cannot be used is left out with one line, and so is all that it registered.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ from .evaluate import frozen
 from .external import resolve_model
 from .headline import Headline
 from .margins import lead_alone_and_shuffled
-from .queries import call_model
 from .plugins import load_plugins
+from .queries import call_model
 from .records import SUBMISSION, Cell, Record
 from .selection import current
 from .stats import worst_case

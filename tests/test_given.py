@@ -1,4 +1,4 @@
-"""Weights given instead of trained: checked first, kept byte for byte, cells of their own, never called trained."""
+"""Weights given instead of trained: checked first, kept byte for byte, cells of their own."""
 
 from __future__ import annotations
 
