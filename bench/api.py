@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +23,7 @@ from .evaluate import evaluate_cell
 from .given import RECIPE
 from .headline import Headline
 from .plan import attack_norm
-from .progress import shown
+from .progress import Reporter, shown
 from .queries import one_line
 from .random_state import random_state_kept
 from .records import Cell
@@ -155,7 +156,7 @@ def evaluate(
                 num_classes=data.num_classes,
                 device=place,
                 environment=environment(place),
-                on_samples=lambda done, cost=cost: reporter.advance(cost * done),
+                on_samples=partial(_advance, reporter, cost),
             )
             records.append(record)
             reporter.say(f"{name} · {cell.threat}: {summary_line([record])}")
@@ -190,6 +191,10 @@ def _place(module: nn.Module, device: str | torch.device | None) -> torch.device
     if place.type == "meta":
         raise InvalidArgument("the module lies on the device 'meta', which holds no numbers")
     return torch.empty(0, device=place).device
+
+
+def _advance(reporter: Reporter, cost: float, samples: int) -> None:
+    reporter.advance(cost * samples)
 
 
 def _cost(cell: Cell) -> float:

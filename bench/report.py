@@ -12,6 +12,7 @@ import pandas as pd
 
 from .._errors import InvalidArgument, RecordError
 from .benchmarks import benchmarks_markdown, benchmarks_page, read_benchmarks
+from .cards import cards
 from .figures import draw_all, labelled
 from .headline import Headline
 from .leaderboard import leaderboard
@@ -50,7 +51,7 @@ class Report:
 
 
 def write_report(folder: Path) -> Report:
-    """Write ``<folder>/report/``: page, leaderboard, summary and figures.
+    """Write ``<folder>/report/``: page, leaderboard, summary, model cards and figures.
 
     The same records give the same bytes. What an earlier report wrote and this one does not is
     removed. No logits are computed and no torch is loaded.
@@ -84,7 +85,7 @@ def _write_report(folder: Path) -> Report:
     board = leaderboard(used, headline, summary)
     pictures = draw_all(used, summary, board, headline)
     protocols = protocol_tables(summary, labelled(board))
-    files = _tables(summary, board, headline, protocols)
+    files = _tables(summary, board, headline, protocols) | cards(store, used, headline.preset)
     if benchmarks:
         files |= {
             "benchmarks.html": benchmarks_page(benchmarks),
@@ -110,9 +111,10 @@ def _write_report(folder: Path) -> Report:
     write_atomically(store.report / "index.html", page.encode())
     for optional in {"noise.md", "benchmarks.html", "benchmarks.md"} - files.keys():
         (store.report / optional).unlink(missing_ok=True)
-    for stale in (store.report / "figures").glob("*"):
-        if stale.name not in drawn and stale.is_file():
-            stale.unlink()
+    for folder_of, kept in (("figures", drawn), ("cards", {Path(name).name for name in files})):
+        for stale in (store.report / folder_of).glob("*"):
+            if stale.name not in kept and stale.is_file():
+                stale.unlink()
     return Report(
         page=store.report / "index.html",
         leaderboard=board,
@@ -123,13 +125,15 @@ def _write_report(folder: Path) -> Report:
 
 
 def tables(folder: Path) -> dict[str, str]:
-    """The texts of the report's tables, by file name, as the records make them now; nothing is written."""
-    records, _ = Store(folder).load()
+    """The texts of the report's tables and cards, by name, as the records make them; nothing is written."""
+    store = Store(folder)
+    records, _ = store.load()
     headline, _ = _headline(Path(folder), current(records)[0])
     used, _ = current(records, headline.preferred)
     summary = summarise(used)
     board = leaderboard(used, headline, summary)
-    return _tables(summary, board, headline, protocol_tables(summary, labelled(board)))
+    found = _tables(summary, board, headline, protocol_tables(summary, labelled(board)))
+    return found | cards(store, used, headline.preset)
 
 
 def _tables(

@@ -26,6 +26,7 @@ REPORTING = [
     "figures",
     "report",
     "restate",
+    "cards",
     "page",
     "preset",
     "scaffold",
