@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,19 +13,19 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .._errors import InvalidArgument, RecordError
+from .._errors import InvalidArgument, RecordError, UnknownName
 from .._registry import check_name, unknown_name
 from ..attacks import THREATS, Threat
 from ..models import MODELS
-from .data import DATASETS, load_data
+from .data import DATASETS, Data, load_data
 from .describe import summary_line
 from .device import environment
-from .evaluate import evaluate_cell
+from .evaluate import evaluate_cell, frozen
 from .given import RECIPE
 from .headline import Headline
 from .plan import attack_norm
-from .progress import Reporter, shown
-from .queries import one_line
+from .progress import Quiet, Reporter, shown
+from .queries import call_model, one_line
 from .random_state import random_state_kept
 from .records import Cell
 from .stats import summarise
@@ -144,9 +145,10 @@ def evaluate(
     with random_state_kept(place), shown(progress) as reporter:
         if place != _home(module):
             module = copy.deepcopy(module).to(place)
-        costs = [_cost(cell) for cell in cells]
-        reporter.start(sum(cost * cell.samples * cell.draws for cost, cell in zip(costs, cells, strict=True)))
-        for cell, cost, (threat, _) in zip(cells, costs, chosen.values(), strict=True):
+        pace = 0.0 if isinstance(reporter, Quiet) else _seconds(module, data, batch_size, place)
+        reporter.start(pace * sum(_passes(cell) for cell in cells))
+        for cell, (threat, _) in zip(cells, chosen.values(), strict=True):
+            cost = pace * _passes(cell) / (cell.samples * cell.draws)
             reporter.doing(f"{cell.threat} {cell.strength:g}")
             record = evaluate_cell(
                 cell,
@@ -197,11 +199,22 @@ def _advance(reporter: Reporter, cost: float, samples: int) -> None:
     reporter.advance(cost * samples)
 
 
-def _cost(cell: Cell) -> float:
-    """Forward passes a sample and draw, a backward one counted twice."""
+def _seconds(module: nn.Module, data: Data, batch_size: int, device: torch.device) -> float:
+    """Time a sample takes forwards: the faster of two batches."""
+    images, times = data.test.images[:batch_size].to(device), []
+    with frozen(module), torch.no_grad():
+        for _ in range(2):
+            began = time.perf_counter()
+            call_model(module, images.clone(), data.num_classes).sum().item()
+            times.append(time.perf_counter() - began)
+    return min(times) / len(images)
+
+
+def _passes(cell: Cell) -> float:
+    """Forward passes that `cell` costs, a backward one counted twice."""
     threat = THREATS.get(cell.threat)
     forwards, backwards = threat.queries(threat.parameters)
-    return forwards + 2.0 * backwards + 1.0
+    return (forwards + 2.0 * backwards + 1.0) * cell.samples * cell.draws
 
 
 def load_model(folder: str | Path, name: str, *, seed: int = 0, model: str | None = None) -> nn.Module:
@@ -252,4 +265,7 @@ def load_model(folder: str | Path, name: str, *, seed: int = 0, model: str | Non
     except RecordError:
         preferred = frozenset()
     newest = max(trainings, key=lambda r: (r.cell.key() in preferred, str(r.environment.get("created", ""))))
-    return trained_model(store, newest, external or MODELS.get(str(newest.card.get("architecture", name))))
+    architecture, file = str(newest.card.get("architecture", name)), newest.card.get("file")
+    if external is None and architecture not in MODELS and file:
+        raise UnknownName(f"{name} is no registered model: say where its file lies, model='FOLDER/{file}'")
+    return trained_model(store, newest, external or MODELS.get(architecture))

@@ -349,6 +349,7 @@ def _new_model(arguments: argparse.Namespace) -> int:
     print(f"wrote {path}")
     print(f"next: robustode check {path}:build")
     print(f"then: robustode run --models {path}:build")
+    print(f"or, with weights of your own: robustode run --models {path}:build --weights FILE.safetensors")
     return 0
 
 

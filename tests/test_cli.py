@@ -218,6 +218,7 @@ def test_new_model_then_check(tmp_path, monkeypatch, capsys):
         "wrote my_model.py",
         "next: robustode check my_model.py:build",
         "then: robustode run --models my_model.py:build",
+        "or, with weights of your own: robustode run --models my_model.py:build --weights FILE.safetensors",
     ]
     assert run("check", "my_model.py:build") == 0
     lines = capsys.readouterr().out.splitlines()
