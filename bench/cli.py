@@ -346,10 +346,12 @@ def _new_model(arguments: argparse.Namespace) -> int:
     from .scaffold import new_model
 
     path = new_model(arguments.name, arguments.file)
+    registered = path.resolve().parent == Path(__file__).resolve().parents[1] / "models"
+    model = arguments.name if registered else f"{path}:build"
     print(f"wrote {path}")
-    print(f"next: robustode check {path}:build")
-    print(f"then: robustode run --models {path}:build")
-    print(f"or, with weights of your own: robustode run --models {path}:build --weights FILE.safetensors")
+    print(f"next: robustode check {model}")
+    print(f"then: robustode run --models {model}")
+    print(f"or, with weights of your own: robustode run --models {model} --weights FILE.safetensors")
     return 0
 
 
