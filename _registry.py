@@ -76,6 +76,11 @@ class Registry(Generic[T]):
         self._items[name] = item
         return item
 
+    def replace(self, item: T) -> None:
+        """Put `item` in the place of the one of its name, which must be there."""
+        self.get(item.name)
+        self._items[item.name] = item
+
     def unregister(self, name: str) -> None:
         """Forget `name`; used by tests and by notebooks that redefine a model."""
         self._items.pop(name, None)

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import copy
+import time
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import nn
 
-from .._errors import InvalidArgument, RecordError
-from .._registry import unknown_name
-from ..attacks import THREATS
+from .._errors import InvalidArgument, RecordError, UnknownName
+from .._registry import check_name, unknown_name
+from ..attacks import THREATS, Threat
 from ..models import MODELS
-from .data import DATASETS, load_data
+from .data import DATASETS, Data, load_data
+from .describe import summary_line
 from .device import environment
-from .evaluate import evaluate_cell
+from .evaluate import evaluate_cell, frozen
+from .given import RECIPE
 from .headline import Headline
+from .plan import attack_norm
+from .progress import Quiet, Reporter, shown
+from .queries import call_model, one_line
+from .random_state import random_state_kept
 from .records import Cell
-from .stats import wilson
+from .stats import summarise
 from .store import Store
 from .through import evaluate_through
 
@@ -54,61 +64,76 @@ def evaluate(
     draws: int = 1,
     batch_size: int = 100,
     seed: int = 0,
+    device: str | torch.device | None = None,
     data_root: str | Path | None = None,
+    name: str = "module",
+    progress: bool | None = None,
 ) -> pd.DataFrame:
-    """Accuracy of a trained module under threats; nothing is stored.
+    """Accuracy of a trained module under threats, as a tidy table; nothing is stored.
 
     Parameters
     ----------
     module
-        Maps images in [0, 1], shape (N, C, H, W), to logits (N, K); it stays on its device, and its
-        modes, parameters and gradients are left as they are.
+        Maps images in [0, 1], shape (N, C, H, W), to logits (N, K). Its modes, parameters, gradients and
+        device are left as they are, and so are the random numbers of torch, numpy and Python.
     threats
-        Names, or (name, strength) pairs in pixel units; see ``robustode list threats``.
+        Names, or (name, strength) pairs in pixel units; see ``robustode list threats``. A name alone stands
+        for `DEFAULT_STRENGTHS`.
     samples
         The first so many test samples; all of them by default.
     draws
         Repetitions of a random threat.
+    seed
+        Of noise and attacks.
+    device
+        Where to compute, on a copy of the module if it lies elsewhere; by default where it lies.
+    name
+        What the table calls the module.
+    progress
+        Show what is being done; by default on a terminal and in a notebook.
 
     Returns
     -------
     DataFrame
-        One row a threat: ``threat, norm, strength, accuracy, low, high, samples, draws, seconds``;
-        `low` and `high` bound the accuracy by a 95% Wilson interval.
+        One row a figure, columns `stats.COLUMNS` as in ``summary.csv``: ``accuracy`` of each threat, the
+        ``worst-case`` of each norm that was attacked, where ``clean`` is among the threats, and field
+        evaluations (``nfe``). `low` and `high` bound an accuracy by a 95% Wilson interval.
 
     Raises
     ------
     UnknownName, InvalidArgument
-        For names and strengths that cannot be used, before anything is computed.
+        For names, strengths and modules that cannot be used, before anything is computed.
+    DataUnavailable
+        When the dataset is not there.
     ModelFailure, NonFinite, BudgetViolation
         When the module breaks its contract or an attack its budget.
     """
+    if not isinstance(module, nn.Module):
+        raise InvalidArgument(f"evaluate takes a torch.nn.Module, not {type(module).__name__}")
+    check_name(name, "model")
     DATASETS.get(dataset)
-    for name, value in (("samples", samples), ("draws", draws), ("batch_size", batch_size)):
+    for what, value in (("samples", samples), ("draws", draws), ("batch_size", batch_size)):
         if value is not None and value < 1:
-            raise InvalidArgument(f"{name} must be at least 1, not {value}")
-    plans = []
-    for item in [threats] if isinstance(threats, str) else threats:
-        name, strength = (item, DEFAULT_STRENGTHS.get(item)) if isinstance(item, str) else item
-        threat = THREATS.get(name)
-        if strength is None:
-            raise InvalidArgument(f"threat {name}: give its strength, as ({name!r}, {threat.strength_name})")
-        plans.append((threat, threat.check_strength(float(strength))))
+            raise InvalidArgument(f"{what} must be at least 1, not {value}")
+    asked = [_threat(item) for item in ([threats] if isinstance(threats, str) else threats)]
+    chosen = {(threat.name, strength): (threat, strength) for threat, strength in asked}
+    if not chosen:
+        raise InvalidArgument("threats names no threat: see `robustode list threats`")
+    place = _place(module, device)
     data = load_data(dataset, Path(data_root) if data_root else None)
     count = min(samples or len(data.test), len(data.test))
-    device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-    rows = []
-    for threat, strength in plans:
-        cell = Cell(
+    cells = [
+        Cell(
             kind="accuracy",
             dataset=dataset,
             index_sha256=data.index_sha256,
-            model="module",
+            model=name,
             model_version="0",
+            recipe={"name": RECIPE},
             threat=threat.name,
             threat_version=threat.version,
             family=threat.family,
-            norm=threat.norm,
+            norm=attack_norm(threat),
             protocol=threat.protocol,
             parameters=dict(threat.parameters),
             strength=strength,
@@ -117,31 +142,83 @@ def evaluate(
             samples=count,
             batch_size=batch_size,
         )
-        how = evaluate_cell if threat.through == "model" else evaluate_through
-        record = how(
-            cell,
-            module,
-            data.test,
-            threat,
-            num_classes=data.num_classes,
-            device=device,
-            environment=environment(device),
-        )
-        low, high = wilson(record.accuracy * count, count)
-        rows.append(
-            {
-                "threat": threat.name,
-                "norm": threat.norm,
-                "strength": strength,
-                "accuracy": record.accuracy,
-                "low": float(low),
-                "high": float(high),
-                "samples": count,
-                "draws": cell.draws,
-                "seconds": record.seconds,
-            }
-        )
-    return pd.DataFrame(rows)
+        for threat, strength in chosen.values()
+    ]
+    records = []
+    with random_state_kept(place), shown(progress) as reporter:
+        if place != _home(module):
+            module = copy.deepcopy(module).to(place)
+        pace = 0.0 if isinstance(reporter, Quiet) else _seconds(module, data, batch_size, place)
+        reporter.start(pace * sum(_passes(cell) for cell in cells))
+        for cell, (threat, _) in zip(cells, chosen.values(), strict=True):
+            cost = pace * _passes(cell) / (cell.samples * cell.draws)
+            reporter.doing(f"{cell.threat} {cell.strength:g}")
+            how = evaluate_cell if threat.through == "model" else evaluate_through
+            record = how(
+                cell,
+                module,
+                data.test,
+                threat,
+                num_classes=data.num_classes,
+                device=place,
+                environment=environment(place),
+                on_samples=partial(_advance, reporter, cost),
+            )
+            records.append(record)
+            reporter.say(f"{name} · {cell.threat}: {summary_line([record])}")
+    return summarise(records)
+
+
+def _threat(item: str | tuple[str, float]) -> tuple[Threat, float]:
+    """One threat and its strength, checked."""
+    name, strength = (item, DEFAULT_STRENGTHS.get(item)) if isinstance(item, str) else item
+    threat = THREATS.get(name)
+    if strength is None:
+        raise InvalidArgument(f"threat {name}: give its strength, as ({name!r}, {threat.strength_name})")
+    return threat, threat.check_strength(float(strength))
+
+
+def _home(module: nn.Module) -> torch.device:
+    """Where a module lies; the CPU for one without tensors."""
+    return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+
+def _place(module: nn.Module, device: str | torch.device | None) -> torch.device:
+    """Where to compute; raises `InvalidArgument` for a device that is not there or a module on several."""
+    found = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
+    if len(found) > 1:
+        names = ", ".join(sorted(map(str, found)))
+        raise InvalidArgument(f"the module lies on several devices ({names}): move it to one")
+    try:
+        place = _home(module) if device is None else torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise InvalidArgument(f"device {str(device)!r} cannot be used: {one_line(error)}") from None
+    if place.type == "meta":
+        raise InvalidArgument("the module lies on the device 'meta', which holds no numbers")
+    return torch.empty(0, device=place).device
+
+
+def _advance(reporter: Reporter, cost: float, samples: int) -> None:
+    reporter.advance(cost * samples)
+
+
+def _seconds(module: nn.Module, data: Data, batch_size: int, device: torch.device) -> float:
+    """Time a sample takes forwards: the faster of two batches."""
+    images, times = data.test.images[:batch_size].to(device), []
+    with frozen(module), torch.no_grad():
+        for _ in range(2):
+            began = time.perf_counter()
+            call_model(module, images.clone(), data.num_classes).sum().item()
+            times.append(time.perf_counter() - began)
+    return min(times) / len(images)
+
+
+def _passes(cell: Cell) -> float:
+    """Forward passes that `cell` costs, a backward one counted twice."""
+    threat = THREATS.get(cell.threat)
+    forwards, backwards = threat.queries(threat.parameters)
+    return (forwards + 2.0 * backwards + 1.0) * cell.samples * cell.draws
 
 
 def load_model(folder: str | Path, name: str, *, seed: int = 0, model: str | None = None) -> nn.Module:
@@ -164,8 +241,10 @@ def load_model(folder: str | Path, name: str, *, seed: int = 0, model: str | Non
         When its weights are missing or do not match the hash in its record.
     """
     from .external import resolve_model
+    from .plugins import load_plugins
     from .trained import trained_model
 
+    load_plugins(lambda line: warnings.warn(line, stacklevel=3))
     external = resolve_model(model) if model else None
     store = Store(Path(folder))
     records, _ = store.load()
@@ -190,4 +269,7 @@ def load_model(folder: str | Path, name: str, *, seed: int = 0, model: str | Non
     except RecordError:
         preferred = frozenset()
     newest = max(trainings, key=lambda r: (r.cell.key() in preferred, str(r.environment.get("created", ""))))
-    return trained_model(store, newest, external or MODELS.get(str(newest.card.get("architecture", name))))
+    architecture, file = str(newest.card.get("architecture", name)), newest.card.get("file")
+    if external is None and architecture not in MODELS and file:
+        raise UnknownName(f"{name} is no registered model: say where its file lies, model='FOLDER/{file}'")
+    return trained_model(store, newest, external or MODELS.get(architecture))

@@ -80,7 +80,11 @@ def save_checkpoint(path: Path, model: nn.Module, facts: Mapping[str, Any]) -> C
     An older JSON goes first, so that a crash in between leaves weights that do not count.
     """
     path.with_suffix(".json").unlink(missing_ok=True)
-    sha256 = save_tensors(path, model.state_dict())
+    return save_facts(path, facts, save_tensors(path, model.state_dict()))
+
+
+def save_facts(path: Path, facts: Mapping[str, Any], sha256: str) -> Checkpoint:
+    """Write the JSON beside the weights at `path`, whose hash is `sha256`: from now on they count."""
     body = {**facts, "sha256": sha256}
     text = json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(path.with_suffix(".json"), text.encode())

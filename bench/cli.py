@@ -64,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
         help="these models instead of the preset's, separated by commas",
     )
     run.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE.safetensors",
+        help="evaluate these weights of the one model that --models names, instead of training it",
+    )
+    run.add_argument(
         "--seeds", type=int, metavar="N", help="training seeds 0 .. N-1 instead of the preset's number"
     )
     run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
@@ -188,10 +194,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _find_plugins() -> None:
+    """Load the models of installed packages; one that cannot be used is one line, and no obstacle."""
+    from .plugins import load_plugins
+
+    load_plugins(lambda line: print(f"robustode: warning: {line}", file=sys.stderr))
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from .preset import load_preset
 
     preset = load_preset(arguments.preset)
+    _find_plugins()
 
     from contextlib import nullcontext
 
@@ -200,10 +214,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from .batching import known_batch_sizes
     from .device import pick_device
+    from .given import Given
     from .progress import Quiet, Terminal
     from .request import Request
     from .run import run_plan
     from .store import Store
+    from .train import build_model
     from .work import elapsed, look_ahead
     from .workers import at_once
 
@@ -222,6 +238,7 @@ def _run(arguments: argparse.Namespace) -> int:
         seeds=arguments.seeds,
         data_root=arguments.data_root,
         batch_size=arguments.batch_size,
+        given=Given.read(arguments.weights) if arguments.weights else None,
     )
     plan = request.plan()
     device = pick_device(arguments.device)
@@ -229,6 +246,9 @@ def _run(arguments: argparse.Namespace) -> int:
         request = dataclasses.replace(request, batch_size="auto")
         plan = request.plan()
     data = request.data()
+    if plan.given:
+        spec = plan.specs[0]
+        plan.given.check(build_model(spec.build, data, plan.hyperparameters(spec), 0))
     out = arguments.out or Path("results") / preset.name
     if arguments.dry_run:
         store = Store(out)
@@ -307,6 +327,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from .external import load_external
     from .verify import verify
 
+    _find_plugins()
     names = [name.strip() for name in (arguments.models or "").split(",") if name.strip()]
     done = verify(
         arguments.out,
@@ -330,6 +351,7 @@ def _submit_attack(arguments: argparse.Namespace) -> int:
     from .submission import read_submission
     from .submit import submit
 
+    _find_plugins()
     sent = read_submission(arguments.file)
     verdict = submit(
         arguments.out,
@@ -386,6 +408,8 @@ def _transfer(arguments: argparse.Namespace) -> int:
 def _list(arguments: argparse.Namespace) -> int:
     from .listing import listing
 
+    if arguments.what == "models":
+        _find_plugins()
     print(listing(arguments.what, as_json=arguments.json))
     return 0
 
@@ -394,9 +418,12 @@ def _new_model(arguments: argparse.Namespace) -> int:
     from .scaffold import new_model
 
     path = new_model(arguments.name, arguments.file)
+    registered = path.resolve().parent == Path(__file__).resolve().parents[1] / "models"
+    model = arguments.name if registered else f"{path}:build"
     print(f"wrote {path}")
-    print(f"next: robustode check {path}:build")
-    print(f"then: robustode run --models {path}:build")
+    print(f"next: robustode check {model}")
+    print(f"then: robustode run --models {model}")
+    print(f"or, with weights of your own: robustode run --models {model} --weights FILE.safetensors")
     return 0
 
 
@@ -406,6 +433,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from .conformance import check_model
     from .external import resolve_model
 
+    _find_plugins()
     console = Console(highlight=False)
     passed = True
     for result in check_model(resolve_model(arguments.model)):

@@ -54,15 +54,20 @@ def describe_flow(model: nn.Module) -> dict[str, float]:
 def training_record(
     cell: Cell, spec: ModelSpec, model: nn.Module, data: Data, checkpoint: Checkpoint
 ) -> Record:
-    """The record of a training: its curve, its flow's constants, what the model says of itself."""
-    history = checkpoint.facts["history"]
+    """The record of a training: its curve, its flow's constants, what the model says of itself.
+
+    Of weights that were given there is no curve, no epoch and no time; the card says so under ``given``.
+    """
+    history = checkpoint.facts.get("history", {})
+    curves = {name: np.asarray(values, np.float64) for name, values in history.items() if name != "seconds"}
+    passes = len(curves.get("train_loss", ())) * cell.samples
+    chosen = {"best_epoch": float(checkpoint.facts["selected_epoch"])} if history else {}
+    given = {"file": checkpoint.facts["given"], "sha256": checkpoint.sha256} if not history else None
     return Record(
         cell=cell,
-        outcomes={
-            name: np.asarray(values, np.float64) for name, values in history.items() if name != "seconds"
-        },
+        outcomes=curves,
         measures={
-            "best_epoch": float(checkpoint.facts["selected_epoch"]),
+            **chosen,
             "parameters": float(sum(p.numel() for p in model.parameters())),
             **describe_flow(model),
         },
@@ -76,10 +81,13 @@ def training_record(
             "input_shape": list(data.input_shape),
             "num_classes": data.num_classes,
             "checkpoint_sha256": checkpoint.sha256,
+            **({"given": given} if given else {}),
+            **({"file": spec.file} if spec.file else {}),
+            **({"plugin": spec.plugin} if spec.plugin else {}),
         },
-        forwards=len(history["train_loss"]) * cell.samples,
-        backwards=len(history["train_loss"]) * cell.samples,
-        seconds=sum(history["seconds"]),
+        forwards=passes,
+        backwards=passes,
+        seconds=sum(history.get("seconds", ())),
         environment=checkpoint.facts["environment"],
     )
 

@@ -38,7 +38,7 @@ class Cost:
     def of(self, cell: Cell, plan: Plan) -> float:
         """Estimated seconds for `cell`."""
         if cell.kind == "training":
-            return int(cell.recipe["epochs"]) * cell.samples * (self.forward + self.backward)
+            return int(cell.recipe.get("epochs", 0)) * cell.samples * (self.forward + self.backward)
         if cell.kind == "throughput":
             timing = plan.preset.throughput
             return 1.5 * timing.seconds if timing else 0.0

@@ -20,6 +20,7 @@ from torch import nn
 from .._errors import InvalidArgument, RobustodeError
 from ..models import MODELS, ModelSpec
 from ..models.registry import Build
+from .plugins import load_plugins
 from .queries import one_line
 
 _PREFIX = "_robustode_external_"
@@ -58,7 +59,10 @@ def _belongs_to(module: ModuleType, folder: str) -> bool:
 
 def resolve_model(name: str) -> ModelSpec:
     """Return the model called `name`: a registered one, or ``FILE.py:factory``."""
-    return load_external(name) if ".py" in name else MODELS.get(name)
+    if ".py" in name:
+        return load_external(name)
+    load_plugins()
+    return MODELS.get(name)
 
 
 def load_external(reference: str) -> ModelSpec:
@@ -102,7 +106,12 @@ def load_external(reference: str) -> ModelSpec:
         spec = ModelSpec(name=_slug(factory, path), build=build, summary=f"{path.name}:{factory}")
         if spec.name in known:
             raise InvalidArgument(f"model {reference!r}: the name {spec.name!r} is taken: rename the factory")
-    return dataclasses.replace(spec, build=_at_home(spec.build, path.parent), source=_source_sha256(path))
+    return dataclasses.replace(
+        spec,
+        build=_at_home(spec.build, path.parent),
+        source=_source_sha256(path),
+        file=f"{path.name}:{factory}",
+    )
 
 
 def _source_sha256(path: Path) -> str:

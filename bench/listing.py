@@ -33,7 +33,9 @@ def entries(what: str) -> list[dict[str, Any]]:
             for t in THREATS
         ]
     from ..models import MODELS
+    from .plugins import load_plugins
 
+    load_plugins()
     return [
         {
             "name": m.name,
@@ -42,6 +44,7 @@ def entries(what: str) -> list[dict[str, Any]]:
             "hyperparameters": m.resolve(),
             "expected_failures": dict(m.expected_failures),
             "version": m.version,
+            "plugin": m.plugin,
             "reference": m.reference,
         }
         for m in MODELS
@@ -60,6 +63,7 @@ def listing(what: str, *, as_json: bool) -> str:
             f"{key} {entry[key]}" for key in ("family", "norm", "strength") if entry.get(key)
         )
         extra = "".join(f"; {entry[key]}" for key in ("cost",) if entry.get(key))
+        extra += f" (plug-in {entry['plugin']})" if entry.get("plugin") else ""
         lines.append(f"{entry['name']:<{width}}  {about}{extra}")
         lines += [
             f"{'':<{width}}    expected to fail {k}: {v}"

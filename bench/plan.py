@@ -15,6 +15,7 @@ from ..attacks import THREATS, Threat
 from ..attacks.registry import Norm
 from ..models import ModelSpec
 from .data import DATASETS, Data
+from .given import RECIPE, Given
 from .headline import Headline
 from .preset import Preset, Recipe, ThreatPlan, first_line
 from .records import Cell
@@ -62,6 +63,8 @@ class Plan:
         The threats with their grids.
     batch_sizes
         By model, what was measured where the preset says "auto".
+    given
+        Weights that stand in the place of training; None to train.
     """
 
     preset: Preset
@@ -69,6 +72,7 @@ class Plan:
     seeds: int
     attacks: tuple[Attack, ...]
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
+    given: Given | None = None
 
     def batch_size(self, model: str) -> int:
         """How many samples `model` is given at once where a threat does not say."""
@@ -85,9 +89,12 @@ class Plan:
         override = self.preset.overrides.get(spec.name)
         body = {**self.preset.recipe.model_dump(), **spec.recipe, **(override.recipe if override else {})}
         try:
-            return Recipe.model_validate(body)
+            recipe = Recipe.model_validate(body)
         except ValidationError as error:
             raise InvalidArgument(f"recipe of {spec.name}: {first_line(error, Recipe)}") from None
+        if recipe.name == RECIPE:
+            raise InvalidArgument(f"recipe of {spec.name}: {RECIPE!r} is what --weights is called: rename it")
+        return recipe
 
     def headline(self) -> Headline:
         """What the report needs to know of the plan."""
@@ -100,7 +107,8 @@ class Plan:
         return Headline(preset=preset.name, title=preset.title, reported=reported, rank=preset.rank)
 
     def training_cell(self, spec: ModelSpec, seed: int, data: Data) -> Cell:
-        """The cell that trains `spec` with `seed`."""
+        """The cell that trains `spec` with `seed`, or takes the given weights."""
+        recipe = self.recipe(spec)
         return Cell(
             kind="training",
             dataset=data.name,
@@ -108,10 +116,10 @@ class Plan:
             model=spec.name,
             model_version=spec.full_version,
             hyperparameters=self.hyperparameters(spec),
-            recipe=self.recipe(spec).model_dump(),
+            recipe=self.given.recipe() if self.given else recipe.model_dump(),
             training_seed=seed,
-            samples=len(data.train),
-            batch_size=self.recipe(spec).batch_size,
+            samples=0 if self.given else len(data.train),
+            batch_size=0 if self.given else recipe.batch_size,
         )
 
     def accuracy_cells(
@@ -239,8 +247,16 @@ def attack_norm(threat: Threat) -> Norm | None:
     return None if threat.family == "noise" else threat.norm
 
 
-def make_plan(preset: Preset, *, models: Sequence[ModelSpec] | None = None, seeds: int | None = None) -> Plan:
+def make_plan(
+    preset: Preset,
+    *,
+    models: Sequence[ModelSpec] | None = None,
+    seeds: int | None = None,
+    given: Given | None = None,
+) -> Plan:
     """Resolve every name and check every value of `preset`, with `models` and `seeds` over it.
+
+    With `given` weights there is one model, and one seed.
 
     Raises
     ------
@@ -279,7 +295,11 @@ def make_plan(preset: Preset, *, models: Sequence[ModelSpec] | None = None, seed
     twice = [name for name, count in Counter(spec.name for spec in specs).items() if count > 1]
     if twice:
         raise InvalidArgument(f"two models are called {twice[0]!r}: rename one of the factories or files")
-    plan = Plan(preset=preset, specs=specs, seeds=seeds or preset.seeds, attacks=tuple(attacks))
+    if given and (len(specs) != 1 or (seeds or 1) != 1):
+        what = f"these are {len(specs)} models" if len(specs) != 1 else f"not --seeds {seeds}"
+        raise InvalidArgument(f"--weights belong to one model and one seed, {what}: name one with --models")
+    count = 1 if given else seeds or preset.seeds
+    plan = Plan(preset=preset, specs=specs, seeds=count, attacks=tuple(attacks), given=given)
     reported = plan.headline().reported
     if preset.rank not in reported:
         raise InvalidArgument(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Protocol
 
@@ -66,13 +68,16 @@ class _Clock:
 
 
 class Terminal:
-    """A live bar on a terminal; one timed line for each finished curve where output is a pipe."""
+    """A live bar on a terminal and in a notebook with ipywidgets, which rich draws bars with there.
+
+    Where output is a pipe, or a notebook without them, one timed line for each finished curve.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._clock = _Clock()
         self._bar: Progress | None = None
-        if console.is_terminal:
+        if console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None):
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
@@ -120,6 +125,14 @@ class Terminal:
             self._bar.console.print(Text(line))
         else:
             print(f"[{self._clock.fraction:4.0%}, {self._clock.left()} left] {line}", flush=True)
+
+
+def shown(progress: bool | None = None) -> AbstractContextManager[Reporter]:
+    """A reporter for a call from Python: True shows, False is silent, None asks where output goes."""
+    console = Console()
+    if progress is None:
+        progress = console.is_terminal or console.is_jupyter
+    return Terminal(console) if progress else nullcontext(Quiet())
 
 
 def duration(seconds: float) -> str:

@@ -218,6 +218,8 @@ def check_checkpoint(store: Store, records: Sequence[Record]) -> Iterator[Findin
     except CheckpointError as error:
         yield Finding(file=file, what=str(error).replace(f"{path} ", ""))
         return
+    if training.cell.recipe.get("weights_sha256", sha256) != sha256:
+        yield Finding(file=file, what="its hash is not that of the weights that its recipe says were given")
     said = [training.card.get("checkpoint_sha256"), *(record.cell.checkpoint_sha256 for record in others)]
     if differ := sum(one != sha256 for one in said):
         yield Finding(

@@ -13,6 +13,7 @@ import pandas as pd
 from .._errors import InvalidArgument, RecordError
 from .attack_parts import attack_parts, parts_tables
 from .benchmarks import benchmarks_markdown, benchmarks_page, read_benchmarks
+from .cards import cards
 from .figures import draw_all, labelled
 from .headline import Headline
 from .leaderboard import leaderboard
@@ -54,7 +55,7 @@ class Report:
 
 
 def write_report(folder: Path) -> Report:
-    """Write ``<folder>/report/``: page, leaderboard, summary and figures.
+    """Write ``<folder>/report/``: page, leaderboard, summary, model cards and figures.
 
     The same records give the same bytes. What an earlier report wrote and this one does not is
     removed. No logits are computed and no torch is loaded.
@@ -90,6 +91,7 @@ def _write_report(folder: Path) -> Report:
     protocols = protocol_tables(summary, labelled(board))
     transfers, parts = transfer_tables(used, labelled(board)), attack_parts(used)
     files = _tables(summary, board, headline, protocols, transfers, parts)
+    files |= cards(store, used, headline.preset)
     if benchmarks:
         files |= {
             "benchmarks.html": benchmarks_page(benchmarks),
@@ -118,9 +120,10 @@ def _write_report(folder: Path) -> Report:
     optional = {"noise.md", "transfer.md", "attack_parts.csv", "benchmarks.html", "benchmarks.md"}
     for absent in optional - files.keys():
         (store.report / absent).unlink(missing_ok=True)
-    for stale in (store.report / "figures").glob("*"):
-        if stale.name not in drawn and stale.is_file():
-            stale.unlink()
+    for folder_of, kept in (("figures", drawn), ("cards", {Path(name).name for name in files})):
+        for stale in (store.report / folder_of).glob("*"):
+            if stale.name not in kept and stale.is_file():
+                stale.unlink()
     return Report(
         page=store.report / "index.html",
         leaderboard=board,
@@ -131,15 +134,17 @@ def _write_report(folder: Path) -> Report:
 
 
 def tables(folder: Path) -> dict[str, str]:
-    """The texts of the report's tables, by file name, as the records make them now; nothing is written."""
-    records, _ = Store(folder).load()
+    """The texts of the report's tables and cards, by name, as the records make them; nothing is written."""
+    store = Store(folder)
+    records, _ = store.load()
     headline, _ = _headline(Path(folder), records)
     used, _ = current(records, headline.preferred)
     summary = summarise(used)
     board = leaderboard(used, headline, summary)
     rows = labelled(board)
     protocols, transfers = protocol_tables(summary, rows), transfer_tables(used, rows)
-    return _tables(summary, board, headline, protocols, transfers, attack_parts(used))
+    found = _tables(summary, board, headline, protocols, transfers, attack_parts(used))
+    return found | cards(store, used, headline.preset)
 
 
 def _tables(

@@ -10,7 +10,9 @@ from typing import Literal
 
 from .data import Data, load_data
 from .external import resolve_model
+from .given import Given
 from .plan import Plan, make_plan
+from .plugins import load_plugins
 from .preset import Preset
 from .rows import choose_models
 
@@ -29,6 +31,8 @@ class Request:
         Over the preset's; None for its own.
     batch_sizes
         By model, what was measured for "auto".
+    given
+        Weights to evaluate; None to train.
     """
 
     preset: Preset
@@ -37,14 +41,16 @@ class Request:
     data_root: Path | None = None
     batch_size: int | Literal["auto"] | None = None
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
+    given: Given | None = None
 
     def plan(self) -> Plan:
         """Resolve every name; raises `InvalidArgument` for anything that cannot be run."""
+        load_plugins()
         models = choose_models(self.preset, self.models, resolve_model) if self.models else None
         preset = self.preset
         if self.batch_size is not None:
             preset = preset.model_copy(update={"batch_size": self.batch_size})
-        plan = make_plan(preset, models=models, seeds=self.seeds)
+        plan = make_plan(preset, models=models, seeds=self.seeds, given=self.given)
         return dataclasses.replace(plan, batch_sizes=self.batch_sizes)
 
     def data(self) -> Data:

@@ -160,6 +160,7 @@ def _training(record: Record) -> dict[str, Any]:
     return {
         "seed": record.cell.training_seed,
         "epochs": epochs,
+        "given": str(record.cell.recipe.get("weights_sha256", "")),
         "best": "" if missing(chosen) else f"{chosen:g}",
         "seconds": duration(record.seconds),
         "rows": [(i + 1, *(at(name, i) for name in names)) for i in rows],

@@ -264,7 +264,7 @@ def _cost_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
             add(cell, device, batch, "floor", measures.get("floor_seconds"))
             add(cell, device, batch, "achieved_fraction", measures.get("achieved"))
         elif cell.kind == "training":
-            if record.environment.get("processes", 1) == 1:
+            if record.environment.get("processes", 1) == 1 and "weights_sha256" not in cell.recipe:
                 add(cell, str(record.environment.get("device", "")), 0.0, "training_seconds", record.seconds)
             add(cell, "", 0.0, "contraction_rate", measures.get("rho"))
             add(cell, "", 0.0, "lipschitz_solver", measures.get("lipschitz_solver"))

@@ -75,6 +75,11 @@ class Store:
             / f"{cell.dataset}-{what}-seed{cell.training_seed}-{cell.key()[:12]}.json"
         )
 
+    def checkpoint_path(self, cell: Cell) -> Path:
+        """Where the weights that the training `cell` makes lie."""
+        name = f"{cell.dataset}-seed{cell.training_seed}-{cell.key()[:12]}.safetensors"
+        return self.checkpoints / cell.model / name
+
     def breaks_path(self, cell: Cell) -> Path:
         """Where the adversarial examples of `cell` lie, if they are kept: beside its record, so to speak."""
         return self.adversarial / cell.model / f"{self.path(cell).stem}.npz"

@@ -28,9 +28,10 @@ from .evaluate import frozen
 from .external import resolve_model
 from .headline import Headline
 from .margins import lead_alone_and_shuffled
+from .plugins import load_plugins
 from .queries import call_model
 from .records import SUBMISSION, UNASKED, Cell, Record
-from .selection import current
+from .selection import current, entry
 from .stats import worst_case
 from .store import Store
 from .submission import Sent
@@ -83,6 +84,7 @@ def submit(
         When the folder holds no such model, or no attack in that norm at the reported strength.
     """
     spec = resolve_model(model) if ".py" in model else None
+    load_plugins()
     store = Store(folder)
     headline = Headline.read(store.folder)
     used, _ = current(store.load()[0], headline.preferred)
@@ -91,6 +93,7 @@ def submit(
     if name not in known:
         raise unknown_name("model", name, known)
     ours = [r for r in used if (r.cell.model, r.cell.training_seed) == (name, seed) and r.status == "ok"]
+    ours = _one_row(ours, headline)
     training = next((r for r in ours if r.cell.kind == "training"), None)
     clean = next((r for r in ours if r.cell.family == "clean"), None)
     norm = norm or (headline.rank if headline.rank in ("linf", "l2") else "linf")
@@ -209,6 +212,16 @@ def _first_of_each(
         else:
             left[row] = position
     return left, rejected
+
+
+def _one_row(records: list[Record], headline: Headline) -> list[Record]:
+    """Those of one recipe, the one last run, where a model stands on the leaderboard with several."""
+    trainings = [record for record in records if record.cell.kind == "training"]
+    if not trainings:
+        return records
+    asked = headline.preferred
+    last = max(trainings, key=lambda r: (r.cell.key() in asked, str(r.environment.get("created", ""))))
+    return [record for record in records if entry(record.cell) == entry(last.cell)]
 
 
 def _robust(records: Sequence[Record]) -> float:

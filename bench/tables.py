@@ -43,7 +43,7 @@ def fields(board: pd.DataFrame) -> list[Field]:
         Field(name="rank", group="", title="#"),
         Field(name="model", group="", title="Model", kind="text"),
     ]
-    if "recipe" in board and board["recipe"].nunique() > 1:
+    if "recipe" in board and (board["recipe"].nunique() > 1 or "given" in set(board["recipe"])):
         found.append(Field(name="recipe", group="", title="Recipe", kind="text"))
     for name in board.columns:
         key, _, rest = str(name).partition("@")

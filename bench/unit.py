@@ -35,7 +35,7 @@ from .smoothing import smooth_cell
 from .store import Store
 from .through import evaluate_through
 from .throughput import measure_cell
-from .train import History, build_model, fit_normalisation, train
+from .train import build_model, fit_normalisation, train
 from .whole_curve import evaluate_curve
 from .work import cells_of, checkpoint_path
 
@@ -155,8 +155,7 @@ class Unit:
         fresh = self.fresh and not begun
         if not begun:
             self.on_cells([cell])
-        history: History | None = None
-        solver = None
+        solver, new = None, False
         try:
             with time_limit(self.plan.preset.time_limit.training, f"training {self.spec.name}", _ADVICE):
                 model = build_model(self.spec.build, self.data, cell.hyperparameters, self.seed)
@@ -165,10 +164,15 @@ class Unit:
                 if checkpoint:
                     load_state(model, load_tensors(path)[0], path)
                     model.to(self.device).eval()
+                elif self.plan.given:
+                    self.plan.given.check(model)
+                    checkpoint, new = self.plan.given.keep(path, facts), True
+                    load_state(model, load_tensors(path)[0], path)
+                    model.to(self.device).eval()
                 else:
                     epochs = int(cell.recipe["epochs"])
                     self.reporter.say(f"{name} · training, {epochs} epochs")
-                    checkpoint, history = train(
+                    checkpoint, _ = train(
                         model,
                         self.data,
                         self.plan.recipe(self.spec),
@@ -179,18 +183,21 @@ class Unit:
                         resume=not fresh,
                         on_batch=self._advance(work, epochs * len(self.data.train)),
                     )
+                    new = True
         except Exception as error:
             cells = cells_of(self.plan, cell, None, self.data, self.device, solver)
             self.reporter.advance(sum(self.cost.of(cell, self.plan) for cell in cells))
             self._put(failed(cell, error, seconds=time.perf_counter() - began, environment=described))
             return None
         stored = self.store.get(cell)
-        if history is None and stored is not None and stored.status == "ok":
+        if not new and stored is not None and stored.status == "ok":
             self.outcome.skipped += not begun
             return model, checkpoint
         record = training_record(cell, self.spec, model, self.data, checkpoint)
         self._put(record)
-        self.reporter.say(f"{name} · trained: validation {max(record.outcomes['validation_accuracy']):.1%}")
+        scores = record.outcomes.get("validation_accuracy")
+        what = "weights given" if scores is None else f"trained: validation {max(scores):.1%}"
+        self.reporter.say(f"{name} · {what}")
         return model, checkpoint
 
     def _grid(self, cells: list[Cell], model: nn.Module) -> list[Record]:

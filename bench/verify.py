@@ -7,7 +7,7 @@ it, a record when its weights give it again, a break when the stored image break
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from .._errors import InvalidArgument, RecordError, RobustodeError
 from ..models import MODELS, ModelSpec
 from .data import Data, load_data
 from .headline import Headline
+from .plugins import load_plugins
 from .queries import one_line
 from .recheck import Recheck, check_checkpoint
 from .records import Record
@@ -37,12 +38,15 @@ class Verification:
         Disagreements and notes, in the order in which they were found.
     records, models, predicted
         Records that count, trained models whose forward pass was run, adversarial examples predicted again.
+    unrun
+        Models and seeds whose forward pass was not run, in words.
     """
 
     findings: list[Finding] = field(default_factory=list)
     records: int = 0
     models: int = 0
     predicted: int = 0
+    unrun: list[str] = field(default_factory=list)
 
     @property
     def disagreements(self) -> list[Finding]:
@@ -60,6 +64,7 @@ def verify(
     data_root: Path | None = None,
     models: Sequence[ModelSpec] = (),
     *,
+    only: Collection[str] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Verification:
     """Check everything that a results folder claims against its own files, on the CPU.
@@ -70,6 +75,9 @@ def verify(
         Where datasets lie.
     models
         Models from files that the folder's records speak of; without them these are not run.
+    only
+        Names of the models whose weights and examples are checked; all unless given. Records and tables
+        are checked in any case.
     say
         Called with what is being checked.
 
@@ -80,6 +88,7 @@ def verify(
     DataUnavailable
         When a dataset that the records speak of is not there.
     """
+    load_plugins()
     store = Store(folder)
     records, problems = store.load()
     if not records and not problems:
@@ -99,6 +108,8 @@ def verify(
     for record in used:
         units[entry(record.cell), record.cell.training_seed].append(record)
     for (row, seed), ours in sorted(units.items()):
+        if only is not None and row[1] not in only:
+            continue
         say(f"{row[1]} seed {seed}: checkpoint")
         wrong = list(check_checkpoint(store, ours))
         done.findings += wrong
@@ -112,6 +123,8 @@ def verify(
         recheck = Recheck(store, ours, data, dict(headline.reported), model, say)
         done.findings += recheck.findings()
         done.models += model is not None
+        if model is None:
+            done.unrun.append(f"{row[1]} seed {seed}")
         done.predicted += recheck.predicted
     return done
 

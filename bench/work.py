@@ -45,8 +45,7 @@ class Outlook:
 
 def checkpoint_path(store: Store, cell: Cell) -> Path:
     """Where the weights that the training `cell` makes lie."""
-    name = f"{cell.dataset}-seed{cell.training_seed}-{cell.key()[:12]}.safetensors"
-    return store.checkpoints / cell.model / name
+    return store.checkpoint_path(cell)
 
 
 def cells_of(

@@ -56,6 +56,10 @@ class ModelSpec:
         Raise it by hand when the algorithm changes: stored records of older versions are not reused.
     source
         Hash of the file of a model that lives outside the package; None inside.
+    file
+        ``net.py:build``, what such a model is called on the command line but for the folder.
+    plugin
+        Distribution and version of an installed plug-in, ``my-package 1.2``.
     variant_of
         Name of the entry that this one differs from in hyperparameters or recipe alone; None for an entry.
     """
@@ -70,6 +74,8 @@ class ModelSpec:
     expected_failures: Mapping[str, str] = field(default_factory=dict)
     version: int = 1
     source: str | None = None
+    file: str | None = None
+    plugin: str | None = None
     variant_of: str | None = None
 
     def __post_init__(self) -> None:
@@ -80,8 +86,9 @@ class ModelSpec:
 
     @property
     def full_version(self) -> str:
-        """The hand-raised version, with the file's hash for a model outside the package."""
-        return str(self.version) if self.source is None else f"{self.version}+{self.source[:12]}"
+        """The hand-raised version, with the file's hash or the plug-in's for a model outside the package."""
+        parts = [str(self.version), (self.source or "")[:12], (self.plugin or "").replace(" ", "-")]
+        return "+".join(part for part in parts if part)
 
     @property
     def architecture(self) -> str:

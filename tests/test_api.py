@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pandas as pd
 import pytest
 import robustode
 import stubs
 import torch
+from rich.console import Console
 from robustode._errors import CheckpointError, ContractBroken, InvalidArgument, NonFinite, UnknownName
 from robustode.attacks import THREATS
+from robustode.bench import progress
 from robustode.bench.api import DEFAULT_STRENGTHS
 from robustode.bench.data import load_data
 from robustode.bench.plan import make_plan
 from robustode.bench.preset import load_preset
 from robustode.bench.run import run_plan
-from robustode.bench.stats import wilson
+from robustode.bench.stats import COLUMNS, wilson
 from robustode.bench.store import Store
 from robustode.bench.work import checkpoint_path
 from robustode.models import MODELS
@@ -43,49 +47,135 @@ def test_every_threat_has_a_default_strength_that_it_takes():
         assert THREATS.get(name).check_strength(strength) == strength
 
 
-def test_evaluate_gives_one_row_a_threat(module):
-    threats = ["clean", ("gaussian", 0.25), "pgd-linf"]
-    table = robustode.evaluate(module, threats=threats, samples=30, draws=3)
-    assert list(table.columns) == [
-        "threat", "norm", "strength", "accuracy", "low", "high", "samples", "draws", "seconds",
-    ]  # fmt: skip
-    assert table["threat"].tolist() == ["clean", "gaussian", "pgd-linf"]
-    assert table["strength"].tolist() == [0.0, 0.25, 0.1]
-    assert table["draws"].tolist() == [1, 3, 1]
-    assert (table["samples"] == 30).all()
-    assert [None if pd.isna(norm) else norm for norm in table["norm"]] == [None, None, "linf"]
-    assert ((table["low"] <= table["accuracy"]) & (table["accuracy"] <= table["high"])).all()
-    assert table["accuracy"][2] <= table["accuracy"][0]
+def accuracies(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a threat, by its name."""
+    rows = table[(table["statistic"] == "accuracy") & (table["threat"] != "worst-case")]
+    return rows.set_index("threat")
+
+
+def test_evaluate_gives_the_columns_of_summary(module):
+    threats = ["clean", ("gaussian", 0.25), "pgd-linf", ("pgd-linf", 0.2), "pgd-linf", "uniform"]
+    table = robustode.evaluate(module, threats=threats, samples=30, draws=3, name="mine")
+    assert tuple(table.columns) == COLUMNS
+    assert set(table["model"]) == {"mine"}
+    assert set(table["seeds"]) == {1}, "a threat that is named twice is asked once"
+    found = accuracies(table)
+    assert sorted(zip(found.index, found["strength"], strict=True)) == [
+        ("clean", 0.0),
+        ("gaussian", 0.25),
+        ("pgd-linf", 0.1),
+        ("pgd-linf", 0.2),
+        ("uniform", 0.3),
+    ]
+    assert (found["samples"] == 30).all()
+    assert ((found["low"] <= found["value"]) & (found["value"] <= found["high"])).all()
+    worst = table[table["threat"] == "worst-case"]
+    assert worst[["norm", "strength"]].to_records(index=False).tolist() == [("linf", 0.1), ("linf", 0.2)]
+    attacked = found.loc["pgd-linf"].set_index("strength")["value"]
+    assert worst.set_index("strength")["value"].le(attacked + 1e-12).all()
 
 
 def test_evaluate_counts_right_predictions(module, digits):
     with torch.no_grad():
         right = float((module(digits.test.images).argmax(1) == digits.test.labels).double().mean())
     (row,) = robustode.evaluate(module, threats=["clean"]).to_dict("records")
-    assert row["accuracy"] == pytest.approx(right)
+    assert row["value"] == pytest.approx(right)
     assert row["samples"] == 450
     low, high = wilson(right * 450, 450)
     assert (row["low"], row["high"]) == pytest.approx((float(low), float(high)))
 
 
+def test_evaluate_takes_every_threat(module):
+    cheap = {
+        "clean",
+        "gaussian",
+        "salt-pepper",
+        "uniform",
+        "fgsm-linf",
+        "fmn-linf",
+        "fmn-l2",
+        "ddn-l2",
+        "cw-l2",
+    }
+    found = accuracies(robustode.evaluate(module, threats=sorted(cheap), samples=4))
+    assert set(found.index) == cheap
+    assert found["value"].between(0, 1).all()
+
+
 def test_evaluate_repeats_and_follows_its_seed(module):
-    def accuracies(seed: int) -> list[float]:
-        table = robustode.evaluate(module, threats=[("gaussian", 0.6)], draws=5, seed=seed)
-        return table["accuracy"].tolist()
+    def value(seed: int) -> list[float]:
+        return robustode.evaluate(module, threats=[("gaussian", 0.6)], draws=5, seed=seed)["value"].tolist()
 
-    assert accuracies(0) == accuracies(0)
-    assert accuracies(0) != accuracies(1)
+    assert value(0) == value(0)
+    assert value(0) != value(1)
 
 
-def test_evaluate_leaves_the_module_alone(module):
+class Careless(stubs.Linear):
+    """Uses every global generator in its forward pass."""
+
+    def forward(self, images):
+        torch.rand(1), np.random.rand(), random.random()
+        return super().forward(images)
+
+
+def test_evaluate_leaves_the_module_and_all_random_numbers_alone():
+    module = Careless((1, 8, 8), 10)
+    module.sub = torch.nn.Dropout().eval()
     module.train()
+    module.sub.eval()
     module.head.bias.requires_grad_(False)
-    state = torch.get_rng_state()
-    robustode.evaluate(module, samples=10)
-    assert module.training
+    module.head.weight.grad = torch.full_like(module.head.weight, 0.5)
+    weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    for device in (None, "cpu"):
+        robustode.evaluate(
+            module, samples=10, threats=["clean", "gaussian", "pgd-linf", "fmn-l2"], device=device
+        )
+    assert (module.training, module.sub.training) == (True, False)
     assert [p.requires_grad for p in module.parameters()] == [True, False]
-    assert all(p.grad is None for p in module.parameters())
+    assert module.head.bias.grad is None
+    assert bool((module.head.weight.grad == 0.5).all())
+    assert all(torch.equal(weights[name], tensor) for name, tensor in module.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), states[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], states[1])
+    assert random.getstate() == states[2]
+
+
+def test_everything_is_put_back_after_a_failure_too():
+    module = stubs.Faulty((1, 8, 8), 10, lambda z, x: z * torch.nan).train()
+    state = torch.get_rng_state()
+    with pytest.raises(NonFinite):
+        robustode.evaluate(module, samples=5)
+    assert module.training
+    assert all(p.requires_grad for p in module.parameters())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_progress_is_shown_where_it_is_asked_for(module, capsys):
+    robustode.evaluate(module, threats=["clean"], samples=5)
+    assert capsys.readouterr() == ("", "")
+    table = robustode.evaluate(module, threats=["clean", ("gaussian", 0.2)], samples=5, progress=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("] ")[1].split(":")[0] for line in lines] == ["module · clean", "module · gaussian"]
+    assert lines[1].startswith("[100%")
+    assert f"{accuracies(table).loc['gaussian', 'value']:.1%}" in lines[1]
+
+
+@pytest.mark.parametrize(("widgets", "bar"), [(True, True), (False, False)])
+def test_progress_is_shown_in_a_notebook(monkeypatch, capsys, widgets, bar):
+    """Where rich can draw a bar, a bar; plain lines otherwise."""
+    notebook = Console(force_jupyter=True)
+    monkeypatch.setattr(progress, "Console", lambda: notebook)
+    monkeypatch.setattr(progress, "find_spec", lambda name: "there" if widgets else None)
+    reporter = progress.shown()
+    assert isinstance(reporter, progress.Terminal)
+    assert (reporter._bar is not None) is bar
+    if not bar:
+        with reporter:
+            reporter.start(1.0)
+            reporter.say("one curve")
+        assert "one curve" in capsys.readouterr().out
+    assert not isinstance(progress.shown(False), progress.Terminal)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +186,10 @@ def test_evaluate_leaves_the_module_alone(module):
         ({"threats": ["clean", ("salt-pepper", 2.0)]}, "at most 1"),
         ({"dataset": "digit"}, "did you mean digits"),
         ({"samples": 0}, "samples must be at least 1, not 0"),
+        ({"threats": []}, "names no threat"),
+        ({"device": "tpu9"}, "device 'tpu9' cannot be used"),
+        ({"device": "meta"}, "which holds no numbers"),
+        ({"name": "A B"}, "model name 'A B' is not allowed"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_computed(options, message):
@@ -104,6 +198,11 @@ def test_wrong_arguments_are_refused_before_anything_is_computed(options, messag
 
     with pytest.raises(InvalidArgument, match=message):
         robustode.evaluate(stubs.Faulty((1, 8, 8), 10, never), **options)
+
+
+def test_what_is_no_module_is_refused():
+    with pytest.raises(InvalidArgument, match=r"takes a torch\.nn\.Module, not function"):
+        robustode.evaluate(stubs.linear)
 
 
 @pytest.mark.usefixtures("registries")
@@ -130,7 +229,7 @@ def test_a_module_without_parameters_is_evaluated():
             return torch.eye(10)[torch.zeros(len(images), dtype=torch.long)]
 
     table = robustode.evaluate(Constant(), threats=["clean"])
-    assert 0.05 < table["accuracy"][0] < 0.15
+    assert 0.05 < table["value"][0] < 0.15
 
 
 def test_a_trained_model_gives_the_stored_predictions(trained, digits):
@@ -144,7 +243,7 @@ def test_a_trained_model_gives_the_stored_predictions(trained, digits):
     np.testing.assert_array_equal(clean.outcomes["prediction"][0], predicted)
     assert clean.accuracy > 0.5
     table = robustode.evaluate(model, threats=["clean"], samples=40)
-    assert table["accuracy"][0] == pytest.approx(clean.accuracy)
+    assert table["value"][0] == pytest.approx(clean.accuracy)
 
 
 def test_loading_does_not_depend_on_todays_defaults(trained, monkeypatch):
@@ -200,5 +299,5 @@ def test_a_model_from_a_file_is_loaded_with_its_file(tmp_path, few):
     assert run_plan(plan, few, Store(tmp_path / "out"), device=stubs.CPU).failures == []
     model = robustode.load_model(tmp_path / "out", "flat", model=f"{path}:flat")
     assert isinstance(model, torch.nn.Sequential)
-    with pytest.raises(UnknownName):
+    with pytest.raises(UnknownName, match=r"say where its file lies, model='FOLDER/net\.py:flat'"):
         robustode.load_model(tmp_path / "out", "flat")

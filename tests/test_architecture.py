@@ -33,6 +33,7 @@ REPORTING = [
     "figures",
     "report",
     "restate",
+    "cards",
     "page",
     "grid",
     "panels",

@@ -236,11 +236,23 @@ def test_new_model_then_check(tmp_path, monkeypatch, capsys):
         "wrote my_model.py",
         "next: robustode check my_model.py:build",
         "then: robustode run --models my_model.py:build",
+        "or, with weights of your own: robustode run --models my_model.py:build --weights FILE.safetensors",
     ]
     assert run("check", "my_model.py:build") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 10
     assert all(line.startswith("pass ") for line in lines)
+
+
+def test_a_new_model_in_the_registrys_own_folder_goes_by_its_name(monkeypatch, capsys):
+    """Loaded as a file besides, it would be registered twice."""
+    inside = Path(cli.__file__).parents[1] / "models" / "my_model.py"
+    monkeypatch.setattr("robustode.bench.scaffold.new_model", lambda name, file: inside)
+    assert run("new-model", "my-model", inside) == 0
+    assert capsys.readouterr().out.splitlines()[1:3] == [
+        "next: robustode check my-model",
+        "then: robustode run --models my-model",
+    ]
 
 
 def test_check_of_a_model_that_breaks_the_contract_ends_with_status_1(tmp_path, capsys):

@@ -43,6 +43,7 @@ def test_data_files_are_installed():
     assert {entry.name for entry in charts.iterdir()} >= {"uPlot.iife.min.js", "uPlot.min.css", "LICENSE"}
     assert (package / "CITATION.cff").is_file()
     assert (package / "bench" / "schemas" / "leaderboard.schema.json").is_file()
+    assert (package / "bench" / "schemas" / "model-card.schema.json").is_file()
     assert {"quick", "standard"} <= set(preset_names())
 
 

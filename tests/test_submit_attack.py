@@ -14,12 +14,14 @@ import stubs
 import torch
 from robustode.bench.breaks import Breaks, unpack
 from robustode.bench.cli import main
+from robustode.bench.headline import Headline
 from robustode.bench.plan import make_plan
 from robustode.bench.preset import load_preset
 from robustode.bench.records import SUBMISSION, Record
 from robustode.bench.report import write_report
 from robustode.bench.run import run_plan
 from robustode.bench.store import Store
+from robustode.bench.submit import _one_row
 from robustode.bench.verify import verify
 
 EPS = 0.1
@@ -268,3 +270,14 @@ def test_what_the_folder_does_not_hold_is_one_line_and_status_2(
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_of_several_recipes_the_one_last_run_is_meant():
+    plain = stubs.cell_for("clean", 0.0, 4, kind="training", recipe={"name": "plain"})
+    given = dataclasses.replace(plain, recipe={"name": "given"})
+    records = [
+        Record(cell=cell, environment={"created": created})
+        for cell, created in ((plain, "2"), (dataclasses.replace(plain, kind="accuracy"), "2"), (given, "1"))
+    ]
+    assert _one_row(records, Headline()) == records[:2]
+    assert _one_row(records, Headline(cells={"digits/stub/0": [given.key()]})) == records[2:]
