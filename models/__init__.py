@@ -8,6 +8,7 @@ from importlib import import_module
 from ._bounds import LipschitzParts, NoCertificate
 from ._ode import ODEBlock, Solver, SolverFailure, count_nfe
 from ._stem import Normalise
+from ._surrogates import solver_surrogates, with_solver
 from .registry import CLAIMS, MODELS, ModelSpec, register_model
 
 for _module in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")):
@@ -25,4 +26,6 @@ __all__ = [
     "SolverFailure",
     "count_nfe",
     "register_model",
+    "solver_surrogates",
+    "with_solver",
 ]
