@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from .audits.sheet import Sheet, sheets
 from .headline import Headline
 from .records import SUBMISSION, Cell, Record, digest
 from .selection import Entry, current, entry
@@ -24,7 +25,10 @@ def column(key: str, strength: float) -> str:
 
 
 def leaderboard(
-    records: Iterable[Record], headline: Headline, summary: pd.DataFrame | None = None
+    records: Iterable[Record],
+    headline: Headline,
+    summary: pd.DataFrame | None = None,
+    audited: Mapping[Entry, Sheet] | None = None,
 ) -> pd.DataFrame:
     """Rank the models of each dataset by the worst case (or noise) that `headline` names.
 
@@ -32,9 +36,11 @@ def leaderboard(
     worst case, ``certified-<norm>@<eps>`` for its lower bound where any model has one, each with ``_low``
     and ``_high``; ``inference@<device>`` and ``training-step@<device>`` (samples per second, best over
     batch sizes); nfe, parameters, seeds, samples, status, reference,
-    expected_failures (names of the checks the model is known to fail).
+    expected_failures (names of the checks the model is known to fail); where anything was audited also
+    audits (what checks say, counted) and audit_flags (those that withhold a rank).
     Accuracies are fractions. A value that some training seed lacks is blank. A row whose status is
-    not ``ok`` stands below those whose status is; rows of equal value share a rank.
+    not ``ok`` stands below those whose status is, and one with an unexplained flag of an audit below those
+    without; rows of equal value share a rank.
 
     Parameters
     ----------
@@ -44,6 +50,8 @@ def leaderboard(
         What to report; a key that no record mentions gets no column.
     summary
         ``summarise(records)``, where it is at hand already.
+    audited
+        ``sheets(records, headline)``, where they are at hand already.
     """
     used, _ = current(records, headline.preferred)
     table = summarise(used) if summary is None else summary
@@ -107,6 +115,10 @@ def leaderboard(
         "; ".join(sorted(cards.get(row, {}).get("expected_failures") or {})) for row in statuses
     ]
     board["parameters"] = board["parameters"].astype("Int64")
+    if audited := sheets(used, headline) if audited is None else audited:
+        known = [audited.get(row) for row in statuses]
+        board["audits"] = [sheet.badge() if sheet else "" for sheet in known]
+        board["audit_flags"] = ["; ".join(sheet.against) if sheet else "" for sheet in known]
     return _ranked(board, rank_column(board, headline))
 
 
@@ -138,7 +150,7 @@ def _statuses(used: list[Record], headline: Headline, norms: set[str | None]) ->
     for record in used:
         cell, row = record.cell, entry(record.cell)
         seeds[row].add(cell.training_seed)
-        failed[row] += record.status != "ok"
+        failed[row] += record.status != "ok" and cell.kind != "audit"
         if _asked(cell):
             question = _question(cell)
             if settings[cell.dataset, question][1] != _settings(cell):
@@ -160,6 +172,12 @@ def _statuses(used: list[Record], headline: Headline, norms: set[str | None]) ->
     return statuses
 
 
+def unflagged(board: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows are complete and have no unexplained flag of an audit."""
+    fine = board["status"] == "ok"
+    return fine & (board["audit_flags"] == "") if "audit_flags" in board else fine
+
+
 def _asked(cell: Cell) -> bool:
     """Whether every model answers this cell's question: not what someone submitted against one of them."""
     return cell.kind == "accuracy" and cell.family != SUBMISSION
@@ -174,8 +192,14 @@ def _settings(cell: Cell) -> str:
 
 
 def _ranked(board: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Sort within each dataset, complete rows first, and number the rows; equal values share a rank."""
-    board = board.assign(_below=board["status"] != "ok", _value=-board[by].round(9).fillna(-1.0))
+    """Sort within each dataset and number the rows; equal values share a rank.
+
+    Complete rows without an unexplained flag of an audit first, then those with one, then the others.
+    """
+    below = 2 * (board["status"] != "ok")
+    if "audit_flags" in board:
+        below = below.where(below > 0, (board["audit_flags"] != "").astype(int))
+    board = board.assign(_below=below, _value=-board[by].round(9).fillna(-1.0))
     keys = ["dataset", "_below", "_value"]
     board = board.sort_values([*keys, "model", "recipe"], kind="stable", ignore_index=True)
     position = board.groupby("dataset").cumcount() + 1

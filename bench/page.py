@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .audits.page import audit_lines
+from .audits.sheet import Sheet
 from .figures import Picture, labelled
 from .headline import Headline
+from .leaderboard import unflagged
 from .protocols import SideTable
 from .records import SUBMISSION, Record
 from .selection import Entry, entry
@@ -35,6 +38,7 @@ def render(
     problems: Sequence[tuple[str, str]],
     benchmarks: bool,
     superseded: int,
+    audited: Mapping[Entry, Sheet],
 ) -> str:
     """Render the page: one HTML text that needs no network and no other file.
 
@@ -46,6 +50,8 @@ def render(
         Pairs of a file's name and why it was not used.
     benchmarks
         Whether ``benchmarks.html`` stands beside the page.
+    audited
+        The audit sheets, by row.
     """
     by_row: dict[Entry, list[Record]] = defaultdict(list)
     for record in records:
@@ -64,7 +70,14 @@ def render(
         smoothing=smoothing,
         throughput=timing_tables(summary, records),
         submissions=[_submission(r) for r in records if r.cell.family == SUBMISSION],
-        cards=[_card(row, by_row[row.dataset, row.model, row.recipe]) for row in rows],
+        cards=[
+            {
+                **_card(row, by_row[row.dataset, row.model, row.recipe]),
+                "audits": audit_lines(audited.get((row.dataset, row.model, row.recipe))),
+            }
+            for row in rows
+        ],
+        audited=bool(audited),
         failures=failures,
         problems=problems,
         benchmarks=benchmarks,
@@ -85,11 +98,11 @@ def _dataset(name: str, rows: pd.DataFrame, pictures: Sequence[Picture]) -> dict
     tops = {f.name: best(rows, f) for f in columns}
     lines = [
         {
-            "ok": row["status"] == "ok",
-            "status": row["status"],
+            "ok": fine,
+            "status": row["status"] if row["status"] != "ok" else f"flagged: {row.get('audit_flags', '')}",
             "cells": [_cell(f, row, i in tops[f.name]) for f in columns],
         }
-        for i, (_, row) in enumerate(rows.iterrows())
+        for i, ((_, row), fine) in enumerate(zip(rows.iterrows(), unflagged(rows), strict=True))
     ]
     mine = [p for p in pictures if p.dataset == name]
     images = [

@@ -141,8 +141,8 @@ class Record:
         Dynamics: float64, along ``time`` (t,): ``layer`` (t,), ``growth_random``, ``growth_adversarial``,
         ``sensitivity_initial``, ``sensitivity_trained``, ``energy_drift``, each (t, states).
         Throughput: ``seconds`` float64 (passes,). Training: ``train_loss``,
-        ``validation_loss``, ``validation_accuracy`` float64 (epochs,). Audit: ``x`` and lines over it, float64
-        (k,).
+        ``validation_loss``, ``validation_accuracy`` float64 (epochs,). Audit: ``x`` and lines over it,
+        float64 (k,).
     examples
         Of the first few samples under the first draw: ``index``, ``label``, ``prediction``
         int64 (k,) and ``image`` uint8 (k, c, h, w), for pictures only.

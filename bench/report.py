@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from .._errors import InvalidArgument, RecordError
+from .audits.sheet import sheets
 from .benchmarks import benchmarks_markdown, benchmarks_page, read_benchmarks
 from .figures import draw_all, labelled
 from .headline import Headline
@@ -81,7 +82,8 @@ def _write_report(folder: Path) -> Report:
     failures = [f"{r.cell.label()}: {r.error or r.status}" for r in used if r.status != "ok"]
 
     summary = summarise(used)
-    board = leaderboard(used, headline, summary)
+    audited = sheets(used, headline)
+    board = leaderboard(used, headline, summary, audited)
     pictures = draw_all(used, summary, board, headline)
     protocols = protocol_tables(summary, labelled(board))
     files = _tables(summary, board, headline, protocols)
@@ -101,6 +103,7 @@ def _write_report(folder: Path) -> Report:
         problems=[(_relative(p.path, folder), p.reason) for p in problems],
         benchmarks=bool(benchmarks),
         superseded=superseded,
+        audited=audited,
     )
     drawn = {f"{p.name}.{kind}": data for p in pictures for kind, data in (("svg", p.svg), ("png", p.png))}
     for name, data in drawn.items():

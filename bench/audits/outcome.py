@@ -15,7 +15,6 @@ from .evidence import Evidence
 from .registry import Audit, Verdict
 
 FAILED = "failed"
-UNITS = {"points": "points", "share": "", "": ""}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +30,7 @@ class Finding:
     """
 
     name: str
+    title: str = ""
     seed: int
     verdict: str
     sentence: str
@@ -65,10 +65,11 @@ def audit_cell(training: Cell, checkpoint_sha256: str, audit: Audit, settings: M
     )
 
 
-def audit_record(cell: Cell, verdict: Verdict, exempt: str, **rest: Any) -> Record:
+def audit_record(cell: Cell, verdict: Verdict, title: str, exempt: str, **rest: Any) -> Record:
     """The record of `verdict`; a value that is not finite is left out and stands in the sentence alone."""
     numbers = {"value": verdict.value, "threshold": verdict.threshold}
     card: dict[str, Any] = {
+        "title": title,
         "verdict": verdict.outcome,
         "sentence": verdict.sentence,
         "unit": verdict.unit,
@@ -93,6 +94,7 @@ def stored_finding(record: Record) -> Finding:
         return Finding(name=cell.threat, seed=cell.training_seed, verdict=FAILED, sentence=sentence)
     return Finding(
         name=cell.threat,
+        title=str(card.get("title", "")),
         seed=cell.training_seed,
         verdict=str(card["verdict"]),
         sentence=str(card["sentence"]),
@@ -114,6 +116,7 @@ def read_finding(audit: Audit, evidence: Evidence, seed: int, exempt: str) -> Fi
         return Finding(name=audit.name, seed=seed, verdict=FAILED, sentence=sentence)
     return Finding(
         name=audit.name,
+        title=audit.title,
         seed=seed,
         verdict=found.outcome,
         sentence=found.sentence,

@@ -92,7 +92,7 @@ def audit_folder(
     data_root
         Where datasets lie.
     models
-        Names of the rows to audit, all of them unless given; ``FILE.py:factory`` tells where a row's model is.
+        Names of the rows to audit, all of them unless given; ``FILE.py:factory`` says where a model is.
     checks
         Names of the checks; all of them unless given.
     samples
@@ -278,6 +278,7 @@ def run_audit(audit: Audit, context: Context, cell: Any, described: Mapping[str,
         return audit_record(
             cell,
             verdict,
+            audit.title,
             context.spec.expected_failures.get(audit.name, ""),
             forwards=queried.forwards - forwards,
             backwards=queried.backwards - backwards,

@@ -30,8 +30,8 @@ def check(context: Context) -> Verdict:
     apart = _modes(context)
     if apart > MODES:
         sentence = (
-            f"With gradients recorded, normalised logits differ by up to {apart:.2g}: the model that is attacked "
-            "is not the one that is scored."
+            f"With gradients recorded, normalised logits differ by up to {apart:.2g}: the attacked model "
+            "is not the scored one."
         )
         return judged(apart, MODES, sentence, unit="distance")
     surrogates = solver_surrogates(context.model)
