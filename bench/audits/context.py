@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..._errors import InvalidArgument
 from ...attacks import THREATS, Threat
 from ...attacks._seeds import sample_seeds
 from ...attacks.registry import Norm
@@ -236,19 +236,8 @@ def normalised(logits: Tensor) -> Tensor:
 
 @contextmanager
 def in_double(model: nn.Module) -> Iterator[nn.Module]:
-    """A deep copy of `model` in float64, frozen.
-
-    Raises
-    ------
-    InvalidArgument
-        When it cannot be copied.
-    """
-    import copy
-
-    try:
-        double = copy.deepcopy(model).double()
-    except Exception as error:
-        raise InvalidArgument(f"the model cannot be copied into float64: {error}") from error
+    """A deep copy of `model` in float64, frozen."""
+    double = copy.deepcopy(model).double()
     with frozen(double):
         yield double
 

@@ -53,7 +53,8 @@ def judged(
     value: float, threshold: float, sentence: str, *, fails: bool | None = None, **rest: Any
 ) -> Verdict:
     """A verdict that flags when `value` exceeds `threshold`, or as `fails` says; NaN flags."""
-    bad = not value <= threshold if fails is None else fails
+    # Differences of percentages carry rounding: 55% - 50% is more than 5 points in binary.
+    bad = not round(value, 12) <= threshold if fails is None else fails
     return Verdict(
         outcome="flag" if bad else "pass", sentence=sentence, value=value, threshold=threshold, **rest
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..._errors import RobustodeError
+from ..._errors import ModelFailure
 from ...models import ODEBlock
 from ...models._surrogates import with_solver
 from .context import Context, array, share
@@ -37,7 +37,7 @@ def check(context: Context) -> Verdict:
     for name, finer in _finer(context.model, blocks[0]).items():
         try:
             logits = context.logits(context.images, finer)
-        except RobustodeError as error:
+        except ModelFailure as error:
             sentence = f"With {name} the solver fails ({error}): the flow cannot be followed."
             return judged(1.0, CLASSES, sentence, unit="share")
         changed = share(logits.argmax(1) != own)

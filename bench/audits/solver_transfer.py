@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..._errors import RobustodeError
+from ..._errors import ModelFailure
 from ...models._surrogates import solver_surrogates
 from ..evaluate import frozen
 from .context import Context, array, normalised, share
@@ -43,7 +43,7 @@ def check(context: Context) -> Verdict:
     for name, surrogate in surrogates.items():
         try:
             scores[name] = share(context.survives(threat, model=surrogate))
-        except RobustodeError:
+        except ModelFailure:
             continue  # a grid too coarse for the field gives no numbers, and no attack
     if not scores:
         return not_applicable(

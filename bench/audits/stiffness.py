@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..._errors import RobustodeError
+from ..._errors import ModelFailure
 from ...models import ODEBlock, count_nfe
 from ..dynamics import WIDEST, flow_inputs
 from .context import Context, array, in_double
@@ -36,7 +36,7 @@ def check(context: Context) -> Verdict:
             context.logits(image[None])
             evaluations = count_nfe(context.model)
             counts += [] if evaluations is None else [evaluations]
-    except RobustodeError as error:
+    except ModelFailure as error:
         return judged(math.inf, SPREAD, f"The solver fails on a test image: {error}.", unit="ratio")
     flow = getattr(context.model, "flow", None)
     if not counts and not isinstance(flow, ODEBlock):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..._errors import RobustodeError
+from ..._errors import ModelFailure
 from ...models import ODEBlock
 from ...models._surrogates import with_solver
 from .context import Context, array, share
@@ -34,7 +34,7 @@ def check(context: Context) -> Verdict:
         other = with_solver(context.model, method=adaptive[0].method, rtol=tolerance, atol=tolerance)
         try:
             scores[tolerance] = share(context.survives(threat, model=other))
-        except RobustodeError:
+        except ModelFailure:
             continue
     if not scores:
         return not_applicable("The solver fails at every other tolerance.")
