@@ -30,14 +30,7 @@ SHAPE = (1, 8, 8)
 """The shape the other checks use."""
 BATCH_TOLERANCE = 1e-4
 """Largest relative change of logits between a sample alone and the same sample in a batch."""
-UNTRAINED = (
-    "finite",
-    "zero-gradients",
-    "gradient-fidelity",
-    "nfe-and-stiffness",
-    "contraction",
-    "lipschitz-bound",
-)
+UNTRAINED = ("finite", "zero-gradients", "gradient-fidelity", "lipschitz-bound")
 """Fast audits that say something of a model before it is trained."""
 LIMIT = 50.0
 """Seconds for all checks of one model together."""

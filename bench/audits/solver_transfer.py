@@ -22,7 +22,9 @@ MODES = 1e-4
     reference="Huang, Yu, Zhang, Ghosh, Xing, Wang, PMLR 145, 2021; Carrara et al., arXiv 1908.09559",
 )
 def check(context: Context) -> Verdict:
-    """PGD-20 through euler and rk4 grids of 16 and 64 steps, scored on the model: 1 point lower flags.
+    """PGD-20 through euler and rk4 grids of 16 and 64 steps, scored on the model: over 1 point lower flags.
+
+    One sample alone decides nothing, however few there are.
 
     So does a model whose logits differ by more than 1e-4, normalised, when gradients are recorded: what is
     attacked is not what is scored.
@@ -59,6 +61,7 @@ def check(context: Context) -> Verdict:
         value,
         100 * POINTS,
         sentence,
+        fails=round(value, 9) > 100 * POINTS and round(value / 100 * len(context.images)) > 1,
         unit="points",
         arrays={
             "x": array(torch.arange(len(scores) + 1)),

@@ -22,7 +22,10 @@ POINTS = 0.01
     reference="Carrara, Caldelli, Falchi, Amato, WIFS 2019",
 )
 def check(context: Context) -> Verdict:
-    """PGD-20 at tolerances from 1e-1 to 1e-6, scored at the model's own: more than 1 point lower flags."""
+    """PGD-20 at tolerances from 1e-1 to 1e-6, scored at the model's own: lower by more than 1 point flags.
+
+    One sample alone decides nothing, however few there are.
+    """
     solvers = [module.solver for module in context.model.modules() if isinstance(module, ODEBlock)]
     adaptive = [solver for solver in solvers if solver.adaptive]
     if not adaptive:
@@ -48,6 +51,7 @@ def check(context: Context) -> Verdict:
         value,
         100 * POINTS,
         sentence,
+        fails=round(value, 9) > 100 * POINTS and round(value / 100 * len(context.images)) > 1,
         unit="points",
         arrays={
             "x": array(torch.tensor(list(scores)).log10()),
