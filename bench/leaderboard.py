@@ -116,9 +116,9 @@ def leaderboard(
     ]
     board["parameters"] = board["parameters"].astype("Int64")
     if audited := sheets(used, headline) if audited is None else audited:
-        known = [audited.get(row) for row in statuses]
-        board["audits"] = [sheet.badge() if sheet else "" for sheet in known]
-        board["audit_flags"] = ["; ".join(sheet.against) if sheet else "" for sheet in known]
+        every = [audited.get(row) for row in statuses]
+        board["audits"] = [sheet.badge() if sheet else "" for sheet in every]
+        board["audit_flags"] = ["; ".join(sheet.against) if sheet else "" for sheet in every]
     return _ranked(board, rank_column(board, headline))
 
 

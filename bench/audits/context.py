@@ -231,7 +231,8 @@ def share(mask: Tensor) -> float:
 def normalised(logits: Tensor) -> Tensor:
     """Logits (N, K) in float64, each row of length 1."""
     logits = logits.double()
-    return logits / logits.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    unit: Tensor = logits / logits.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    return unit
 
 
 @contextmanager

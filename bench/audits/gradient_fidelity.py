@@ -64,7 +64,8 @@ def _basis(pixels: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     count = min(pixels, DIRECTIONS)
     random = torch.randn(pixels, count, generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(random).Q.T.contiguous()
+    basis: Tensor = torch.linalg.qr(random).Q.T.contiguous()
+    return basis
 
 
 def _lead(logits: Tensor, top: Tensor) -> Tensor:

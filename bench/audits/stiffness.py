@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ..._errors import ModelFailure
 from ...models import ODEBlock, count_nfe
+from ...models._ode import Field
 from ..dynamics import WIDEST, flow_inputs
 from .context import Context, array, in_double
 from .registry import Verdict, judged, not_applicable, register_audit
@@ -78,10 +78,11 @@ def _stiffness(model: nn.Module, images: Tensor) -> np.ndarray:
             norm = torch.linalg.matrix_norm(_jacobians(field, state), ord=2).max()
             largest.append(float(norm) * step.duration)
             state = step(state).detach()
-    return np.nan_to_num(np.array(largest), nan=np.inf, posinf=np.finfo(float).max)
+    finite: np.ndarray = np.nan_to_num(np.array(largest), nan=np.finfo(float).max)
+    return finite
 
 
-def _jacobians(field: partial[Tensor] | nn.Module, states: Tensor) -> Tensor:
+def _jacobians(field: Field, states: Tensor) -> Tensor:
     """Jacobians (M, n, n) of the field at the states (n, M); one backward pass a row."""
     x = states.detach().requires_grad_(True)
     with torch.enable_grad():
