@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .plan import Plan
     from .work import Outlook
 
-LISTS = ("models", "threats", "datasets", "presets")
+LISTS = ("models", "threats", "datasets", "presets", "audits")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -152,7 +152,21 @@ def _parser() -> argparse.ArgumentParser:
     transfer.add_argument(
         "--models", metavar="A,B|FILE.py:FACTORY", help="replay on these models alone (default: on all)"
     )
-    for command in (verify, submit, transfer):
+    audit = commands.add_parser(
+        "audit",
+        help="can the numbers be believed? checks on the trained models of a results folder",
+        description="Run the checks of `robustode list audits` that ask a model on every trained model of a "
+        "results folder, store each outcome, and write the report. A stored outcome is not asked for again.",
+        allow_abbrev=False,
+    )
+    audit.add_argument(
+        "--models", metavar="A,B|FILE.py:FACTORY", help="these models only, and where models from files are"
+    )
+    audit.add_argument("--checks", metavar="A,B", help="these checks only, separated by commas")
+    audit.add_argument("--samples", type=int, default=128, metavar="N", help="test images (default: 128)")
+    audit.add_argument("--jobs", type=int, metavar="N", help="models audited at once (default: one a core)")
+    audit.add_argument("--fresh", action="store_true", help="run every check again, stored or not")
+    for command in (verify, submit, transfer, audit):
         command.add_argument(
             "--out", type=Path, default=Path("results/quick"), metavar="DIR", help="default: results/quick"
         )
@@ -162,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-COMMANDS = ("run", "list", "new-model", "check", "report", "verify", "submit-attack", "transfer")
+COMMANDS = ("run", "list", "new-model", "check", "report", "verify", "submit-attack", "transfer", "audit")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -344,6 +358,31 @@ def _verify(arguments: argparse.Namespace) -> int:
     for finding in done.disagreements:
         print(f"disagrees: {finding}", file=sys.stderr)
     return 1 if done.disagreements else 0
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from .audits.run import audit_folder
+
+    def split(text: str | None) -> list[str]:
+        return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise InvalidArgument(f"--jobs must be at least 1, not {arguments.jobs}")
+    done = audit_folder(
+        arguments.out,
+        arguments.data_root,
+        models=split(arguments.models),
+        checks=split(arguments.checks),
+        samples=arguments.samples,
+        fresh=arguments.fresh,
+        jobs=arguments.jobs,
+        say=lambda line: print(line, flush=True),
+    )
+    print(f"{done.done} checks done, {done.skipped} stored already")
+    status = _show(arguments.out)
+    for line in done.failures:
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if done.failures else status
 
 
 def _submit_attack(arguments: argparse.Namespace) -> int:

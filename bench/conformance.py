@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 from .._errors import ContractBroken, NonFinite, RobustodeError
 from ..models import ModelSpec
+from .audits.context import Context
+from .audits.library import audit_names
+from .audits.registry import AUDITS
 from .claims import CLAIM_CHECKS, check_tanh_fields, states_tanh_fields
 from .evaluate import frozen
 from .limits import time_limit
@@ -27,6 +30,8 @@ SHAPE = (1, 8, 8)
 """The shape the other checks use."""
 BATCH_TOLERANCE = 1e-4
 """Largest relative change of logits between a sample alone and the same sample in a batch."""
+UNTRAINED = ("finite", "zero-gradients", "gradient-fidelity", "lipschitz-bound")
+"""Fast audits that say something of a model before it is trained."""
 LIMIT = 50.0
 """Seconds for all checks of one model together."""
 
@@ -228,10 +233,28 @@ CHECKS: dict[str, Callable[[ModelSpec], None]] = {
 }
 
 
+def check_audit(spec: ModelSpec, name: str) -> None:
+    """One fast audit, on the untrained model and random images."""
+    audit_names()  # registers them
+    model, images = _build(spec), _images()
+    context = Context(
+        model=model.requires_grad_(False),
+        images=images,
+        labels=torch.arange(len(images)) % 10,
+        num_classes=10,
+        dataset="noise",
+        spec=spec,
+    )
+    verdict = AUDITS.get(name)(context)
+    if verdict.outcome == "flag":
+        raise ContractBroken(verdict.sentence)
+
+
 def checks_for(spec: ModelSpec) -> dict[str, Callable[[ModelSpec], None]]:
-    """The checks of one model: the common ones, and one for each claim it makes."""
+    """The checks of one model: the common ones, one for each claim, and the audits in `UNTRAINED`."""
     claims = {f"claim:{claim}": partial(check_claim, claim=claim) for claim in sorted(spec.claims)}
-    return {**CHECKS, **claims}
+    audits = {f"audit:{name}": partial(check_audit, name=name) for name in UNTRAINED}
+    return {**CHECKS, **claims, **audits}
 
 
 def check_model(spec: ModelSpec) -> Iterator[Result]:
@@ -249,8 +272,9 @@ def check_model(spec: ModelSpec) -> Iterator[Result]:
             error = one_line(failure, limit=400)
         except (Exception, SystemExit) as failure:
             error = f"{type(failure).__name__}: {one_line(failure)}"
-        exempt = spec.expected_failures.get(name)
+        exempt = spec.expected_failures.get(name.removeprefix("audit:"))
         yield Result(check=name, error=error, exempt=exempt, absent=absent)
-    for name in sorted(set(spec.expected_failures) - set(checks_for(spec))):
-        known = ", ".join(checks_for(spec))
+    names = [name for name in checks_for(spec) if not name.startswith("audit:")] + audit_names()
+    for name in sorted(set(spec.expected_failures) - set(names)):
+        known = ", ".join(names)
         yield Result(check=name, error=f"expected_failures names no such check (known: {known})")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .audits.sheet import Sheet, sheets
 from .headline import Headline
 from .outcomes import CERTIFIED as CERTIFIED
 from .outcomes import outcomes
@@ -27,7 +28,10 @@ def column(key: str, strength: float) -> str:
 
 
 def leaderboard(
-    records: Iterable[Record], headline: Headline, summary: pd.DataFrame | None = None
+    records: Iterable[Record],
+    headline: Headline,
+    summary: pd.DataFrame | None = None,
+    audited: Mapping[Entry, Sheet] | None = None,
 ) -> pd.DataFrame:
     """Rank the models of each dataset by the worst case (or noise) that `headline` names.
 
@@ -37,10 +41,12 @@ def leaderboard(
     ``inference@<device>`` and ``training-step@<device>`` (samples per second, best over
     batch sizes); nfe, parameters, seeds, samples, status, updated (the day of the newest record),
     reference, paper (its address), expected_failures (names of the checks the model is known to fail);
-    p_leader, p_above, and ``rank@<column>``, the rank by each of the accuracies.
+    where anything was audited also audits (what checks say, counted) and audit_flags (those that withhold
+    a rank); p_leader, p_above, and ``rank@<column>``, the rank by each of the accuracies.
     Accuracies are fractions. A value that some training seed lacks is blank. A row whose status is
-    not ``ok`` stands below those whose status is. Rows are in the order of their values; those that
-    McNemar's test cannot tell apart share a rank, as `ranking.ranks` says.
+    not ``ok`` stands below those whose status is, and one with an unexplained flag of an audit below those
+    without. Rows are in the order of their values; those that McNemar's test cannot tell apart share a
+    rank, as `ranking.ranks` says.
 
     Parameters
     ----------
@@ -50,6 +56,8 @@ def leaderboard(
         What to report; a key that no record mentions gets no column.
     summary
         ``summarise(records)``, where it is at hand already.
+    audited
+        ``sheets(records, headline)``, where they are at hand already.
     """
     used, _ = current(records, headline.preferred)
     table = summarise(used) if summary is None else summary
@@ -138,6 +146,10 @@ def leaderboard(
         "; ".join(sorted(cards.get(row, {}).get("expected_failures") or {})) for row in statuses
     ]
     board["parameters"] = board["parameters"].astype("Int64")
+    if audited := sheets(used, headline) if audited is None else audited:
+        every = [audited.get(row) for row in statuses]
+        board["audits"] = [sheet.badge() if sheet else "" for sheet in every]
+        board["audit_flags"] = ["; ".join(sheet.against) if sheet else "" for sheet in every]
     columns = {names[key]: (key, strength) for key, strength in shown.items() if names[key] in board}
     return _ranked(board, rank_column(board, headline), outcomes(used, columns))
 
@@ -172,7 +184,7 @@ def _statuses(used: list[Record], headline: Headline, norms: set[str | None]) ->
     for record in used:
         cell, row = record.cell, entry(record.cell)
         seeds[row].add(cell.training_seed)
-        failed[row] += record.status != "ok"
+        failed[row] += record.status != "ok" and cell.kind != "audit"
         if _asked(cell):
             question = _question(cell)
             if settings[cell.dataset, question][1] != _settings(cell):
@@ -195,6 +207,12 @@ def _statuses(used: list[Record], headline: Headline, norms: set[str | None]) ->
     return statuses
 
 
+def unflagged(board: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows are complete and have no unexplained flag of an audit."""
+    fine = board["status"] == "ok"
+    return fine & (board["audit_flags"] == "") if "audit_flags" in board else fine
+
+
 def _asked(cell: Cell) -> bool:
     """Whether every model answers this cell's question: not what was submitted against one, or replayed."""
     return cell.kind == "accuracy" and cell.family not in UNASKED
@@ -209,8 +227,9 @@ def _settings(cell: Cell) -> str:
 
 
 def _below(board: pd.DataFrame) -> pd.Series[int]:
-    """What rows are ordered by before their values: 0 where a row is complete, 1 where it is not."""
-    return (board["status"] != "ok").astype(int)
+    """What rows are ordered by before their values: 0, 1 with an unexplained flag, 2 where not complete."""
+    flagged = (~unflagged(board)).astype(int)
+    return flagged.where(board["status"] == "ok", 2)
 
 
 def _ranked(board: pd.DataFrame, by: str, found: Mapping[str, Mapping[Entry, Outcomes]]) -> pd.DataFrame:

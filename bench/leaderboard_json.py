@@ -68,7 +68,7 @@ def _row(row: dict[Any, Any], columns: list[str]) -> dict[str, Any]:
         for task, at, device in [name.partition("@")]
         if at and task in TIMINGS
     ]
-    expected = str(row["expected_failures"])
+    expected, flags = str(row["expected_failures"]), str(row.get("audit_flags") or "")
     return {
         "rank": _whole(row["rank"]),
         **{name: str(row[name]) for name in ("dataset", "model", "recipe", "status")},
@@ -82,6 +82,8 @@ def _row(row: dict[Any, Any], columns: list[str]) -> dict[str, Any]:
         "samples": int(row["samples"]),
         **{name: str(row[name]) or None for name in ("updated", "reference", "paper")},
         "expected_failures": expected.split("; ") if expected else [],
+        "audits": str(row.get("audits") or "") or None,
+        "audit_flags": flags.split("; ") if flags else [],
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def entries(what: str) -> list[dict[str, Any]]:
-    """The registered `what` (models, threats, datasets, presets), one dictionary each."""
+    """The registered `what` (models, threats, datasets, presets, audits), one dictionary each."""
     if what == "presets":
         from .preset import load_preset, preset_names
 
@@ -31,6 +31,21 @@ def entries(what: str) -> list[dict[str, Any]]:
                 "reference": t.reference,
             }
             for t in THREATS
+        ]
+    if what == "audits":
+        from .audits.library import all_audits
+
+        return [
+            {
+                "name": a.name,
+                "summary": a.title,
+                "needs": a.needs,
+                "fast": a.fast,
+                "asks": a.cost,
+                "version": a.version,
+                "reference": a.reference,
+            }
+            for a in all_audits()
         ]
     from ..models import MODELS
     from .plugins import load_plugins

@@ -9,6 +9,8 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from .audits.page import audit_lines
+from .audits.sheet import Sheet
 from .citation import own_bibtex
 from .figures import Picture, labelled
 from .grid import evidence, flags, grid
@@ -23,7 +25,6 @@ from .template import chart_style, embedded, script, template
 from .timing_tables import timing_tables
 
 _OF_ONE_MODEL = ("-examples-", "-sandwich-")  # in the name of a picture that belongs on a sheet
-Audits = Mapping[Entry, Sequence[Mapping[str, Any]]]
 
 
 def render(
@@ -40,7 +41,7 @@ def render(
     problems: Sequence[tuple[str, str]],
     benchmarks: bool,
     superseded: int,
-    audits: Audits | None = None,
+    audited: Mapping[Entry, Sheet],
 ) -> str:
     """Render the page: one HTML text that needs no network and no other file.
 
@@ -54,9 +55,8 @@ def render(
         Pairs of a file's name and why it was not used.
     benchmarks
         Whether ``benchmarks.html`` stands beside the page.
-    audits
-        Audits by (dataset, model, recipe), each with the keys `sheets.AUDIT_FIELDS`. Without any there is
-        no column, filter or section of them.
+    audited
+        The audit sheets, by row.
     """
     board = labelled(board)
     rows: list[Any] = list(board.itertuples())
@@ -65,7 +65,7 @@ def render(
         by_row[entry(record.cell)].append(record)
     keys = [(row.dataset, row.model, row.recipe) for row in rows]
     anchors = _anchors(keys)
-    checked = {key: (audits or {}).get(key, ()) for key in keys}
+    checked = {key: audit_lines(audited.get(key)) for key in keys}
     proven = certificates(summary)
     behind = evidence(summary)
     badges = {key: badge(found) for key, found in checked.items()}

@@ -34,9 +34,9 @@ TRANSFER = "transfer"
 UNASKED = frozenset({SUBMISSION, REPLAY})
 """Families that lower a score and that no model need have been attacked with."""
 
-Kind = Literal["training", "accuracy", "certificate", "dynamics", "throughput"]
+Kind = Literal["training", "accuracy", "certificate", "dynamics", "throughput", "audit"]
 Status = Literal["ok", "error", "contract", "nonfinite", "budget", "timeout"]
-KINDS: tuple[str, ...] = ("training", "accuracy", "certificate", "dynamics", "throughput")
+KINDS: tuple[str, ...] = ("training", "accuracy", "certificate", "dynamics", "throughput", "audit")
 STATUSES: tuple[str, ...] = ("ok", "error", "contract", "nonfinite", "budget", "timeout")
 
 
@@ -58,7 +58,7 @@ class Cell:
     ----------
     kind
         ``training``, ``accuracy`` (one threat at one strength), ``certificate``, ``dynamics`` (trajectories
-        of the flow) or ``throughput``.
+        of the flow), ``throughput`` or ``audit`` (`threat` is then the name of the check).
     model_version, threat_version
         Raised by hand when the algorithm changes; a model from a file carries its file's hash.
     hyperparameters, recipe
@@ -125,7 +125,7 @@ class Cell:
         what = f"{self.model} seed {self.training_seed}"
         if self.kind == "training":
             return f"{what} · training"
-        if self.kind in ("certificate", "dynamics"):
+        if self.kind in ("certificate", "dynamics", "audit"):
             return f"{what} · {self.threat}"
         if self.family == "clean":
             return f"{what} · clean"
@@ -150,7 +150,8 @@ class Record:
         Dynamics: float64, along ``time`` (t,): ``layer`` (t,), ``growth_random``, ``growth_adversarial``,
         ``sensitivity_initial``, ``sensitivity_trained``, ``energy_drift``, each (t, states).
         Throughput: ``seconds`` float64 (passes,). Training: ``train_loss``,
-        ``validation_loss``, ``validation_accuracy`` float64 (epochs,).
+        ``validation_loss``, ``validation_accuracy`` float64 (epochs,). Audit: ``x`` and lines over it,
+        float64 (k,).
     examples
         Of the first few samples under the first draw: ``index``, ``label``, ``prediction``
         int64 (k,) and ``image`` uint8 (k, c, h, w), for pictures only.
@@ -160,7 +161,8 @@ class Record:
         ``arithmetic_rate`` (operations/s), ``floor_seconds``, and ``achieved``, that over the median.
     card
         Training: what the model says of itself: summary, reference, claims, expected failures. An attack
-        whose examples are kept: ``adversarial``, their file, its hash and their count.
+        whose examples are kept: ``adversarial``, their file, its hash and their count. Audit: ``verdict``,
+        ``sentence``, ``unit``, ``axes``, and ``exempt``, the model's reason where it expects a flag.
     forwards, backwards
         Samples passed through the model forwards and backwards.
     nfe

@@ -12,6 +12,7 @@ import pandas as pd
 
 from .._errors import InvalidArgument, RecordError
 from .attack_parts import attack_parts, parts_tables
+from .audits.sheet import sheets
 from .benchmarks import benchmarks_markdown, benchmarks_page, read_benchmarks
 from .cards import cards
 from .figures import draw_all, labelled
@@ -86,7 +87,8 @@ def _write_report(folder: Path) -> Report:
     failures = [f"{r.cell.label()}: {r.error or r.status}" for r in used if r.status != "ok"]
 
     summary = summarise(used)
-    board = leaderboard(used, headline, summary)
+    audited = sheets(used, headline)
+    board = leaderboard(used, headline, summary, audited)
     pictures = draw_all(used, summary, board, headline)
     protocols = protocol_tables(summary, labelled(board))
     transfers, parts = transfer_tables(used, labelled(board)), attack_parts(used)
@@ -110,6 +112,7 @@ def _write_report(folder: Path) -> Report:
         problems=[(_relative(p.path, folder), p.reason) for p in problems],
         benchmarks=bool(benchmarks),
         superseded=superseded,
+        audited=audited,
     )
     drawn = {f"{p.name}.{kind}": data for p in pictures for kind, data in (("svg", p.svg), ("png", p.png))}
     for name, data in drawn.items():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .leaderboard import TIMINGS
+from .leaderboard import TIMINGS, unflagged
 from .style import key_name, strength_symbol
 from .text import count, missing, percent
 
@@ -62,6 +62,8 @@ def fields(board: pd.DataFrame) -> list[Field]:
     found = [f for f in found if f.group in ("", "Accuracy (%)") or board[f.name].notna().any()]
     found.append(Field(name="seeds", group="Evidence", title="Seeds"))
     found.append(Field(name="samples", group="Evidence", title="Samples"))
+    if "audits" in board and (board["audits"] != "").any():
+        found.append(Field(name="audits", group="Evidence", title="Audits", kind="text"))
     for name, title in (("updated", "Date"), ("paper", "Paper")):
         if name in board and (board[name] != "").any():
             found.append(Field(name=name, group="Evidence", title=title, kind="text"))
@@ -93,11 +95,11 @@ def shown(field: Field, value: Any) -> str:
 def best(board: pd.DataFrame, field: Field) -> set[int]:
     """Positions of the rows whose shown value is the best of `field`'s column; none where all are equal.
 
-    Only rows whose status is ok compete, and only in columns where more is better.
+    Only complete rows without an unexplained flag compete, and only in columns where more is better.
     """
     if field.kind not in ("fraction", "rate") or len(board) < 2:
         return set()
-    values = board[field.name].where(board["status"] == "ok")
+    values = board[field.name].where(unflagged(board))
     if values.isna().all():
         return set()
     top = shown(field, values.max())

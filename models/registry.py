@@ -51,7 +51,7 @@ class ModelSpec:
     claims
         Names from `CLAIMS`.
     expected_failures
-        Conformance checks that this model is known to fail, each with its reason.
+        Conformance checks and audits that this model is known to fail, each with its reason.
     version
         Raise it by hand when the algorithm changes: stored records of older versions are not reused.
     source

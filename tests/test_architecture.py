@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 import robustode
+from robustode.bench.audits.library import MODEL, RECORDS
 
 ROOT = Path(robustode.__file__).parent
 FILES = sorted(
-    [*ROOT.glob("*.py"), *(p for f in ("models", "attacks", "bench") for p in (ROOT / f).glob("*.py"))]
+    [
+        *ROOT.glob("*.py"),
+        *(p for f in ("models", "attacks", "bench", "bench/audits") for p in (ROOT / f).glob("*.py")),
+    ]
 )
 HEAVY = {"torch", "torchvision", "torchattacks", "torchdiffeq"}
 REPORTING = [
@@ -56,6 +60,14 @@ REPORTING = [
     "benchmarks",
     "timings",
     "template",
+    "audits.registry",
+    "audits.library",
+    "audits.evidence",
+    "audits.outcome",
+    "audits.sheet",
+    "audits.page",
+    "audits.plots",
+    *(f"audits.{name}" for name in RECORDS),
 ]
 """Modules of bench that must work where torch is not installed."""
 STRICT = set(REPORTING) - {"cli", "listing"}
@@ -125,6 +137,12 @@ ALLOWED = {
 def test_every_layer_is_seen():
     assert {layer(name) for name in NAMES} == set(ALLOWED)
     assert {f"robustode.bench.{name}" for name in REPORTING} <= set(NAMES)
+
+
+def test_every_file_of_an_audit_is_known_to_the_library():
+    shared = {"registry", "library", "evidence", "outcome", "sheet", "page", "plots", "context", "run"}
+    files = {path.stem for path in (ROOT / "bench" / "audits").glob("*.py")} - {"__init__"}
+    assert files == {*shared, *MODEL, *RECORDS}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,7 +10,7 @@ import stubs
 import torch
 from robustode import ODEBlock, Solver
 from robustode.bench import conformance
-from robustode.bench.conformance import CHECKS, Result, check_model, checks_for
+from robustode.bench.conformance import CHECKS, UNTRAINED, Result, check_model, checks_for
 from robustode.models import MODELS, ModelSpec, count_nfe
 from robustode.models._stem import PixelNetwork
 from robustode.models.hamiltonian import symplectic_matrix
@@ -386,7 +386,8 @@ def test_a_check_of_a_claim_leaves_the_weights_alone():
 
 
 def test_claims_are_checked_only_where_they_are_made():
-    assert set(checks_for(stubs.spec("plain", Base))) == set(CHECKS)
+    audits = {f"audit:{name}" for name in UNTRAINED}
+    assert set(checks_for(stubs.spec("plain", Base))) == {*CHECKS, *audits}
     assert "claim:hamiltonian" not in checks_for(claiming("contractive", Base))
 
 

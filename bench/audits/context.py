@@ -1,0 +1,250 @@
+"""What a check that asks the model is given: the model, samples, and shared answers to costly questions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...attacks import THREATS, Threat
+from ...attacks._seeds import sample_seeds
+from ...attacks.registry import Norm
+from ...models import ModelSpec
+from ..describe import describe_solver
+from ..evaluate import frozen
+from ..queries import QueriedModel
+from .evidence import Evidence
+
+T = TypeVar("T")
+DEFAULT_EPS = {"linf": 0.1, "l2": 0.5}
+"""Where the leaderboard reports no strength."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """One model in eval mode and what is known of it.
+
+    Attributes
+    ----------
+    model
+        In eval mode, on `device`.
+    images, labels
+        Test samples (N, C, H, W) and (N,), on `device`.
+    num_classes, dataset
+        Of the dataset.
+    spec
+        What the model says of itself.
+    evidence
+        Stored records of this model and training seed.
+    norm, eps
+        The budget at which the model is attacked: what the leaderboard ranks by, if that is a norm.
+    seed
+        Of every random choice.
+    long_steps
+        PGD steps of the long run that `step-counts` compares with 20.
+    apgd_steps, targets
+        Of APGD-CE and APGD-T.
+    queries, spsa_steps
+        Of Square and SPSA.
+    batch_size
+        Images that go through the model at once.
+    memo
+        Answers that several checks share.
+    """
+
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    num_classes: int
+    dataset: str
+    spec: ModelSpec
+    evidence: Evidence = field(default_factory=Evidence)
+    norm: Norm = "linf"
+    eps: float = 0.1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    seed: int = 0
+    long_steps: int = 1000
+    apgd_steps: int = 100
+    targets: int = 9
+    queries: int = 1000
+    spsa_steps: int = 10
+    batch_size: int = 128
+    memo: dict[Any, Any] = field(default_factory=dict, compare=False)
+
+    def first(self, count: int) -> Context:
+        """The same, with the first `count` samples and nothing remembered."""
+        return replace(self, images=self.images[:count], labels=self.labels[:count], memo={})
+
+    def once(self, what: Any, make: Callable[[], T]) -> T:
+        """``make()``, called once for each `what`."""
+        if what not in self.memo:
+            self.memo[what] = make()
+        found: T = self.memo[what]
+        return found
+
+    def settings(self) -> dict[str, Any]:
+        """What of it belongs in the cell of a check."""
+        return {
+            "samples": len(self.images),
+            "batch_size": self.batch_size,
+            "norm": self.norm,
+            "strength": self.eps,
+            "solver": describe_solver(self.model),
+            "parameters": {
+                "long_steps": self.long_steps,
+                "apgd_steps": self.apgd_steps,
+                "targets": self.targets,
+                "queries": self.queries,
+                "spsa_steps": self.spsa_steps,
+            },
+        }
+
+    @property
+    def queried(self) -> QueriedModel:
+        """The model behind a counter that refuses NaN."""
+        return self.once("queried", lambda: QueriedModel(self.model, self.num_classes))
+
+    def logits(self, images: Tensor, model: nn.Module | None = None) -> Tensor:
+        """Logits (N, K), without gradients, in batches of `batch_size`."""
+        asked = self.queried if model is None else QueriedModel(model, self.num_classes)
+        with frozen(asked.model), torch.no_grad():
+            return torch.cat([asked(part) for part in images.split(self.batch_size)])
+
+    def correct(self, images: Tensor | None = None, model: nn.Module | None = None) -> Tensor:
+        """Which samples are classified correctly as `images` (N, C, H, W), bool (N,)."""
+        if images is None:
+            name = ("correct", id(model))
+            return self.once(name, lambda: self.correct(self.images, model))
+        return self.logits(images, model).argmax(1) == self.labels
+
+    def threat(self, name: str, **parameters: Any) -> Threat:
+        """The threat `name` in the norm of the audit: ``pgd`` is ``pgd-linf`` or ``pgd-l2``."""
+        full = name if name in THREATS else f"{name}-{self.norm}"
+        return THREATS.get(full).configure(**parameters)
+
+    def perturbed(
+        self,
+        threat: Threat,
+        *,
+        rows: Tensor | None = None,
+        model: nn.Module | None = None,
+        eps: float | None = None,
+    ) -> Tensor:
+        """Images (N, C, H, W): the samples `rows` (k,) attacked through `model`, the others as they are."""
+        rows = torch.arange(len(self.images), device=self.device) if rows is None else rows
+        asked = self.queried if model is None else QueriedModel(model, self.num_classes)
+        images = self.images.clone()
+        with frozen(asked.model):
+            for part in rows.split(self.batch_size):
+                seeds = sample_seeds(self.seed, part.tolist())
+                with torch.set_grad_enabled(threat.needs_gradient):
+                    strength = self.eps if eps is None else eps
+                    found = threat(asked, self.images[part].clone(), self.labels[part], strength, seeds)
+                images[part] = found.detach()
+        return images
+
+    def survives(
+        self,
+        threat: Threat,
+        *,
+        among: Tensor | None = None,
+        model: nn.Module | None = None,
+        eps: float | None = None,
+    ) -> Tensor:
+        """Which samples keep their class on the model itself under `threat` through `model`, bool (N,).
+
+        Only the samples `among`, bool (N,), are attacked, those classified correctly unless given; the
+        others do not survive.
+        """
+        among = self.correct() if among is None else among
+        rows = among.nonzero().flatten()
+        if not len(rows):
+            return among.clone()
+        images = self.perturbed(threat, rows=rows, model=model, eps=eps)
+        survived = torch.zeros_like(among)
+        survived[rows] = self.logits(images[rows]).argmax(1) == self.labels[rows]
+        return survived
+
+    def pgd(self) -> Tensor:
+        """Which samples survive PGD-20 with two restarts, bool (N,); run once."""
+        return self.once("pgd", lambda: self.survives(self.threat("pgd", steps=20, restarts=2)))
+
+    def long_pgd(self) -> Tensor:
+        """Which samples survive PGD-20 and then PGD of `long_steps`, bool (N,); run once."""
+        threat = self.threat("pgd", steps=self.long_steps, restarts=1)
+        return self.once("long pgd", lambda: self.survives(threat, among=self.pgd()))
+
+    def apgd_ce(self, among: Tensor | None = None, eps: float | None = None) -> Tensor:
+        """Which of the samples `among`, all unless given, survive APGD-CE, bool (N,)."""
+        return self.survives(self.threat("apgd-ce", steps=self.apgd_steps), among=among, eps=eps)
+
+    def apgd_t(self, among: Tensor, eps: float | None = None) -> Tensor:
+        """Which of the samples `among` survive APGD-T, bool (N,)."""
+        threat = self.threat("apgd-t", steps=self.apgd_steps, targets=self.targets)
+        return self.survives(threat, among=among, eps=eps)
+
+    def apgd(self) -> tuple[Tensor, Tensor]:
+        """Which samples survive APGD-CE, and which of these APGD-T too, bool (N,) each; run once."""
+
+        def attack() -> tuple[Tensor, Tensor]:
+            untargeted = self.apgd_ce()
+            return untargeted, self.apgd_t(untargeted)
+
+        return self.once("apgd", attack)
+
+    def white_box(self) -> Tensor:
+        """Which samples survive every white-box attack of the audit and of the records, bool (N,)."""
+        left = self.long_pgd() & self.apgd()[1]
+        known = self.evidence.broken(self.norm, self.eps)
+        if known is not None:
+            count = min(len(known), len(left))
+            left[:count] &= ~torch.from_numpy(known[:count]).to(left)
+        return left
+
+    def attack_under_test(self) -> Threat:
+        """The strongest stored gradient attack of the audit's norm and eps, as configured; else PGD-20.
+
+        Strongest by the gradients it asks for.
+        """
+        stored = [
+            r.cell
+            for r in self.evidence.attacks(self.norm)
+            if r.cell.family == "gradient"
+            and abs(r.cell.strength - self.eps) < 1e-9
+            and r.cell.threat in THREATS
+        ]
+        threats = [THREATS.get(cell.threat).configure(**dict(cell.parameters)) for cell in stored]
+        return max(threats, key=lambda t: t.queries(t.parameters)[1], default=self.threat("pgd"))
+
+
+def share(mask: Tensor) -> float:
+    """The share of true entries."""
+    return float(mask.double().mean())
+
+
+def normalised(logits: Tensor) -> Tensor:
+    """Logits (N, K) in float64, each row of length 1."""
+    logits = logits.double()
+    unit: Tensor = logits / logits.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    return unit
+
+
+@contextmanager
+def in_double(model: nn.Module) -> Iterator[nn.Module]:
+    """A deep copy of `model` in float64, frozen."""
+    double = copy.deepcopy(model).double()
+    with frozen(double):
+        yield double
+
+
+def array(values: Tensor | list[float]) -> np.ndarray:
+    """As a float64 array on the CPU."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().tolist()
+    return np.asarray(values, np.float64)

@@ -1,0 +1,129 @@
+"""From a verdict to a record of kind ``audit``, and back for an audit sheet. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..records import Cell, Record
+from .evidence import Evidence
+from .registry import Audit, Verdict
+
+FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of an audit sheet: what a check found of a model trained with one seed.
+
+    Attributes
+    ----------
+    verdict
+        ``pass``, ``flag``, ``not applicable``, or ``failed`` where the check could not be run.
+    exempt
+        The model's own reason for a flag that it expects; empty where it states none.
+    """
+
+    name: str
+    title: str = ""
+    seed: int
+    verdict: str
+    sentence: str
+    value: float = math.nan
+    threshold: float = math.nan
+    unit: str = ""
+    exempt: str = ""
+    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    axes: Sequence[str] = ("", "")
+
+    @property
+    def counts_against(self) -> bool:
+        """Whether it withholds a rank: a flag without a reason, or a check that could not be run."""
+        return self.verdict == FAILED or (self.verdict == "flag" and not self.exempt)
+
+
+def audit_cell(training: Cell, checkpoint_sha256: str, audit: Audit, settings: Mapping[str, Any]) -> Cell:
+    """The cell of one check on the weights that `training` made.
+
+    `settings` are ``samples``, ``batch_size``, ``norm``, ``strength``, ``solver`` and ``parameters``.
+    """
+    return dataclasses.replace(
+        training,
+        kind="audit",
+        checkpoint_sha256=checkpoint_sha256,
+        threat=audit.name,
+        threat_version=audit.version,
+        family="audit",
+        draws=1,
+        attack_seed=0,
+        **settings,
+    )
+
+
+def audit_record(cell: Cell, verdict: Verdict, title: str, exempt: str, **rest: Any) -> Record:
+    """The record of `verdict`; a value that is not finite is left out and stands in the sentence alone."""
+    numbers = {"value": verdict.value, "threshold": verdict.threshold}
+    card: dict[str, Any] = {
+        "title": title,
+        "verdict": verdict.outcome,
+        "sentence": verdict.sentence,
+        "unit": verdict.unit,
+        "axes": list(verdict.axes),
+    }
+    if exempt:
+        card["exempt"] = exempt
+    return Record(
+        cell=cell,
+        measures={name: float(value) for name, value in numbers.items() if math.isfinite(value)},
+        outcomes={name: np.asarray(values, np.float64) for name, values in verdict.arrays.items()},
+        card=card,
+        **rest,
+    )
+
+
+def stored_finding(record: Record) -> Finding:
+    """What a record of kind ``audit`` says."""
+    cell, card = record.cell, record.card
+    if record.status != "ok":
+        sentence = f"The check could not be run: {record.error or record.status}"
+        return Finding(name=cell.threat, seed=cell.training_seed, verdict=FAILED, sentence=sentence)
+    return Finding(
+        name=cell.threat,
+        title=str(card.get("title", "")),
+        seed=cell.training_seed,
+        verdict=str(card["verdict"]),
+        sentence=str(card["sentence"]),
+        value=record.measures.get("value", math.nan),
+        threshold=record.measures.get("threshold", math.nan),
+        unit=str(card.get("unit", "")),
+        exempt=str(card.get("exempt", "")),
+        arrays=record.outcomes,
+        axes=card.get("axes", ("", "")),
+    )
+
+
+def read_finding(audit: Audit, evidence: Evidence, seed: int, exempt: str) -> Finding:
+    """Run a check that reads records alone."""
+    try:
+        found = audit(evidence)
+    except Exception as error:
+        sentence = f"The check could not be run: {type(error).__name__}: {error}"
+        return Finding(name=audit.name, seed=seed, verdict=FAILED, sentence=sentence)
+    return Finding(
+        name=audit.name,
+        title=audit.title,
+        seed=seed,
+        verdict=found.outcome,
+        sentence=found.sentence,
+        value=found.value,
+        threshold=found.threshold,
+        unit=found.unit,
+        exempt=exempt,
+        arrays=found.arrays,
+        axes=found.axes,
+    )

@@ -1,0 +1,48 @@
+"""The lines of an audit sheet, as plain data for the page. No torch."""
+
+from __future__ import annotations
+
+import base64
+import math
+from typing import Any
+
+from .outcome import Finding
+from .plots import plot
+from .sheet import Sheet
+
+
+def audit_lines(sheet: Sheet | None) -> list[dict[str, Any]]:
+    """One line a check and training seed; a plot for one seed of each check, a flagged one if any is."""
+    if sheet is None:
+        return []
+    drawn: dict[str, Finding] = {}
+    for finding in sheet.findings:
+        if finding.name not in drawn or (finding.counts_against and not drawn[finding.name].counts_against):
+            drawn[finding.name] = finding
+    return [
+        {
+            "name": finding.name,
+            "title": finding.title,
+            "seed": finding.seed,
+            "verdict": "explained flag" if finding.verdict == "flag" and finding.exempt else finding.verdict,
+            "bad": finding.counts_against,
+            "value": _number(finding.value, finding.unit),
+            "threshold": _number(finding.threshold, finding.unit),
+            "sentence": finding.sentence,
+            "exempt": finding.exempt if finding.verdict == "flag" else "",
+            "uri": _uri(plot(finding)) if drawn[finding.name] is finding else "",
+        }
+        for finding in sheet.findings
+    ]
+
+
+def _number(value: float, unit: str) -> str:
+    if not math.isfinite(value):
+        return ""
+    if unit == "share":
+        return f"{100 * value:.3g}%"
+    return f"{value:.4g} {unit}" if unit in ("points", "samples") else f"{value:.4g}"
+
+
+def _uri(svg: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii") if svg else ""

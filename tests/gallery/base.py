@@ -1,0 +1,125 @@
+"""What sinners and twins share: a random flow between a stem and a head that least squares fits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import stubs
+import torch
+from robustode.bench.audits.context import Context
+from robustode.bench.audits.evidence import Evidence
+from robustode.bench.audits.registry import AUDITS, Verdict
+from robustode.bench.data import Data, load_data
+from robustode.models import MODELS, ModelSpec
+from torch import Tensor, nn
+
+SAMPLES = 32
+EPS = 0.05
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model to audit, what it says of itself, and what is stored of it."""
+
+    model: nn.Module
+    claims: frozenset[str] = frozenset()
+    evidence: Evidence = field(default_factory=Evidence)
+    same_as: str = ""
+    """Names twins that are one and the same model, which is audited once."""
+
+
+@dataclass(frozen=True)
+class Sin:
+    """One sin: the check that must flag it, and the makers of sinner and twin by seed."""
+
+    flagged_by: str
+    sinner: Callable[[int], Case]
+    twin: Callable[[int], Case]
+
+
+class Wrapped(nn.Module):
+    """A model behind something that it did not ask for."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+
+@functools.cache
+def digits() -> Data:
+    return load_data("digits")
+
+
+def fitted(name: str, seed: int, size: float = 10.0, **hyperparameters: object) -> nn.Module:
+    """A registered model with random weights and a head fitted by ridge regression to one-hot labels."""
+    data = digits()
+    spec = MODELS.get(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = spec.build(data.input_shape, data.num_classes, **spec.resolve(hyperparameters)).eval()
+    fit(model, model.head, size)
+    return model.requires_grad_(False)
+
+
+@torch.no_grad()
+def fit(model: nn.Module, head: nn.Linear, size: float = 10.0) -> None:
+    """Set `head` so that the logits of training images are near `size` times their one-hot labels."""
+    data = digits()
+    train = data.train.first(1000)
+    seen: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(train.images)
+    handle.remove()
+    features = seen[0].double()
+    features = torch.cat([features, torch.ones(len(features), 1, dtype=torch.float64)], 1)
+    targets = size * nn.functional.one_hot(train.labels, data.num_classes).double()
+    gram = features.T @ features
+    ridge = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    solution = torch.linalg.solve(gram + ridge, features.T @ targets)
+    head.weight.copy_(solution[:-1].T)
+    head.bias.copy_(solution[-1])
+
+
+@functools.cache
+def honest(seed: int) -> nn.Module:
+    """A NODE on a fixed grid that is fine enough."""
+    return fitted("node", seed, steps=16, final_time=1.0)
+
+
+def context_of(case: Case, seed: int, samples: int = SAMPLES, **changes: object) -> Context:
+    """What a check is given of `case`: a few test digits, and attacks shorter than a real audit's."""
+    data = digits()
+    test = data.test.first(samples)
+    spec: ModelSpec = stubs.spec("gallery", claims=case.claims)
+    settings = {"long_steps": 100, "queries": 100, "apgd_steps": 20, "targets": 2, "spsa_steps": 1} | changes
+    return Context(
+        model=case.model.eval(),
+        images=test.images,
+        labels=test.labels,
+        num_classes=data.num_classes,
+        dataset=data.name,
+        spec=spec,
+        evidence=case.evidence,
+        norm="linf",
+        eps=EPS,
+        seed=seed,
+        **settings,
+    )
+
+
+def audit_case(case: Case, seed: int, names: Sequence[str]) -> dict[str, Verdict | str]:
+    """Verdicts by name; the error's text where a check cannot be run."""
+    context = context_of(case, seed)
+    found: dict[str, Verdict | str] = {}
+    for name in names:
+        audit = AUDITS.get(name)
+        try:
+            found[name] = audit(case.evidence if audit.needs == "records" else context)
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    return found

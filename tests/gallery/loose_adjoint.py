@@ -1,0 +1,71 @@
+"""Gradients by the adjoint equation, solved backwards at a tolerance that loses the state."""
+
+from __future__ import annotations
+
+import torch
+from robustode.models import ODEBlock, Solver
+from torch import Tensor, nn
+from torchdiffeq import odeint_adjoint
+
+from .base import Case, Sin, fit, fitted
+
+
+class AdjointBlock(ODEBlock):
+    """Solved forwards on a fixed grid; backwards by an adaptive solver at `tolerance`."""
+
+    def __init__(self, layers: list[nn.Module], final_time: float, tolerance: float) -> None:
+        super().__init__(layers, final_time=final_time, solver=Solver(method="rk4", steps=16))
+        self.tolerance = tolerance
+
+    def _solve(self, field, state: Tensor, *, duration: float, steps: int) -> Tensor:
+        def derivative(_time: Tensor, x: Tensor) -> Tensor:
+            self.nfe += 1
+            return field(x)
+
+        count = 2 if self.tolerance > 0.1 else 8
+        ends = torch.tensor([0.0, duration], dtype=state.dtype)
+        grid = torch.linspace(0.0, duration, steps + 1, dtype=state.dtype)
+        path = odeint_adjoint(
+            derivative,
+            state,
+            ends,
+            method="rk4",
+            options={"grid_constructor": lambda *_: grid},
+            adjoint_method="euler" if self.tolerance > 0.1 else "rk4",
+            adjoint_options={"step_size": duration / count},
+            adjoint_params=(),
+        )
+        return path[-1]
+
+
+def _make(seed: int, tolerance: float) -> Case:
+    model = fitted("ch-node", seed, final_time=1.0, gain=1.0, layers=2)
+    flow = model.flow
+    shared = flow.shared()
+    layers = [_Field(layer, shared) for layer in flow.layers]
+    model.flow = AdjointBlock(layers, flow.final_time, tolerance)
+    fit(model, model.head)
+    return Case(model.requires_grad_(False))
+
+
+class _Field(nn.Module):
+    def __init__(self, layer: nn.Module, shared: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.layer = layer
+        for name, value in shared.items():
+            self.register_buffer(name, value.detach())
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.layer(state, gamma=self.gamma)
+
+
+def sinner(seed: int) -> Case:
+    return _make(seed, 1.0)
+
+
+def twin(seed: int) -> Case:
+    """Solved backwards as finely as forwards."""
+    return _make(seed, 1e-6)
+
+
+SIN = Sin("gradient-fidelity", sinner, twin)

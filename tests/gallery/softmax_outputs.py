@@ -1,0 +1,24 @@
+"""Probabilities for logits."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .base import Case, Sin, Wrapped, honest
+
+
+class Softmax(Wrapped):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).softmax(1)
+
+
+def sinner(seed: int) -> Case:
+    return Case(Softmax(honest(seed)))
+
+
+def twin(seed: int) -> Case:
+    """Logits."""
+    return Case(honest(seed), same_as="honest")
+
+
+SIN = Sin("logits", sinner, twin)

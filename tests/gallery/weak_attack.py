@@ -1,0 +1,45 @@
+"""A sound model whose stored attack takes two steps of a hundredth of eps."""
+
+from __future__ import annotations
+
+import stubs
+import torch
+from robustode.attacks import THREATS
+from robustode.bench.audits.evidence import Evidence
+from robustode.bench.evaluate import evaluate_cell
+from robustode.bench.records import Record
+
+from .base import EPS, SAMPLES, Case, Sin, digits, honest
+
+
+def _stored(seed: int, **parameters: float) -> Evidence:
+    """What a run would store: clean predictions, and PGD as `parameters` configure it, at two strengths."""
+    test = digits().test.first(SAMPLES)
+    records: list[Record] = []
+    for name, strength in (("clean", 0.0), ("pgd-linf", EPS), ("pgd-linf", 2 * EPS)):
+        threat = THREATS.get(name).configure(**(parameters if name != "clean" else {}))
+        cell = stubs.cell_for(threat, strength, SAMPLES, training_seed=seed)
+        records.append(
+            evaluate_cell(
+                cell,
+                honest(seed),
+                test,
+                threat,
+                num_classes=10,
+                device=torch.device("cpu"),
+                environment={},
+            )
+        )
+    return Evidence(records=tuple(records), reported={"linf": EPS})
+
+
+def sinner(seed: int) -> Case:
+    return Case(honest(seed), evidence=_stored(seed, steps=2, restarts=1, relative_step=0.01))
+
+
+def twin(seed: int) -> Case:
+    """The same model under the attack's own defaults."""
+    return Case(honest(seed), evidence=_stored(seed, steps=40))
+
+
+SIN = Sin("binarisation", sinner, twin)

@@ -1,0 +1,126 @@
+"""The command: a folder audited, stored, reported; what it cannot use is one line."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import stubs
+from robustode._errors import InvalidArgument, UnknownName
+from robustode.bench.audits.registry import AUDITS
+from robustode.bench.audits.run import audit_folder, budget
+from robustode.bench.cli import main
+from robustode.bench.report import write_report
+from robustode.bench.store import Store
+
+FAST = "finite,determinism,zero-gradients,solver-sensitivity"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one small trained model."""
+    folder = tmp_path_factory.mktemp("audits")
+    preset = stubs.preset_file(folder)
+    assert main(["run", "--preset", str(preset), "--out", str(folder / "out"), "--quiet", "--jobs", "1"]) == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def audit(folder: Path, *more: str) -> int:
+    return main(["audit", "--out", str(folder), "--samples", "16", "--jobs", "1", *more])
+
+
+def records(folder: Path) -> dict[str, str]:
+    found, problems = Store(folder).load()
+    assert problems == []
+    return {r.cell.threat: r.status for r in found if r.cell.kind == "audit"}
+
+
+def test_a_folder_is_audited_and_reported(folder, capsys):
+    before = write_report(folder).page.read_text()
+    assert "Audit sheet" not in before
+    assert audit(folder, "--checks", FAST) == 0
+    out = capsys.readouterr().out
+    assert "resnet seed 0: pass" in out
+    assert "4 checks done, 0 stored already" in out
+    assert records(folder) == dict.fromkeys(FAST.split(","), "ok")
+    page = (folder / "report" / "index.html").read_text()
+    assert "Audit sheet" in page
+    assert "zero-gradients" in page
+    assert "monotone-in-eps" in page
+    assert "data:image/svg+xml" in page.split("Audit sheet", 1)[1]
+    assert "passed" in (folder / "report" / "leaderboard.md").read_text()
+    assert audit(folder, "--checks", FAST) == 0
+    assert "0 checks done, 4 stored already" in capsys.readouterr().out
+    assert (folder / "report" / "index.html").read_text() == page, "the same records give the same bytes"
+
+
+def test_a_check_that_crashes_is_a_failed_record_and_no_pass(folder, monkeypatch, capsys):
+    def crash(context):
+        raise RuntimeError("boom")
+
+    audits = AUDITS._items
+    broken = {**audits, "finite": type(audits["finite"])(**{**vars(audits["finite"]), "check": crash})}
+    monkeypatch.setattr(AUDITS, "_items", broken)
+    assert audit(folder, "--checks", "finite") == 1
+    assert "resnet seed 0 · finite: error: RuntimeError: boom" in capsys.readouterr().err
+    assert records(folder) == {"finite": "error"}
+    board = write_report(folder).leaderboard
+    assert list(board["audit_flags"]) == ["finite"]
+    monkeypatch.undo()
+    assert audit(folder, "--checks", "finite") == 0, "what failed is asked again"
+    assert records(folder) == {"finite": "ok"}
+
+
+def test_weights_that_are_gone_are_named(folder, capsys):
+    next((folder / "checkpoints" / "resnet").glob("*.safetensors")).unlink()
+    assert audit(folder, "--checks", "finite") == 1
+    assert "resnet seed 0: not audited" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        (["--checks", "finit"], "unknown check of a model 'finit': did you mean finite"),
+        (["--checks", "monotone-in-eps"], "unknown check of a model"),
+        (["--models", "resne"], "did you mean resnet"),
+        (["--samples", "1"], "--samples must be at least 2"),
+    ],
+)
+def test_what_cannot_be_audited_is_one_line(trained, more, error, capsys):
+    assert main(["audit", "--out", str(trained), "--jobs", "1", *more]) == 2
+    assert error in capsys.readouterr().err
+
+
+def test_jobs_must_be_positive(trained, capsys):
+    assert main(["audit", "--out", str(trained), "--jobs", "0"]) == 2
+    assert "--jobs must be at least 1" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_trained_model(tmp_path):
+    with pytest.raises(InvalidArgument, match="no trained model"):
+        audit_folder(tmp_path)
+
+
+def test_names_are_suggested(trained):
+    with pytest.raises(UnknownName, match="did you mean resnet"):
+        audit_folder(trained, models=["resnett"])
+
+
+@pytest.mark.parametrize(
+    ("reported", "rank", "found"),
+    [
+        ({"linf": 0.1, "l2": 0.5}, "l2", ("l2", 0.5)),
+        ({"gaussian": 0.2, "linf": 0.3}, "gaussian", ("linf", 0.3)),
+        ({"gaussian": 0.2, "l2": 0.4}, "gaussian", ("l2", 0.4)),
+        ({}, "", ("linf", 0.1)),
+    ],
+)
+def test_the_budget_of_an_audit(reported, rank, found):
+    assert budget(reported, rank) == found
