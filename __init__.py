@@ -11,26 +11,40 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attacks import Threat, register_threat
     from .bench.api import evaluate, load_model
-    from .models import ModelSpec, ODEBlock, Solver, register_model
+    from .models import (
+        LipschitzParts,
+        ModelSpec,
+        ODEBlock,
+        Solver,
+        TanhField,
+        convolution_bound,
+        register_model,
+    )
 
 __version__ = "0.1.0"
 
 _HOME = {
     "evaluate": "bench.api",
     "load_model": "bench.api",
+    "LipschitzParts": "models",
     "ModelSpec": "models",
     "ODEBlock": "models",
     "Solver": "models",
+    "TanhField": "models",
+    "convolution_bound": "models",
     "register_model": "models",
     "Threat": "attacks",
     "register_threat": "attacks",
 }
 
 __all__ = [
+    "LipschitzParts",
     "ModelSpec",
     "ODEBlock",
     "Solver",
+    "TanhField",
     "Threat",
+    "convolution_bound",
     "evaluate",
     "load_model",
     "register_model",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ._norms import project
+from ._norms import Radius, project, radius_of
 from ._seeds import derive
 from ._survivors import Loss, Survivors, points
 from .noise import draw, normal, uniform_unit
@@ -43,7 +43,7 @@ def direction(g: Tensor, norm: Norm) -> Tensor:
     return unit
 
 
-def random_start(x0: Tensor, seeds: list[int], eps: float, norm: Norm) -> Tensor:
+def random_start(x0: Tensor, seeds: list[int], eps: Radius, norm: Norm) -> Tensor:
     """A random point on the sphere of radius `eps` around each of `x0`, clipped to the box."""
     if norm == "linf":
         t = 2 * draw(x0, seeds, uniform_unit) - 1
@@ -81,7 +81,7 @@ class _Run:
 def apgd(
     survivors: Survivors,
     loss: Loss,
-    eps: float,
+    eps: Radius,
     norm: Norm,
     *,
     steps: int,
@@ -96,7 +96,7 @@ def apgd(
     Parameters
     ----------
     eps
-        Radius of the ball, in pixel units.
+        Radius of the ball, one for all samples or one for each, in pixel units.
     steps
         N_iter; the random start is one query more.
     purpose
@@ -108,9 +108,10 @@ def apgd(
     if not len(rows):
         return
     x0 = survivors.images[rows]
-    x = random_start(x0, derive(survivors.seeds_of(rows), "apgd", purpose), eps, norm)
+    radius = radius_of(eps, rows, x0)
+    x = random_start(x0, derive(survivors.seeds_of(rows), "apgd", purpose), radius, norm)
     f, g = survivors.ascend(rows, x, loss)
-    eta = torch.full_like(f, 2 * eps, dtype=x.dtype).view(-1, 1, 1, 1)
+    eta = torch.ones_like(f, dtype=x.dtype).view(-1, 1, 1, 1) * 2 * radius
     nothing = torch.zeros_like(rows)
     run = _Run(rows, x0, x, x, f, g, x, f, g, eta, nothing, nothing == 0, f)
     run.keep(points(g))
@@ -120,8 +121,9 @@ def apgd(
         if not len(run.rows):
             return
         a = alpha if k > 1 else 1.0
-        z = project(run.x + run.eta * direction(run.g, norm), run.x0, eps, norm)
-        x = project(run.x + a * (z - run.x) + (1 - a) * (run.x - run.x_old), run.x0, eps, norm)
+        radius = radius_of(eps, run.rows, run.x0)
+        z = project(run.x + run.eta * direction(run.g, norm), run.x0, radius, norm)
+        x = project(run.x + a * (z - run.x) + (1 - a) * (run.x - run.x_old), run.x0, radius, norm)
         if k == steps:
             survivors.ask(run.rows, x)
             return

@@ -182,6 +182,25 @@ def search(
         return found.result()
 
 
+def improve(
+    run: Run,
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    seed: Seed,
+    norm: Norm,
+    start: Tensor,
+    refine: int,
+) -> tuple[Tensor, Tensor]:
+    """Look for closer adversarial images than `start`: one run from there, then as in `search`."""
+    found = Search(model, images, labels, norm, seed)
+    with seeded(seed, restart=0, device=images.device):
+        found.look(start)
+        run(found, start, None)
+        found.refine(refine)
+        return found.result()
+
+
 def difference(logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
     """Logit of the label less that of `target` (N,), or of the strongest other class; shape (N,)."""
     true = logits.gather(1, labels[:, None])[:, 0]

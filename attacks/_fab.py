@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._losses import difference
-from ._norms import distance
+from ._norms import Radius, inside
 from ._survivors import Survivors, points
 from .registry import Norm
 
@@ -57,7 +57,7 @@ def step_to_plane(p: Tensor, w: Tensor, c: Tensor, norm: Norm) -> Tensor:
 def fab(
     survivors: Survivors,
     targets: Tensor,
-    eps: float,
+    eps: Radius,
     norm: Norm,
     *,
     steps: int,
@@ -68,7 +68,7 @@ def fab(
     """Look for the nearest point of the survivors where their classes `targets` (N,) overtake the true ones.
 
     2 `steps` forwards and `steps` backwards each. FAB knows no budget: an image counts once it lies within
-    `eps`, and its sample is then left alone; so is one whose gradient is exactly zero, which has no plane.
+    its `eps`, and its sample is then left alone; so is one whose gradient is zero, which has no plane.
 
     Parameters
     ----------
@@ -85,12 +85,12 @@ def fab(
     for _ in range(steps):
         if not len(rows):
             return
-        f, g = survivors.ascend(rows, x, loss, distance(x, x0, norm) <= eps)
+        f, g = survivors.ascend(rows, x, loss, inside(x, x0, eps, rows, norm))
         rows, x0, x, f, g = _of(survivors.standing[rows] & points(g), rows, x0, x, f, g)
         if not len(rows):
             return
         x = _step(x, x0, f.to(x), g, norm, alpha_max, eta)
-        found = survivors.ask(rows, x, distance(x, x0, norm) <= eps)
+        found = survivors.ask(rows, x, inside(x, x0, eps, rows, norm))
         x = torch.where((found > 0).view(-1, 1, 1, 1), x0 + beta * (x - x0), x)
         rows, x0, x = _of(survivors.standing[rows], rows, x0, x)
 

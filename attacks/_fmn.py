@@ -13,7 +13,14 @@ GAMMA_LAST, ALPHA_LAST = 0.001, 0.01
 
 
 def fmn(
-    search: Search, start: Tensor, target: Tensor | None, *, steps: int, alpha: float, gamma: float
+    search: Search,
+    start: Tensor,
+    target: Tensor | None,
+    *,
+    steps: int,
+    alpha: float,
+    gamma: float,
+    warm: bool = False,
 ) -> None:
     """Algorithm 1, in l2 and L-infinity: follow the gradient on a ball whose radius looks for the boundary.
 
@@ -29,10 +36,14 @@ def fmn(
         The first step, pixel units in l2; it falls to `ALPHA_LAST` of it. In L-infinity a share of epsilon.
     gamma
         The first change of the radius: epsilon (1 +- gamma); it falls to `GAMMA_LAST`.
+    warm
+        Begin at the radius of `start`, an adversarial example, instead of 0.
     """
     x, linf = start, search.norm == "linf"
     found = torch.zeros_like(search.labels, dtype=torch.bool)
     epsilon = torch.zeros_like(search.farthest)
+    if warm:
+        epsilon = distance(start, search.images, search.norm).to(epsilon)
     for k in range(steps):
         f, gradient, adversarial = search.descend(x, target)
         gamma_k = cosine(gamma, GAMMA_LAST, k, steps)

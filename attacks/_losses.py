@@ -23,6 +23,13 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.where(fooled, value.clamp_min(torch.finfo(value.dtype).tiny), value)
 
 
+def rounding(logits: Tensor) -> Tensor:
+    """How much of a margin of `logits` (N, K) may be rounding, float64 (N,): the last digits change in
+    batches of another size.
+    """
+    return 64 * torch.finfo(logits.dtype).eps * logits.abs().amax(1).double()
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """log sum_{k != y} exp z_k - z_y, (N,): the cross-entropy is log(1 + exp(.)) of it.
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
 from .registry import Norm
+
+Radius: TypeAlias = float | Tensor
+"""One radius for all samples, or one for each: float64 (N,), in pixel units."""
 
 BUDGET_TOLERANCE = 1e-6
 """How far a float32 attack may overstep its norm or the box [0, 1]: in pixel units, times eps above 1."""
@@ -18,10 +23,20 @@ def distance(images: Tensor, others: Tensor, norm: Norm) -> Tensor:
     return length
 
 
-def project(images: Tensor, center: Tensor, radius: float | Tensor, norm: Norm) -> Tensor:
+def radius_of(radius: Radius, rows: Tensor, images: Tensor) -> Radius:
+    """The radii of the samples `rows` (n,), to be multiplied with `images`: a number, or (n, 1, 1, 1)."""
+    return radius[rows].view(-1, 1, 1, 1).to(images) if isinstance(radius, Tensor) else radius
+
+
+def inside(images: Tensor, center: Tensor, radius: Radius, rows: Tensor, norm: Norm) -> Tensor:
+    """Which of `images` (n, C, H, W) lie within the radii of the samples `rows`, bool (n,)."""
+    return distance(images, center, norm) <= (radius[rows] if isinstance(radius, Tensor) else radius)
+
+
+def project(images: Tensor, center: Tensor, radius: Radius, norm: Norm) -> Tensor:
     """Nearest point to `images` in the ball around `center` (exact for each norm), then the box.
 
-    `radius` is one for all samples or one for each, (N,), in pixel units.
+    `radius` is one for all samples or one for each of them, in pixel units.
     Clipping to [0, 1] after projecting never leaves the ball, because `center` lies in the box.
     """
     delta = images - center
@@ -30,6 +45,7 @@ def project(images: Tensor, center: Tensor, radius: float | Tensor, norm: Norm) 
         delta = torch.maximum(torch.minimum(delta, bound), -bound)
     else:
         length = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp_min(torch.finfo(delta.dtype).tiny)
+        radius = radius.view(-1) if isinstance(radius, Tensor) else radius
         delta = delta * (radius / length).clamp_max(1).view(-1, 1, 1, 1)
     return (center + delta).clamp(0, 1)
 

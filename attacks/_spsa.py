@@ -1,25 +1,18 @@
-"""Gradients estimated from differences, and what is done with them: SPSA, and the cascade's last resort.
-
-SPSA is simultaneous perturbation stochastic approximation (Uesato et al., ICML 2018, arXiv 1802.05666).
-"""
+"""SPSA, simultaneous perturbation stochastic approximation: Uesato et al., ICML 2018, arXiv 1802.05666."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
-from ._apgd import direction
-from ._norms import project
+from ._norms import Radius, project
 from ._seeds import derive
 from ._survivors import Survivors
 from .noise import draw, uniform_unit
-from .registry import Norm
 
 
 def slope(
-    survivors: Survivors, rows: Tensor, x: Tensor, width: float, directions: int, purpose: str
+    survivors: Survivors, rows: Tensor, x: Tensor, width: Radius, directions: int, purpose: str
 ) -> Tensor:
     """Estimate the margin's gradient at `x` (n, C, H, W) of the samples `rows`; 2 `directions` forwards each.
 
@@ -32,7 +25,7 @@ def slope(
         v = torch.where(draw(x, derive(seeds, purpose, number), uniform_unit) < 0.5, -1.0, 1.0).to(x)
         above = survivors.probe(rows, (x + width * v).clamp(0, 1))
         below = survivors.probe(rows, (x - width * v).clamp(0, 1))
-        g += ((above - below) / (2 * width * directions)).to(x).view(-1, 1, 1, 1) * v
+        g += ((above - below).view(-1, 1, 1, 1) / (2 * width * directions)).to(x) * v
     return g
 
 
@@ -69,28 +62,4 @@ def spsa_linf(
         v = decay[1] * v + (1 - decay[1]) * g.square()
         step = m / (1 - decay[0] ** t) / (v / (1 - decay[1] ** t)).sqrt().clamp_min(tiny)
         x = project(x + rate * step, x0, eps, "linf")
-        survivors.ask(rows, x)
-
-
-def differences(
-    survivors: Survivors, eps: float, norm: Norm, *, queries: int, directions: int = 64, momentum: float = 0.9
-) -> None:
-    """Ascend along an estimated gradient from the best images of blind survivors; at most `queries` forwards.
-
-    Differences as wide as the ball see through rounding that hides the slope from a derivative. Steps
-    shrink linearly from `eps` to 0.
-    """
-    steps = queries // (2 * directions + 1)
-    rows = survivors.rows
-    rows = rows[survivors.blind[rows]]
-    x0, x = survivors.images[rows], survivors.best[rows]
-    m = torch.zeros_like(x)
-    for t in range(steps):
-        standing = survivors.standing[rows]
-        rows, x0, x, m = (tensor[standing] for tensor in (rows, x0, x, m))
-        if not len(rows):
-            return
-        width = eps if norm == "linf" else eps / math.sqrt(x[0].numel())
-        m = momentum * m + slope(survivors, rows, x, width, directions, f"differences {t}")
-        x = project(x + (1 - t / steps) * eps * direction(m, norm), x0, eps, norm)
         survivors.ask(rows, x)

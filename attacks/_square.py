@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ._norms import Radius, radius_of
 from ._seeds import derive
 from ._survivors import Survivors
 from .noise import draw, uniform_unit
@@ -34,7 +35,7 @@ def fraction(step: int, p_init: float) -> float:
 
 
 def square(
-    survivors: Survivors, eps: float, norm: Norm, *, queries: int, purpose: str = "", p_init: float = 0.8
+    survivors: Survivors, eps: Radius, norm: Norm, *, queries: int, purpose: str = "", p_init: float = 0.8
 ) -> None:
     """Random search with squares for the survivors; `queries` forwards each.
 
@@ -45,7 +46,7 @@ def square(
     Parameters
     ----------
     eps
-        Radius of the ball, in pixel units.
+        Radius of the ball, one for all samples or one for each, in pixel units.
     p_init
         Share of the pixels in the first squares.
     """
@@ -54,7 +55,8 @@ def square(
         return
     x0 = survivors.images[rows]
     start = _stripes if norm == "linf" else _tiles
-    x = start(x0, eps, derive(survivors.seeds_of(rows), "square", purpose, "start"))
+    radius = radius_of(eps, rows, x0)
+    x = start(x0, radius, derive(survivors.seeds_of(rows), "square", purpose, "start"))
     margin = survivors.ask(rows, x)
     rng = _Draws(survivors, (5 if norm == "l2" else 2) + x0.shape[1], purpose)
     for step in range(queries - 1):
@@ -63,10 +65,11 @@ def square(
             rows, x0, x, margin = rows[standing], x0[standing], x[standing], margin[standing]
             if not len(rows):
                 return
+            radius = radius_of(eps, rows, x0)
         u = rng.of(rows, step)
         side = math.sqrt(fraction(step, p_init) * x0[0, 0].numel())
         propose = _propose_linf if norm == "linf" else _propose_l2
-        proposal = propose(x, x0, eps, side, u)
+        proposal = propose(x, x0, radius, side, u)
         found = survivors.ask(rows, proposal)
         better = found >= margin
         margin = torch.where(better, found, margin)
@@ -99,14 +102,14 @@ def _corner(u: Tensor, size: int, s: int) -> Tensor:
     return (u * (size - s + 1)).long().clamp_max(size - s)
 
 
-def _stripes(x0: Tensor, eps: float, seeds: list[int]) -> Tensor:
+def _stripes(x0: Tensor, eps: Radius, seeds: list[int]) -> Tensor:
     """Vertical stripes of +-eps, one pixel wide (section 3.3)."""
     n, channels, _, width = x0.shape
     u = draw(torch.empty(n, channels, 1, width, device=x0.device), seeds, uniform_unit)
     return (x0 + eps * _signs(u).to(x0)).clamp(0, 1)
 
 
-def _propose_linf(x: Tensor, x0: Tensor, eps: float, side: float, u: Tensor) -> Tensor:
+def _propose_linf(x: Tensor, x0: Tensor, eps: Radius, side: float, u: Tensor) -> Tensor:
     """One square per sample set to x0 +- eps, a sign per channel (Algorithm 2)."""
     height, width = x.shape[2:]
     s = min(max(round(side), 1), height, width)
@@ -144,7 +147,7 @@ def _turned(s: int, u: Tensor, like: Tensor) -> Tensor:
     return torch.where((u < 0.5)[..., None, None], eta, eta.T)
 
 
-def _tiles(x0: Tensor, eps: float, seeds: list[int]) -> Tensor:
+def _tiles(x0: Tensor, eps: Radius, seeds: list[int]) -> Tensor:
     """A grid of 5 x 5 tiles of eta, with random signs and turns, of length eps (section 3.4)."""
     n, channels, height, width = x0.shape
     s = max(min(height, width) // 5, 1)
@@ -163,7 +166,7 @@ def _length(delta: Tensor, dim: tuple[int, ...]) -> Tensor:
     return length
 
 
-def _scaled(x0: Tensor, delta: Tensor, eps: float) -> Tensor:
+def _scaled(x0: Tensor, delta: Tensor, eps: Radius) -> Tensor:
     """x0 + delta with delta of length `eps`, clipped to the box."""
     return (x0 + eps * delta / _length(delta, (1, 2, 3)).clamp_min(1e-12)).clamp(0, 1)
 
@@ -177,7 +180,7 @@ def _windows(u: Tensor, x: Tensor, s: int) -> Iterator[tuple[Tensor, Tensor, Ten
         yield sample, i[:, :, None], j[:, None, :]
 
 
-def _propose_l2(x: Tensor, x0: Tensor, eps: float, side: float, u: Tensor) -> Tensor:
+def _propose_l2(x: Tensor, x0: Tensor, eps: Radius, side: float, u: Tensor) -> Tensor:
     """The mass of one window, and what is left of eps, moved into another (Algorithm 3)."""
     channels = x.shape[1]
     s = min(max(round(side), 3) | 1, *x.shape[2:])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._errors import NonFinite
 from ._frozen import frozen
-from ._losses import margin
+from ._losses import margin, rounding
 from ._memory import Parts
 from ._seeds import per_sample, seeded
 from .registry import Model, Seed
@@ -26,13 +26,16 @@ def points(gradient: Tensor) -> Tensor:
 
 
 @contextmanager
-def under_attack(model: Model, images: Tensor, labels: Tensor, seed: Seed) -> Iterator[Survivors]:
+def under_attack(
+    model: Model, images: Tensor, labels: Tensor, seed: Seed, *, stop: bool = True
+) -> Iterator[Survivors]:
     """The samples of a batch, all of them to be broken: images (N, C, H, W) in [0, 1], labels (N,).
 
     In the block the model is `frozen` and torch's generators are forked, for a model that draws from them.
+    `stop` is that of `Survivors`.
     """
     with frozen(model), seeded(seed, restart=0, device=images.device):
-        yield Survivors(model, images, labels, seed)
+        yield Survivors(model, images, labels, seed, stop=stop)
 
 
 class Survivors:
@@ -45,6 +48,8 @@ class Survivors:
     ----------
     images, labels, seeds
         The N samples as they were given, and one seed for each.
+    stop
+        Whether a broken sample is let go; one that is meant for another model had better not be.
     logits
         Of the images as they are, (N, K); a sample that is wrong already is left alone.
     best
@@ -68,8 +73,10 @@ class Survivors:
         of NaN passes for 0, so that either would score as robust.
     """
 
-    def __init__(self, model: Model, images: Tensor, labels: Tensor, seed: Seed) -> None:
-        self._model = model
+    def __init__(
+        self, model: Model, images: Tensor, labels: Tensor, seed: Seed, *, stop: bool = True
+    ) -> None:
+        self._model, self._stop = model, stop
         self._parts = Parts()
         self.images, self.labels = images.detach(), labels
         self.seeds = per_sample(seed, len(images))
@@ -99,6 +106,10 @@ class Survivors:
         `inside`, bool (n,), tells which of `x` keep the budget, if not all do: only these are kept.
         """
         return self._look(rows, x, inside)[1]
+
+    def read(self, rows: Tensor, x: Tensor, inside: Tensor | None = None) -> Tensor:
+        """Logits (n, K) of the samples `rows` perturbed to `x`, which is kept as in `ask`."""
+        return self._look(rows, x, inside)[0]
 
     def probe(self, rows: Tensor, x: Tensor) -> Tensor:
         """Margins as `ask` gives them, of images that are not to be kept."""
@@ -143,8 +154,9 @@ class Survivors:
             gained = rows[better]
             self.best[gained] = x[better].detach()
             self.margin[gained] = found[better]
-            rounding = 64 * torch.finfo(logits.dtype).eps * logits[better].abs().amax(1).double()
-            self.standing[gained] = found[better] <= rounding
+            if not self._stop:
+                return found
+            self.standing[gained] = found[better] <= rounding(logits[better])
         return found
 
     @staticmethod

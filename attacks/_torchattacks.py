@@ -62,7 +62,8 @@ def strongest(
 ) -> Tensor:
     """Run ``make(model)`` up to `restarts` times and return every sample's best iterate.
 
-    A sample that is broken takes no part in later restarts.
+    A sample that is broken takes no part in later restarts: which ones those are is all that a GPU is waited
+    for, once between two restarts.
     """
     best = images.clone()
     margin = images.new_full((len(images),), -torch.inf)
@@ -75,9 +76,11 @@ def strongest(
         with torch.no_grad():
             tracker(last)
         better = tracker.margin > margin[active]
-        best[active[better]] = tracker.images[better]
-        margin[active[better]] = tracker.margin[better]
+        best[active] = torch.where(better.view(-1, 1, 1, 1), tracker.images, best[active])
+        margin[active] = torch.where(better, tracker.margin, margin[active])
         tracker.images = images[:0]  # torchattacks' objects are cycles: they keep it until they are collected
+        if restart + 1 == restarts:
+            break
         active = torch.nonzero(margin <= 0).flatten()
         if not len(active):
             break

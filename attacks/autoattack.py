@@ -10,6 +10,7 @@ wrong classes: with two, the targeted attacks are the untargeted ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from ._apgd import apgd
 from ._fab import fab
+from ._ledger import part
 from ._losses import cross_entropy, dlr_targeted
-from ._spsa import differences
+from ._norms import Radius
+from ._slopes import slopes
 from ._square import square
 from ._survivors import Survivors, under_attack
 from .registry import Craft, Model, Norm, Seed, register_threat
@@ -40,7 +43,7 @@ def in_both_norms(name: str, **attributes: Any) -> Callable[[Craft], Craft]:
     return decorate
 
 
-def _apgd_ce(survivors: Survivors, eps: float, norm: Norm, steps: int, restarts: int = 1) -> None:
+def _apgd_ce(survivors: Survivors, eps: Radius, norm: Norm, steps: int, restarts: int = 1) -> None:
     def loss(logits: Tensor, rows: Tensor) -> Tensor:
         return cross_entropy(logits, survivors.labels[rows])
 
@@ -52,7 +55,7 @@ def _ranks(survivors: Survivors, targets: int) -> range:
     return range(1, min(targets, survivors.logits.shape[1] - 1) + 1)
 
 
-def _apgd_t(survivors: Survivors, eps: float, norm: Norm, steps: int, targets: int) -> None:
+def _apgd_t(survivors: Survivors, eps: Radius, norm: Norm, steps: int, targets: int) -> None:
     for rank in _ranks(survivors, targets):
         target = survivors.target(rank)
 
@@ -62,7 +65,7 @@ def _apgd_t(survivors: Survivors, eps: float, norm: Norm, steps: int, targets: i
         apgd(survivors, loss, eps, norm, steps=steps, purpose=f"t {rank}")
 
 
-def _fab_t(survivors: Survivors, eps: float, norm: Norm, steps: int, targets: int) -> None:
+def _fab_t(survivors: Survivors, eps: Radius, norm: Norm, steps: int, targets: int) -> None:
     for rank in _ranks(survivors, targets):
         fab(survivors, survivors.target(rank), eps, norm, steps=steps)
 
@@ -139,14 +142,43 @@ def fab_t(
     return survivors.best
 
 
-def _cascade_queries(parameters: Mapping[str, Any]) -> tuple[int, int]:
+def cascade(survivors: Survivors, eps: Radius, norm: Norm, steps: int, targets: int, queries: int) -> None:
+    """The stages of `autoattack`, one after the other, each with its own line in the ledger."""
+    spare = steps * (1 + targets) + (2 * steps - 1) * targets
+    stages: dict[str, Callable[[], None]] = {
+        "apgd-ce": lambda: _apgd_ce(survivors, eps, norm, steps),
+        "apgd-t": lambda: _apgd_t(survivors, eps, norm, steps, targets),
+        "fab-t": lambda: _fab_t(survivors, eps, norm, steps, targets),
+        "square": lambda: square(survivors, eps, norm, queries=queries),
+        "slopes": lambda: slopes(survivors, eps, norm, queries=spare, targets=targets),
+    }
+    strengths = sorted(set(eps.tolist())) if isinstance(eps, Tensor) else [eps]
+
+    def standing() -> list[int]:
+        if not isinstance(eps, Tensor):
+            return [int(survivors.standing.sum())]
+        left = eps[survivors.standing].tolist()
+        return [left.count(strength) for strength in strengths]
+
+    for name, stage in stages.items():
+        with part(name, strengths, standing):
+            stage()
+
+
+def cascade_queries(parameters: Mapping[str, Any]) -> tuple[int, int]:
+    """Forwards and backwards of `autoattack` per sample that is never broken, the first look included."""
     steps, targets = parameters["steps"], parameters["targets"]
     forwards = 1 + (steps + 1) * (1 + targets) + 2 * targets * steps + parameters["queries"]
     return forwards, steps * (1 + 2 * targets)
 
 
 @in_both_norms(
-    "autoattack", family="gradient", needs_gradient=True, queries=_cascade_queries, reference=_CROCE
+    "autoattack",
+    family="gradient",
+    needs_gradient=True,
+    queries=cascade_queries,
+    reference=_CROCE,
+    version=2,
 )
 def autoattack(
     norm: Norm,
@@ -163,13 +195,11 @@ def autoattack(
     """APGD-CE, APGD-T, FAB-T, Square: each attacks what the ones before it left standing.
 
     A sample whose gradient is exactly zero wherever it is asked for (rounded or saturated logits) costs
-    the first three next to nothing. What it left of their queries is spent on an estimated gradient, at the
-    end: the worst case stays what it was, and Square alone is weak in L2.
+    the first three next to nothing. What it left of their queries is spent on fitted slopes, at the end: the
+    worst case stays what it was, and Square alone is weak in L2.
     """
-    with under_attack(model, images, labels, seed) as survivors:
-        _apgd_ce(survivors, strength, norm, steps)
-        _apgd_t(survivors, strength, norm, steps, targets)
-        _fab_t(survivors, strength, norm, steps, targets)
-        square(survivors, strength, norm, queries=queries)
-        differences(survivors, strength, norm, queries=steps * (1 + targets) + (2 * steps - 1) * targets)
+    with ExitStack() as stack:
+        with part("start", [strength], lambda: [len(images)]):
+            survivors = stack.enter_context(under_attack(model, images, labels, seed))
+        cascade(survivors, strength, norm, steps, targets, queries)
     return survivors.best

@@ -21,7 +21,7 @@ def draw(images: Tensor, seed: Seed, fill: Callable[[np.random.Generator, np.nda
     noise = np.empty(images.shape, np.float32)
     for rng, array in zip(sample_generators(per_sample(seed, len(images))), noise, strict=True):
         fill(rng, array)
-    return torch.from_numpy(noise).to(images)
+    return torch.from_numpy(noise).to(images, non_blocking=True)
 
 
 def normal(rng: np.random.Generator, array: np.ndarray) -> None:

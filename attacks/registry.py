@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
+import torch
 from torch import Tensor
 
 from .._errors import InvalidArgument
 from .._registry import Registry, check_name, unknown_name
 
-Family = Literal["clean", "noise", "gradient", "search"]
+Family = Literal["clean", "noise", "gradient", "search", "transfer"]
 Norm = Literal["linf", "l2"]
 Model: TypeAlias = Callable[[Tensor], Tensor]
 """What an attack sees of a model: images (N, C, H, W) in [0, 1] to logits (N, K)."""
@@ -29,11 +30,21 @@ Craft: TypeAlias = Callable[..., Tensor]
 shape of `images`.
 """
 
+CurveOf: TypeAlias = Callable[..., Tensor]
+"""``curve(model, images, labels, strengths, reported, seed, **parameters)`` returns perturbed images for
+each of the ascending positive `strengths`, (S, N, C, H, W); those that are `reported` deserve most effort.
+"""
+
 Closest: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 """``closest(model, images, labels, seed, **parameters)`` returns the closest adversarial images found and
 their distances, float64 (N,): 0 for a sample misclassified as it is, infinity (and the unperturbed image)
 where none was found.
 """
+
+
+ROOM = 3e-5
+"""How much farther in each pixel than a closest image a curve goes where it can: an image on the
+boundary itself would not survive being rounded to the steps in which it is stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +54,18 @@ class Threat:
     Attributes
     ----------
     family
-        ``clean``, ``noise``, ``gradient`` (attacks that differentiate the model) or ``search`` (attacks that
-        only ask it). Everything but the first two is an attack.
+        ``clean``, ``noise``, ``gradient`` (attacks that differentiate the model), ``search`` (attacks that
+        only ask it) or ``transfer`` (attacks on surrogates of it). Everything but the first two is an attack.
     norm
         The norm that bounds the perturbation by the strength; None for unbounded noise.
     craft
         See `Craft`.
     closest
         See `Closest`; only a minimal-norm threat has it, and its `craft` follows from it.
+    curve
+        See `CurveOf`; a threat that has it does a whole grid of strengths in one run.
+    grid_matters
+        Whether what `curve` finds at one strength depends on the other strengths and on what is reported.
     parameters
         What `craft` is called with besides the strength.
     strength_name
@@ -61,9 +76,13 @@ class Threat:
         Whether several draws differ. A stochastic threat is seeded per sample.
     needs_gradient
         Whether the model must be differentiable.
+    through
+        What `craft` is handed: the ``model`` itself, or one after the other the surrogates of it that solve
+        the flow of the same weights in other ways (``solvers``), whose examples are scored on the model.
     queries
         Forwards and backwards per sample at the given parameters, for time estimates: exact for a sample that
-        is never broken, of a model with as many classes as the attack has targets and one more.
+        is never broken, of a model with as many classes as the attack has targets and one more. Through
+        surrogates, those of one of them.
     protocol
         In which space strengths are measured and images clipped: ``pixel`` unless a paper does otherwise.
     box
@@ -76,12 +95,15 @@ class Threat:
     family: Family
     craft: Craft
     closest: Closest | None = None
+    curve: CurveOf | None = None
+    grid_matters: bool = False
     norm: Norm | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     strength_name: str = "strength"
     max_strength: float = math.inf
     stochastic: bool = False
     needs_gradient: bool = False
+    through: Literal["model", "solvers"] = "model"
     queries: Callable[[Mapping[str, Any]], tuple[int, int]] = lambda _: (0, 0)
     protocol: str = "pixel"
     box: tuple[float, float] = (0.0, 1.0)
@@ -104,6 +126,33 @@ class Threat:
         if strength == 0 and self.box == (0.0, 1.0):
             return images.clone()
         return self.craft(model, images, labels, strength, seed, **self.parameters)
+
+    def along(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        strengths: Sequence[float],
+        reported: Sequence[float],
+        seed: Seed,
+    ) -> Tensor:
+        """Perturb `images` (N, C, H, W) at each of the ascending `strengths`, in one run: (S, N, C, H, W).
+
+        Raises
+        ------
+        InvalidArgument
+            When this threat has no `curve`, or the strengths do not ascend.
+        """
+        if self.curve is None:
+            raise InvalidArgument(f"threat {self.name} does one strength at a time")
+        if list(strengths) != sorted({self.check_strength(strength) for strength in strengths}):
+            raise InvalidArgument(f"threat {self.name}: strengths must ascend, not {list(strengths)}")
+        positive = [strength for strength in strengths if strength > 0]
+        same = images.expand(len(strengths) - len(positive), *images.shape)
+        if not positive:
+            return same.clone()
+        found = self.curve(model, images, labels, positive, reported, seed, **self.parameters)
+        return torch.cat([same, found])
 
     def check_strength(self, strength: float) -> float:
         """Return `strength`; raise `InvalidArgument` when it is negative, not finite or too large."""
@@ -162,10 +211,53 @@ def register_closest(name: str, *, norm: Norm, **attributes: Any) -> Callable[[C
             found, distances = closest(model, images, labels, seed, **parameters)
             return found.where((distances <= strength).view(-1, 1, 1, 1), images)
 
+        def curve(
+            model: Model,
+            images: Tensor,
+            labels: Tensor,
+            strengths: Sequence[float],
+            reported: Sequence[float],
+            seed: Seed,
+            **parameters: Any,
+        ) -> Tensor:
+            found, distances = closest(model, images, labels, seed, **parameters)
+            with torch.no_grad():
+                room = ROOM * (images[0].numel() ** 0.5 if norm == "l2" else 1.0)
+                far = 1.005 * distances + room
+                factor = (far / distances).nan_to_num(0, 0, 0).view(-1, 1, 1, 1).to(images)
+                outward = (images + factor * (found - images)).clamp(0, 1)
+                holds = (model(outward).argmax(1) != labels) & (factor.view(-1) > 0)
+            grid = []
+            for strength in strengths:
+                near = found.where((distances <= strength).view(-1, 1, 1, 1), images)
+                further = holds & (far <= strength)
+                grid.append(outward.where(further.view(-1, 1, 1, 1), near))
+            return torch.stack(grid)
+
         settings = {"family": "gradient", "strength_name": "eps", "needs_gradient": True, **attributes}
         settings["parameters"] = {**_defaults(closest), **attributes.get("parameters", {})}
-        register_threat(name, norm=norm, closest=closest, **settings)(craft)
+        register_threat(name, norm=norm, closest=closest, curve=curve, **settings)(craft)
         return closest
+
+    return decorate
+
+
+def register_curve(name: str, *, norm: Norm, **attributes: Any) -> Callable[[CurveOf], CurveOf]:
+    """Register the decorated `CurveOf` as the threat `name`, a gradient attack whose grid matters.
+
+    What it crafts at a strength alone: the curve over that strength, which is reported.
+    """
+
+    def decorate(curve: CurveOf) -> CurveOf:
+        def craft(
+            model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed, **parameters: Any
+        ) -> Tensor:
+            return curve(model, images, labels, [strength], [strength], seed, **parameters)[0]
+
+        settings = {"family": "gradient", "strength_name": "eps", "needs_gradient": True, **attributes}
+        settings["parameters"] = {**_defaults(curve), **attributes.get("parameters", {})}
+        register_threat(name, norm=norm, curve=curve, grid_matters=True, **settings)(craft)
+        return curve
 
     return decorate
 

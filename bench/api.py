@@ -30,6 +30,7 @@ from .random_state import random_state_kept
 from .records import Cell
 from .stats import summarise
 from .store import Store
+from .through import evaluate_through
 
 DEFAULT_STRENGTHS: Mapping[str, float] = {
     "clean": 0.0,
@@ -45,6 +46,8 @@ DEFAULT_STRENGTHS: Mapping[str, float] = {
     **dict.fromkeys(("square-linf", "spsa-linf"), 0.1),
     "square-l2": 0.5,
     "fmn-linf": 0.1,
+    "solver-transfer-linf": 0.1,
+    "solver-transfer-l2": 0.5,
     **dict.fromkeys(("fmn-l2", "ddn-l2", "cw-l2"), 0.5),
     "paper-gaussian": 0.05,
     "paper-salt-pepper": 0.05,
@@ -150,7 +153,8 @@ def evaluate(
         for cell, (threat, _) in zip(cells, chosen.values(), strict=True):
             cost = pace * _passes(cell) / (cell.samples * cell.draws)
             reporter.doing(f"{cell.threat} {cell.strength:g}")
-            record = evaluate_cell(
+            how = evaluate_cell if threat.through == "model" else evaluate_through
+            record = how(
                 cell,
                 module,
                 data.test,

@@ -113,11 +113,15 @@ def check_hamiltonian(model: nn.Module, images: Tensor) -> None:
                 )
 
 
-def check_tanh_fields(model: nn.Module) -> None:
-    """The matrices that layers state are those of the fields they are; nothing to check where none does."""
+def states_tanh_fields(model: nn.Module) -> bool:
+    """Whether the layers of the model's flow state the matrices of their fields."""
     flow = getattr(model, "flow", None)
-    if not isinstance(flow, ODEBlock) or not flow.has_tanh_fields():
-        return
+    return isinstance(flow, ODEBlock) and flow.has_tanh_fields()
+
+
+def check_tanh_fields(model: nn.Module) -> None:
+    """The matrices that layers state are those of their fields; asked where `states_tanh_fields`."""
+    flow = _flow(model)
     flow.double()
     for field, stated in zip(flow.fields(), flow.tanh_fields(), strict=True):
         for states in _states(len(stated.B)):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from .. import __version__
 from .._errors import InvalidArgument, RobustodeError
 
 if TYPE_CHECKING:
-    from .preset import Preset
+    from .plan import Plan
     from .work import Outlook
 
 LISTS = ("models", "threats", "datasets", "presets")
@@ -31,6 +32,14 @@ class _Parser(argparse.ArgumentParser):
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(COMMANDS)}"
             message = f"unknown command {typed!r}: {hint}"
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _batch_size(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number above 0 nor auto")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,6 +78,13 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="models trained and attacked at once on a CPU (default: one a thread, as memory allows)",
+    )
+    run.add_argument(
+        "--batch-size",
+        type=_batch_size,
+        metavar="N|auto",
+        help="samples attacked at once; auto measures what suits each model "
+        "(default: the preset's number, on a GPU auto)",
     )
     run.add_argument(
         "--data-root", type=Path, metavar="DIR", help="where datasets lie (default: $ROBUSTODE_DATA)"
@@ -127,7 +143,16 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument(
         "--norm", choices=("linf", "l2"), help="default: the norm that the leaderboard ranks by"
     )
-    for command in (verify, submit):
+    transfer = commands.add_parser(
+        "transfer",
+        help="replay each model's stored adversarial examples on all others",
+        description="No training, no gradients: what breaks another model too joins its worst case.",
+        allow_abbrev=False,
+    )
+    transfer.add_argument(
+        "--models", metavar="A,B|FILE.py:FACTORY", help="replay on these models alone (default: on all)"
+    )
+    for command in (verify, submit, transfer):
         command.add_argument(
             "--out", type=Path, default=Path("results/quick"), metavar="DIR", help="default: results/quick"
         )
@@ -137,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-COMMANDS = ("run", "list", "new-model", "check", "report", "verify", "submit-attack")
+COMMANDS = ("run", "list", "new-model", "check", "report", "verify", "submit-attack", "transfer")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -184,8 +209,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from contextlib import nullcontext
 
+    import torch
     from rich.console import Console
 
+    from .batching import known_batch_sizes
     from .device import pick_device
     from .given import Given
     from .progress import Quiet, Terminal
@@ -193,7 +220,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from .run import run_plan
     from .store import Store
     from .train import build_model
-    from .work import look_ahead
+    from .work import elapsed, look_ahead
+    from .workers import at_once
 
     names = (
         [name.strip() for name in arguments.models.split(",") if name.strip()]
@@ -209,17 +237,27 @@ def _run(arguments: argparse.Namespace) -> int:
         models=tuple(dict.fromkeys(names)) if names else None,
         seeds=arguments.seeds,
         data_root=arguments.data_root,
+        batch_size=arguments.batch_size,
         given=Given.read(arguments.weights) if arguments.weights else None,
     )
     plan = request.plan()
     device = pick_device(arguments.device)
+    if arguments.batch_size is None and device.type == "cuda":
+        request = dataclasses.replace(request, batch_size="auto")
+        plan = request.plan()
     data = request.data()
     if plan.given:
         spec = plan.specs[0]
         plan.given.check(build_model(spec.build, data, plan.hyperparameters(spec), 0))
     out = arguments.out or Path("results") / preset.name
     if arguments.dry_run:
-        return _dry_run(preset, look_ahead(plan, data, Store(out), device, fresh=arguments.fresh), out)
+        store = Store(out)
+        if not arguments.fresh:
+            plan = known_batch_sizes(plan, data, store, device)
+        threads = torch.get_num_threads() // at_once(len(plan.specs) * plan.seeds, device, arguments.jobs)
+        outlooks = look_ahead(plan, data, store, device, fresh=arguments.fresh, threads=max(1, threads))
+        processes = at_once(sum(len(outlook.busy) for outlook in outlooks), device, arguments.jobs)
+        return _dry_run(plan, outlooks, elapsed(outlooks, processes), processes, out)
     console = Console()
     with nullcontext(Quiet()) if arguments.quiet else Terminal(console) as reporter:
         outcome = run_plan(
@@ -242,15 +280,19 @@ def _run(arguments: argparse.Namespace) -> int:
     return 1 if outcome.failures else status
 
 
-def _dry_run(preset: Preset, outlooks: list[Outlook], out: Path) -> int:
+def _dry_run(plan: Plan, outlooks: list[Outlook], seconds: float, processes: int, out: Path) -> int:
     from .progress import duration
 
     for outlook in outlooks:
         todo = f"{outlook.left} of {outlook.cells} cells to do"
         print(f"{outlook.model:<24} {todo:>24}  about {duration(outlook.seconds)}")
+    preset = plan.preset
     print(f"{preset.name}: {preset.title}; the preset says: {preset.cost}")
-    total = duration(sum(outlook.seconds for outlook in outlooks))
-    print(f"about {total} here, one after the other, from one batch of each model; results in {out}")
+    how = "one after the other" if processes == 1 else f"{processes} at once"
+    print(f"about {duration(seconds)} here, {how}, from one batch of each model; results in {out}")
+    if preset.batch_size == "auto":
+        sizes = [f"{spec.name} {plan.batch_sizes.get(spec.name, 'to be measured')}" for spec in plan.specs]
+        print(f"batch size auto: {', '.join(sizes)}")
     return 0
 
 
@@ -331,6 +373,36 @@ def _submit_attack(arguments: argparse.Namespace) -> int:
     print(f"{where}: worst case {verdict.before:.1%} -> {verdict.after:.1%}{stored}")
     print(f"open {write_report(arguments.out).page.resolve()}")
     return 0
+
+
+def _transfer(arguments: argparse.Namespace) -> int:
+    from .external import load_external
+    from .store import Store
+    from .transfer import replay_all
+
+    store, names = Store(arguments.out), None
+    if not store.records.is_dir():
+        raise InvalidArgument(f"no records in {store.folder}: run `robustode run` first, or pass --out")
+    if arguments.models is not None:
+        names = [name.strip() for name in arguments.models.split(",") if name.strip()]
+        if not names:
+            raise InvalidArgument("--models names no model")
+    specs = {name: load_external(name) for name in names or () if ".py" in name}
+    with store.lock():
+        done = replay_all(
+            store,
+            names=[specs[name].name if name in specs else name for name in names] if names else None,
+            specs=list(specs.values()),
+            data_root=arguments.data_root,
+            say=lambda line: print(line, flush=True),
+        )
+    for note in done.notes:
+        print(f"note: {note}")
+    print(f"{done.done} cells done, {done.skipped} stored already")
+    status = _show(arguments.out)
+    for line in done.failures:
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if done.failures else status
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .._errors import ContractBroken, NonFinite, RobustodeError
 from ..models import ModelSpec
-from .claims import CLAIM_CHECKS, check_tanh_fields
+from .claims import CLAIM_CHECKS, check_tanh_fields, states_tanh_fields
 from .evaluate import frozen
 from .limits import time_limit
 from .queries import call_model, one_line
@@ -31,13 +31,26 @@ LIMIT = 50.0
 """Seconds for all checks of one model together."""
 
 
+class NothingToCheck(Exception):
+    """Raised by a check that does not concern the model; says why."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Outcome of one check; `exempt` carries the model's stated reason for an expected failure."""
+    """Outcome of one check.
+
+    Attributes
+    ----------
+    exempt
+        The model's stated reason for an expected failure.
+    absent
+        Why there was nothing to check.
+    """
 
     check: str
     error: str | None = None
     exempt: str | None = None
+    absent: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -45,6 +58,8 @@ class Result:
         return self.error is None or self.exempt is not None
 
     def __str__(self) -> str:
+        if self.absent is not None:
+            return f"n/a     {self.check}: {self.absent}"
         if self.error is None:
             return f"pass    {self.check}" + (" (its exemption was not needed here)" if self.exempt else "")
         if self.exempt is not None:
@@ -185,8 +200,11 @@ def check_double_precision(spec: ModelSpec) -> None:
 
 def check_tanh_field(spec: ModelSpec) -> None:
     """Layers that state the matrices of their field, for bounds and the fast path, state the right ones."""
+    model = _build(spec)
+    if not states_tanh_fields(model):
+        raise NothingToCheck("no layer of its flow states a tanh_field")
     with torch.no_grad():
-        check_tanh_fields(_build(spec))
+        check_tanh_fields(model)
 
 
 def check_claim(spec: ModelSpec, claim: str) -> None:
@@ -220,16 +238,19 @@ def check_model(spec: ModelSpec) -> Iterator[Result]:
     """Run every check of `spec`, yielding each result as it comes; an exception is a failure."""
     deadline = time.monotonic() + LIMIT
     for name, check in checks_for(spec).items():
-        error = None
+        error = absent = None
         try:
             left = max(deadline - time.monotonic(), 0.1)
             with time_limit(left, f"check {name}", ", what was left of a minute for all checks"):
                 check(spec)
+        except NothingToCheck as nothing:
+            absent = str(nothing)
         except RobustodeError as failure:
             error = one_line(failure, limit=400)
         except (Exception, SystemExit) as failure:
             error = f"{type(failure).__name__}: {one_line(failure)}"
-        yield Result(check=name, error=error, exempt=spec.expected_failures.get(name))
+        exempt = spec.expected_failures.get(name)
+        yield Result(check=name, error=error, exempt=exempt, absent=absent)
     for name in sorted(set(spec.expected_failures) - set(checks_for(spec))):
         known = ", ".join(checks_for(spec))
         yield Result(check=name, error=f"expected_failures names no such check (known: {known})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from .stats import WORST_CASE
-from .style import INK, NAMED_MODELS, OTHER, Style, sns, strength_name, threat_name
+from .style import INK, NAMED_MODELS, OTHER, Style, strength_name, threat_name
 
 
 def draw_curves(
@@ -70,43 +71,38 @@ def draw_curves(
 
 
 def _curve(ax: Axes, data: pd.DataFrame, named: list[str], looks: dict[str, Style]) -> None:
-    grid = pd.MultiIndex.from_product([data["label"].unique(), sorted(data["strength"].unique())])
-    data = data.drop_duplicates(["label", "strength"]).set_index(["label", "strength"])
-    data = 100 * data[["value", "low", "high"]].reindex(grid.set_names(["label", "strength"]))
-    data = data.reset_index()
-    # A strength that failed is a gap: the line stops before it and begins anew after it.
-    data["run"] = data["value"].isna().cumsum()
-    others = data[~data["label"].isin(named)]
-    lines = [rest[["strength", "value"]].to_numpy() for _, rest in others.groupby("label")]
+    data = data.drop_duplicates(["label", "strength"])
+    strengths = np.sort(data["strength"].unique())
+    # By label a line over all strengths; a strength that failed is NaN, and a gap.
+    wide = data.pivot(index="label", columns="strength", values=["value", "low", "high"]) * 100.0
+    names = [str(label) for label in wide.index]
+    values, lows, highs = (wide[part].to_numpy(float) for part in ("value", "low", "high"))
+    lines = [
+        np.column_stack([strengths, line])
+        for name, line in zip(names, values, strict=True)
+        if name not in named
+    ]
     if lines:
         ax.add_collection(LineCollection(lines, colors=OTHER, linewidths=0.7, zorder=1))
         ax.autoscale_view()
-    shown = [label for label in named if label in set(data["label"])]
+    shown = [label for label in named if label in names]
     alpha = 0.14 if len(shown) <= 6 else 0.06
     for label in shown:
-        band = data[data["label"] == label]
-        ax.fill_between(
-            band["strength"], band["low"], band["high"], color=looks[label].color, alpha=alpha, lw=0
-        )
-    marked = data[data["label"].isin(shown)].dropna(subset=["value"])
-    if not marked.empty:
-        sns.lineplot(
-            data=marked,
-            x="strength",
-            y="value",
-            hue="label",
-            style="label",
-            units="run",
-            hue_order=shown,
-            style_order=shown,
-            palette={label: looks[label].color for label in shown},
-            markers={label: looks[label].marker for label in shown},
-            dashes={label: looks[label].dash for label in shown},
-            estimator=None,
-            legend=False,
-            markeredgewidth=0.5,
-            ax=ax,
-        )
+        i, look = names.index(label), looks[label]
+        value = values[i]
+        ax.fill_between(strengths, lows[i], highs[i], color=look.color, alpha=alpha, lw=0)
+        whole = np.flatnonzero(~np.isnan(value))
+        # The line stops before a gap and begins anew after it.
+        for run in np.split(whole, np.flatnonzero(np.diff(whole) > 1) + 1):
+            ax.plot(
+                strengths[run],
+                value[run],
+                color=look.color,
+                marker=look.marker,
+                ls=(0, look.dash) if look.dash else "-",
+                markeredgecolor="white",
+                markeredgewidth=0.5,
+            )
 
 
 def _lower_bounds(

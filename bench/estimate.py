@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,14 +20,20 @@ from .records import Cell
 
 ESTIMATE_LIMIT = 20.0
 """Seconds after which a model is not waited for; its estimate is then nothing."""
+ESTIMATE_SAMPLES = 30
+"""Samples in the batch that a solver surrogate is timed on: its graph may be long."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Seconds per sample, forwards and backwards, of one model on one device."""
+    """Seconds per sample, forwards and backwards, of one model on one device.
+
+    `surrogates` are those of its solver surrogates, all of them together.
+    """
 
     forward: float
     backward: float
+    surrogates: tuple[float, float] = (0.0, 0.0)
 
     def of(self, cell: Cell, plan: Plan) -> float:
         """Estimated seconds for `cell`."""
@@ -40,8 +49,30 @@ class Cost:
             return 2 * cell.samples * self.forward
         if cell.kind == "dynamics":
             return 100 * cell.samples * (self.forward + self.backward)
-        queries = next(a.queries for a in plan.attacks if a.threat.name == cell.threat)
-        return cell.samples * cell.draws * (queries[0] * self.forward + queries[1] * self.backward)
+        attack = next(a for a in plan.attacks if a.threat.name == cell.threat)
+        forward, backward = (
+            self.surrogates if attack.threat.through == "solvers" else (self.forward, self.backward)
+        )
+        return cell.samples * cell.draws * (attack.queries[0] * forward + attack.queries[1] * backward)
+
+
+def makespan(seconds: Sequence[float], processes: int) -> float:
+    """Seconds until all of `seconds` are done, `processes` at once, each begun as soon as one is free."""
+    ends = [0.0] * max(processes, 1)
+    for work in seconds:
+        heapq.heapreplace(ends, ends[0] + work)
+    return max(ends)
+
+
+@contextmanager
+def on_threads(threads: int | None) -> Iterator[None]:
+    """Give torch so many threads for a block; as many as it has where None."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def measure_cost(model: nn.Module, data: Data, batch_size: int, device: torch.device) -> Cost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
@@ -10,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._errors import BudgetViolation, NonFinite, RobustodeError
-from ..attacks import BUDGET_TOLERANCE, Threat, distance, violation
+from .._errors import RobustodeError
+from ..attacks import Threat
 from ..attacks._frozen import frozen as frozen
+from ..attacks._ledger import Part, keeping
 from ..attacks._seeds import sample_seeds
-from .breaks import Breaks, add_steps, whole_steps
+from .breaks import Breaks
 from .data import Split
+from .judge import EXAMPLES as EXAMPLES
+from .judge import Judge, predict
 from .queries import QueriedModel, one_line
 from .records import Cell, Record, Status
-
-EXAMPLES = 6
-"""Samples of each cell whose images are kept for the figures."""
 
 
 def evaluate_cell(
@@ -61,57 +62,29 @@ def evaluate_cell(
     """
     started = time.perf_counter()
     split = split.first(cell.samples)
-    labels = split.labels.cpu().numpy()
-    prediction = np.empty((cell.draws, cell.samples), np.int16)
-    norm = np.zeros((cell.draws, cell.samples), np.float32)
-    shown = split.images[:EXAMPLES].clone()
+    judge = Judge(cell, threat, split, stored=keep is not None)
     rows = np.arange(cell.samples)
-    kept: dict[int, np.ndarray] = {}
     with frozen(model):
         queried = QueriedModel(model, num_classes, patient=device.type != "cpu")
         if threat.family not in ("clean", "noise") and cell.strength > 0:
-            prediction[:] = _clean(queried, split, cell.batch_size, device) if clean is None else clean
-            rows = np.flatnonzero(prediction[0] == labels)
-        for draw in range(cell.draws):
-            if len(rows) < cell.samples:
-                on_samples(cell.samples - len(rows))
-            for batch in _batches(rows, cell.batch_size):
-                images, targets = split.images[batch].to(device), split.labels[batch].to(device)
-                seeds = sample_seeds((cell.attack_seed << 32) | draw, split.indices[batch].tolist())
-                perturbed = _perturb(queried, threat, images.clone(), targets, cell.strength, seeds)
-                _check_budget(perturbed, images, threat, cell.strength)
-                if keep is not None:
-                    perturbed, steps = _as_stored(perturbed, images)
-                found = _predict(queried, perturbed)
-                if keep is not None:
-                    for i in np.flatnonzero(found != labels[batch]):
-                        found[i] = _predict(queried, perturbed[i : i + 1])[0]
-                        if found[i] != labels[batch[i]]:
-                            kept.setdefault(int(batch[i]), steps[i])
-                prediction[draw, batch] = found
-                if cell.norm is not None and threat.norm is not None:
-                    norm[draw, batch] = distance(perturbed, images, threat.norm).cpu().numpy()
-                if draw == 0 and batch[0] < EXAMPLES:
-                    first = batch[batch < EXAMPLES]
-                    shown[first] = perturbed[: len(first)].to(shown)
-                on_samples(len(batch))
+            judge.prediction[:] = predict_clean(queried, split, cell.batch_size, device, clean)
+            rows = np.flatnonzero(judge.prediction[0] == judge.labels)
+        with keeping(lambda: (queried.forwards, queried.backwards)) as ledger:
+            for draw in range(cell.draws):
+                if len(rows) < cell.samples:
+                    on_samples(cell.samples - len(rows))
+                for batch, images, targets, seeds in batches(split, rows, cell, device, draw):
+                    perturbed = _perturb(queried, threat, images.clone(), targets, cell.strength, seeds)
+                    judge.take(queried, draw, batch, perturbed, images)
+                    on_samples(len(batch))
+                judge.settle(queried)
     if keep is not None:
-        broken = sorted(kept)
-        none = np.zeros((0, *split.images.shape[1:]), np.int32)
-        keep(
-            Breaks(
-                index=np.asarray(split.indices[broken], np.int64),
-                label=labels[broken],
-                steps=np.stack([kept[row] for row in broken]) if broken else none,
-            )
-        )
-    outcomes = {"prediction": prediction, "correct": prediction == labels[None]}
-    if cell.norm is not None:
-        outcomes["norm"] = norm
+        keep(judge.breaks())
     return Record(
         cell=cell,
-        outcomes=outcomes,
-        examples=_examples(shown, split, prediction[0]),
+        outcomes=judge.outcomes(),
+        examples=judge.examples(),
+        measures=measured(ledger.at(cell.strength)),
         forwards=queried.forwards,
         backwards=queried.backwards,
         nfe=queried.nfe,
@@ -128,14 +101,35 @@ def failed(cell: Cell, error: Exception, *, seconds: float, environment: Mapping
     return Record(cell=cell, status=status, error=line, seconds=seconds, environment=environment)
 
 
-def _batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+def batches(
+    split: Split, rows: np.ndarray, cell: Cell, device: torch.device, draw: int = 0
+) -> Iterator[tuple[np.ndarray, Tensor, Tensor, list[int]]]:
+    """The samples `rows` of `split`, pooled: their numbers, images and labels on the device, and seeds."""
+    order = torch.from_numpy(rows).to(split.images.device).split(cell.batch_size)
+    for start, here in zip(range(0, len(rows), cell.batch_size), order, strict=False):
+        batch = rows[start : start + cell.batch_size]
+        seeds = sample_seeds((cell.attack_seed << 32) | draw, split.indices[batch].tolist())
+        yield batch, split.images[here].to(device), split.labels[here].to(device), seeds
 
 
-def _clean(model: QueriedModel, split: Split, batch_size: int, device: torch.device) -> np.ndarray:
-    batches = _batches(np.arange(len(split)), batch_size)
-    return np.concatenate([_predict(model, split.images[batch].to(device)) for batch in batches])
+def predict_clean(
+    model: QueriedModel, split: Split, batch_size: int, device: torch.device, known: np.ndarray | None
+) -> np.ndarray:
+    """Predictions on the unperturbed samples, integers (samples,): `known`, or asked for."""
+    if known is not None:
+        return known
+    found = [predict(model, images.clone().to(device)) for images in split.images.split(batch_size)]
+    model.settle()
+    return torch.cat(found).cpu().numpy()
+
+
+def measured(parts: Mapping[str, Part]) -> dict[str, float]:
+    """The parts of an attack as measures of a record: ``part.NAME.samples``, ``part.NAME.seconds``, ..."""
+    return {
+        f"part.{name}.{what}": float(value)
+        for name, part in parts.items()
+        for what, value in dataclasses.asdict(part).items()
+    }
 
 
 def _perturb(
@@ -143,49 +137,4 @@ def _perturb(
 ) -> Tensor:
     with torch.set_grad_enabled(threat.needs_gradient and strength > 0):
         perturbed = threat(model, images, labels, strength, seeds)
-    model.settle()
     return perturbed.detach()
-
-
-def _predict(model: QueriedModel, images: Tensor) -> np.ndarray:
-    with torch.no_grad():
-        prediction = model(images).argmax(1)
-    model.settle()
-    found: np.ndarray = prediction.cpu().numpy()
-    return found
-
-
-def _as_stored(perturbed: Tensor, images: Tensor) -> tuple[Tensor, np.ndarray]:
-    """The images that a stored perturbation gives back, and its steps."""
-    clean = images.cpu().numpy()
-    steps = whole_steps(perturbed.cpu().numpy(), clean)
-    return torch.from_numpy(add_steps(clean, steps)).to(images), steps
-
-
-def _check_budget(perturbed: Tensor, images: Tensor, threat: Threat, strength: float) -> None:
-    if perturbed.shape != images.shape:
-        raise BudgetViolation(
-            f"{threat.name} returned shape {tuple(perturbed.shape)} for {tuple(images.shape)}"
-        )
-    excess = violation(perturbed, images, strength, threat.norm, threat.box)
-    if bool(excess.isinf().any()):
-        raise NonFinite(
-            f"{threat.name} returned NaN or infinite pixels for {int(excess.isinf().sum())} samples"
-        )
-    worst = float(excess.max())
-    if worst > BUDGET_TOLERANCE * max(1.0, strength):
-        box = f"[{threat.box[0]:g}, {threat.box[1]:g}]"
-        raise BudgetViolation(
-            f"{threat.name} left its budget of {strength:g} or the box {box} by {worst:.3g}"
-        )
-
-
-def _examples(shown: Tensor, split: Split, prediction: np.ndarray) -> dict[str, np.ndarray]:
-    count = len(shown)
-    pixels = (shown.cpu() * 255).round().clamp(0, 255).to(torch.uint8)
-    return {
-        "index": np.asarray(split.indices[:count], np.int64),
-        "label": split.labels[:count].cpu().numpy(),
-        "prediction": prediction[:count].astype(np.int64),
-        "image": pixels.numpy(),
-    }

@@ -32,11 +32,14 @@ def draw_examples(records: list[Record], headline: Headline, title: str) -> Figu
         return None
     count = min(COLUMNS, max(record.examples["image"].shape[0] for record in rows))
     height = len(rows) * (1 + _GAP)
+    pixels = rows[0].examples["image"].shape[-1]
+    apart = max(1, round(0.1 * pixels))  # between images, in pixels, so that a row of them is one image
+    step = 1 + apart / pixels
     inch = 0.72
-    figure = Figure(figsize=(inch * (count * 1.1 + 2.55), inch * (height + 0.95)))
+    figure = Figure(figsize=(inch * (count * step + 2.55), inch * (height + 0.95)))
     FigureCanvasAgg(figure)
     ax = figure.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(-2.45, count * 1.1 + 0.1), ylim=(height + 0.05, -0.9))
+    ax.set(xlim=(-2.45, count * step + 0.1), ylim=(height + 0.05, -0.9))
     ax.axis("off")
     ax.text(-2.35, -0.55, title, fontsize=9.5, fontweight="bold", va="center")
     labels: dict[int, int] = {}
@@ -48,13 +51,13 @@ def draw_examples(records: list[Record], headline: Headline, title: str) -> Figu
         if cell.family != "clean":
             symbol = strength_name(cell.threat, cell.norm)[0]
             ax.text(-2.35, top + 0.68, f"{symbol} = {cell.strength:g}", va="center", fontsize=8, color=QUIET)
-        for i in range(min(count, examples["image"].shape[0])):
-            left = i * 1.1
+        images = examples["image"][:count]
+        strip = _strip(images, apart)
+        right_end = strip.shape[1] / pixels
+        ax.imshow(strip, extent=(0, right_end, top + 1, top), interpolation="none", aspect="auto", zorder=1)
+        for i in range(len(images)):
+            left = i * step
             labels.setdefault(i, int(examples["label"][i]))
-            image = _rgb(examples["image"][i])
-            ax.imshow(
-                image, extent=(left, left + 1, top + 1, top), interpolation="none", aspect="auto", zorder=1
-            )
             said, right = int(examples["prediction"][i]), examples["prediction"][i] == examples["label"][i]
             edge, weight = ("#C9CDD3", 0.6) if right else (WRONG, 2.2)
             ax.add_patch(Rectangle((left, top), 1, 1, fill=False, ec=edge, lw=weight, zorder=2))
@@ -64,8 +67,8 @@ def draw_examples(records: list[Record], headline: Headline, title: str) -> Figu
                 left + 0.5, top + 1.16, text, ha="center", va="center", color=ink, fontweight=bold, fontsize=8
             )
     for i, label in labels.items():
-        ax.text(i * 1.1 + 0.5, -0.18, f"true {label}", ha="center", va="center", fontsize=8)
-    ax.set(xlim=(-2.45, count * 1.1 + 0.1), ylim=(height + 0.05, -0.9))
+        ax.text(i * step + 0.5, -0.18, f"true {label}", ha="center", va="center", fontsize=8)
+    ax.set(xlim=(-2.45, count * step + 0.1), ylim=(height + 0.05, -0.9))
     return figure
 
 
@@ -90,6 +93,13 @@ def _chosen(records: list[Record], headline: Headline) -> list[Record]:
         return cell.family != "clean", bounded, cell.norm != "linf", cell.norm or "", cell.threat
 
     return sorted(chosen, key=place)
+
+
+def _strip(images: NDArray[np.uint8], apart: int) -> NDArray[np.uint8]:
+    """Put images, shape (k, c, h, w), beside each other with white between them: (h, width, 3)."""
+    white = np.full((images.shape[2], apart, 3), 255, np.uint8)
+    parts = [part for image in images for part in (white, _rgb(image))]
+    return np.concatenate(parts[1:], axis=1)
 
 
 def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

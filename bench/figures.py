@@ -5,23 +5,27 @@ from __future__ import annotations
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
+from .critical import draw_critical
 from .curves import draw_curves
 from .examples import draw_examples
 from .headline import Headline
 from .heatmap import draw_heatmap
 from .leaderboard import rank_column
+from .matrix import draw_transfer
+from .outcomes import outcomes
 from .rates import draw_rates
-from .records import Record
+from .records import REPLAYS, Record
+from .sandwich import bounds, draw_sandwich
 from .selection import Entry, entry
 from .stats import CERTIFICATE
-from .style import NAMED_MODELS, RC, key_name, strength_symbol, styles
+from .style import NAMED_MODELS, RC, Style, key_name, strength_symbol, styles
 from .tradeoff import draw_tradeoff
 from .trajectories import draw_trajectories
 
@@ -86,27 +90,38 @@ def _figures(
 ) -> Iterator[tuple[str, str, str, Figure]]:
     looks = styles(sorted(board["label"]))
     best = board["label"].iloc[0]
-    accuracy = table[(table["statistic"] == "accuracy")]
-    certified = table[(table["statistic"] == "certified_accuracy") & (table["threat"] == CERTIFICATE)]
-    if (accuracy["threat"] != "clean").any():
-        alt = f"Line plots, one per threat: accuracy falls as strength grows. Highest ranked: {best}."
-        yield "accuracy", "Accuracy against strength", alt, draw_curves(accuracy, board, looks, certified)
-    if not accuracy.empty:
-        alt = f"Table of accuracies in colour, models by threats, best ranked ({best}) on top."
-        yield "heatmap", "Accuracy at the reported strengths", alt, draw_heatmap(accuracy, board, headline)
-    by = rank_column(board, headline)
-    rates = table[(table["statistic"] == "throughput") & (table["threat"] == "inference")]
-    if not rates.empty and board[by].notna().any():
-        key, _, strength = by.partition("@")
-        what = f"{key_name(key)} accuracy" + (f" at {strength_symbol(key)} = {strength}" if strength else "")
-        alt = f"Scatter plot per device: {what} against samples per second, one mark per model."
-        figure = draw_tradeoff(rates, board, by, f"{what} (%)", looks, NAMED_MODELS)
-        if figure is not None:
-            yield "tradeoff", "Robustness against throughput", alt, figure
     by_row: dict[Entry, list[Record]] = defaultdict(list)
     for record in records:
         by_row[entry(record.cell)].append(record)
     ours = {str(row.label): by_row[dataset, str(row.model), str(row.recipe)] for row in board.itertuples()}
+    accuracy = table[(table["statistic"] == "accuracy")]
+    certified = table[(table["statistic"] == "certified_accuracy") & (table["threat"] == CERTIFICATE)]
+    curves = accuracy[~accuracy["threat"].isin(list(REPLAYS.values()))]  # made at one strength only
+    if (curves["threat"] != "clean").any():
+        alt = f"Line plots, one per threat: accuracy falls as strength grows. Highest ranked: {best}."
+        yield "accuracy", "Accuracy against strength", alt, draw_curves(curves, board, looks, certified)
+    figure = draw_sandwich(bounds(accuracy, ours), list(ours)[:NAMED_MODELS], looks, headline)
+    if figure is not None:
+        alt = "Area plots, one per model and norm, over the perturbation: the proven share of samples below, "
+        alt += "the share that survives every attack above, and the gap between them."
+        yield "sandwich", "Certified to attacked: what is proven, what is broken, and the gap", alt, figure
+    if not accuracy.empty:
+        alt = f"Table of accuracies in colour, models by threats, best ranked ({best}) on top."
+        yield "heatmap", "Accuracy at the reported strengths", alt, draw_heatmap(accuracy, board, headline)
+    yield from draw_transfer([r for r in records if r.cell.dataset == dataset], board)
+    by = rank_column(board, headline)
+    key, _, strength = by.partition("@")
+    what = f"{key_name(key)} accuracy" + (f" at {strength_symbol(key)} = {strength}" if strength else "")
+    figure = _critical(records, board, by, f"{what} (%)", looks)
+    if figure is not None:
+        alt = f"Models on an axis of {what}; bars join those that cannot be told apart. Best: {best}."
+        yield "critical", "Which models can be told apart", alt, figure
+    rates = table[(table["statistic"] == "throughput") & (table["threat"] == "inference")]
+    if not rates.empty and board[by].notna().any():
+        alt = f"Scatter plot per device: {what} against samples per second, one mark per model."
+        figure = draw_tradeoff(rates, board, by, f"{what} (%)", looks, NAMED_MODELS)
+        if figure is not None:
+            yield "tradeoff", "Robustness against throughput", alt, figure
     for family, figure in draw_rates(ours, board, headline):
         alt = f"Line plot: accuracies of {family} against its contraction rate."
         yield f"rate-{family}", f"Accuracy against contraction rate: {family}", alt, figure
@@ -117,6 +132,20 @@ def _figures(
         if figure is not None:
             alt = f"Test images of {dataset} under each threat, with what {label} predicts for them."
             yield f"examples-{label}", f"Examples: {label}", alt, figure
+
+
+def _critical(
+    records: list[Record], board: pd.DataFrame, by: str, xlabel: str, looks: Mapping[str, Style]
+) -> Figure | None:
+    """The critical-difference diagram of the rows that are complete."""
+    rows = board[(board["status"] == "ok") & board[by].notna()].sort_values(
+        by, ascending=False, kind="stable"
+    )
+    labels = {(row.dataset, row.model, row.recipe): str(row.label) for row in rows.itertuples()}
+    key, _, strength = by.partition("@")
+    found = outcomes(records, {by: (key, float(strength or 0.0))})[by]
+    mine = {labels[row]: each for row, each in found.items() if row in labels}
+    return draw_critical(dict(zip(rows["label"], rows[by], strict=True)), mine, xlabel, looks)
 
 
 def _save(figure: Figure, kind: str) -> bytes:

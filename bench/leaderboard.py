@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from .headline import Headline
-from .records import SUBMISSION, Cell, Record, digest
+from .outcomes import CERTIFIED as CERTIFIED
+from .outcomes import outcomes
+from .papers import paper_link
+from .ranking import Outcomes, ranks
+from .records import TRANSFER, UNASKED, Cell, Record, digest
 from .selection import Entry, current, entry
 from .stats import CERTIFICATE, WORST_CASE, summarise
 
 TIMINGS = ("inference", "training-step")
-CERTIFIED = "certified-"  # before a norm: the lower bound beside its worst case
 
 
 def column(key: str, strength: float) -> str:
@@ -30,11 +33,14 @@ def leaderboard(
 
     Columns: rank, dataset, model, recipe, clean, ``<noise>@<strength>``, and ``<norm>@<eps>`` for the
     worst case, ``certified-<norm>@<eps>`` for its lower bound where any model has one, each with ``_low``
-    and ``_high``; ``inference@<device>`` and ``training-step@<device>`` (samples per second, best over
-    batch sizes); nfe, parameters, seeds, samples, status, reference,
-    expected_failures (names of the checks the model is known to fail).
+    and ``_high`` and, where any model has several training seeds, ``_spread``, their standard deviation;
+    ``inference@<device>`` and ``training-step@<device>`` (samples per second, best over
+    batch sizes); nfe, parameters, seeds, samples, status, updated (the day of the newest record),
+    reference, paper (its address), expected_failures (names of the checks the model is known to fail);
+    p_leader, p_above, and ``rank@<column>``, the rank by each of the accuracies.
     Accuracies are fractions. A value that some training seed lacks is blank. A row whose status is
-    not ``ok`` stands below those whose status is; rows of equal value share a rank.
+    not ``ok`` stands below those whose status is. Rows are in the order of their values; those that
+    McNemar's test cannot tell apart share a rank, as `ranking.ranks` says.
 
     Parameters
     ----------
@@ -54,6 +60,7 @@ def leaderboard(
 
     values: dict[tuple[Any, ...], tuple[float, float, float, int, int]] = {}
     best: dict[tuple[Any, ...], float] = defaultdict(float)
+    spreads: dict[tuple[Any, ...], float] = {}
     devices: list[tuple[str, str]] = []
     for r in table.to_dict("records"):
         row = (r["dataset"], r["model"], r["recipe"])
@@ -63,11 +70,18 @@ def leaderboard(
             where = (row, r["threat"], r["protocol"])
             best[where] = max(best[where], r["value"])
             devices.append((r["threat"], r["protocol"]))
-        elif r["statistic"] == "certified_accuracy" and r["threat"] != CERTIFICATE:
+        elif r["statistic"].startswith("certified_accuracy") and r["threat"] != CERTIFICATE:
             continue  # a certificate of another classifier, the smoothed one
         elif r["statistic"] == "certified_accuracy":
             key = (row, "accuracy", f"{CERTIFIED}{r['norm']}", round(r["strength"], 9))
             values[key] = (r["value"], r["low"], r["high"], r["samples"], r["seeds"])
+        elif r["statistic"] == "certified_accuracy_spread":
+            spreads[row, f"{CERTIFIED}{r['norm']}", round(r["strength"], 9)] = r["value"]
+        elif r["statistic"] == "accuracy_spread":
+            name = r["norm"] if r["threat"] == WORST_CASE else r["threat"]
+            at = (row, name, round(r["strength"], 9))
+            if at not in spreads or r["protocol"] == "pixel":
+                spreads[at] = r["value"]
         elif r["statistic"] in ("accuracy", "nfe", "parameters"):
             name = r["norm"] if r["threat"] == WORST_CASE else r["threat"]
             key = (row, r["statistic"], name, round(r["strength"], 9))
@@ -76,18 +90,26 @@ def leaderboard(
     timings = sorted(set(devices), key=lambda pair: (pair[1], pair[0]))
 
     statuses = _statuses(used, headline, norms)
+    certified = {f"{CERTIFIED}{key}": strength for key, strength in reported.items() if key in norms}
+    shown = {"clean": 0.0, **reported, **certified}
+    names = {key: key if key == "clean" else column(key, strength) for key, strength in shown.items()}
     rows = []
     for row, (status, seeds) in statuses.items():
         line: dict[str, Any] = dict(zip(("rank", "dataset", "model", "recipe"), (0, *row), strict=True))
         samples = 0
-        certified = {f"{CERTIFIED}{key}": strength for key, strength in reported.items() if key in norms}
-        for shown, strength in {"clean": 0.0, **reported, **certified}.items():
-            found = values.get((row, "accuracy", shown, round(strength, 9)))
+        for threat, strength in shown.items():
+            found = values.get((row, "accuracy", threat, round(strength, 9)))
+            spread = spreads.get((row, threat, round(strength, 9)), np.nan)
             if found is None or found[4] < seeds:
-                found = (np.nan, np.nan, np.nan, 0, 0)
-            name = shown if shown == "clean" else column(shown, strength)
-            line |= dict(zip((name, f"{name}_low", f"{name}_high"), found[:3], strict=True))
-            if found[3] and (not samples or shown == headline.rank):
+                found, spread = (np.nan, np.nan, np.nan, 0, 0), np.nan
+            name = names[threat]
+            line |= {
+                name: found[0],
+                f"{name}_low": found[1],
+                f"{name}_high": found[2],
+                f"{name}_spread": spread,
+            }
+            if found[3] and (not samples or threat == headline.rank):
                 samples = found[3]
         for threat, device in timings:
             line[f"{threat}@{device}"] = best.get((row, threat, device), np.nan)
@@ -96,18 +118,28 @@ def leaderboard(
         rows.append(line | {"seeds": seeds, "samples": samples, "status": status})
 
     board = pd.DataFrame(rows)
-    empty = [name for name in board if str(name).startswith(CERTIFIED) and board[name].isna().all()]
-    board = board.drop(columns=empty)
     if board.empty:
         return board
+    without = tuple(
+        name for name in names.values() if name.startswith(CERTIFIED) and board[name].isna().all()
+    )
+    empty = [n for n in board if str(n).endswith("_spread") and board[n].isna().all()]
+    board = board.drop(columns=[n for n in board if n in empty or (without and str(n).startswith(without))])
     cards = {entry(r.cell): r.card for r in used if r.cell.kind == "training"}
     references = [str(cards.get(row, {}).get("reference") or "") for row in statuses]
+    newest: dict[Entry, str] = defaultdict(str)
+    for record in used:
+        row = entry(record.cell)
+        newest[row] = max(newest[row], str(record.environment.get("created") or ""))
+    board["updated"] = [newest[row][:10] for row in statuses]
     board["reference"] = references
+    board["paper"] = [paper_link(reference) for reference in references]
     board["expected_failures"] = [
         "; ".join(sorted(cards.get(row, {}).get("expected_failures") or {})) for row in statuses
     ]
     board["parameters"] = board["parameters"].astype("Int64")
-    return _ranked(board, rank_column(board, headline))
+    columns = {names[key]: (key, strength) for key, strength in shown.items() if names[key] in board}
+    return _ranked(board, rank_column(board, headline), outcomes(used, columns))
 
 
 def rank_column(board: pd.DataFrame, headline: Headline) -> str:
@@ -134,6 +166,8 @@ def _statuses(used: list[Record], headline: Headline, norms: set[str | None]) ->
     questions: dict[str, set[Any]] = defaultdict(set)
     answered: dict[Entry, set[Any]] = defaultdict(set)
     seeds: dict[Entry, set[int]] = defaultdict(set)
+    solved = {entry(record.cell) for record in used if record.cell.solver is not None}
+    through: set[Any] = set()
     failed: dict[Entry, int] = defaultdict(int)
     for record in used:
         cell, row = record.cell, entry(record.cell)
@@ -144,10 +178,11 @@ def _statuses(used: list[Record], headline: Headline, norms: set[str | None]) ->
             if settings[cell.dataset, question][1] != _settings(cell):
                 other.add(row)
             questions[cell.dataset].add(question)
+            through |= {question} if cell.family == TRANSFER else set()
             answered[row].add((cell.training_seed, question))
     statuses = {}
     for row in sorted(seeds):
-        asked = questions[row[0]]
+        asked = questions[row[0]] if row in solved else questions[row[0]] - through
         strengths = {(norm if norm in norms else threat, strength) for _, threat, norm, strength in asked}
         wanted = {("clean", 0.0), *((key, round(strength, 9)) for key, strength in headline.reported.items())}
         missing = len(seeds[row]) * len(asked) > len(answered[row]) or not wanted <= strengths
@@ -161,8 +196,8 @@ def _statuses(used: list[Record], headline: Headline, norms: set[str | None]) ->
 
 
 def _asked(cell: Cell) -> bool:
-    """Whether every model answers this cell's question: not what someone submitted against one of them."""
-    return cell.kind == "accuracy" and cell.family != SUBMISSION
+    """Whether every model answers this cell's question: not what was submitted against one, or replayed."""
+    return cell.kind == "accuracy" and cell.family not in UNASKED
 
 
 def _question(cell: Cell) -> tuple[Any, ...]:
@@ -173,11 +208,39 @@ def _settings(cell: Cell) -> str:
     return digest([dict(cell.parameters), cell.draws, cell.samples, cell.attack_seed])
 
 
-def _ranked(board: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Sort within each dataset, complete rows first, and number the rows; equal values share a rank."""
-    board = board.assign(_below=board["status"] != "ok", _value=-board[by].round(9).fillna(-1.0))
-    keys = ["dataset", "_below", "_value"]
-    board = board.sort_values([*keys, "model", "recipe"], kind="stable", ignore_index=True)
-    position = board.groupby("dataset").cumcount() + 1
-    board["rank"] = position.groupby([board[key] for key in keys]).transform("min")
-    return board.drop(columns=["_below", "_value"])
+def _below(board: pd.DataFrame) -> pd.Series[int]:
+    """What rows are ordered by before their values: 0 where a row is complete, 1 where it is not."""
+    return (board["status"] != "ok").astype(int)
+
+
+def _ranked(board: pd.DataFrame, by: str, found: Mapping[str, Mapping[Entry, Outcomes]]) -> pd.DataFrame:
+    """Sort within each dataset by `_below`, then by `by`; number the rows by it and by every other column."""
+    board = board.assign(_below=_below(board))
+    board = board.loc[_order(board, by)].reset_index(drop=True)
+    numbers = {name: _numbers(board, name, found.get(name, {})) for name in dict.fromkeys((by, *found))}
+    board["rank"] = numbers[by]["rank"]
+    board[["p_leader", "p_above"]] = numbers[by][["p_leader", "p_above"]]
+    for name in found:
+        board[f"rank@{name}"] = numbers[name]["rank"].astype("Int64").where(board[name].notna())
+    return board.drop(columns="_below")
+
+
+def _order(board: pd.DataFrame, by: str) -> pd.Index[int]:
+    """Labels of the rows, dataset by dataset, best first."""
+    keyed = board.assign(_value=-board[by].round(9).fillna(-1.0))
+    return keyed.sort_values(["dataset", "_below", "_value", "model", "recipe"], kind="stable").index
+
+
+def _numbers(board: pd.DataFrame, by: str, found: Mapping[Entry, Outcomes]) -> pd.DataFrame:
+    """Ranks by one column and the p-values behind them, with the labels of `board`."""
+    ordered = board.loc[_order(board, by)]
+    parts = []
+    for _, rows in ordered.groupby("dataset", sort=False):
+        names = rows[["dataset", "model", "recipe"]].itertuples(index=False, name=None)
+        kept = [
+            found.get(name) if known else None for name, known in zip(names, rows[by].notna(), strict=True)
+        ]
+        numbers = ranks(rows[by].tolist(), rows["_below"].tolist(), kept)
+        columns = dict(zip(("rank", "p_leader", "p_above"), numbers, strict=True))
+        parts.append(pd.DataFrame(columns, index=rows.index))
+    return pd.concat(parts)

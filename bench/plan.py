@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
@@ -23,6 +24,8 @@ from .rows import choose_models, find_model, row_names, variant_specs
 
 LIPSCHITZ_VERSION, SMOOTHING_VERSION, DYNAMICS_VERSION = 2, 1, 2
 """Raise one by hand when its algorithm changes: stored records of older versions are not reused."""
+BATCH_SIZE = 100
+"""Samples at once where the size is to be measured and has not been."""
 TRAJECTORY_IMAGES = 8
 """Test images whose states are followed through the flow."""
 
@@ -35,10 +38,15 @@ class Attack:
     plan: ThreatPlan
 
     @property
-    def queries(self) -> tuple[int, int]:
-        """Forwards and backwards per sample and draw, the harness's own two predictions included."""
+    def queries(self) -> tuple[float, float]:
+        """Forwards and backwards per sample and draw, the harness's own two predictions included.
+
+        Of a threat that does its whole grid in one run: the share of one strength.
+        """
         forwards, backwards = self.threat.queries(self.threat.parameters)
-        return forwards + (1 if self.threat.family in ("clean", "noise") else 2), backwards
+        share = 1 if self.threat.curve is None else len(self.plan.strengths)
+        own = 1 if self.threat.family in ("clean", "noise") else 2
+        return forwards / share + own, backwards / share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +61,8 @@ class Plan:
         Training seeds 0 .. seeds - 1.
     attacks
         The threats with their grids.
+    batch_sizes
+        By model, what was measured where the preset says "auto".
     given
         Weights that stand in the place of training; None to train.
     """
@@ -61,7 +71,13 @@ class Plan:
     specs: tuple[ModelSpec, ...]
     seeds: int
     attacks: tuple[Attack, ...]
+    batch_sizes: Mapping[str, int] = field(default_factory=dict)
     given: Given | None = None
+
+    def batch_size(self, model: str) -> int:
+        """How many samples `model` is given at once where a threat does not say."""
+        wish = self.preset.batch_size
+        return self.batch_sizes.get(model, BATCH_SIZE) if wish == "auto" else wish
 
     def hyperparameters(self, spec: ModelSpec) -> dict[str, object]:
         """Every hyperparameter of `spec` under this preset."""
@@ -107,9 +123,19 @@ class Plan:
         )
 
     def accuracy_cells(
-        self, training: Cell, checkpoint_sha256: str, solver: str | None, data: Data
+        self,
+        training: Cell,
+        checkpoint_sha256: str,
+        solver: str | None,
+        data: Data,
+        *,
+        on_gpu: bool = False,
     ) -> list[Cell]:
-        """One cell for each threat and strength, on the weights that `training` made."""
+        """One cell for each threat and strength, on the weights that `training` made.
+
+        What works through other solvers is asked of models with an ODE block, which `solver` tells. With
+        `on_gpu` the samples are those that the preset wants on one.
+        """
         return [
             dataclasses.replace(
                 training,
@@ -121,16 +147,25 @@ class Plan:
                 family=threat.family,
                 norm=attack_norm(threat),
                 protocol=threat.protocol,
-                parameters=dict(threat.parameters),
+                parameters=self._parameters(threat, plan),
                 strength=strength,
                 draws=plan.draws if threat.stochastic else 1,
                 attack_seed=plan.seed,
-                samples=min(plan.samples or len(data.test), len(data.test)),
-                batch_size=plan.batch_size or self.preset.batch_size,
+                samples=min(plan.samples_on(gpu=on_gpu) or len(data.test), len(data.test)),
+                batch_size=plan.batch_size or self.batch_size(training.model),
             )
             for threat, plan in ((attack.threat, attack.plan) for attack in self.attacks)
+            if threat.through == "model" or solver is not None
             for strength in plan.strengths
         ]
+
+    def _parameters(self, threat: Threat, plan: ThreatPlan) -> dict[str, object]:
+        """Everything but the strength that what `threat` finds depends on."""
+        if not threat.grid_matters:
+            return dict(threat.parameters)
+        reported = self.headline().reported.get(attack_norm(threat) or threat.name)
+        grid = {"strengths": plan.strengths, "reported": [] if reported is None else [reported]}
+        return {**threat.parameters, **grid}
 
     def certificate_cells(
         self, training: Cell, checkpoint_sha256: str, solver: str | None, data: Data
@@ -146,7 +181,7 @@ class Plan:
             family="certificate",
             norm="l2",
             samples=len(data.test),
-            batch_size=self.preset.batch_size,
+            batch_size=self.batch_size(training.model),
             dtype="float64",
         )
         if (wish := self.preset.smoothing) is None:
@@ -243,6 +278,13 @@ def make_plan(
         if grid.reported is not None and grid.reported not in grid.strengths:
             raise InvalidArgument(
                 f"preset {preset.name}: {grid.name}: reported = {grid.reported:g} is not among its strengths"
+            )
+        if threat.grid_matters and grid.strengths != sorted(set(grid.strengths)):
+            raise InvalidArgument(f"preset {preset.name}: {grid.name}: its strengths must ascend")
+        if grid.samples_on_gpu is not None and (grid.samples or math.inf) > grid.samples_on_gpu:
+            raise InvalidArgument(
+                f"preset {preset.name}: {grid.name}: samples_on_gpu = {grid.samples_on_gpu} is fewer than "
+                f"samples{'' if grid.samples is None else f' = {grid.samples}'}"
             )
         if any(threat.name == attack.threat.name for attack in attacks):
             raise InvalidArgument(

@@ -51,7 +51,7 @@ class ThreatPlan(_Table):
     """One threat over its grid of strengths.
 
     `reported` is the strength shown on the leaderboard; `samples` the number of test samples, all of
-    them unless given.
+    them unless given, and `samples_on_gpu` theirs where the run is on a GPU.
     """
 
     name: str
@@ -59,9 +59,14 @@ class ThreatPlan(_Table):
     reported: NonNegativeFloat | None = None
     draws: PositiveInt = 1
     samples: PositiveInt | None = None
+    samples_on_gpu: PositiveInt | None = None
     batch_size: PositiveInt | None = None
     seed: int = 0
     parameters: dict[str, Any] = {}
+
+    def samples_on(self, *, gpu: bool) -> int | None:
+        """How many test samples are attacked; None for all."""
+        return self.samples_on_gpu if gpu and self.samples_on_gpu is not None else self.samples
 
 
 class ThroughputPlan(_Table):
@@ -144,6 +149,7 @@ class Preset(_Table):
     `cost` states, in words, what the whole preset takes on two cores. `models` may be ``["all"]`` and may
     name rows of `variants`, which otherwise wait to be named by ``--models``; the rows of `sweeps` join by
     themselves.
+    `batch_size` is how many samples are attacked at once; "auto" measures it for each model.
     `rank` names what models are ranked by: a threat, or the norm of a worst case.
     """
 
@@ -153,12 +159,13 @@ class Preset(_Table):
     dataset: str
     models: Annotated[list[str], Field(min_length=1)]
     seeds: PositiveInt = 1
-    batch_size: PositiveInt = 100
+    batch_size: PositiveInt | Literal["auto"] = 100
     rank: str
     recipe: Recipe
     threats: Annotated[list[ThreatPlan], Field(min_length=1)]
     throughput: ThroughputPlan | None = None
     smoothing: Smoothing | None = None
+    transfer: bool = False
     time_limit: TimeLimits
     overrides: dict[str, ModelOverride] = {}
     variants: dict[str, Variant] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 
 from .._errors import ContractBroken, ModelFailure, NonFinite, RobustodeError
 from ..models import count_nfe
+
+PATIENCE = 256
+"""Checks after which a GPU is waited for, so that what is still to be looked at stays small."""
 
 
 class QueriedModel(nn.Module):
@@ -26,8 +30,8 @@ class QueriedModel(nn.Module):
     -----
     A query raises `ModelFailure` when the model raises, `ContractBroken` when its output is not
     (N, K) floating point, and `NonFinite` for logits or input gradients that are NaN or infinite:
-    neither is ever an answer. A `patient` one raises `NonFinite` only when asked to `settle`, so that a GPU
-    need not be waited for at every query.
+    neither is ever an answer. A `patient` one looks at values only when asked to `settle`, or after
+    `PATIENCE` checks, so that a GPU need not be waited for at every query.
     """
 
     def __init__(self, model: nn.Module, num_classes: int, *, patient: bool = False) -> None:
@@ -35,7 +39,7 @@ class QueriedModel(nn.Module):
         self.model = model
         self.num_classes = num_classes
         self.patient = patient
-        self._doubts: list[tuple[str, Tensor]] = []
+        self._doubts: list[tuple[Tensor, Callable[[], None]]] = []
         self.forwards = 0
         self.backwards = 0
         self.evaluations: int | None = None
@@ -67,17 +71,25 @@ class QueriedModel(nn.Module):
         self._demand(gradient.isfinite().flatten(1).all(1), "the input gradient is")
 
     def _demand(self, finite: Tensor, what: str) -> None:
-        if self.patient:
-            self._doubts.append((what, finite))
-        else:
-            _refuse(finite, what)
+        self.doubt(finite, lambda: _refuse(finite, what))
+
+    def doubt(self, fine: Tensor, refuse: Callable[[], None]) -> None:
+        """Call `refuse`, which raises, unless all of `fine`, bool (N,), is true: now, or when settled."""
+        if not self.patient:
+            if not bool(fine.all()):
+                refuse()
+            return
+        self._doubts.append((fine, refuse))
+        if len(self._doubts) >= PATIENCE:
+            self.settle()
 
     def settle(self) -> None:
-        """Raise `NonFinite` for the first answer since the last call that was NaN or infinite, if any was."""
+        """Raise for the first check since the last call that was not fine, if there is one."""
         doubts, self._doubts = self._doubts, []
-        if doubts and not bool(torch.cat([finite for _, finite in doubts]).all()):
-            for what, finite in doubts:
-                _refuse(finite, what)
+        if doubts and not bool(torch.cat([fine for fine, _ in doubts]).all()):
+            for fine, refuse in doubts:
+                if not bool(fine.all()):
+                    refuse()
 
 
 def call_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:

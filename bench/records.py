@@ -25,6 +25,14 @@ from .._errors import RecordError
 SCHEMA_VERSION = 1
 SUBMISSION = "submission"
 """Family of the records of adversarial examples that someone sent."""
+REPLAY = "replay"
+"""Family of the records of other models' stored adversarial examples."""
+REPLAYS = {"linf": "transfer-linf", "l2": "transfer-l2"}
+"""What they are called, by norm."""
+TRANSFER = "transfer"
+"""Family of attacks through other solvers of the same flow: asked of models with an ODE block alone."""
+UNASKED = frozenset({SUBMISSION, REPLAY})
+"""Families that lower a score and that no model need have been attacked with."""
 
 Kind = Literal["training", "accuracy", "certificate", "dynamics", "throughput"]
 Status = Literal["ok", "error", "contract", "nonfinite", "budget", "timeout"]
@@ -56,7 +64,8 @@ class Cell:
     hyperparameters, recipe
         What the model was built with, and how it was trained (``recipe["name"]`` is its label).
     threat, family, norm, protocol, parameters
-        The threat; `family` is its own, ``submission`` for examples that someone sent, or ``timing``;
+        The threat; `family` is its own, ``submission`` for examples that someone sent, ``replay`` for those
+        stored of other models, or ``timing``;
         `norm` is ``linf``, ``l2`` or None; `protocol` says in which space strengths are measured
         (``pixel``).
     strength

@@ -11,11 +11,15 @@ from pathlib import Path
 import pandas as pd
 
 from .._errors import InvalidArgument, RecordError
+from .attack_parts import attack_parts, parts_tables
 from .benchmarks import benchmarks_markdown, benchmarks_page, read_benchmarks
 from .cards import cards
 from .figures import draw_all, labelled
 from .headline import Headline
 from .leaderboard import leaderboard
+from .leaderboard_json import leaderboard_json
+from .leaderboard_tex import latex
+from .matrix import transfer_markdown, transfer_tables
 from .page import render
 from .protocols import SideTable, protocol_tables, protocols_markdown, smoothing_tables
 from .records import Record
@@ -75,7 +79,7 @@ def _write_report(folder: Path) -> Report:
         )
     if not records:
         raise InvalidArgument(f"no records in {folder}: run `robustode run` first, or pass --out")
-    headline, plan_problems = _headline(folder, current(records)[0])
+    headline, plan_problems = _headline(folder, records)
     used, superseded = current(records, headline.preferred)
     benchmarks, benchmark_problems = read_benchmarks(folder)
     problems = [*problems, *plan_problems, *benchmark_problems]
@@ -85,7 +89,9 @@ def _write_report(folder: Path) -> Report:
     board = leaderboard(used, headline, summary)
     pictures = draw_all(used, summary, board, headline)
     protocols = protocol_tables(summary, labelled(board))
-    files = _tables(summary, board, headline, protocols) | cards(store, used, headline.preset)
+    transfers, parts = transfer_tables(used, labelled(board)), attack_parts(used)
+    files = _tables(summary, board, headline, protocols, transfers, parts)
+    files |= cards(store, used, headline.preset)
     if benchmarks:
         files |= {
             "benchmarks.html": benchmarks_page(benchmarks),
@@ -99,6 +105,8 @@ def _write_report(folder: Path) -> Report:
         pictures=pictures,
         protocols=protocols,
         smoothing=smoothing_tables(summary, labelled(board)),
+        transfers=transfers,
+        parts=parts_tables(parts),
         problems=[(_relative(p.path, folder), p.reason) for p in problems],
         benchmarks=bool(benchmarks),
         superseded=superseded,
@@ -109,8 +117,9 @@ def _write_report(folder: Path) -> Report:
     for name, text in files.items():
         write_atomically(store.report / name, text.encode())
     write_atomically(store.report / "index.html", page.encode())
-    for optional in {"noise.md", "benchmarks.html", "benchmarks.md"} - files.keys():
-        (store.report / optional).unlink(missing_ok=True)
+    optional = {"noise.md", "transfer.md", "attack_parts.csv", "benchmarks.html", "benchmarks.md"}
+    for absent in optional - files.keys():
+        (store.report / absent).unlink(missing_ok=True)
     for folder_of, kept in (("figures", drawn), ("cards", {Path(name).name for name in files})):
         for stale in (store.report / folder_of).glob("*"):
             if stale.name not in kept and stale.is_file():
@@ -128,24 +137,37 @@ def tables(folder: Path) -> dict[str, str]:
     """The texts of the report's tables and cards, by name, as the records make them; nothing is written."""
     store = Store(folder)
     records, _ = store.load()
-    headline, _ = _headline(Path(folder), current(records)[0])
+    headline, _ = _headline(Path(folder), records)
     used, _ = current(records, headline.preferred)
     summary = summarise(used)
     board = leaderboard(used, headline, summary)
-    found = _tables(summary, board, headline, protocol_tables(summary, labelled(board)))
+    rows = labelled(board)
+    protocols, transfers = protocol_tables(summary, rows), transfer_tables(used, rows)
+    found = _tables(summary, board, headline, protocols, transfers, attack_parts(used))
     return found | cards(store, used, headline.preset)
 
 
 def _tables(
-    summary: pd.DataFrame, board: pd.DataFrame, headline: Headline, protocols: Sequence[SideTable]
+    summary: pd.DataFrame,
+    board: pd.DataFrame,
+    headline: Headline,
+    protocols: Sequence[SideTable],
+    transfers: Sequence[SideTable],
+    parts: pd.DataFrame,
 ) -> dict[str, str]:
     files = {
         "leaderboard.csv": _csv(board),
+        "leaderboard.json": leaderboard_json(board, headline),
         "leaderboard.md": markdown(board, headline.title),
+        "leaderboard.tex": latex(board, headline.title),
         "summary.csv": _csv(summary),
     }
     if protocols:
         files["noise.md"] = protocols_markdown(protocols)
+    if transfers:
+        files["transfer.md"] = transfer_markdown(transfers)
+    if not parts.empty:
+        files["attack_parts.csv"] = _csv(parts)
     return files
 
 
@@ -168,7 +190,7 @@ def _headline(folder: Path, records: list[Record]) -> tuple[Headline, list[Probl
     except RecordError as error:
         path = folder / "plan.json"
         problems = [Problem(path=path, reason=f"{error}; reporting the middle strengths")]
-        return Headline.guess(records), problems if path.exists() else []
+        return Headline.guess(current(records)[0]), problems if path.exists() else []
 
 
 def _csv(table: pd.DataFrame) -> str:

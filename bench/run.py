@@ -14,16 +14,18 @@ from pathlib import Path
 
 import torch
 
-from .._errors import RecordError
+from .._errors import RecordError, RobustodeError
+from .batching import settle_batch_sizes
 from .data import Data
 from .headline import Headline
 from .plan import Plan
 from .progress import Quiet, Reporter
 from .request import Request
 from .store import Problem, Store
+from .transfer import replay_all
 from .unit import Outcome, Unit
 from .work import look_ahead
-from .workers import Job, run_jobs, side_by_side
+from .workers import Job, at_once, run_jobs
 
 Name = tuple[str, int]
 """A unit's: model and training seed."""
@@ -64,9 +66,16 @@ def run_plan(
         _, outcome.problems = store.load()
         store.set_aside(outcome.problems)
         ledger = _Ledger(plan, data, store)
-        reporter.doing("estimating")
         data = data.to(device)
-        outlooks = {outlook.model: outlook for outlook in look_ahead(plan, data, store, device, fresh=fresh)}
+        processes = at_once(len(plan.specs) * plan.seeds, device, jobs) if request else 1
+        threads = max(1, torch.get_num_threads() // processes)
+        reporter.doing("measuring batches")
+        plan = settle_batch_sizes(plan, data, store, device, fresh=fresh, threads=threads, say=reporter.say)
+        reporter.doing("estimating")
+        outlooks = {
+            outlook.model: outlook
+            for outlook in look_ahead(plan, data, store, device, fresh=fresh, threads=threads)
+        }
         reporter.start(sum(outlook.seconds for outlook in outlooks.values()))
         left, total = sum(o.left for o in outlooks.values()), sum(o.cells for o in outlooks.values())
         reporter.say(f"{left} cells to do, {total - left} stored already; results in {store.folder}")
@@ -86,8 +95,9 @@ def run_plan(
             for spec in plan.specs
         }
         busy = [name for name in units if name[1] in outlooks[name[0]].busy]
-        processes = min(jobs or side_by_side(len(busy)), len(busy))
+        processes = at_once(len(busy), device, jobs)
         if request is not None and device.type == "cpu" and busy:
+            request = dataclasses.replace(request, batch_sizes=plan.batch_sizes)
             orders = [_job(units[name], request, processes) for name in busy]
             for job, keys, theirs, lived in run_jobs(orders, store, reporter, processes=processes):
                 ledger.note((job.model, job.seed), keys)
@@ -102,7 +112,23 @@ def run_plan(
             outcome.add(unit.outcome)
             if fresh:
                 _compare(store, *ledger.before_and_now(name), reporter)
+        if plan.preset.transfer:
+            outcome.add(_transfer(plan, data, store, fresh, reporter))
     return outcome
+
+
+def _transfer(plan: Plan, data: Data, store: Store, fresh: bool, reporter: Reporter) -> Outcome:
+    """Replay what is stored of each model on the others; nothing to replay is no failure of a run."""
+    reporter.doing("transfer between models")
+    datasets = {data.name: data.to(torch.device("cpu"))}
+    try:
+        done = replay_all(store, specs=plan.specs, datasets=datasets, fresh=fresh, say=reporter.say)
+    except RobustodeError as error:
+        reporter.say(f"no transfer: {error}")
+        return Outcome()
+    for note in done.notes:
+        reporter.say(note)
+    return done
 
 
 def _job(unit: Unit, request: Request, processes: int) -> Job:

@@ -65,7 +65,7 @@ def smooth_cell(
         return Record(cell=cell, card={"no_certificate": reason}, seconds=seconds, environment=environment)
     split = split.first(cell.samples)
     n0, n, alpha = (cell.parameters[name] for name in ("n0", "n", "alpha"))
-    radius = np.zeros(cell.samples, np.float32)
+    radius, labels = np.zeros(cell.samples, np.float32), split.labels.tolist()
     with frozen(model), torch.no_grad():
         queried = QueriedModel(model, num_classes, patient=device.type != "cpu")
         for i in range(cell.samples):
@@ -75,7 +75,7 @@ def smooth_cell(
             chosen = int(votes.argmax())
             counts = int(_count(queried, image, n, cell, generator)[chosen])
             queried.settle()
-            if chosen == int(split.labels[i]):
+            if chosen == labels[i]:
                 # Rounded towards 0: a certificate never grows by being written down.
                 certified = smoothed_radius(counts, n, cell.strength, alpha)
                 radius[i] = max(np.nextafter(np.float32(certified), np.float32(0)), 0)
@@ -109,11 +109,10 @@ def unsuitable(model: nn.Module, images: Tensor) -> str | None:
 
 def _count(model: QueriedModel, image: Tensor, n: int, cell: Cell, generator: torch.Generator) -> Tensor:
     """Votes per class (K,) over `n` noisy copies; noise is not clipped, as the theorem asks."""
-    votes = torch.zeros(model.num_classes, dtype=torch.int64)
+    votes = torch.zeros(model.num_classes, dtype=torch.int64, device=image.device)
     for start in range(0, n, cell.batch_size):
         size = (min(cell.batch_size, n - start), *image.shape)
-        noise = torch.randn(size, generator=generator).to(image)
-        votes += torch.bincount(
-            model(image + cell.strength * noise).argmax(1).cpu(), minlength=model.num_classes
-        )
-    return votes
+        noise = torch.randn(size, generator=generator).to(image, non_blocking=True)
+        chosen = model(image + cell.strength * noise).argmax(1)
+        votes.index_add_(0, chosen, torch.ones_like(chosen))
+    return votes.cpu()

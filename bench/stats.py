@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from .records import SUBMISSION, Cell, Record
+from .records import SUBMISSION, TRANSFER, UNASKED, Cell, Record
 from .selection import Entry, current, entry
 
 COLUMNS = (
@@ -124,21 +124,39 @@ def _accuracy_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
 
 
 def _worst_case_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
-    """Worst cases over all attacks of one norm; no row for a seed that lacks one of them.
+    for (dataset, model, recipe), protocol, norm, found in worst_cases(records):
+        for strength, survivors in found.items():
+            where = (dataset, protocol, model, recipe, WORST_CASE, norm, strength)
+            yield from _fractions(where, [float(kept.mean()) for kept in survivors], survivors[0].size)
+
+
+def worst_cases(
+    records: list[Record],
+) -> Iterator[tuple[Entry, str, str, dict[float, list[NDArray[np.bool_]]]]]:
+    """Worst cases over all attacks of one norm; none for a seed that lacks one of them.
 
     An example inside a smaller ball lies inside every larger one, so breaks found at a smaller
     strength count at the larger strengths too. What must have been run at a strength is every
-    attack that any model of the dataset was given there; what someone submitted counts besides.
+    attack that any model of the dataset was given there, those through other solvers only where there
+    is a solver; what someone submitted counts besides, and so do replays of other models' examples.
+
+    Yields
+    ------
+    row, protocol, norm, survived
+        By strength, for each training seed in order, which samples survive, each of shape (samples,): the
+        same samples for all strengths and seeds of a row.
     """
+    solved = {entry(record.cell) for record in records if record.cell.solver is not None}
     clean: dict[tuple[Entry, int], NDArray[np.bool_]] = {}
-    required: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    required: dict[tuple[Any, ...], set[tuple[str, bool]]] = defaultdict(set)
     attacks: dict[tuple[Any, ...], dict[int, dict[float, dict[str, NDArray[np.bool_]]]]] = {}
     for record in records:
         cell = record.cell
         if cell.kind != "accuracy":
             continue
-        if cell.norm is not None and cell.family != SUBMISSION:
-            required[cell.dataset, cell.protocol, cell.norm, cell.strength].add(cell.threat)
+        if cell.norm is not None and cell.family not in UNASKED:
+            budget = (cell.dataset, cell.protocol, cell.norm, cell.strength)
+            required[budget].add((cell.threat, cell.family == TRANSFER))
         if record.status != "ok":
             continue
         if cell.family == "clean":
@@ -153,18 +171,16 @@ def _worst_case_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
         samples = min([a.shape[1] for a in arrays] + [clean[row, seed].shape[1] for seed in seeds], default=0)
         if not samples:
             continue
-        values: dict[float, list[float]] = defaultdict(list)
+        found: dict[float, list[NDArray[np.bool_]]] = defaultdict(list)
         for seed, grid in sorted(seeds.items()):
             survived = clean[row, seed][:, :samples]
             for strength, by_threat in sorted(grid.items()):
                 survived = worst_case([survived, *by_threat.values()])[None, :]
-                asked = required.get((row[0], protocol, norm, strength))
+                every = required.get((row[0], protocol, norm, strength), ())
+                asked = {threat for threat, solver in every if not solver or row in solved}
                 if asked and by_threat.keys() >= asked:
-                    values[strength].append(float(survived.mean()))
-        dataset, model, recipe = row
-        for strength, fractions in values.items():
-            where = (dataset, protocol, model, recipe, WORST_CASE, norm, strength)
-            yield from _fractions(where, fractions, samples)
+                    found[strength].append(survived[0])
+        yield row, protocol, norm, found
 
 
 def _certified_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:

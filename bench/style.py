@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+import numpy as np
+from matplotlib.colors import to_rgb
+
 # seaborn brings scipy, which looks torch up in sys.modules while it is imported and stumbles over the
 # None by which a process forbids importing it.
 _forbidden = "torch" in sys.modules and sys.modules["torch"] is None
@@ -163,3 +166,11 @@ def strength_name(threat: str, norm: str | None = None) -> tuple[str, str]:
     if norm is not None:
         return "ε", f"{NORMS.get(norm, norm)} radius ε (pixel range = 1)"
     return _STRENGTH.get(threat, ("s", "strength s (pixel range = 1)"))
+
+
+def darker(color: str) -> tuple[float, ...]:
+    """Darken a colour until small type in it can be read on white."""
+    rgb = np.array(to_rgb(color))
+    while rgb @ [0.2126, 0.7152, 0.0722] > 0.33:
+        rgb = rgb * 0.92
+    return tuple(float(part) for part in rgb)

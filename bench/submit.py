@@ -30,7 +30,7 @@ from .headline import Headline
 from .margins import lead_alone_and_shuffled
 from .plugins import load_plugins
 from .queries import call_model
-from .records import SUBMISSION, Cell, Record
+from .records import SUBMISSION, UNASKED, Cell, Record
 from .selection import current, entry
 from .stats import worst_case
 from .store import Store
@@ -100,7 +100,7 @@ def submit(
     eps = headline.reported.get(norm, -1.0)
     bounded = [r for r in ours if r.cell.kind == "accuracy" and r.cell.norm == norm]
     attacks = [r for r in bounded if r.cell.strength <= eps]
-    reported = [r for r in attacks if r.cell.strength == eps and r.cell.family != SUBMISSION]
+    reported = [r for r in attacks if r.cell.strength == eps and r.cell.family not in UNASKED]
     if training is None or clean is None or not reported:
         raise InvalidArgument(
             f"{folder} holds no {name} with seed {seed} that was trained and attacked in {norm} at a "

@@ -13,6 +13,8 @@ from .leaderboard import TIMINGS
 from .style import key_name, strength_symbol
 from .text import count, missing, percent
 
+_SPARED = ("training-step", "updated", "paper")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
@@ -60,9 +62,17 @@ def fields(board: pd.DataFrame) -> list[Field]:
     found = [f for f in found if f.group in ("", "Accuracy (%)") or board[f.name].notna().any()]
     found.append(Field(name="seeds", group="Evidence", title="Seeds"))
     found.append(Field(name="samples", group="Evidence", title="Samples"))
+    for name, title in (("updated", "Date"), ("paper", "Paper")):
+        if name in board and (board[name] != "").any():
+            found.append(Field(name=name, group="Evidence", title=title, kind="text"))
     if (board["status"] != "ok").any():
         found.append(Field(name="status", group="Evidence", title="Status", kind="text"))
     return found
+
+
+def compact(board: pd.DataFrame) -> list[Field]:
+    """List the columns for a page of paper or a README: `fields` without what a reader can do without."""
+    return [f for f in fields(board) if f.name.partition("@")[0] not in _SPARED]
 
 
 def _short(key: str) -> str:
@@ -96,10 +106,13 @@ def best(board: pd.DataFrame, field: Field) -> set[int]:
 
 
 def markdown(board: pd.DataFrame, title: str) -> str:
-    """Write the leaderboard as GitHub Markdown: percentages, 95% intervals, best values bold."""
+    """Write the leaderboard as GitHub Markdown: percentages, 95% intervals, best values bold.
+
+    A model's name leads to its paper, a spread over training seeds stands behind ±.
+    """
     parts = [f"# {_plain(title)}", ""]
     for dataset, rows in board.groupby("dataset", sort=True):
-        columns = fields(rows)
+        columns = compact(rows)
         heads = [" ".join(_plain(x) for x in (f.title, f.note and f"({f.note})") if x) for f in columns]
         parts += [f"## {_plain(dataset)}", "", _line(heads)]
         parts.append(_line(["---" if f.kind == "text" else "---:" for f in columns]))
@@ -110,6 +123,7 @@ def markdown(board: pd.DataFrame, title: str) -> str:
     parts += [
         "Accuracies in percent with 95% Wilson intervals; a worst case is taken per test sample over every",
         "attack of its norm, so it is an upper bound on robust accuracy; certified is a lower bound.",
+        "Models of one rank cannot be told apart: McNemar's exact test on the samples, p ≥ 0.05.",
         "Blank: failed, not run, without a certificate, or (NFE) not counted.",
         "",
     ]
@@ -120,6 +134,11 @@ def _cell(field: Field, row: pd.Series[Any], bold: bool) -> str:
     text = _plain(shown(field, row[field.name]))
     if text and bold:
         text = f"**{text}**"
+    if field.name == "model" and not missing(row.get("paper")) and row["paper"]:
+        text = f"[{text}]({row['paper']})"
+    spread = row.get(f"{field.name}_spread")
+    if text and not missing(spread):
+        text += f" ± {percent(spread)}"
     low = row.get(f"{field.name}_low")
     if text and not missing(low):
         text += f" [{percent(low)}, {percent(row[f'{field.name}_high'])}]"

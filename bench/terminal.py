@@ -10,16 +10,17 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from .ranking import ALPHA
 from .tables import Field, best, fields, shown
 
 WIDTH = 100
 _LONGEST = 24
 # What goes first when the table is too wide.
-_SPARE = ("training-step", "samples", "parameters", "inference", "seeds", "nfe")
+_SPARE = ("paper", "updated", "training-step", "samples", "parameters", "inference", "seeds", "nfe")
 
 
 def terminal_table(board: pd.DataFrame, width: int = WIDTH) -> Table:
-    """Make a table of the leaderboard: percentages, the best value of each column in bold.
+    """Make a table of the leaderboard: percentages, the best values in bold, shared ranks marked with =.
 
     Parameters
     ----------
@@ -33,6 +34,9 @@ def terminal_table(board: pd.DataFrame, width: int = WIDTH) -> Table:
         columns.insert(1, Field(name="dataset", group="", title="Dataset", kind="text"))
     heads = {f.name: _head(f) for f in columns}
     texts = {f.name: [_shortened(shown(f, value)) for value in board[f.name]] for f in columns}
+    shared = board.duplicated(["dataset", "rank"], keep=False).tolist() if columns else []
+    if columns:
+        texts["rank"] = [f"={text}" if tie else text for text, tie in zip(texts["rank"], shared, strict=True)]
     widths = {name: max(_width(heads[name]), *map(cell_len, texts[name])) for name in heads}
     names = [f.name for f in columns]
     spare = [n for key in _SPARE for n in reversed(names) if n.partition("@")[0] == key]
@@ -40,6 +44,9 @@ def terminal_table(board: pd.DataFrame, width: int = WIDTH) -> Table:
     while spare and sum(widths[n] + 2 for n in names) > width:
         names.remove(spare.pop(0))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    if any(shared):
+        table.caption = Text(f"= cannot be told apart (McNemar's exact test on the samples, p ≥ {ALPHA:g})")
+        table.caption_justify = "left"
     kept = [f for f in columns if f.name in names]
     for f in kept:
         align = "left" if f.kind == "text" else "right"

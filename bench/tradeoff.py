@@ -8,19 +8,23 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from .style import INK, OTHER, QUIET, Style
+from .style import INK, OTHER, QUIET, Style, darker
+
+FRONTIER: Any = {"color": QUIET, "ls": (0, (3, 2)), "lw": 0.9}
 
 
 def draw_tradeoff(
     rates: pd.DataFrame, board: pd.DataFrame, by: str, ylabel: str, looks: dict[str, Style], named: int
 ) -> Figure | None:
     """Draw `board[by]` (a fraction, shown in percent) against the best throughput of each device.
+
+    A dashed line is the Pareto frontier: the highest value among all models at least that fast.
 
     Parameters
     ----------
@@ -57,6 +61,7 @@ def draw_tradeoff(
         ax.set_visible(False)
     for row in axes:
         row[0].set_ylabel(ylabel)
+    figure.legend(handles=[Line2D([], [], label="Pareto frontier", **FRONTIER)], loc="outside upper right")
     span = float(points["y1"].max() - points["y0"].min())
     bottom, top = points["y0"].min() - 0.08 * span - 1, points["y1"].max() + 0.08 * span + 1
     axes[0, 0].set_ylim(max(-2.0, bottom), min(103.0, top))
@@ -67,18 +72,29 @@ def draw_tradeoff(
     return figure
 
 
+def frontier(points: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that no other beats in both `value` and `y`, slowest and most robust first."""
+    ordered = points.sort_values(["value", "y"], ascending=False, kind="stable")
+    y = ordered["y"].astype(float)
+    return ordered[y > y.cummax().shift(fill_value=-np.inf)][::-1]
+
+
 def _panel(ax: Axes, points: pd.DataFrame, named: list[str], looks: dict[str, Style]) -> None:
+    edge = frontier(points)
+    x = [edge["value"].iloc[0] / 1e3, *edge["value"], edge["value"].iloc[-1]]  # on to the panel's edges
+    y = [edge["y"].iloc[0], *edge["y"], -100.0]
+    ax.plot(x, y, drawstyle="steps-pre", zorder=0.9, **FRONTIER)
     others = points[~points.index.isin(named)]
     ax.scatter(others["value"], others["y"], s=12, color=OTHER, zorder=1)
     for label in named:
         p, look = points.loc[label], looks[label]
-        x = np.array([[max(p["value"] - p["low"], 0)], [max(p["high"] - p["value"], 0)]])
-        y = np.array([[max(p["y"] - p["y0"], 0)], [max(p["y1"] - p["y"], 0)]])
+        dx = np.array([[max(p["value"] - p["low"], 0)], [max(p["high"] - p["value"], 0)]])
+        dy = np.array([[max(p["y"] - p["y0"], 0)], [max(p["y1"] - p["y"], 0)]])
         ax.errorbar(
             p["value"],
             p["y"],
-            xerr=None if np.isnan(x).any() else x,
-            yerr=None if np.isnan(y).any() else y,
+            xerr=None if np.isnan(dx).any() else dx,
+            yerr=None if np.isnan(dy).any() else dy,
             fmt=look.marker,
             color=look.color,
             markersize=7,
@@ -102,20 +118,20 @@ def _labels(ax: Axes, points: pd.DataFrame, named: list[str], looks: dict[str, S
     renderer = canvas.get_renderer()
     scale = ax.figure.dpi / 72
     frame = ax.get_window_extent(renderer)
-    taken: list[Bbox] = []
+    taken: list[tuple[float, float, float, float]] = []
     centres = {}
     for label, p in points.iterrows():
         x, y = ax.transData.transform((p["value"], p["y"]))
         half = 5.5 * scale
-        taken.append(Bbox.from_extents(x - half, y - half, x + half, y + half))
+        taken.append((x - half, y - half, x + half, y + half))
         centres[label] = (x, y)
         if label in named:
             _, y0 = ax.transData.transform((p["value"], p["y0"]))
             _, y1 = ax.transData.transform((p["value"], p["y1"]))
-            taken.append(Bbox.from_extents(x - 1.5 * scale, y0, x + 1.5 * scale, y1))
+            taken.append((x - 1.5 * scale, y0, x + 1.5 * scale, y1))
             x0, _ = ax.transData.transform((p["low"] if p["low"] > 0 else p["value"], p["y"]))
             x1, _ = ax.transData.transform((p["high"] if p["high"] > 0 else p["value"], p["y"]))
-            taken.append(Bbox.from_extents(x0, y - 1.5 * scale, x1, y + 1.5 * scale))
+            taken.append((x0, y - 1.5 * scale, x1, y + 1.5 * scale))
     for label in named:
         others = np.array([centre for name, centre in centres.items() if name != label]).reshape(-1, 2)
         text = ax.annotate(
@@ -143,15 +159,13 @@ def _labels(ax: Axes, points: pd.DataFrame, named: list[str], looks: dict[str, S
                 stray = bool(
                     (_distance(box, others) < _distance(box, np.array([[cx, cy]])) + 6 * scale).any()
                 )
-                trouble = (
-                    50 * outside + 10 * sum(box.overlaps(other) for other in taken) + radius / 25 + stray
-                )
+                trouble = 50 * outside + 10 * _overlaps(box, np.array(taken)) + radius / 25 + stray
                 if trouble < cost:
                     best, cost, leader = (x, y), trouble, stray or radius > 20
             if cost < 1:
                 break
         x, y = best
-        taken.append(Bbox.from_extents(x - w - 2, y - h - 1, x + w + 2, y + h + 1))
+        taken.append((x - w - 2, y - h - 1, x + w + 2, y + h + 1))
         # Offsets in points from the mark, so that they hold at any resolution.
         text.remove()
         ax.annotate(
@@ -161,7 +175,7 @@ def _labels(ax: Axes, points: pd.DataFrame, named: list[str], looks: dict[str, S
             textcoords="offset points",
             ha="center",
             va="center",
-            color=_darker(looks[label].color),
+            color=darker(looks[label].color),
             fontsize=8.5,
             zorder=5,
             arrowprops={"arrowstyle": "-", "color": QUIET, "lw": 0.6, "shrinkA": 1, "shrinkB": 5}
@@ -170,19 +184,18 @@ def _labels(ax: Axes, points: pd.DataFrame, named: list[str], looks: dict[str, S
         )
 
 
+def _overlaps(box: Bbox, others: NDArray[np.float64]) -> int:
+    """Count the boxes (x0, y0, x1, y1), shape (n, 4), that share a point with this one."""
+    x0, y0, x1, y1 = others.T
+    apart = (x0 > box.x1) | (x1 < box.x0) | (y0 > box.y1) | (y1 < box.y0)
+    return int((~apart).sum())
+
+
 def _distance(box: Bbox, points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Distances in pixels from a box to points of shape (n, 2); zero inside."""
     low, high = np.array([box.x0, box.y0]), np.array([box.x1, box.y1])
     outside = np.maximum(np.maximum(low - points, points - high), 0)
     return np.asarray(np.hypot(outside[:, 0], outside[:, 1]), float)
-
-
-def _darker(color: str) -> tuple[float, ...]:
-    """Darken a colour until small type in it can be read on white."""
-    rgb = np.array(to_rgb(color))
-    while rgb @ [0.2126, 0.7152, 0.0722] > 0.33:
-        rgb = rgb * 0.92
-    return tuple(float(part) for part in rgb)
 
 
 def _count(value: float) -> str:

@@ -23,7 +23,7 @@ from ..models import Normalise
 from .checkpoint import Checkpoint, load_state, load_tensors, save_checkpoint, save_tensors
 from .data import Data, Split
 from .preset import Recipe
-from .queries import ask_model, call_model, one_line, where
+from .queries import QueriedModel, ask_model, call_model, one_line, where
 
 _EPOCHS_APART = 1_000_003
 """Spreads (seed, epoch) over torch's seeds."""
@@ -217,13 +217,15 @@ def score(
     model: nn.Module, split: Split, batch_size: int, device: torch.device, num_classes: int
 ) -> tuple[float, float]:
     """Mean cross-entropy and accuracy of `model` on `split`, in eval mode."""
-    model.eval()
-    loss, correct = 0.0, 0
+    queried = QueriedModel(model.eval(), num_classes, patient=device.type != "cpu")
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
     for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
-        logits, target = call_model(model, images.clone().to(device), num_classes), labels.to(device)
-        loss += float(F.cross_entropy(logits, target, reduction="sum"))
-        correct += int((logits.argmax(1) == target).sum())
-    return loss / len(split), correct / len(split)
+        logits, target = queried(images.clone().to(device)), labels.to(device)
+        loss += F.cross_entropy(logits, target, reduction="sum")
+        correct += (logits.argmax(1) == target).sum()
+    queried.settle()
+    return float(loss) / len(split), int(correct) / len(split)
 
 
 class _Partial:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .._errors import CheckpointError
+from ..attacks import Threat
 from ..models import ModelSpec
 from .breaks import Breaks
 from .certify import certify_cell
@@ -32,8 +33,10 @@ from .queries import one_line
 from .records import Cell, Record
 from .smoothing import smooth_cell
 from .store import Store
+from .through import evaluate_through
 from .throughput import measure_cell
 from .train import build_model, fit_normalisation, train
+from .whole_curve import evaluate_curve
 from .work import cells_of, checkpoint_path
 
 _ADVICE = " (time_limit in the preset)"
@@ -63,8 +66,11 @@ class Unit:
         What the progress of its cells is measured in.
     fresh
         Do everything again, stored or not.
-    on_cell
-        Called with each cell before it is begun.
+    on_cells
+        Called with the cells that are begun together, before they are: one, or a threat's strengths.
+    settled
+        Keys of cells that are left as they are stored, failed or not, and not counted: an earlier process of
+        this run began them.
 
     Attributes
     ----------
@@ -86,11 +92,12 @@ class Unit:
         *,
         fresh: bool = False,
         reporter: Reporter | None = None,
-        on_cell: Callable[[Cell], None] = lambda cell: None,
+        on_cells: Callable[[list[Cell]], None] = lambda cells: None,
+        settled: frozenset[str] = frozenset(),
     ) -> None:
         self.plan, self.data, self.store, self.device = plan, data, store, device
         self.spec, self.seed, self.cost, self.fresh = spec, seed, cost, fresh
-        self.reporter, self.on_cell = reporter or Quiet(), on_cell
+        self.reporter, self.on_cells, self.settled = reporter or Quiet(), on_cells, settled
         self.training = plan.training_cell(spec, seed, data)
         self.outcome, self.sound = Outcome(), True
         self._clean: tuple[int, np.ndarray] | None = None
@@ -128,8 +135,7 @@ class Unit:
         cells = cells_of(self.plan, self.training, checkpoint.sha256, self.data, self.device, solver)[1:]
         cells = [cell for cell in cells if (cell.kind == "throughput") is timings]
         for (_, threat), curve in itertools.groupby(cells, key=lambda cell: (cell.kind, cell.threat)):
-            records = [self._cell(cell, model) for cell in curve]
-            new = [record for record in records if record is not None]
+            new = self._grid(list(curve), model)
             if new:
                 self.reporter.say(f"{self.spec.name} seed {self.seed} · {threat}: {summary_line(new)}")
             if (others := max((r.measures.get("others_load", 0.0) for r in new), default=0.0)) > BUSY:
@@ -145,13 +151,16 @@ class Unit:
         began, described = time.perf_counter(), environment(self.device)
         facts = {"cell": dataclasses.asdict(cell), "environment": described}
         self.reporter.doing(f"{name}: training")
-        self.on_cell(cell)
+        begun = cell.key() in self.settled
+        fresh = self.fresh and not begun
+        if not begun:
+            self.on_cells([cell])
         solver, new = None, False
         try:
             with time_limit(self.plan.preset.time_limit.training, f"training {self.spec.name}", _ADVICE):
                 model = build_model(self.spec.build, self.data, cell.hyperparameters, self.seed)
                 solver = describe_solver(model)
-                checkpoint = None if self.fresh else find_checkpoint(path)
+                checkpoint = None if fresh else find_checkpoint(path)
                 if checkpoint:
                     load_state(model, load_tensors(path)[0], path)
                     model.to(self.device).eval()
@@ -171,7 +180,7 @@ class Unit:
                         path=path,
                         facts=facts,
                         device=self.device,
-                        resume=not self.fresh,
+                        resume=not fresh,
                         on_batch=self._advance(work, epochs * len(self.data.train)),
                     )
                     new = True
@@ -182,7 +191,7 @@ class Unit:
             return None
         stored = self.store.get(cell)
         if not new and stored is not None and stored.status == "ok":
-            self.outcome.skipped += 1
+            self.outcome.skipped += not begun
             return model, checkpoint
         record = training_record(cell, self.spec, model, self.data, checkpoint)
         self._put(record)
@@ -191,15 +200,64 @@ class Unit:
         self.reporter.say(f"{name} · {what}")
         return model, checkpoint
 
-    def _cell(self, cell: Cell, model: nn.Module) -> Record | None:
-        """Do one cell and store its record; None when it was stored already."""
-        stored = None if self.fresh else self.store.get(cell)
-        if stored is not None and stored.status == "ok":
-            self.outcome.skipped += 1
-            self._remember(stored)
-            return None
+    def _grid(self, cells: list[Cell], model: nn.Module) -> list[Record]:
+        """Do the cells of one threat that are not stored, at once where the threat can; their records."""
+        missing = [cell for cell in cells if not self._stored(cell)]
+        if not missing or missing[0].kind != "accuracy" or self._threat(missing[0]).curve is None:
+            return [self._cell(cell, model) for cell in missing]
+        first, limit = missing[0], len(missing) * self.plan.preset.time_limit.cell
+        self.reporter.doing(f"{first.label()} … {missing[-1].strength:g}" if missing[1:] else first.label())
+        self.on_cells(missing)
+        began = time.perf_counter()
+        described = {**environment(self.device), "flow": carried_by(model, self.device)}
+        work = sum(self.cost.of(cell, self.plan) for cell in missing)
+        breaks: dict[str, Breaks] = {}
+        try:
+            with time_limit(limit, first.label(), f"{_ADVICE}, once for each strength"):
+                records = evaluate_curve(
+                    missing,
+                    model,
+                    self.data.test,
+                    self._threat(first),
+                    num_classes=self.data.num_classes,
+                    device=self.device,
+                    environment=described,
+                    clean=self._known(first),
+                    keep=lambda cell, found: breaks.update({cell.key(): found}),
+                    on_samples=self._advance(work, first.samples),
+                )
+        except Exception as error:
+            share = (time.perf_counter() - began) / len(missing)
+            records = [failed(cell, error, seconds=share, environment=described) for cell in missing]
+        kept = [self._with_breaks(r, breaks.get(r.cell.key())) for r in records]
+        for record in kept:
+            self._put(record)
+        return kept
+
+    def _stored(self, cell: Cell) -> bool:
+        """Whether the record of `cell` is there already; it is counted and remembered then."""
+        begun = cell.key() in self.settled
+        stored = self.store.get(cell) if begun or not self.fresh else None
+        if stored is None or (stored.status != "ok" and not begun):
+            return False
+        self.outcome.skipped += not begun
+        self._remember(stored)
+        return True
+
+    def _threat(self, cell: Cell) -> Threat:
+        return next(a.threat for a in self.plan.attacks if a.threat.name == cell.threat)
+
+    def _with_breaks(self, record: Record, breaks: Breaks | None) -> Record:
+        """The record with its adversarial examples stored, where they are to be."""
+        if breaks is None or not self._keeps(record.cell):
+            return record
+        card = {**record.card, "adversarial": self.store.put_breaks(record.cell, breaks)}
+        return dataclasses.replace(record, card=card)
+
+    def _cell(self, cell: Cell, model: nn.Module) -> Record:
+        """Do one cell and store its record."""
         self.reporter.doing(cell.label())
-        self.on_cell(cell)
+        self.on_cells([cell])
         began = time.perf_counter()
         described = {**environment(self.device), "flow": carried_by(model, self.device)}
         advance = self._advance(self.cost.of(cell, self.plan), cell.samples * cell.draws)
@@ -218,15 +276,12 @@ class Unit:
         test, classes = self.data.test, self.data.num_classes
         common: dict[str, Any] = {"device": self.device, "environment": described}
         if cell.kind == "accuracy":
-            threat = next(a.threat for a in self.plan.attacks if a.threat.name == cell.threat)
             breaks: list[Breaks] = []
             common |= {"clean": self._known(cell), "keep": breaks.append if self._keeps(cell) else None}
-            record = evaluate_cell(
-                cell, model, test, threat, num_classes=classes, on_samples=advance, **common
-            )
-            if not breaks:
-                return record
-            return dataclasses.replace(record, card={"adversarial": self.store.put_breaks(cell, *breaks)})
+            threat = self._threat(cell)
+            how = evaluate_cell if threat.through == "model" else evaluate_through
+            record = how(cell, model, test, threat, num_classes=classes, on_samples=advance, **common)
+            return self._with_breaks(record, breaks[0] if breaks else None)
         if cell.threat == "smoothing":
             return smooth_cell(cell, model, test, num_classes=classes, on_samples=advance, **common)
         if cell.kind == "certificate":

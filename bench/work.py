@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from .._errors import CheckpointError
-from ..models import ModelSpec
+from ..models import ModelSpec, solver_surrogates
 from .checkpoint import find_checkpoint
 from .data import Data
 from .describe import describe_solver
 from .device import device_name
-from .estimate import ESTIMATE_LIMIT, Cost, measure_cost
+from .estimate import ESTIMATE_LIMIT, ESTIMATE_SAMPLES, Cost, makespan, measure_cost, on_threads
 from .limits import time_limit
 from .plan import Plan
 from .records import Cell
@@ -29,7 +32,7 @@ class Outlook:
     Attributes
     ----------
     busy
-        Training seeds that have more to do than timings.
+        Training seeds that have more to do than timings, and the estimated seconds of that.
     """
 
     model: str
@@ -37,7 +40,7 @@ class Outlook:
     cells: int
     left: int
     seconds: float
-    busy: frozenset[int] = frozenset()
+    busy: Mapping[int, float] = field(default_factory=dict)
 
 
 def checkpoint_path(store: Store, cell: Cell) -> Path:
@@ -55,7 +58,7 @@ def cells_of(
 ) -> list[Cell]:
     """The training cell and every cell on the weights it makes; the hash is None before they are made."""
     sha256 = checkpoint_sha256 or ""
-    accuracy = plan.accuracy_cells(training, sha256, solver, data)
+    accuracy = plan.accuracy_cells(training, sha256, solver, data, on_gpu=device.type == "cuda")
     certificates = plan.certificate_cells(training, sha256, solver, data)
     return [
         training,
@@ -67,21 +70,32 @@ def cells_of(
 
 
 def look_ahead(
-    plan: Plan, data: Data, store: Store, device: torch.device, *, fresh: bool = False
+    plan: Plan,
+    data: Data,
+    store: Store,
+    device: torch.device,
+    *,
+    fresh: bool = False,
+    threads: int | None = None,
 ) -> list[Outlook]:
-    """Time one batch of each model of `plan` and add up what is not stored; reads, writes nothing."""
+    """Time one batch of each model of `plan` and add up what is not stored; reads, writes nothing.
+
+    `threads` are those that a unit will have, of torch's.
+    """
     outlooks = []
     for spec in plan.specs:
-        model, cost = _try(spec, plan, data, device)
+        with on_threads(threads):
+            model, cost = _try(spec, plan, data, device)
         solver = describe_solver(model) if model else None
-        total, left, busy = 0, list[Cell](), set[int]()
+        total, left, busy = 0, list[Cell](), dict[int, float]()
         for seed in range(plan.seeds):
             training = plan.training_cell(spec, seed, data)
             cells, remaining = _remaining(plan, training, data, store, device, solver, fresh)
             total += len(cells)
             left += remaining
-            if any(cell.kind != "throughput" for cell in remaining):
-                busy.add(seed)
+            untimed = [cell for cell in remaining if cell.kind != "throughput"]
+            if untimed:
+                busy[seed] = sum(cost.of(cell, plan) for cell in untimed)
         seconds = sum(cost.of(cell, plan) for cell in left)
         outlooks.append(
             Outlook(
@@ -90,10 +104,17 @@ def look_ahead(
                 cells=total,
                 left=len(left),
                 seconds=seconds,
-                busy=frozenset(busy),
+                busy=busy,
             )
         )
     return outlooks
+
+
+def elapsed(outlooks: Sequence[Outlook], processes: int) -> float:
+    """Estimated seconds that a run takes with `processes` units at once, its timings alone after them."""
+    seeds = sorted({seed for outlook in outlooks for seed in outlook.busy})
+    units = [outlook.busy[seed] for seed in seeds for outlook in outlooks if seed in outlook.busy]
+    return makespan(units, processes) + sum(outlook.seconds for outlook in outlooks) - sum(units)
 
 
 def _remaining(
@@ -125,4 +146,12 @@ def _try(spec: ModelSpec, plan: Plan, data: Data, device: torch.device) -> tuple
             model = build_model(spec.build, data, plan.hyperparameters(spec), 0).to(device)
     except Exception:
         return None, Cost(forward=0.0, backward=0.0)
-    return model, measure_cost(model, data, plan.preset.batch_size, device)
+    size = plan.batch_size(spec.name)
+    cost = measure_cost(model, data, size, device)
+    if any(attack.threat.through == "solvers" for attack in plan.attacks):
+        with suppress(Exception):  # of the model's own code; it is a failure where it is attacked
+            few = min(size, ESTIMATE_SAMPLES)
+            others = [measure_cost(other, data, few, device) for other in solver_surrogates(model).values()]
+            sums = sum(one.forward for one in others), sum(one.backward for one in others)
+            cost = dataclasses.replace(cost, surrogates=sums)
+    return model, cost

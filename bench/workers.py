@@ -14,8 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -28,6 +27,7 @@ from .._errors import ModelFailure
 from .device import environment, share_machine
 from .estimate import Cost
 from .evaluate import failed
+from .memory import free_memory
 from .progress import Reporter
 from .records import Cell
 from .request import Request
@@ -45,25 +45,23 @@ _SPARING = 0.1
 
 def side_by_side(units: int) -> int:
     """How many processes `units` units are best given here: one a thread of torch's, as memory allows."""
-    return max(1, min(units, torch.get_num_threads(), _free_memory() // MEMORY))
+    return max(1, min(units, torch.get_num_threads(), free_memory() // MEMORY))
 
 
-def _free_memory() -> int:
-    """Bytes that the system has left, or the container it runs in; plenty where neither says."""
-    free = [64 * MEMORY]
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))))
-    with suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        most, now = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        free.append(most - now)
-    return min(free)
+def at_once(units: int, device: torch.device, jobs: int | None) -> int:
+    """How many processes a run of `units` units has, `jobs` asked for: a GPU serves one after the other."""
+    return max(1, min(jobs or side_by_side(units), units)) if device.type == "cpu" else 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One unit, and all that its process must know."""
+    """One unit, and all that its process must know.
+
+    Attributes
+    ----------
+    settled
+        Keys of the cells that an earlier process of this run has begun: they are not begun again.
+    """
 
     request: Request
     model: str
@@ -74,6 +72,7 @@ class Job:
     threads: int
     processes: int
     folder: Path
+    settled: frozenset[str] = frozenset()
 
 
 @dataclass(kw_only=True)
@@ -81,6 +80,8 @@ class _Worker:
     job: Job
     process: BaseProcess
     cells: list[Cell] = field(default_factory=list)
+    present: list[Cell] = field(default_factory=list)
+    before: Outcome = field(default_factory=Outcome)
 
 
 def run_jobs(
@@ -89,6 +90,8 @@ def run_jobs(
     """Do `jobs`, at most `processes` at once; yields each as it ends: keys of its cells, outcome, whether
     its process lived to the end.
 
+    A cell at which a process ends, or a threat's strengths, is stored as failed, and another process goes on
+    with the cells after it.
     An error of the harness itself, such as a full disk, is raised here. When the caller stops, so do the
     processes.
     """
@@ -96,16 +99,16 @@ def run_jobs(
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
         context.set_forkserver_preload([__name__])
-    waiting, live = deque(jobs), dict[Connection, _Worker]()
+    waiting, live = deque((job, Outcome()) for job in jobs), dict[Connection, _Worker]()
     try:
         while waiting or live:
             while waiting and len(live) < processes:
                 ours, theirs = context.Pipe(duplex=False)
-                job = waiting.popleft()
+                job, before = waiting.popleft()
                 process = context.Process(target=_serve, args=(job, theirs))  # type: ignore[attr-defined]
                 process.start()
                 theirs.close()
-                live[ours] = _Worker(job=job, process=process)
+                live[ours] = _Worker(job=job, process=process, before=before)
             for ready in wait(list(live)):
                 connection = cast(Connection, ready)
                 worker = live[connection]
@@ -118,7 +121,11 @@ def run_jobs(
                     worker.process.join(_PATIENCE)
                     worker.process.terminate()  # a thread of the model's may hold it
                     keys, outcome = content or _died(worker, store, reporter)
-                    yield worker.job, keys, outcome, kind == "end"
+                    worker.before.add(outcome)
+                    if kind == "died" and len(keys) > 1 and worker.cells:
+                        waiting.appendleft((replace(worker.job, settled=frozenset(keys)), worker.before))
+                    else:
+                        yield worker.job, keys, worker.before, kind == "end" and not worker.job.settled
                 elif kind == "raise":
                     raise content
                 else:
@@ -131,8 +138,9 @@ def run_jobs(
 
 
 def _pass_on(kind: str, content: Any, worker: _Worker, live: list[_Worker], reporter: Reporter) -> None:
-    if kind == "cell":
-        worker.cells.append(content)
+    if kind == "cells":
+        worker.cells += content
+        worker.present = content
     elif kind == "doing":
         others = len(live) - 1
         reporter.doing(f"{content} (and {others} more)" if others else content)
@@ -143,20 +151,25 @@ def _pass_on(kind: str, content: Any, worker: _Worker, live: list[_Worker], repo
 
 
 def _died(worker: _Worker, store: Store, reporter: Reporter) -> tuple[list[str], Outcome]:
-    """What is left of a unit whose process ended by itself: what it did, and a failure of the last cell."""
+    """What is left of a unit whose process ended by itself: what it did, and a failure of what it was at.
+
+    The keys are those of all cells begun so far.
+    """
     worker.process.join()
     code, job = worker.process.exitcode or 0, worker.job
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit status {code}"
-    error = ModelFailure(f"its process {how}; the cells after this one were not done")
+    error = ModelFailure(f"its process {how}")
     if not worker.cells:
         line = f"{job.model} seed {job.seed}: {error}"
         reporter.say(f"failed: {line}")
-        return [], Outcome(failures=[line])
-    store.put(failed(worker.cells[-1], error, seconds=0.0, environment=environment(torch.device("cpu"))))
+        return sorted(job.settled), Outcome(failures=[line])
+    for cell in worker.present:
+        store.put(failed(cell, error, seconds=0.0, environment=environment(torch.device("cpu"))))
     done = [store.get(cell) for cell in worker.cells]
     lines = [f"{r.cell.label()}: {r.status}: {r.error}" for r in done if r is not None and r.status != "ok"]
     reporter.say(f"failed: {lines[-1]}")
-    return [cell.key() for cell in worker.cells], Outcome(done=len(done), failures=lines)
+    begun = dict.fromkeys([*sorted(job.settled), *(cell.key() for cell in worker.cells)])
+    return list(begun), Outcome(done=len(done), failures=lines)
 
 
 class _Remote:
@@ -216,7 +229,8 @@ def _serve(job: Job, pipe: Connection) -> None:
             job.cost,
             fresh=job.fresh,
             reporter=remote,
-            on_cell=partial(remote.send, "cell"),
+            on_cells=partial(remote.send, "cells"),
+            settled=job.settled,
         )
         keys = unit.evaluate()
         remote.flush()

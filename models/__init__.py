@@ -5,9 +5,11 @@ from __future__ import annotations
 import pkgutil
 from importlib import import_module
 
-from ._bounds import LipschitzParts, NoCertificate
+from ._bounds import LipschitzParts, NoCertificate, convolution_bound
 from ._ode import ODEBlock, Solver, SolverFailure, count_nfe
 from ._stem import Normalise
+from ._surrogates import solver_surrogates, with_solver
+from ._tanh import TanhField
 from .registry import CLAIMS, MODELS, ModelSpec, register_model
 
 for _module in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")):
@@ -23,6 +25,10 @@ __all__ = [
     "ODEBlock",
     "Solver",
     "SolverFailure",
+    "TanhField",
+    "convolution_bound",
     "count_nfe",
     "register_model",
+    "solver_surrogates",
+    "with_solver",
 ]

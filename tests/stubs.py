@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from robustode.attacks import THREATS, Threat
 from robustode.bench.data import Split
+from robustode.bench.progress import Quiet
 from robustode.bench.records import Cell
 from robustode.models import ModelSpec
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 CPU = torch.device("cpu")
 
@@ -89,6 +91,40 @@ def cell_for(threat: Threat | str, strength: float, samples: int, **changes: Any
         batch_size=samples,
     )
     return dataclasses.replace(cell, **changes)
+
+
+class Listening(Quiet):
+    """Remembers what a run says of itself."""
+
+    def __init__(self) -> None:
+        self.total = self.done = 0.0
+        self.lines: list[str] = []
+
+    def start(self, total: float) -> None:
+        self.total = total
+
+    def advance(self, work: float) -> None:
+        self.done += work
+
+    def say(self, line: str) -> None:
+        if not line.startswith("  "):  # of other work on the machine, which a test cannot know
+            self.lines.append(line)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would wait for a GPU if the tensors lay on one: reading a value, finding what is true."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        by_truth = func.overloadpacket is torch.ops.aten.index and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        waiting = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal)
+        self.count += by_truth or func.overloadpacket in waiting
+        return func(*args, **(kwargs or {}))
 
 
 PRESET = """

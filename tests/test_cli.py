@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,7 +106,21 @@ def test_the_list_of_models_is_the_registry(capsys):
 def test_a_dry_run_says_what_it_would_do_and_writes_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     preset = stubs.preset_file(tmp_path)
-    assert run("run", "--preset", preset, "--models", "resnet, node,resnet", "--seeds", "2", "--dry-run") == 0
+    assert (
+        run(
+            "run",
+            "--preset",
+            preset,
+            "--models",
+            "resnet, node,resnet",
+            "--seeds",
+            "2",
+            "--dry-run",
+            "--jobs",
+            "2",
+        )
+        == 0
+    )
     out, err = capsys.readouterr()
     assert err == ""
     lines = out.splitlines()
@@ -113,7 +128,10 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(capsys, tmp_path, mo
     count = 2 * (stubs.CELLS + stubs.FLOW_CELLS)
     assert all(f"{count} of {count} cells to do" in line for line in lines[:2])
     assert lines[2] == "tiny: tiny; the preset says: seconds"
-    assert lines[3].endswith("results in results/tiny")
+    assert re.fullmatch(r"about .* here, 2 at once, from .*; results in results/tiny", lines[3])
+    alone = ("run", "--preset", preset, "--models", "resnet", "--dry-run", "--jobs", "9")
+    assert run(*alone) == 0
+    assert "here, one after the other, from" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == [preset]
 
 
@@ -248,7 +266,8 @@ def test_check_of_a_model_that_breaks_the_contract_ends_with_status_1(tmp_path, 
     assert run("check", f"{path}:build") == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if not line.startswith("pass")] == [
-        "FAIL    logits: every row is non-negative and sums to 1: return logits, without the final softmax"
+        "FAIL    logits: every row is non-negative and sums to 1: return logits, without the final softmax",
+        "n/a     tanh_field: no layer of its flow states a tanh_field",
     ]
 
 

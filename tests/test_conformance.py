@@ -11,7 +11,7 @@ import torch
 from robustode import ODEBlock, Solver
 from robustode.bench import conformance
 from robustode.bench.conformance import CHECKS, Result, check_model, checks_for
-from robustode.models import ModelSpec, count_nfe
+from robustode.models import MODELS, ModelSpec, count_nfe
 from robustode.models._stem import PixelNetwork
 from robustode.models.hamiltonian import symplectic_matrix
 from robustode.models.neural_ode import TanhLayer
@@ -233,6 +233,14 @@ def test_each_sinner_is_caught_by_its_check_with_advice(name):
 def test_each_honest_twin_passes_everything(name):
     failed = [str(r) for r in check_model(stubs.spec("twin", TWINS[name])) if not r.passed]
     assert failed == []
+
+
+def test_a_model_without_matrices_is_not_said_to_state_the_right_ones():
+    result = results(stubs.spec("plain"))["tanh_field"]
+    assert result.passed
+    assert str(result) == "n/a     tanh_field: no layer of its flow states a tanh_field"
+    found = results(MODELS.get("node"))["tanh_field"]
+    assert str(found) == "pass    tanh_field"
 
 
 def test_every_check_has_a_sinner():

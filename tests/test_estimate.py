@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import stubs
-from robustode.bench.estimate import Cost, measure_cost
+import torch
+from robustode.bench.estimate import Cost, makespan, measure_cost, on_threads
 from robustode.bench.plan import make_plan
 from robustode.bench.preset import load_preset
 
@@ -35,3 +36,20 @@ def test_a_failing_model_costs_nothing_and_stops_nothing(plan, few):
         raise RuntimeError("no")
 
     assert measure_cost(stubs.Faulty((1, 8, 8), 10, crash), few, 20, stubs.CPU) == Cost(forward=0, backward=0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "processes", "span"),
+    [([], 3, 0), ([5, 1, 1, 1], 1, 8), ([5, 1, 1, 1], 2, 5), ([1, 1, 1, 5], 2, 6), ([2, 3], 4, 3)],
+)
+def test_units_are_begun_as_soon_as_a_process_is_free(seconds, processes, span):
+    assert makespan(seconds, processes) == span
+
+
+def test_threads_are_given_back():
+    before = torch.get_num_threads()
+    with on_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    with on_threads(None):
+        assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == before

@@ -12,7 +12,9 @@ import torch
 from robustode._errors import BudgetViolation, ContractBroken, InvalidArgument, NonFinite
 from robustode.attacks import THREATS, Threat
 from robustode.attacks._seeds import sample_seeds
+from robustode.bench import evaluate
 from robustode.bench.evaluate import EXAMPLES, evaluate_cell, failed, frozen
+from robustode.bench.queries import QueriedModel
 from robustode.bench.records import Record, from_json, to_json
 from robustode.bench.throughput import peak_memory
 from torch import nn
@@ -41,6 +43,16 @@ def run(problem, threat, strength: float, **changes) -> Record:
     return evaluate_cell(
         cell, model, split, threat, num_classes=3, device=stubs.CPU, environment={"where": "here"}
     )
+
+
+@pytest.fixture
+def patience(monkeypatch):
+    """Values are looked at when they are settled, as on a GPU."""
+
+    def patient(*args, **options):
+        return QueriedModel(*args, **{**options, "patient": True})
+
+    monkeypatch.setattr(evaluate, "QueriedModel", patient)
 
 
 def liar(craft, norm="linf", family="gradient") -> Threat:
@@ -178,7 +190,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(problem, name):
     assert 0 < peaks[1] < 1.5 * peaks[0]  # twenty times the samples; garbage is collected when it is
 
 
-@pytest.mark.parametrize(
+CHEATS = pytest.mark.parametrize(
     ("craft", "norm", "kind", "message"),
     [
         (lambda m, x, y, s, seed: x + 2 * s, "linf", BudgetViolation, r"left its budget of 0.1 .* by 0\.1"),
@@ -188,9 +200,57 @@ def test_memory_does_not_grow_with_the_number_of_samples(problem, name):
         (lambda m, x, y, s, seed: torch.where(x > 0.5, torch.inf, x), None, NonFinite, "NaN or infinite"),
     ],
 )
+
+
+@CHEATS
 def test_an_attack_that_cheats_is_an_error(problem, craft, norm, kind, message):
     with pytest.raises(kind, match=message):
         run(problem, liar(craft, norm=norm), 0.1)
+
+
+@CHEATS
+@pytest.mark.usefixtures("patience")
+def test_an_attack_that_cheats_is_the_same_error_once_it_is_settled(problem, craft, norm, kind, message):
+    with pytest.raises(kind, match=message):
+        run(problem, liar(craft, norm=norm), 0.1)
+
+
+@pytest.mark.parametrize("name", ["clean", "gaussian", "uniform", "pgd-linf", "pgd-l2"])
+def test_patience_changes_no_result(problem, name, request):
+    strength = 0.0 if name == "clean" else 0.05
+    options = {"batch_size": 7, "draws": 2 if name == "gaussian" else 1}
+    hasty = run(problem, name, strength, **options)
+    request.getfixturevalue("patience")
+    patient = run(problem, name, strength, **options)
+    assert (patient.forwards, patient.backwards) == (hasty.forwards, hasty.backwards)
+    for key, outcome in hasty.outcomes.items():
+        np.testing.assert_array_equal(patient.outcomes[key], outcome)
+
+
+def waits(problem, threat, strength: float, **changes) -> int:
+    with stubs.Waits() as seen:
+        run(problem, threat, strength, **changes)
+    return seen.count
+
+
+@pytest.mark.usefixtures("patience")
+@pytest.mark.parametrize("name", ["clean", "gaussian", "salt-pepper", "uniform"])
+def test_a_gpu_is_waited_for_once_a_draw(problem, name):
+    strength = 0.0 if name == "clean" else 0.05
+    assert waits(problem, name, strength, batch_size=COUNT) == 1
+    assert waits(problem, name, strength, batch_size=3) == 1
+    if name == "gaussian":
+        assert waits(problem, name, strength, batch_size=3, draws=4) == 4
+
+
+@pytest.mark.usefixtures("patience")
+@pytest.mark.parametrize("name", ["pgd-linf", "pgd-l2"])
+def test_a_gpu_is_not_waited_for_between_the_steps_of_an_attack(problem, name):
+    threat = THREATS.get(name)
+    for steps in (2, 9):
+        once, twice = (threat.configure(steps=steps, restarts=restarts) for restarts in (1, 2))
+        assert waits(problem, once, 1e-3, batch_size=10) == 2, "clean predictions, and the attack's"
+        assert waits(problem, twice, 1e-3, batch_size=10) == 2 + 2, "two batches: who still stands?"
 
 
 @pytest.mark.parametrize("family", ["noise", "gradient"])

@@ -56,6 +56,7 @@ def test_every_figure_is_drawn_and_byte_identical() -> None:
     assert [p.name for p in first] == [
         "digits-accuracy",
         "digits-heatmap",
+        "digits-critical",
         "digits-tradeoff",
         "digits-examples-node",
         "digits-examples-resnet",

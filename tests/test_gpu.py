@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -94,6 +95,37 @@ def test_accuracies_are_the_same(few, name):
     changed = np.mean(cpu.outcomes["correct"] != cuda.outcomes["correct"])
     assert changed <= (0.1 if threat.needs_gradient else 0.05)
     assert cuda.forwards > 0
+
+
+def waits(model, split, threat, batch_size: int) -> int:
+    """How often a cell waits for the device once everything is compiled."""
+    strength = 0.0 if threat.name == "clean" else 0.05
+    cell = stubs.cell_for(threat, strength, len(split), batch_size=batch_size)
+    common = {"num_classes": 10, "device": CUDA, "environment": {}}
+    evaluate_cell(cell, model, split, threat, **common)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            evaluate_cell(cell, model, split, threat, **common)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in seen)
+
+
+@pytest.mark.parametrize("name", ["clean", "gaussian"])
+def test_the_device_is_not_waited_for_at_every_batch(few, name):
+    model = build_model(MODELS.get("ch-node").build, few, {}, 0).to(CUDA)
+    split, threat = few.to(CUDA).test, THREATS.get(name)
+    assert 0 < waits(model, split, threat, 20) == waits(model, split, threat, 2)
+
+
+@pytest.mark.parametrize("name", ["pgd-linf", "pgd-l2"])
+def test_the_device_is_not_waited_for_at_every_step_of_an_attack(few, name):
+    model = build_model(MODELS.get("ch-node").build, few, {}, 0).to(CUDA)
+    split, threat = few.to(CUDA).test, THREATS.get(name).configure(restarts=1)
+    short, long = (waits(model, split, threat.configure(steps=steps), 20) for steps in (2, 20))
+    assert 0 < short == long
 
 
 def test_attacks_keep_their_budget_on_the_device(few):

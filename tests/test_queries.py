@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import stubs
 import torch
 from robustode._errors import ContractBroken, InvalidArgument, ModelFailure, NonFinite
+from robustode.bench import queries
 from robustode.bench.queries import QueriedModel, call_model, one_line
 from torch import nn
 
@@ -118,6 +121,31 @@ def test_a_patient_query_complains_once_it_is_asked():
     with pytest.raises(NonFinite, match="logits are NaN or infinite for 4 of 4 samples"):
         queried.settle()
     queried.settle()
+
+
+def test_patience_ends_before_the_checks_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(queries, "PATIENCE", 3)
+    queried = QueriedModel(stubs.Faulty((1, 2, 2), 3, lambda z, x: z / 0), 3, patient=True)
+    queried(IMAGES)
+    queried(IMAGES)
+    with pytest.raises(NonFinite, match="4 of 4"):
+        queried(IMAGES)
+
+
+def test_the_first_check_that_is_not_fine_is_the_one_that_raises():
+    def refuse(what):
+        raise InvalidArgument(what)
+
+    queried = QueriedModel(stubs.Linear((1, 2, 2), 3), 3, patient=True)
+    for fine, what in ((True, "one"), (False, "two"), (False, "three")):
+        queried.doubt(torch.tensor([True, fine]), partial(refuse, what))
+    with pytest.raises(InvalidArgument, match=r"^two$"):
+        queried.settle()
+    queried.settle()
+    hasty = QueriedModel(stubs.Linear((1, 2, 2), 3), 3)
+    hasty.doubt(torch.tensor([True]), partial(refuse, "one"))
+    with pytest.raises(InvalidArgument, match=r"^two$"):
+        hasty.doubt(torch.tensor([False]), partial(refuse, "two"))
 
 
 def test_a_patient_query_complains_of_gradients_too():

@@ -56,7 +56,11 @@ class Page(HTMLParser):
 def test_report_is_complete(tmp_path: Path) -> None:
     report = write_report(synthetic.write(tmp_path, small(seeds=(0, 1))))
     written = contents(tmp_path / "report")
-    assert set(written) >= {"index.html", "leaderboard.csv", "leaderboard.md", "summary.csv"}
+    assert set(written) >= {
+        "index.html",
+        "summary.csv",
+        *(f"leaderboard.{kind}" for kind in ("csv", "json", "md", "tex")),
+    }
     assert {"figures/digits-accuracy.svg", "figures/digits-accuracy.png"} <= set(written)
     assert (report.failures, report.problems, report.superseded) == ([], [], 0)
     assert report.page == tmp_path / "report" / "index.html"
@@ -66,7 +70,9 @@ def test_report_is_complete(tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(written["summary.csv"].decode())))
     assert tuple(rows[0]) == COLUMNS
     markdown = written["leaderboard.md"].decode()
-    assert re.search(r"\| 1 \| node \|.*\[\d+\.\d, \d+\.\d\]", markdown)
+    assert re.search(
+        r"\| 1 \| \[node\]\(https://arxiv\.org/abs/\d+\.\d+\) \|.* ± .*\[\d+\.\d, \d+\.\d\]", markdown
+    )
 
 
 def test_page_needs_no_network_and_can_be_used_by_keyboard(tmp_path: Path) -> None:
@@ -138,7 +144,8 @@ def test_markup_in_records_is_shown_and_not_run(tmp_path: Path) -> None:
         made.append(dataclasses.replace(record, card=card))
     report = write_report(synthetic.write(tmp_path, made))
     page = Page(report.page.read_text(encoding="utf-8"))
-    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    scripts = [attrs.get("type", "text/javascript") for tag, attrs in page.tags if tag == "script"]
+    assert scripts == ["application/json", "text/javascript"]
     assert not any("onerror" in attrs for _, attrs in page.tags)
     assert not any(str(attrs.get("href", "")).startswith("javascript") for _, attrs in page.tags)
     assert attack in page.text
@@ -270,3 +277,11 @@ def test_terminal_table_fits_and_marks_the_best() -> None:
     cells = list(table.columns[column].cells)
     assert [str(cell.style) for cell in cells].count("bold") == 1
     assert cells[0].style == "bold"
+
+
+def test_terminal_table_marks_shared_ranks() -> None:
+    board = leaderboard(synthetic.records(models=synthetic.CORE, samples=50), synthetic.HEADLINE)
+    shared = terminal_table(board.assign(rank=[1, 2, 2, 4]))
+    assert [str(cell) for cell in shared.columns[0].cells] == ["1", "=2", "=2", "4"]
+    assert "cannot be told apart" in str(shared.caption)
+    assert terminal_table(board.assign(rank=[1, 2, 3, 4])).caption is None

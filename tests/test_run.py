@@ -20,7 +20,6 @@ from robustode.bench.data import load_data
 from robustode.bench.headline import Headline
 from robustode.bench.plan import Plan, make_plan
 from robustode.bench.preset import load_preset
-from robustode.bench.progress import Quiet
 from robustode.bench.records import Record
 from robustode.bench.run import RunOutcome, run_plan
 from robustode.bench.selection import current
@@ -273,7 +272,7 @@ def test_an_altered_checkpoint_is_named_and_fresh_mends_it(few, tmp_path):
 
 
 def test_a_training_that_fails_when_done_again_is_not_timed_on_its_old_weights(few, tmp_path, monkeypatch):
-    plan, listening = plan_of(tmp_path), Listening()
+    plan, listening = plan_of(tmp_path), stubs.Listening()
     do(plan, few, tmp_path / "out")
     timing = ("linear", 0, "throughput", "inference", 0.0)
     before = loaded(tmp_path / "out")[timing].environment
@@ -309,24 +308,8 @@ def test_a_second_run_of_the_same_folder_is_refused(few, tmp_path):
     assert store.load() == ([], [])
 
 
-class Listening(Quiet):
-    def __init__(self) -> None:
-        self.total = self.done = 0.0
-        self.lines: list[str] = []
-
-    def start(self, total: float) -> None:
-        self.total = total
-
-    def advance(self, work: float) -> None:
-        self.done += work
-
-    def say(self, line: str) -> None:
-        if not line.startswith("  "):  # of other work on the machine, which a test cannot know
-            self.lines.append(line)
-
-
 def test_the_reported_work_adds_up(few, tmp_path):
-    plan, listening = plan_of(tmp_path, seeds=2), Listening()
+    plan, listening = plan_of(tmp_path, seeds=2), stubs.Listening()
     do(plan, few, tmp_path / "out", reporter=listening)
     assert listening.total > 0
     assert listening.done == pytest.approx(listening.total)
@@ -345,7 +328,7 @@ def test_the_reported_work_adds_up(few, tmp_path):
     assert [line.split(":")[0] for line in listening.lines[-4:]] == [
         f"linear seed {seed} · {what}" for seed in (0, 1) for what in ("inference", "training-step")
     ]
-    again = Listening()
+    again = stubs.Listening()
     do(plan, few, tmp_path / "out", reporter=again)
     assert (again.total, again.done, len(again.lines)) == (0, 0, 1)
     assert again.lines[0].startswith("0 cells to do, 18 stored already")

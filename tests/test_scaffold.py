@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import math
 
 import pytest
+import stubs
+import torch
 from robustode._errors import InvalidArgument
+from robustode.bench.certify import certify_cell
 from robustode.bench.conformance import check_model, checks_for
+from robustode.bench.describe import carried_by
 from robustode.bench.external import load_external
 from robustode.bench.scaffold import new_model
+from robustode.bench.train import build_model
+from robustode.models import MODELS
 
 pytestmark = pytest.mark.usefixtures("registries")
 
@@ -20,6 +28,25 @@ def test_a_new_model_passes_as_written(tmp_path):
     results = list(check_model(spec))
     assert [str(result) for result in results] == [f"pass    {name}" for name in checks_for(spec)]
     assert "claim:fixed_step" in checks_for(spec)
+
+
+def test_a_new_model_gets_the_compiled_path_and_a_certificate(tmp_path, few):
+    spec = load_external(f"{new_model('my-model', tmp_path / 'mine.py')}:build")
+    model = build_model(spec.build, few, spec.resolve(), 0)
+    assert carried_by(model, stubs.CPU) == carried_by(MODELS.get("node").build((1, 8, 8), 10), stubs.CPU)
+    cell = dataclasses.replace(stubs.cell_for("clean", 0.0, 40), kind="certificate", threat="lipschitz")
+    record = certify_cell(cell, model, few.test, num_classes=10, device=stubs.CPU, environment={})
+    assert "no_certificate" not in record.card
+    radius = record.outcomes["radius"]
+    assert 0 < radius.max() < 1
+    # No pair of images is farther apart in logits than the bound allows.
+    bound = math.prod(model.double().lipschitz_parts().body.values()) * float(
+        torch.linalg.matrix_norm(model.head.weight.detach(), ord=2)
+    )
+    one, two = few.test.images[:20].double(), few.test.images[20:].double()
+    with torch.no_grad():
+        apart = (model(one) - model(two)).norm(dim=1) / (one - two).flatten(1).norm(dim=1)
+    assert float(apart.max()) <= bound
 
 
 def test_the_file_is_called_after_the_model(tmp_path, monkeypatch):

@@ -8,11 +8,12 @@ import pytest
 import stubs
 import torch
 from robustode.bench.describe import describe_flow, describe_solver
+from robustode.bench.estimate import Cost
 from robustode.bench.plan import Plan, make_plan
 from robustode.bench.preset import load_preset
 from robustode.bench.run import run_plan
 from robustode.bench.store import Store
-from robustode.bench.work import cells_of, checkpoint_path, look_ahead
+from robustode.bench.work import Outlook, cells_of, checkpoint_path, elapsed, look_ahead
 from robustode.models import MODELS
 from torch import nn
 
@@ -106,3 +107,24 @@ def test_a_state_too_wide_to_enumerate_keeps_its_closed_forms():
         "exp_minus_rho_T",
         "final_time",
     }
+
+
+def test_the_time_of_a_run_counts_units_side_by_side_and_timings_alone():
+    nothing = Cost(forward=0, backward=0)
+    outlooks = [
+        Outlook(model="a", cost=nothing, cells=9, left=9, seconds=30.0, busy={0: 10.0, 1: 12.0}),
+        Outlook(model="b", cost=nothing, cells=9, left=9, seconds=5.0, busy={1: 4.0}),
+        Outlook(model="c", cost=nothing, cells=9, left=1, seconds=2.0),
+    ]
+    timings = 8.0 + 1.0 + 2.0
+    assert elapsed(outlooks, 1) == 26.0 + timings
+    assert elapsed(outlooks, 2) == 14.0 + timings  # seed 0 of a and then b's, beside seed 1 of a
+    assert elapsed(outlooks, 9) == 12.0 + timings
+    assert elapsed([], 2) == 0
+
+
+def test_what_a_seed_takes_is_all_that_is_left_of_it_but_timings(plan, few, tmp_path):
+    (outlook,) = look_ahead(plan, few, Store(tmp_path / "out"), stubs.CPU)
+    timings = 2 * 2 * 1.5 * 0.001
+    assert list(outlook.busy) == [0, 1]
+    assert sum(outlook.busy.values()) == pytest.approx(outlook.seconds - timings)

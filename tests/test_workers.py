@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import stubs
 import torch
-from robustode.bench import workers
+from robustode.bench import work, workers
+from robustode.bench.estimate import Cost
 from robustode.bench.headline import Headline
 from robustode.bench.preset import load_preset
-from robustode.bench.progress import Quiet
 from robustode.bench.request import Request
 from robustode.bench.run import RunOutcome, run_plan
 from robustode.bench.stats import summarise
@@ -64,25 +64,9 @@ def results(out: Path) -> dict[str, dict[str, np.ndarray]]:
     return timings | {r.cell.key(): dict(r.outcomes) for r in records if r.cell.kind != "throughput"}
 
 
-class Listening(Quiet):
-    def __init__(self) -> None:
-        self.total = self.done = 0.0
-        self.lines: list[str] = []
-
-    def start(self, total: float) -> None:
-        self.total = total
-
-    def advance(self, work: float) -> None:
-        self.done += work
-
-    def say(self, line: str) -> None:
-        if not line.startswith("  "):  # of other work on the machine, which a test cannot know
-            self.lines.append(line)
-
-
 def test_side_by_side_gives_what_one_after_the_other_gives_on_as_many_threads(tmp_path):
     assert torch.get_num_threads() == 1
-    request, listening = request_of(tmp_path, "resnet", "node"), Listening()
+    request, listening = request_of(tmp_path, "resnet", "node"), stubs.Listening()
     together = do(request, tmp_path / "two", jobs=2, reporter=listening)
     assert together == RunOutcome(done=2 * CELLS)
     assert do(request, tmp_path / "one", jobs=1) == together
@@ -115,36 +99,55 @@ def test_every_process_has_its_share_of_the_threads(tmp_path):
 
 def test_how_many_are_best(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    monkeypatch.setattr(workers, "_free_memory", lambda: 100 * workers.MEMORY)
+    monkeypatch.setattr(workers, "free_memory", lambda: 100 * workers.MEMORY)
     assert [workers.side_by_side(units) for units in (0, 1, 3, 50)] == [1, 1, 3, 8]
-    monkeypatch.setattr(workers, "_free_memory", lambda: 2 * workers.MEMORY)
+    monkeypatch.setattr(workers, "free_memory", lambda: 2 * workers.MEMORY)
     assert workers.side_by_side(50) == 2
-    monkeypatch.setattr(workers, "_free_memory", lambda: 0)
+    monkeypatch.setattr(workers, "free_memory", lambda: 0)
     assert workers.side_by_side(50) == 1
 
 
-def test_a_process_that_ends_is_a_failure_of_its_cell_alone(tmp_path, monkeypatch, registries):
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_process_that_ends_is_a_failure_of_its_cell_alone(tmp_path, monkeypatch, registries, fresh):
     (tmp_path / "dying.py").write_text(DYING, encoding="utf-8")
     (tmp_path / "attacked").touch()
     monkeypatch.chdir(tmp_path)
-    request = request_of(tmp_path, "dying.py:dying", "resnet")
-    outcome = do(request, tmp_path / "out", jobs=2)
+    text = stubs.PRESET.replace("strengths = [0.05]", "strengths = [0.05, 0.1]")
+    request = request_of(tmp_path, "dying.py:dying", "resnet", text=text)
+    outcome = do(request, tmp_path / "out", jobs=2, fresh=fresh)
     records = {(r.cell.model, r.cell.threat, r.cell.strength): r for r in Store(tmp_path / "out").load()[0]}
-    (line,) = outcome.failures
-    assert line.startswith("dying seed 0 · pgd-linf 0.05: error: its process ended with exit status 3")
-    assert records["dying", "pgd-linf", 0.05].status == "error"
-    assert records["dying", "gaussian", 0.3].status == "ok"
-    assert not any(threat == "inference" for model, threat, _ in records if model == "dying"), (
-        "not timed here"
-    )
+    assert outcome.failures == [
+        f"dying seed 0 · pgd-linf {eps}: error: its process ended with exit status 3" for eps in (0.05, 0.1)
+    ]
+    assert {name for name, r in records.items() if r.status != "ok"} == {
+        ("dying", "pgd-linf", 0.05),
+        ("dying", "pgd-linf", 0.1),
+    }
+    done = [(threat, strength) for model, threat, strength in records if model == "dying"]
+    assert len(done) == stubs.CELLS + 1 - 2, "all of its cells, but not timed here"
+    assert {("gaussian", 0.3), ("lipschitz", 0.0), ("trajectories", 0.0)} <= set(done)
     ours = Headline.read(tmp_path / "out").cells["digits/dying/0"]
     assert sorted(ours) == sorted(r.cell.key() for (model, *_), r in records.items() if model == "dying")
-    assert outcome.done == len(records)
-    assert sum(r.status == "ok" for (model, *_), r in records.items() if model == "resnet") == CELLS
+    assert (outcome.done, outcome.skipped) == (len(records), 0)
     (tmp_path / "attacked").unlink()
     again = do(request, tmp_path / "out", jobs=2)
     assert again.failures == []
-    assert len(results(tmp_path / "out")) == CELLS + stubs.CELLS
+    assert again.done == 2 + 2, "what failed, and the timings"
+    assert len(results(tmp_path / "out")) == CELLS + 1 + stubs.CELLS + 1
+
+
+def test_a_process_that_ends_in_training_leaves_nothing_to_go_on_with(tmp_path, monkeypatch, registries):
+    text = DYING.replace("images.requires_grad and not self.training", "self.training")
+    (tmp_path / "dying.py").write_text(text, encoding="utf-8")
+    request = request_of(tmp_path, "dying.py:dying")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(work, "measure_cost", lambda *_, **__: Cost(forward=0.0, backward=0.0))
+    (tmp_path / "attacked").touch()
+    outcome = do(request, tmp_path / "out")
+    assert outcome.failures == ["dying seed 0 · training: error: its process ended with exit status 3"]
+    assert outcome.done == 1
+    (record,) = Store(tmp_path / "out").load()[0]
+    assert record.status == "error"
 
 
 def test_an_error_of_the_harness_is_raised_here(tmp_path):

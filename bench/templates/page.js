@@ -1,35 +1,44 @@
-"use strict";
-// Sort a table by the heading that was pressed; blanks stay last either way.
-document.querySelectorAll("table.sortable").forEach((table) => {
-  const heads = [...table.querySelectorAll("thead tr:last-child th")];
-  heads.forEach((head, column) => {
-    const button = head.querySelector("button");
-    if (!button) return;
-    button.addEventListener("click", () => {
-      const was = head.getAttribute("aria-sort");
-      const first = head.dataset.first || "ascending";
-      const other = first === "ascending" ? "descending" : "ascending";
-      const now = was === first ? other : first;
-      heads.forEach((h) => h.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", now);
-      const sign = now === "ascending" ? 1 : -1;
-      const numeric = !head.classList.contains("text");
-      const value = (row) => row.children[column].dataset.sort;
-      const body = table.tBodies[0];
-      [...body.rows]
-        .sort((a, b) => {
-          const x = value(a), y = value(b);
-          if (x === "" || y === "") return (x === "") - (y === "");
-          return sign * (numeric ? Number(x) - Number(y) : x.localeCompare(y));
-        })
-        .forEach((row) => body.append(row));
-    });
-  });
-});
-// A link to a model opens its details.
-const open = () => {
-  const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  if (target && target.tagName === "DETAILS") target.open = true;
+// What is open follows the address: #model-... is a sheet, #compare=a,b models side by side.
+const openByAddress = () => {
+  const name = decodeURIComponent(location.hash.slice(1));
+  const ids = name.startsWith("compare=") ? name.slice(8).split(",") : [];
+  const target = name && byId(name);
+  if (compare.open && !ids.length) compare.close();
+  if (sheet.open && !(target && target.matches("details.sheet"))) sheet.close();
+  if (target && target.matches("details.sheet")) showSheet(target);
+  else if (ids.length) showCompare(ids);
 };
-addEventListener("hashchange", open);
-open();
+const forget = () => {
+  const name = decodeURIComponent(location.hash.slice(1));
+  if (name.startsWith("compare=") || byId(name)?.matches("details.sheet")) {
+    history.replaceState(null, "", location.pathname + location.search);
+  }
+};
+// Following an address takes the focus away from its link, so it is given back by hand.
+sheet.addEventListener("close", () => {
+  const line = lent && lineOf(lent.id);
+  giveBack();
+  forget();
+  line?.querySelector("th a").focus();
+});
+compare.addEventListener("close", () => {
+  dropCharts(compare);
+  forget();
+  byId("tray-open").focus();
+});
+for (const panel of [sheet, compare]) {
+  panel.querySelector(".close").addEventListener("click", () => panel.close());
+  panel.addEventListener("click", (event) => event.target === panel && panel.close());
+}
+// A click anywhere on a row opens its model; the link in it does so for the keyboard.
+for (const { rows } of BOARDS) {
+  for (const row of rows) {
+    row.addEventListener("click", (event) => {
+      if (event.target.closest("a, input, button") || String(getSelection())) return;
+      row.querySelector("th a").focus();
+      location.hash = row.dataset.id;
+    });
+  }
+}
+addEventListener("hashchange", openByAddress);
+openByAddress();

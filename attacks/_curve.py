@@ -1,0 +1,112 @@
+"""Robust accuracy over a whole grid of radii in one run: the best image of every sample at every radius."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._losses import margin, rounding
+from ._norms import BUDGET_TOLERANCE, distance
+from ._seeds import per_sample
+from .registry import Model, Norm, Seed
+
+SLACK = BUDGET_TOLERANCE / 2
+"""How far projections in float32 may overstep a radius, in pixel units; half of what the harness allows."""
+
+
+class Curve:
+    """N samples under attack at each of S radii; an image found for one of them counts at every larger one.
+
+    Attributes
+    ----------
+    images, labels, seeds
+        The samples as they were given, and one seed for each.
+    radii
+        Ascending, float64 (S,), in pixel units.
+    best
+        For every radius the image of the largest margin known inside it, (S, N, C, H, W): monotone by
+        construction, since what lies inside one radius lies inside the next.
+    broken
+        Whether that margin is positive by more than rounding (see `Survivors`), bool (S, N).
+    distance
+        To the closest image of such a margin, float64 (N,); infinity where none is known.
+    blind
+        Samples whose input gradient was exactly zero whenever it was asked for, bool (N,).
+    """
+
+    def __init__(
+        self, model: Model, images: Tensor, labels: Tensor, seed: Seed, radii: Sequence[float], norm: Norm
+    ) -> None:
+        self.images, self.labels, self.norm = images.detach(), labels, norm
+        self.seeds = per_sample(seed, len(images))
+        self.radii = torch.tensor(radii, dtype=torch.float64, device=images.device)
+        self.best = self.images.expand(len(radii), *images.shape).clone()
+        self.margin = self.radii.new_full((len(radii), len(images)), -torch.inf)
+        self.distance = self.radii.new_full((len(images),), torch.inf)
+        self.broken = self.margin > 0
+        self.blind = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        self._model = model
+
+    @property
+    def everyone(self) -> Tensor:
+        """Numbers of all samples, (N,)."""
+        return torch.arange(len(self.images), device=self.images.device)
+
+    def standing(self) -> list[int]:
+        """How many samples stand at each radius."""
+        return [int(count) for count in (~self.broken).sum(1)]
+
+    def seeds_of(self, rows: Tensor) -> list[int]:
+        """The seeds of the samples `rows` (n,)."""
+        return [self.seeds[row] for row in rows.tolist()]
+
+    def watched(self, rows: Tensor) -> Model:
+        """The model for the samples `rows` (n,), every query of which is noted here."""
+
+        def model(x: Tensor) -> Tensor:
+            logits = self._model(x)
+            if x.requires_grad:
+                x.register_hook(lambda gradient: self._see(rows, gradient))
+            with torch.no_grad():
+                found = margin(logits.detach(), self.labels[rows])
+                self.note(rows, x.detach(), found, found > rounding(logits.detach()))
+            return logits
+
+        return model
+
+    def _see(self, rows: Tensor, gradient: Tensor) -> None:
+        self.blind[rows] &= (gradient == 0).flatten(1).all(1)
+
+    def note(self, rows: Tensor, x: Tensor, found: Tensor, sure: Tensor) -> None:
+        """Keep images `x` (n, C, H, W) of the samples `rows` with margins `found`, at each radius they fit.
+
+        `sure`, bool (n,), says which of them count as adversarial; the others are not kept.
+        """
+        if not bool(sure.any()):
+            return
+        rows, x, found = rows[sure], x[sure], found[sure]
+        length = distance(x, self.images[rows], self.norm)
+        self.distance[rows] = torch.minimum(self.distance[rows], length)
+        better = (length[None] <= self.radii[:, None] + SLACK) & (found[None] > self.margin[:, rows])
+        s, i = better.nonzero(as_tuple=True)
+        self.best[s, rows[i]] = x[i]
+        self.margin[s, rows[i]] = found[i]
+        self.broken[s, rows[i]] = True
+
+    def due(self, done: Tensor, reach: Tensor) -> Tensor:
+        """The number of the largest radius at which each sample is still to be attacked, (N,); -1 for none.
+
+        Parameters
+        ----------
+        done
+            Where it has been attacked, bool (S, N).
+        reach
+            At each radius, how many times farther than it the closest known image may lie, float64 (S,).
+        """
+        near = self.distance[None] <= reach[:, None] * self.radii[:, None]
+        near[-1] |= self.distance.isinf()
+        wanted = ~self.broken & ~done & (self.radii > 0)[:, None] & (near | self.blind)
+        number = torch.arange(len(self.radii), device=done.device)[:, None]
+        return torch.where(wanted, number, -1).amax(0)

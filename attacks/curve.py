@@ -1,0 +1,115 @@
+"""A whole robustness curve in one run: a minimal-norm attack first, the cascade where it can matter.
+
+FMN bounds the distance d of each sample to the decision boundary from above, and so gives robust accuracy at
+every radius at once. The cascade is then spent on what stands at the reported radii, and
+at the largest radius below d where d is within a factor of it: there an attack that is a little stronger
+changes the curve. A sample that it breaks is followed down to the smaller radii that its example reaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._closest import Run, improve, search
+from ._curve import Curve
+from ._fmn import fmn
+from ._frozen import frozen
+from ._ledger import part
+from ._seeds import derive, seeded
+from ._survivors import under_attack
+from .autoattack import cascade, cascade_queries
+from .registry import Model, Norm, Seed, register_curve
+
+_REFERENCE = (
+    "Pintor, Roli, Brendel, Biggio, NeurIPS 2021, arXiv 2102.12827; Croce, Hein, ICML 2020, arXiv 2003.01690"
+)
+_HALVINGS = 10
+"""Bisections of every closest example towards the unperturbed image."""
+
+
+def _fmn(steps: int, *, warm: bool = False) -> Run:
+    """FMN with the parameters of fmn-*."""
+    return partial(fmn, steps=steps, alpha=1.0, gamma=0.05, warm=warm)
+
+
+def _queries(parameters: Mapping[str, Any]) -> tuple[int, int]:
+    forwards, backwards = cascade_queries(parameters)
+    steps, runs = parameters["steps"], parameters["restarts"]
+    return forwards + (steps + 1) * runs + _HALVINGS + 1, backwards + steps * runs
+
+
+def _run(
+    norm: Norm,
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    strengths: Sequence[float],
+    reported: Sequence[float],
+    seed: Seed,
+    *,
+    steps: int = 100,
+    targets: int = 9,
+    queries: int = 5000,
+    restarts: int = 5,
+    gap: float = 1.05,
+) -> Tensor:
+    """The images of the largest margin at each of `strengths`, (S, N, C, H, W).
+
+    Parameters
+    ----------
+    steps, targets, queries
+        Of the cascade; `steps` of FMN too.
+    restarts
+        Of FMN, towards another class each.
+    gap
+        Where a distance is within this factor of a strength the cascade is run there. At the `reported`
+        ones it is run on everything that stands, and at every strength on samples whose gradient is zero.
+    """
+    with frozen(model), seeded(seed, restart=0, device=images.device):
+        curve = Curve(model, images, labels, seed, strengths, norm)
+        with part("fmn", strengths, curve.standing):
+            watched, seeds = curve.watched(curve.everyone), derive(curve.seeds, "curve", "fmn")
+            search(_fmn(steps), watched, curve.images, labels, seeds, norm, restarts, _HALVINGS)
+        reach = curve.radii.new_tensor([torch.inf if eps in reported else gap for eps in strengths])
+        done = torch.zeros_like(curve.broken)
+        while bool(((at := curve.due(done, reach)) >= 0).any()):
+            rows = (at >= 0).nonzero().flatten()
+            done[at[rows], rows] = True
+            _attack(curve, model, rows, at[rows], steps, targets, queries)
+    return curve.best
+
+
+def _attack(
+    curve: Curve, model: Model, rows: Tensor, at: Tensor, steps: int, targets: int, queries: int
+) -> None:
+    """The cascade on the samples `rows` (n,), each at the radius of number `at`; what breaks is shrunk."""
+    strengths, norm = curve.radii.tolist(), curve.norm
+    entering = torch.bincount(at, minlength=len(strengths)).tolist()
+    seeds = [derive([s], "curve", strengths[k])[0] for s, k in zip(curve.seeds_of(rows), at, strict=True)]
+    with ExitStack() as stack:
+        with part("start", strengths, lambda: entering):
+            survivors = stack.enter_context(
+                under_attack(model, curve.images[rows], curve.labels[rows], seeds)
+            )
+        cascade(survivors, curve.radii[at], norm, steps, targets, queries)
+    fell = ~survivors.standing
+    if not bool(fell.any()):
+        return
+    rows, at, start = rows[fell], at[fell], survivors.best[fell]
+    curve.broken[at, rows] = True
+    with part("carried", strengths, curve.standing):
+        curve.note(rows, start, survivors.margin[fell], torch.ones_like(fell[fell]))
+    with part("shrink", strengths, curve.standing):
+        seeds = derive(curve.seeds_of(rows), "curve", "shrink")
+        images, labels = curve.images[rows], curve.labels[rows]
+        improve(_fmn(steps, warm=True), curve.watched(rows), images, labels, seeds, norm, start, _HALVINGS)
+
+
+for _norm in ("linf", "l2"):
+    register_curve(f"curve-{_norm}", norm=_norm, queries=_queries, reference=_REFERENCE)(partial(_run, _norm))
