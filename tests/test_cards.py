@@ -16,14 +16,20 @@ from robustode.bench.cli import main
 from robustode.bench.headline import Headline
 from robustode.bench.plan import make_plan
 from robustode.bench.preset import load_preset
-from robustode.bench.report import write_report
+from robustode.bench.report import tables
 from robustode.bench.run import run_plan
 from robustode.bench.selection import current, entry
-from robustode.bench.store import Store
+from robustode.bench.store import Store, write_atomically
 from robustode.bench.verify import verify
 from robustode.models import MODELS
 
 RESULTS = Path(__file__).parents[1] / "results"
+
+
+def write_tables(folder: Path) -> None:
+    """The report without its figures and page."""
+    for name, text in tables(folder).items():
+        write_atomically(folder / "report" / name, text.encode())
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +37,7 @@ def folder(tmp_path_factory, few) -> Path:
     folder = tmp_path_factory.mktemp("cards")
     plan = make_plan(load_preset(str(stubs.preset_file(folder))), seeds=2)
     assert run_plan(plan, few, Store(folder / "out"), device=stubs.CPU).failures == []
-    write_report(folder / "out")
+    write_tables(folder / "out")
     return folder / "out"
 
 

@@ -16,6 +16,7 @@ import torch
 from robustode._errors import CheckpointError, InvalidArgument
 from robustode.bench import unit
 from robustode.bench.cli import main
+from robustode.bench.external import load_external
 from robustode.bench.given import Given
 from robustode.bench.plan import make_plan
 from robustode.bench.preset import load_preset
@@ -59,8 +60,8 @@ def home(tmp_path_factory) -> Path:
     return folder
 
 
-def argv(folder: Path, out: Path, weights: str = "w.safetensors") -> list[str]:
-    files = ["--models", f"{folder}/net.py:my_net", "--weights", str(folder / weights)]
+def argv(folder: Path, out: Path) -> list[str]:
+    files = ["--models", f"{folder}/net.py:my_net", "--weights", str(folder / "w.safetensors")]
     return [
         "run",
         "--preset",
@@ -116,11 +117,16 @@ def test_the_checkpoint_is_the_file_and_is_loaded_and_verified(home, out, digits
     )
 
 
-def test_a_run_again_does_nothing_and_a_fresh_one_everything(home, out, capsys):
-    assert main(argv(home, out)) == 0
-    assert f"0 cells done, {stubs.CELLS} stored already" in capsys.readouterr().out
-    assert main([*argv(home, out), "--fresh"]) == 0
-    assert f"{stubs.CELLS} cells done, 0 stored already" in capsys.readouterr().out
+def test_a_run_again_does_nothing_and_a_fresh_one_everything(home, out, tmp_path, digits):
+    folder = Path(shutil.copytree(out, tmp_path / "out"))
+    given = Given.read(home / "w.safetensors")
+    plan = make_plan(
+        load_preset(str(home / "tiny.toml")), models=[load_external(f"{home}/net.py:my_net")], given=given
+    )
+    for fresh, expected in ((False, (0, stubs.CELLS)), (True, (stubs.CELLS, 0))):
+        outcome = run_plan(plan, digits, Store(folder), device=stubs.CPU, fresh=fresh)
+        assert (outcome.done, outcome.skipped) == expected
+    assert plan.training_cell(plan.specs[0], 0, digits).key() == training_of(out).cell.key()
 
 
 def test_a_dry_run_writes_nothing(home, tmp_path, capsys):
@@ -129,11 +135,16 @@ def test_a_dry_run_writes_nothing(home, tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
-def test_other_weights_are_other_cells(home, tmp_path, out):
-    keys = {r.cell.key() for r in Store(out).load()[0]}
+def test_other_weights_are_other_cells(home, out, digits):
     save(home / "other.safetensors", net(1).state_dict())
-    assert main([*argv(home, tmp_path / "out", "other.safetensors"), "--quiet"]) == 0
-    assert not keys & {r.cell.key() for r in Store(tmp_path / "out").load()[0]}
+    preset, spec = load_preset(str(home / "tiny.toml")), load_external(f"{home}/net.py:my_net")
+    plans = [
+        make_plan(preset, models=[spec], given=given)
+        for given in (None, Given.read(home / "other.safetensors"))
+    ]
+    trained, other = (plan.training_cell(spec, 0, digits) for plan in plans)
+    assert len({trained.key(), other.key(), training_of(out).cell.key()}) == 3
+    assert other.samples == 0 < trained.samples
 
 
 def test_weights_swapped_under_the_record_are_named(out, tmp_path):

@@ -107,10 +107,6 @@ def test_a_plug_in_is_run_in_processes_of_its_own_and_its_version_is_in_the_reco
     assert {record["cell"]["model_version"] for record in records} == {"1+good-models-1.2"}
     (training,) = (record for record in records if record["cell"]["kind"] == "training")
     assert training["card"]["plugin"] == "good-models 1.2"
-    (tmp_path / "good_models-1.2.dist-info").rename(tmp_path / "old")
-    install(tmp_path, "good-models", "1.3", "any = good_models")
-    done = robustode(tmp_path, *argv[:-1], "--dry-run")
-    assert f"{stubs.CELLS} of {stubs.CELLS} cells to do" in done.stdout
 
 
 def test_a_report_and_help_import_no_plug_in(tmp_path):
