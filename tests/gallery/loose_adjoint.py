@@ -18,6 +18,9 @@ class AdjointBlock(ODEBlock):
         self.tolerance = tolerance
 
     def _solve(self, field, state: Tensor, *, duration: float, steps: int) -> Tensor:
+        if self.solver.adaptive:
+            return super()._solve(field, state, duration=duration, steps=steps)
+
         def derivative(_time: Tensor, x: Tensor) -> Tensor:
             self.nfe += 1
             return field(x)
