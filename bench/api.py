@@ -45,10 +45,10 @@ DEFAULT_STRENGTHS: Mapping[str, float] = {
     **dict.fromkeys(("autoattack-l2", "apgd-ce-l2", "apgd-t-l2", "fab-t-l2"), 0.5),
     **dict.fromkeys(("square-linf", "spsa-linf"), 0.1),
     "square-l2": 0.5,
-    "fmn-linf": 0.1,
+    **dict.fromkeys(("fmn-linf", "curve-linf"), 0.1),
     "solver-transfer-linf": 0.1,
     "solver-transfer-l2": 0.5,
-    **dict.fromkeys(("fmn-l2", "ddn-l2", "cw-l2"), 0.5),
+    **dict.fromkeys(("fmn-l2", "ddn-l2", "cw-l2", "curve-l2"), 0.5),
     "paper-gaussian": 0.05,
     "paper-salt-pepper": 0.05,
 }

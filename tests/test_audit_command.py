@@ -44,17 +44,17 @@ def records(folder: Path) -> dict[str, str]:
 
 def test_a_folder_is_audited_and_reported(folder, capsys):
     before = write_report(folder).page.read_text()
-    assert "Audit sheet" not in before
+    assert "Audits of" not in before
     assert audit(folder, "--checks", FAST) == 0
     out = capsys.readouterr().out
     assert "resnet seed 0: pass" in out
     assert "4 checks done, 0 stored already" in out
     assert records(folder) == dict.fromkeys(FAST.split(","), "ok")
     page = (folder / "report" / "index.html").read_text()
-    assert "Audit sheet" in page
+    assert "Audits of resnet" in page
     assert "zero-gradients" in page
     assert "monotone-in-eps" in page
-    assert "data:image/svg+xml" in page.split("Audit sheet", 1)[1]
+    assert "data:image/svg+xml" in page.split("Audits of", 1)[1]
     assert "passed" in (folder / "report" / "leaderboard.md").read_text()
     assert audit(folder, "--checks", FAST) == 0
     assert "0 checks done, 4 stored already" in capsys.readouterr().out

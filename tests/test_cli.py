@@ -240,7 +240,7 @@ def test_new_model_then_check(tmp_path, monkeypatch, capsys):
     ]
     assert run("check", "my_model.py:build") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 10
+    assert len(lines) == 14
     assert all(line.startswith("pass ") for line in lines)
 
 

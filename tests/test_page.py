@@ -274,8 +274,11 @@ def test_audits_stand_on_the_page_only_where_there_are_any(tmp_path: Path, monke
     assert "Gradient masking" not in plain
     assert 'data-name="audits"' not in plain
     assert '<option value="audit">' not in plain
-    audits = {("digits", "node", "quick"): AUDITS}
-    monkeypatch.setattr(report_module, "render", lambda **given: page_module.render(**given, audits=audits))
+    audited = {("digits", "node", "quick"): AUDITS}
+    monkeypatch.setattr(page_module, "audit_lines", lambda sheet: sheet or [])
+    monkeypatch.setattr(
+        report_module, "render", lambda **given: page_module.render(**{**given, "audited": audited})
+    )
     text = write_report(folder).page.read_text(encoding="utf-8")
     assert 'data-name="audits"' in text
     assert '<option value="audit">flagged by an audit</option>' in text

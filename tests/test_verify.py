@@ -253,7 +253,7 @@ def test_an_edited_interval_is_named(folder):
 
 
 def test_edited_markdown_and_absent_tables_are_named(folder):
-    edit(folder, "leaderboard.md", "| resnet |", "| resnet-50 |")
+    edit(folder, "leaderboard.md", "resnet", "resnet-50")
     assert "leaderboard.md: line 7 is not what the records make: it says 'resnet-50'" in only(folder)
     write_report(folder)
     (folder / "report" / "summary.csv").unlink()
@@ -373,7 +373,7 @@ def test_a_tie_is_a_note(folder, monkeypatch):
 
 
 def test_a_disagreement_is_on_the_last_lines_with_status_1(folder, capsys):
-    edit(folder, "leaderboard.md", "| resnet |", "| resnet-50 |")
+    edit(folder, "leaderboard.md", "resnet", "resnet-50")
     Store(folder).breaks_path(attack(folder).cell).unlink()
     assert main(["verify", "--out", str(folder)]) == 1
     out, err = capsys.readouterr()
