@@ -95,8 +95,8 @@ class Curve:
         self.margin[s, rows[i]] = found[i]
         self.broken[s, rows[i]] = True
 
-    def due(self, done: Tensor, reach: Tensor) -> Tensor:
-        """The number of the largest radius at which each sample is still to be attacked, (N,); -1 for none.
+    def due(self, done: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """Where samples are still to be attacked: numbers of radii and of samples, a pair for each attack.
 
         Parameters
         ----------
@@ -108,5 +108,5 @@ class Curve:
         near = self.distance[None] <= reach[:, None] * self.radii[:, None]
         near[-1] |= self.distance.isinf()
         wanted = ~self.broken & ~done & (self.radii > 0)[:, None] & (near | self.blind)
-        number = torch.arange(len(self.radii), device=done.device)[:, None]
-        return torch.where(wanted, number, -1).amax(0)
+        at, rows = wanted.nonzero(as_tuple=True)
+        return at, rows

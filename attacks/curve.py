@@ -56,7 +56,7 @@ def _run(
     steps: int = 100,
     targets: int = 9,
     queries: int = 5000,
-    restarts: int = 5,
+    restarts: int = 4,
     gap: float = 1.05,
 ) -> Tensor:
     """The images of the largest margin at each of `strengths`, (S, N, C, H, W).
@@ -78,17 +78,16 @@ def _run(
             search(_fmn(steps), watched, curve.images, labels, seeds, norm, restarts, _HALVINGS)
         reach = curve.radii.new_tensor([torch.inf if eps in reported else gap for eps in strengths])
         done = torch.zeros_like(curve.broken)
-        while bool(((at := curve.due(done, reach)) >= 0).any()):
-            rows = (at >= 0).nonzero().flatten()
-            done[at[rows], rows] = True
-            _attack(curve, model, rows, at[rows], steps, targets, queries)
+        while len((due := curve.due(done, reach))[0]):
+            done[due] = True
+            _attack(curve, model, *due, steps, targets, queries)
     return curve.best
 
 
 def _attack(
-    curve: Curve, model: Model, rows: Tensor, at: Tensor, steps: int, targets: int, queries: int
+    curve: Curve, model: Model, at: Tensor, rows: Tensor, steps: int, targets: int, queries: int
 ) -> None:
-    """The cascade on the samples `rows` (n,), each at the radius of number `at`; what breaks is shrunk."""
+    """The cascade at the radii of numbers `at` (n,) on the samples `rows` (n,); what breaks is shrunk."""
     strengths, norm = curve.radii.tolist(), curve.norm
     entering = torch.bincount(at, minlength=len(strengths)).tolist()
     seeds = [derive([s], "curve", strengths[k])[0] for s, k in zip(curve.seeds_of(rows), at, strict=True)]
@@ -101,11 +100,17 @@ def _attack(
     fell = ~survivors.standing
     if not bool(fell.any()):
         return
-    rows, at, start = rows[fell], at[fell], survivors.best[fell]
-    curve.broken[at, rows] = True
     with part("carried", strengths, curve.standing):
-        curve.note(rows, start, survivors.margin[fell], torch.ones_like(fell[fell]))
+        for number in at[fell].unique().tolist():  # a sample comes once at each radius
+            mine = fell & (at == number)
+            curve.broken[number, rows[mine]] = True
+            curve.note(rows[mine], survivors.best[mine], survivors.margin[mine], mine[mine])
     with part("shrink", strengths, curve.standing):
+        smallest = torch.full_like(curve.everyone, len(strengths)).scatter_reduce(
+            0, rows[fell], at[fell], "amin"
+        )
+        fell &= at == smallest[rows]
+        rows, start = rows[fell], survivors.best[fell]
         seeds = derive(curve.seeds_of(rows), "curve", "shrink")
         images, labels = curve.images[rows], curve.labels[rows]
         improve(_fmn(steps, warm=True), curve.watched(rows), images, labels, seeds, norm, start, _HALVINGS)

@@ -116,7 +116,7 @@ def test_a_model_without_gradients_is_attacked_at_every_strength(norm):
     with keeping(lambda: (0, 0)) as ledger:
         small(norm, steps=3).along(rounded, images, labels, [1e-6, 2e-6, 3e-6], [2e-6], 0)
         seen = [strength for (strength, name), _ in ledger.parts.items() if name == "square"]
-    assert seen == [3e-6, 2e-6, 1e-6]
+    assert seen == [1e-6, 2e-6, 3e-6]
 
 
 # --- what it does not depend on -------------------------------------------------------------------
