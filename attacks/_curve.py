@@ -29,11 +29,17 @@ class Curve:
         For every radius the image of the largest margin known inside it, (S, N, C, H, W): monotone by
         construction, since what lies inside one radius lies inside the next.
     broken
-        Whether that margin is positive by more than rounding (see `Survivors`), bool (S, N).
+        Whether some image inside the radius has a margin that is positive by more than rounding (see
+        `Survivors`), bool (S, N): nothing more is spent there. A smaller positive margin is kept in `best`
+        as well, and whether it holds is for whoever predicts it again.
+    missed
+        Samples that the cascade broke where the minimal-norm attack had not, bool (N,): that is not to be
+        relied on for them, at any radius.
     distance
         To the closest image of such a margin, float64 (N,); infinity where none is known.
     blind
-        Samples whose input gradient was exactly zero whenever it was asked for, bool (N,).
+        Samples whose input gradient was exactly zero at some query, bool (N,): distances that were found
+        without it are worth little.
     """
 
     def __init__(
@@ -46,7 +52,8 @@ class Curve:
         self.margin = self.radii.new_full((len(radii), len(images)), -torch.inf)
         self.distance = self.radii.new_full((len(images),), torch.inf)
         self.broken = self.margin > 0
-        self.blind = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        self.blind = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.missed = self.blind.clone()
         self._model = model
 
     @property
@@ -77,22 +84,24 @@ class Curve:
         return model
 
     def _see(self, rows: Tensor, gradient: Tensor) -> None:
-        self.blind[rows] &= (gradient == 0).flatten(1).all(1)
+        self.blind[rows] |= (gradient == 0).flatten(1).all(1)
 
     def note(self, rows: Tensor, x: Tensor, found: Tensor, sure: Tensor) -> None:
         """Keep images `x` (n, C, H, W) of the samples `rows` with margins `found`, at each radius they fit.
 
-        `sure`, bool (n,), says which of them count as adversarial; the others are not kept.
+        `sure`, bool (n,), says which of them are adversarial by more than rounding.
         """
-        if not bool(sure.any()):
+        likely = found > 0
+        if not bool(likely.any()):
             return
-        rows, x, found = rows[sure], x[sure], found[sure]
+        rows, x, found, sure = rows[likely], x[likely], found[likely], sure[likely]
         length = distance(x, self.images[rows], self.norm)
-        self.distance[rows] = torch.minimum(self.distance[rows], length)
-        better = (length[None] <= self.radii[:, None] + SLACK) & (found[None] > self.margin[:, rows])
-        s, i = better.nonzero(as_tuple=True)
+        self.distance[rows] = torch.minimum(self.distance[rows], torch.where(sure, length, torch.inf))
+        inside = length[None] <= self.radii[:, None] + SLACK
+        s, i = (inside & (found[None] > self.margin[:, rows])).nonzero(as_tuple=True)
         self.best[s, rows[i]] = x[i]
         self.margin[s, rows[i]] = found[i]
+        s, i = (inside & sure[None]).nonzero(as_tuple=True)
         self.broken[s, rows[i]] = True
 
     def due(self, done: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,6 +116,6 @@ class Curve:
         """
         near = self.distance[None] <= reach[:, None] * self.radii[:, None]
         near[-1] |= self.distance.isinf()
-        wanted = ~self.broken & ~done & (self.radii > 0)[:, None] & (near | self.blind)
+        wanted = ~self.broken & ~done & (self.radii > 0)[:, None] & (near | self.blind | self.missed)
         at, rows = wanted.nonzero(as_tuple=True)
         return at, rows

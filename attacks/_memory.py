@@ -8,6 +8,13 @@ import torch
 from torch import Tensor
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out, on a GPU or on a CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
 class Parts:
     """Calls a function on a batch, in parts where the whole does not fit into memory.
 
@@ -33,7 +40,7 @@ class Parts:
 
         Raises
         ------
-        torch.OutOfMemoryError
+        MemoryError, torch.OutOfMemoryError, RuntimeError
             When one sample alone is too large.
         """
         count, start = len(batch[0]), 0
@@ -44,8 +51,8 @@ class Parts:
             try:
                 done.append(function(*(tensor[start:stop] for tensor in batch)))
                 start = stop
-            except torch.OutOfMemoryError:
-                if stop - start == 1:
+            except (MemoryError, RuntimeError) as error:
+                if stop - start == 1 or not out_of_memory(error):
                     raise
                 full = True
             if full:  # outside the handler: the exception holds on to every tensor of the failed try

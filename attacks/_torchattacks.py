@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchattacks.attack import Attack
 
+from .._errors import NonFinite
 from ._seeds import seeded
 from .registry import Model, Seed
 
@@ -35,13 +36,17 @@ class BestIterate(nn.Module):
         self._model = (model,)  # in a tuple, so that no mode or parameter of it can be reached
         self._labels = labels
         self._anchor = nn.Parameter(images.new_empty(0), requires_grad=False)  # tells torchattacks the device
+        self._finite = torch.ones((), dtype=torch.bool, device=images.device)
         self.images = images.clone()
         self.margin = images.new_full((len(images),), -torch.inf)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of the N samples in their original order."""
         logits = self._model[0](images)
+        if images.requires_grad:
+            images.register_hook(self._see)
         with torch.no_grad():
+            self._finite &= logits.isfinite().all()
             true = logits.gather(1, self._labels[:, None])
             others = logits.scatter(1, self._labels[:, None], -torch.inf).amax(1)
             margin = (others - true[:, 0]).to(self.margin)
@@ -49,6 +54,14 @@ class BestIterate(nn.Module):
             self.margin = torch.where(better, margin, self.margin)
             self.images = torch.where(better.view(-1, 1, 1, 1), images.detach(), self.images)
         return logits
+
+    def _see(self, gradient: Tensor) -> None:
+        self._finite &= gradient.isfinite().all()
+
+    def settle(self) -> None:
+        """Raise `NonFinite` if any logits or input gradients were: their sign would pass for robustness."""
+        if not bool(self._finite):
+            raise NonFinite("logits or the input gradient are NaN or infinite")
 
 
 def strongest(
@@ -75,6 +88,7 @@ def strongest(
             last = attack(images[active], labels[active])
         with torch.no_grad():
             tracker(last)
+        tracker.settle()
         better = tracker.margin > margin[active]
         best[active] = torch.where(better.view(-1, 1, 1, 1), tracker.images, best[active])
         margin[active] = torch.where(better, tracker.margin, margin[active])

@@ -80,7 +80,8 @@ def _run(
         done = torch.zeros_like(curve.broken)
         while len((due := curve.due(done, reach))[0]):
             done[due] = True
-            _attack(curve, model, *due, steps, targets, queries)
+            for at, rows in zip(*(pairs.split(len(images)) for pairs in due), strict=True):
+                _attack(curve, model, at, rows, steps, targets, queries)
     return curve.best
 
 
@@ -98,13 +99,14 @@ def _attack(
             )
         cascade(survivors, curve.radii[at], norm, steps, targets, queries)
     fell = ~survivors.standing
+    curve.missed[rows[survivors.margin > 0]] = True
+    with part("carried", strengths, curve.standing):
+        for number in at.unique().tolist():  # a sample comes once at each radius
+            mine = at == number
+            curve.broken[number, rows[mine & fell]] = True
+            curve.note(rows[mine], survivors.best[mine], survivors.margin[mine], fell[mine])
     if not bool(fell.any()):
         return
-    with part("carried", strengths, curve.standing):
-        for number in at[fell].unique().tolist():  # a sample comes once at each radius
-            mine = fell & (at == number)
-            curve.broken[number, rows[mine]] = True
-            curve.note(rows[mine], survivors.best[mine], survivors.margin[mine], mine[mine])
     with part("shrink", strengths, curve.standing):
         smallest = torch.full_like(curve.everyone, len(strengths)).scatter_reduce(
             0, rows[fell], at[fell], "amin"
@@ -117,4 +119,6 @@ def _attack(
 
 
 for _norm in ("linf", "l2"):
-    register_curve(f"curve-{_norm}", norm=_norm, queries=_queries, reference=_REFERENCE)(partial(_run, _norm))
+    register_curve(f"curve-{_norm}", norm=_norm, queries=_queries, reference=_REFERENCE, version=2)(
+        partial(_run, _norm)
+    )

@@ -25,7 +25,7 @@ _ORDER = (
     "apgd-t",
     "fab-t",
     "square",
-    "differences",
+    "slopes",
     "carried",
     "shrink",
 )

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..attacks._memory import out_of_memory
 from ..models import ModelSpec
 from .clock import time_passes
 from .data import Data
@@ -57,13 +58,6 @@ class Rung:
 
 Measure = Callable[[int], Rung]
 """Measures one size; raises what `out_of_memory` knows where it does not fit."""
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out, on a GPU or on a CPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 def ladder(largest: int, samples: int) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import ContractBroken, ModelFailure, NonFinite, RobustodeError
+from ..attacks._memory import out_of_memory
 from ..models import count_nfe
 
 PATIENCE = 256
@@ -120,9 +121,11 @@ def ask_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
     version = None if images.is_inference() else images._version
     try:
         logits = model(images)
-    except (RobustodeError, torch.OutOfMemoryError):
+    except (RobustodeError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            raise
         raise ModelFailure(
             f"the model raised {type(error).__name__}: {one_line(error)}{where(error)}"
         ) from error

@@ -74,8 +74,8 @@ class Recheck:
             if "adversarial" in record.card:
                 yield from self._examples(record)
             elif record.cell.norm and self.reported.get(record.cell.norm) == record.cell.strength:
-                what = "its adversarial examples are not stored: they cannot be re-checked"
-                yield self._note(record, what)
+                what = "its adversarial examples are not stored: run again to have them"
+                yield self._wrong(record, what)
 
     def _outcomes(self, record: Record) -> Iterator[Finding]:
         """What the record calls correct is what its predictions and the dataset's labels say."""

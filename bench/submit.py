@@ -165,7 +165,7 @@ def _judge(sent: Sent, data: Data, clean: NDArray[np.int16], cell: Cell, model: 
             rejected[reason] += int((~good).sum())
         rows, images = rows[good], images[good]
 
-    sift(np.isfinite(images.reshape(len(images), -1).sum(1)), "NaN or infinite")
+    sift(np.asarray(np.isfinite(images).all(axis=(1, 2, 3))), "NaN or infinite")
     tolerance = BUDGET_TOLERANCE * max(1.0, cell.strength)
     bounds: tuple[tuple[Any, str], ...] = ((None, "outside the box [0, 1]"), (cell.norm, "out of budget"))
     for norm, reason in bounds:

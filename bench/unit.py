@@ -240,6 +240,8 @@ class Unit:
         stored = self.store.get(cell) if begun or not self.fresh else None
         if stored is None or (stored.status != "ok" and not begun):
             return False
+        if self._keeps(cell) and stored.status == "ok" and "adversarial" not in stored.card and not begun:
+            return False  # it was made where another strength was reported
         self.outcome.skipped += not begun
         self._remember(stored)
         return True

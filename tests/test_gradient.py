@@ -210,3 +210,16 @@ def test_a_flat_model_leaves_the_image_finite():
     for name in (*LINF, *L2):
         attacked = THREATS.get(name)(model, images, torch.ones(2, dtype=torch.long), 0.1, 0)
         assert bool(attacked.isfinite().all())
+
+
+@pytest.mark.parametrize("name", [*LINF, *L2])
+@pytest.mark.parametrize("worth", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_no_robustness_of_a_bare_model_either(name, worth):
+    """Nothing but the attack stands between this model and its score."""
+    model, images, labels, _, _ = linear_problem(4)
+
+    def broken(x):
+        return model(x) + torch.where(x.flatten(1).sum(1, keepdim=True) > 0, worth, 0.0)
+
+    with pytest.raises(NonFinite):
+        THREATS.get(name)(broken, images, labels, 0.1, 0)

@@ -38,6 +38,7 @@ class Masked(nn.Module):
             "scaled": lambda: 1e4 * z,
             "huge": lambda: 1e6 * z,
             "saturated": lambda: (1.5 * z).tanh(),
+            "offset": lambda: z + 1e5,
         }[self.mask]()
 
 
@@ -76,6 +77,24 @@ def test_a_masked_model_is_broken_within_a_point_of_its_twin(mask, norm):
     assert robust(f"pgd-{norm}", eps, mask, steps=20) > plain + 4, "a mask that deceives nobody shows nothing"
     sizes = {**WHITE, "targets": 9, "queries": 50} if mask in BLIND else WHITE
     assert robust(f"autoattack-{norm}", eps, mask, **sizes) <= plain + 1
+
+
+@BOTH
+@pytest.mark.parametrize("mask", ["rounded", "saturated", "offset"])
+def test_a_curve_finds_in_one_run_what_the_cascade_finds_at_each_strength(mask, norm):
+    """At the reported strength and elsewhere, on the first 100 images: one is a point."""
+    net, images, labels = (part[:100] if isinstance(part, torch.Tensor) else part for part in trained(0))
+    model = Masked(net, mask)
+    sizes = {**WHITE, "targets": 9, "queries": 50} if mask in BLIND else WHITE
+    plain, curve = (THREATS.get(f"{what}-{norm}").configure(**sizes) for what in ("autoattack", "curve"))
+    grid = list(EPS[norm])
+    along = curve.along(model, images, labels, grid, [grid[1]], 0)
+    for eps, found in zip(grid, along, strict=True):
+        left, least = (
+            100 * float((model(attacked).argmax(1) == labels).double().mean())
+            for attacked in (found, plain(model, images, labels, eps, 0))
+        )
+        assert left <= least + (0 if mask == "offset" else 2)
 
 
 @pytest.mark.slow

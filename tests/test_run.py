@@ -143,6 +143,18 @@ def test_a_raised_version_is_done_again(few, tmp_path):
     assert do(raised, few, tmp_path / "out") == RunOutcome(done=stubs.CELLS, skipped=0)
 
 
+def test_what_was_not_the_reported_strength_is_done_again_with_its_examples(few, tmp_path):
+    other = stubs.PRESET.replace(
+        "strengths = [0.05]\nreported = 0.05", "strengths = [0.05, 0.1]\nreported = 0.1"
+    )
+    assert other != stubs.PRESET
+    do(plan_of(tmp_path, stubs.spec("linear"), text=other), few, tmp_path / "out")
+    outcome = do(plan_of(tmp_path, stubs.spec("linear")), few, tmp_path / "out")
+    assert (outcome.done, outcome.failures) == (1, []), "the attack at .05, whose examples were not kept"
+    kept = [r for r in Store(tmp_path / "out").load()[0] if "adversarial" in r.card]
+    assert sorted(record.cell.strength for record in kept) == [0.05, 0.1]
+
+
 def crash(logits, images):
     raise ValueError("I do not feel well\nsecond line")
 
