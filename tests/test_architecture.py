@@ -47,6 +47,7 @@ REPORTING = [
     "preset",
     "scaffold",
     "cli",
+    "arguments",
     "listing",
     "progress",
     "tables",

@@ -244,8 +244,7 @@ def test_a_wrong_batch_size_is_one_line(wish, capsys):
     ("device", "wish", "size"), [("cuda", None, "auto"), ("cuda", "8", 8), ("cpu", None, 20)]
 )
 def test_a_gpu_measures_unless_told(tmp_path, monkeypatch, device, wish, size):
-    from robustode.bench import device as devices
-    from robustode.bench import run
+    from robustode.bench import run_command
 
     planned = []
 
@@ -253,8 +252,8 @@ def test_a_gpu_measures_unless_told(tmp_path, monkeypatch, device, wish, size):
         planned.append((plan.preset.batch_size, options["request"].plan().preset.batch_size))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(devices, "pick_device", lambda wish: torch.device(device))
-    monkeypatch.setattr(run, "run_plan", stop)
+    monkeypatch.setattr(run_command, "pick_device", lambda wish: torch.device(device))
+    monkeypatch.setattr(run_command, "run_plan", stop)
     preset = stubs.preset_file(tmp_path)
     arguments = ["run", "--preset", str(preset), "--out", str(tmp_path / "out")]
     assert main([*arguments, *(["--batch-size", wish] if wish else [])]) == 130

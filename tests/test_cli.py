@@ -13,7 +13,8 @@ import pytest
 import robustode
 import stubs
 from robustode.bench import cli
-from robustode.bench.cli import COMMANDS, LISTS, main
+from robustode.bench.arguments import COMMANDS, LISTS
+from robustode.bench.cli import main
 from robustode.models import MODELS
 
 pytestmark = pytest.mark.usefixtures("registries")

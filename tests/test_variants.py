@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from robustode._errors import InvalidArgument, UnknownName
-from robustode.bench import work
+from robustode.bench import run_command
 from robustode.bench.cli import main
 from robustode.bench.data import load_data
 from robustode.bench.plan import Plan, make_plan
@@ -225,7 +225,7 @@ def test_the_command_line_chooses_by_architecture(tmp_path, capsys, monkeypatch)
         planned[:] = [spec.name for spec in plan.specs]
         return []
 
-    monkeypatch.setattr(work, "look_ahead", look)
+    monkeypatch.setattr(run_command, "look_ahead", look)
     monkeypatch.chdir(tmp_path)
     preset(tmp_path)
 
