@@ -58,10 +58,10 @@ class BestIterate(nn.Module):
     def _see(self, gradient: Tensor) -> None:
         self._finite &= gradient.isfinite().all()
 
-    def settle(self) -> None:
-        """Raise `NonFinite` if any logits or input gradients were: their sign would pass for robustness."""
-        if not bool(self._finite):
-            raise NonFinite("logits or the input gradient are NaN or infinite")
+    @property
+    def finite(self) -> Tensor:
+        """Whether all logits and input gradients were, a scalar that nobody has waited for."""
+        return self._finite
 
 
 def strongest(
@@ -75,10 +75,16 @@ def strongest(
 ) -> Tensor:
     """Run ``make(model)`` up to `restarts` times and return every sample's best iterate.
 
-    A sample that is broken takes no part in later restarts: which ones those are is all that a GPU is waited
-    for, once between two restarts.
+    A sample that is broken takes no part in later restarts. A GPU is waited for once between two restarts, to
+    see which those are, and once at the end.
+
+    Raises
+    ------
+    NonFinite
+        Logits or input gradients were NaN or infinite: their sign would pass for robustness.
     """
     best = images.clone()
+    finite = torch.ones((), dtype=torch.bool, device=images.device)
     margin = images.new_full((len(images),), -torch.inf)
     active = torch.arange(len(images), device=images.device)
     for restart in range(restarts):
@@ -88,7 +94,7 @@ def strongest(
             last = attack(images[active], labels[active])
         with torch.no_grad():
             tracker(last)
-        tracker.settle()
+        finite &= tracker.finite
         better = tracker.margin > margin[active]
         best[active] = torch.where(better.view(-1, 1, 1, 1), tracker.images, best[active])
         margin[active] = torch.where(better, tracker.margin, margin[active])
@@ -98,4 +104,6 @@ def strongest(
         active = torch.nonzero(margin <= 0).flatten()
         if not len(active):
             break
+    if not bool(finite):
+        raise NonFinite("logits or the input gradient are NaN or infinite")
     return best

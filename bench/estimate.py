@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .data import Data
 from .limits import time_limit
+from .perturb import training_queries
 from .plan import Plan
 from .queries import call_model
 from .records import Cell
@@ -38,7 +39,8 @@ class Cost:
     def of(self, cell: Cell, plan: Plan) -> float:
         """Estimated seconds for `cell`."""
         if cell.kind == "training":
-            return int(cell.recipe.get("epochs", 0)) * cell.samples * (self.forward + self.backward)
+            forwards, backwards = training_queries(cell.recipe)
+            return cell.samples * (forwards * self.forward + backwards * self.backward)
         if cell.kind == "throughput":
             timing = plan.preset.throughput
             return 1.5 * timing.seconds if timing else 0.0

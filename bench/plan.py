@@ -17,6 +17,7 @@ from ..models import ModelSpec
 from .data import DATASETS, Data
 from .given import RECIPE, Given
 from .headline import Headline
+from .perturb import perturbing_threat, recipe_facts
 from .preset import Preset, Recipe, ThreatPlan, first_line
 from .records import Cell
 from .roofline import FLOW_TIMINGS
@@ -59,6 +60,8 @@ class Plan:
         The models.
     seeds
         Training seeds 0 .. seeds - 1.
+    fewer
+        Models that the preset trains from fewer seeds than that, and how many.
     attacks
         The threats with their grids.
     batch_sizes
@@ -70,6 +73,7 @@ class Plan:
     preset: Preset
     specs: tuple[ModelSpec, ...]
     seeds: int
+    fewer: Mapping[str, int] = field(default_factory=dict)
     attacks: tuple[Attack, ...]
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
     given: Given | None = None
@@ -78,6 +82,15 @@ class Plan:
         """How many samples `model` is given at once where a threat does not say."""
         wish = self.preset.batch_size
         return self.batch_sizes.get(model, BATCH_SIZE) if wish == "auto" else wish
+
+    def seeds_of(self, spec: ModelSpec) -> range:
+        """The training seeds of `spec`."""
+        return range(min(self.seeds, self.fewer.get(spec.name, self.seeds)))
+
+    @property
+    def units(self) -> list[tuple[ModelSpec, int]]:
+        """Every model and training seed; the first seed of all models comes first."""
+        return [(s, seed) for seed in range(self.seeds) for s in self.specs if seed in self.seeds_of(s)]
 
     def hyperparameters(self, spec: ModelSpec) -> dict[str, object]:
         """Every hyperparameter of `spec` under this preset."""
@@ -94,6 +107,8 @@ class Plan:
             raise InvalidArgument(f"recipe of {spec.name}: {first_line(error, Recipe)}") from None
         if recipe.name == RECIPE:
             raise InvalidArgument(f"recipe of {spec.name}: {RECIPE!r} is what --weights is called: rename it")
+        if recipe.perturb:
+            perturbing_threat(recipe.perturb)
         return recipe
 
     def headline(self) -> Headline:
@@ -116,7 +131,7 @@ class Plan:
             model=spec.name,
             model_version=spec.full_version,
             hyperparameters=self.hyperparameters(spec),
-            recipe=self.given.recipe() if self.given else recipe.model_dump(),
+            recipe=self.given.recipe() if self.given else recipe_facts(recipe),
             training_seed=seed,
             samples=0 if self.given else len(data.train),
             batch_size=0 if self.given else recipe.batch_size,
@@ -299,7 +314,9 @@ def make_plan(
         what = f"these are {len(specs)} models" if len(specs) != 1 else f"not --seeds {seeds}"
         raise InvalidArgument(f"--weights belong to one model and one seed, {what}: name one with --models")
     count = 1 if given else seeds or preset.seeds
-    plan = Plan(preset=preset, specs=specs, seeds=count, attacks=tuple(attacks), given=given)
+    rows = {**preset.overrides, **preset.all_variants()} if seeds is None else {}
+    fewer = {name: row.seeds for name, row in rows.items() if row.seeds is not None}
+    plan = Plan(preset=preset, specs=specs, seeds=count, fewer=fewer, attacks=tuple(attacks), given=given)
     reported = plan.headline().reported
     if preset.rank not in reported:
         raise InvalidArgument(

@@ -32,10 +32,24 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
+class Perturbation(_Table):
+    """A registered threat that every training batch passes before the model is trained on it.
+
+    With noise this is augmentation, with a gradient attack adversarial training (Madry et al., ICLR 2018,
+    arXiv 1706.06083, eq. 2.1). The strength grows from 0 in equal parts over the first `ramp` epochs.
+    """
+
+    threat: str
+    strength: PositiveFloat
+    parameters: dict[str, Any] = {}
+    ramp: NonNegativeFloat = 0.0
+
+
 class Recipe(_Table):
     """How a model is trained: Adam, its learning rate multiplied by `decay` after every epoch.
 
-    `select` says which epoch's weights count: the best on held-out training samples, or the last.
+    `select` says which epoch's weights count: the best on held-out training samples, perturbed like those of
+    training where there is a `perturb`, or the last.
     """
 
     name: str = "plain"
@@ -45,6 +59,7 @@ class Recipe(_Table):
     decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     weight_decay: NonNegativeFloat = 0.0
     select: Literal["validation", "last"] = "validation"
+    perturb: Perturbation | None = None
 
 
 class ThreatPlan(_Table):
@@ -98,8 +113,9 @@ class TimeLimits(_Table):
 
 
 class ModelOverride(_Table):
-    """What a preset changes in one model."""
+    """What a preset changes in one model; `seeds`, where it is trained from fewer than the others."""
 
+    seeds: PositiveInt | None = None
     hyperparameters: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
 

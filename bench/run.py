@@ -67,7 +67,7 @@ def run_plan(
         store.set_aside(outcome.problems)
         ledger = _Ledger(plan, data, store)
         data = data.to(device)
-        processes = at_once(len(plan.specs) * plan.seeds, device, jobs) if request else 1
+        processes = at_once(len(plan.units), device, jobs) if request else 1
         threads = max(1, torch.get_num_threads() // processes)
         reporter.doing("measuring batches")
         plan = settle_batch_sizes(plan, data, store, device, fresh=fresh, threads=threads, say=reporter.say)
@@ -91,8 +91,7 @@ def run_plan(
                 fresh=fresh,
                 reporter=reporter,
             )
-            for seed in range(plan.seeds)
-            for spec in plan.specs
+            for spec, seed in plan.units
         }
         busy = [name for name in units if name[1] in outlooks[name[0]].busy]
         processes = at_once(len(busy), device, jobs)

@@ -104,7 +104,7 @@ def _dry_run(arguments: argparse.Namespace, plan: Plan, data: Data, out: Path, d
     store = Store(out)
     if not arguments.fresh:
         plan = known_batch_sizes(plan, data, store, device)
-    threads = torch.get_num_threads() // at_once(len(plan.specs) * plan.seeds, device, arguments.jobs)
+    threads = torch.get_num_threads() // at_once(len(plan.units), device, arguments.jobs)
     outlooks = look_ahead(plan, data, store, device, fresh=arguments.fresh, threads=max(1, threads))
     processes = at_once(sum(len(outlook.busy) for outlook in outlooks), device, arguments.jobs)
     for outlook in outlooks:

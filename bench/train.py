@@ -22,6 +22,7 @@ from .._errors import CheckpointError, ContractBroken, ModelFailure, NonFinite, 
 from ..models import Normalise
 from .checkpoint import Checkpoint, load_state, load_tensors, save_checkpoint, save_tensors
 from .data import Data, Split
+from .perturb import Perturber
 from .preset import Recipe
 from .queries import QueriedModel, ask_model, call_model, one_line, where
 
@@ -108,6 +109,7 @@ def train(
     """
     model.to(device)
     fit_normalisation(model, data)
+    change = Perturber(model, recipe.perturb, seed, data.num_classes) if recipe.perturb else None
     optimiser = torch.optim.Adam(
         model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
@@ -125,10 +127,10 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = recipe.learning_rate * recipe.decay**epoch
             loss = _train_epoch(
-                model, data.train, optimiser, recipe, epoch, device, on_batch, data.num_classes
+                model, data.train, optimiser, recipe, epoch, device, on_batch, data.num_classes, change
             )
             validation_loss, validation_accuracy = score(
-                model, data.validation, recipe.batch_size, device, data.num_classes
+                model, data.validation, recipe.batch_size, device, data.num_classes, change
             )
             history.train_loss.append(loss)
             history.validation_loss.append(validation_loss)
@@ -164,6 +166,7 @@ def _train_epoch(
     device: torch.device,
     on_batch: Callable[[int], None],
     num_classes: int,
+    change: Perturber | None,
 ) -> float:
     model.train()
     order = torch.randperm(len(split)).to(split.images.device)
@@ -171,6 +174,8 @@ def _train_epoch(
     every = 1 if device.type == "cpu" else PATIENCE
     for rows in order.split(recipe.batch_size):
         images, labels = split.images[rows].to(device), split.labels[rows].to(device)
+        if change:
+            images = change(images, labels, split.indices[rows.cpu()], epoch)
         losses.append(training_step(model, images, labels, optimiser, num_classes))
         if len(losses) % every == 0:
             _check_finite(losses[-every:], epoch)
@@ -214,14 +219,22 @@ def training_step(
 
 @torch.no_grad()
 def score(
-    model: nn.Module, split: Split, batch_size: int, device: torch.device, num_classes: int
+    model: nn.Module,
+    split: Split,
+    batch_size: int,
+    device: torch.device,
+    num_classes: int,
+    change: Perturber | None = None,
 ) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy of `model` on `split`, in eval mode."""
+    """Mean cross-entropy and accuracy of `model` on `split` in eval mode; perturbed, if `change` says so."""
     queried = QueriedModel(model.eval(), num_classes, patient=device.type != "cpu")
     loss = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
-        logits, target = queried(images.clone().to(device)), labels.to(device)
+    for rows in torch.arange(len(split)).split(batch_size):
+        images, target = split.images[rows].to(device), split.labels[rows].to(device)
+        if change:
+            images = change(images, target, split.indices[rows])
+        logits = queried(images)
         loss += F.cross_entropy(logits, target, reduction="sum")
         correct += (logits.argmax(1) == target).sum()
     queried.settle()

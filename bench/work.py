@@ -88,7 +88,7 @@ def look_ahead(
             model, cost = _try(spec, plan, data, device)
         solver = describe_solver(model) if model else None
         total, left, busy = 0, list[Cell](), dict[int, float]()
-        for seed in range(plan.seeds):
+        for seed in plan.seeds_of(spec):
             training = plan.training_cell(spec, seed, data)
             cells, remaining = _remaining(plan, training, data, store, device, solver, fresh)
             total += len(cells)

@@ -31,6 +31,12 @@ def _torch(request: pytest.FixtureRequest) -> None:
         torch.set_warn_always(True)
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test draws the same numbers each time, alone or after others."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def digits():
     from robustode.bench.data import load_data
