@@ -29,7 +29,7 @@ def variant_specs(preset: Preset) -> dict[str, ModelSpec]:
 def choose_models(
     preset: Preset, names: Sequence[str], resolve: Callable[[str], ModelSpec] = MODELS.get
 ) -> list[ModelSpec]:
-    """What `names` mean under `preset`: its rows, all its rows of an architecture, or other models.
+    """What `names` mean under `preset`: a row of it, else all its rows of an architecture, or other models.
 
     Parameters
     ----------
@@ -40,7 +40,8 @@ def choose_models(
     rows = {name: find_model(name, variants) for name in row_names(preset)}
     chosen: dict[str, ModelSpec] = {}
     for name in names:
-        ours = {row: spec for row, spec in rows.items() if name in (row, spec.architecture)}
+        ours = {row: spec for row, spec in rows.items() if name == row}
+        ours = ours or {row: spec for row, spec in rows.items() if name == spec.architecture}
         if not ours:
             ours = {name: resolve(name) if ".py" in name else find_model(name, variants)}
         chosen |= ours
