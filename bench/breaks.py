@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,11 @@ class Breaks:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def of(self, wanted: Collection[int]) -> Breaks:
+        """Those of the samples whose numbers are `wanted`."""
+        mine = np.isin(self.index, np.fromiter(wanted, np.int64, len(wanted)))
+        return Breaks(index=self.index[mine], label=self.label[mine], steps=self.steps[mine])
 
 
 def whole_steps(perturbed: NDArray[np.floating], clean: NDArray[np.floating]) -> NDArray[np.int32]:

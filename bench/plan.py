@@ -174,6 +174,11 @@ class Plan:
             for strength in plan.strengths
         ]
 
+    def samples_in_common(self, norm: str, data: Data, *, on_gpu: bool = False) -> int:
+        """How many test samples every attack in `norm` is given: the worst case is taken over these."""
+        plans = [attack.plan for attack in self.attacks if attack_norm(attack.threat) == norm]
+        return min([p.samples_on(gpu=on_gpu) or len(data.test) for p in plans] + [len(data.test)])
+
     def _parameters(self, threat: Threat, plan: ThreatPlan) -> dict[str, object]:
         """Everything but the strength that what `threat` finds depends on."""
         if not threat.grid_matters:

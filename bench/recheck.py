@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,6 +65,7 @@ class Recheck:
         self.independent = "batch_independent" not in expected
         self.rows = {int(index): row for row, index in enumerate(data.test.indices)}
         self.predicted = 0
+        self._held: dict[str, set[int]] = {}
 
     def findings(self) -> Iterator[Finding]:
         """Check one record after the other."""
@@ -135,21 +138,37 @@ class Recheck:
         if not known.all() or len(set(rows)) < len(rows) or breaks.steps.shape[1:] != shape:
             yield wrong(f"indices or shapes are not those of different samples among {record.cell.samples}")
             return
-        yield from map(wrong, self._counts(record, np.array(rows, int), facts.get("count")))
+        yield from map(wrong, self._counts(record, np.array(rows, int), facts))
         yield from self._images(record, breaks, np.array(rows, int), file)
 
-    def _counts(self, record: Record, rows: NDArray[np.int64], count: object) -> Iterator[str]:
-        """The examples are those of the samples that the record calls broken."""
+    def _counts(self, record: Record, rows: NDArray[np.int64], facts: Mapping[str, Any]) -> Iterator[str]:
+        """The examples are of samples that the record calls broken, and no such sample is without one.
+
+        Where ``facts["samples"]`` says so, only of that many first ones, on which the worst case rests; and
+        another attack of the same norm may hold the example.
+        """
         broken = np.asarray(~record.outcomes["correct"].all(0))
         if self.clean is not None and self.clean.cell.samples >= len(broken):
             broken &= self.clean.outcomes["correct"][0, : len(broken)]
-        if len(rows) != int(broken.sum()) or count != len(rows):
-            yield (
-                f"{len(rows)} examples, its record says {count} and that {int(broken.sum())} samples "
-                "classified correctly were broken"
-            )
-        elif extra := np.setdiff1d(rows, np.flatnonzero(broken)).size:
+        if facts.get("count") != len(rows):
+            yield f"{len(rows)} examples, its record says {facts.get('count')}"
+        if extra := np.setdiff1d(rows, np.flatnonzero(broken)).size:
             yield f"{extra} of its samples are not among those that its record calls broken"
+        first = np.flatnonzero(broken[: facts.get("samples")]).tolist()
+        held = self._held_in(str(record.cell.norm)) if "samples" in facts else set()
+        if bare := len(set(first) - set(rows.tolist()) - held):
+            yield f"{bare} of the {len(first)} samples that its record calls broken have no example stored"
+
+    def _held_in(self, norm: str) -> set[int]:
+        """Rows of the samples of which some attack of `norm` holds an example."""
+        if norm not in self._held:
+            held = self._held[norm] = set()
+            for record in self.records:
+                if record.cell.norm == norm and "adversarial" in record.card:
+                    with suppress(OSError, RecordError):  # reported where that record is checked
+                        breaks = unpack(self.store.breaks_path(record.cell).read_bytes())
+                        held.update(self.rows.get(int(index), -1) for index in breaks.index)
+        return self._held[norm]
 
     def _images(
         self, record: Record, breaks: Breaks, rows: NDArray[np.int64], file: str

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from .._errors import CheckpointError
+from .._errors import CheckpointError, RecordError
 from ..attacks import Threat
 from ..models import ModelSpec
-from .breaks import Breaks
+from .breaks import Breaks, unpack
 from .certify import certify_cell
 from .checkpoint import Checkpoint, find_checkpoint, load_state, load_tensors
 from .data import Data
@@ -101,6 +102,7 @@ class Unit:
         self.training = plan.training_cell(spec, seed, data)
         self.outcome, self.sound = Outcome(), True
         self._clean: tuple[int, np.ndarray] | None = None
+        self._held: dict[str, set[int]] = {}
         self._reported = plan.headline().reported
 
     def evaluate(self) -> list[str]:
@@ -250,11 +252,23 @@ class Unit:
         return next(a.threat for a in self.plan.attacks if a.threat.name == cell.threat)
 
     def _with_breaks(self, record: Record, breaks: Breaks | None) -> Record:
-        """The record with its adversarial examples stored, where they are to be."""
+        """The record with its adversarial examples stored, where they are to be.
+
+        Stored is what the worst case rests on: one example of each of the samples that all attacks of the
+        norm are given, by the first attack that has one.
+        """
         if breaks is None or not self._keeps(record.cell):
             return record
-        card = {**record.card, "adversarial": self.store.put_breaks(record.cell, breaks)}
-        return dataclasses.replace(record, card=card)
+        norm = str(record.cell.norm)
+        count = min(
+            record.cell.samples,
+            self.plan.samples_in_common(norm, self.data, on_gpu=self.device.type == "cuda"),
+        )
+        held = self._held.setdefault(norm, set())
+        kept = breaks.of(set(self.data.test.indices[:count].tolist()) - held)
+        held.update(kept.index.tolist())
+        facts = {**self.store.put_breaks(record.cell, kept), "samples": count}
+        return dataclasses.replace(record, card={**record.card, "adversarial": facts})
 
     def _cell(self, cell: Cell, model: nn.Module) -> Record:
         """Do one cell and store its record."""
@@ -300,7 +314,11 @@ class Unit:
         return cell.norm is not None and cell.strength == self._reported.get(cell.norm)
 
     def _remember(self, record: Record) -> None:
-        """Keep the clean predictions: every attack begins with them."""
+        """Keep the clean predictions, with which every attack begins, and whose examples are stored."""
+        if record.cell.norm is not None and "adversarial" in record.card:
+            with suppress(OSError, RecordError):  # what cannot be read holds none
+                breaks = unpack(self.store.breaks_path(record.cell).read_bytes())
+                self._held.setdefault(record.cell.norm, set()).update(breaks.index.tolist())
         if record.cell.family == "clean" and record.status == "ok":
             self._clean = record.cell.batch_size, record.outcomes["prediction"][0]
 

@@ -16,6 +16,7 @@ import stubs
 import torch
 from robustode._errors import InvalidArgument
 from robustode.bench import estimate, unit, work
+from robustode.bench.breaks import unpack
 from robustode.bench.data import load_data
 from robustode.bench.headline import Headline
 from robustode.bench.plan import Plan, make_plan
@@ -153,6 +154,40 @@ def test_what_was_not_the_reported_strength_is_done_again_with_its_examples(few,
     assert (outcome.done, outcome.failures) == (1, []), "the attack at .05, whose examples were not kept"
     kept = [r for r in Store(tmp_path / "out").load()[0] if "adversarial" in r.card]
     assert sorted(record.cell.strength for record in kept) == [0.05, 0.1]
+
+
+TWO = """
+[[threats]]
+name = "fgsm-linf"
+strengths = [0.05]
+reported = 0.05
+samples = 20
+"""
+
+
+def broken_in_worst_case(records) -> set[int]:
+    """Numbers, among the first 20 samples, of those that an attack broke and clean predictions did not."""
+    clean = next(r for r in records if r.cell.family == "clean").outcomes["correct"][0, :20]
+    survived = np.all([r.outcomes["correct"][0, :20] for r in records if r.cell.norm == "linf"], axis=0)
+    return set(np.flatnonzero(clean & ~survived).tolist())
+
+
+@pytest.mark.parametrize("parts", [1, 2], ids=["at once", "one attack after the other"])
+def test_an_example_of_each_sample_that_the_worst_case_counts_is_stored_once(few, tmp_path, parts):
+    if parts == 2:
+        do(plan_of(tmp_path, stubs.spec("linear")), few, tmp_path / "out")
+        for path in (tmp_path / "out").rglob("*fgsm*"):
+            path.unlink()
+    do(plan_of(tmp_path, stubs.spec("linear"), text=stubs.PRESET + TWO), few, tmp_path / "out")
+    store = Store(tmp_path / "out")
+    records = [r for r in store.load()[0] if r.cell.kind == "accuracy"]
+    attacks = [r for r in records if r.cell.norm == "linf"]
+    assert sorted(r.cell.threat for r in attacks) == ["fgsm-linf", "pgd-linf"]
+    assert {r.card["adversarial"]["samples"] for r in attacks} == {20}
+    found = [unpack(store.breaks_path(r.cell).read_bytes()).index.tolist() for r in attacks]
+    numbers = [few.test.indices[:20].tolist().index(number) for part in found for number in part]
+    assert len(numbers) == len(set(numbers))
+    assert set(numbers) == broken_in_worst_case(records) != set()
 
 
 def crash(logits, images):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -355,11 +356,14 @@ def tampered(folder: Path, change) -> list[str]:
         (lambda b: dataclasses.replace(b, steps=b.steps * 2), "leave the budget linf 0.1"),
         (lambda b: dataclasses.replace(b, steps=b.steps * 0), "classified correctly at batch size 1"),
         (lambda b: dataclasses.replace(b, label=(b.label + 1) % 10), "have another label"),
-        (lambda b: Breaks(index=b.index[1:], label=b.label[1:], steps=b.steps[1:]), "samples classified"),
+        (
+            lambda b: Breaks(index=b.index[1:], label=b.label[1:], steps=b.steps[1:]),
+            "1 of the .* have no example",
+        ),
     ],
 )
 def test_a_tampered_replay_is_found(folder, change, message):
-    assert any(message in line for line in tampered(folder, change))
+    assert any(re.search(message, line) for line in tampered(folder, change))
 
 
 def test_examples_that_are_not_as_their_record_says_are_not_replayed(folder, monkeypatch, capsys):

@@ -186,9 +186,17 @@ def test_an_image_that_is_not_adversarial_is_named(folder):
 def test_an_example_too_few_is_named(folder):
     breaks = examples(folder)
     replace_examples(folder, index=breaks.index[1:], label=breaks.label[1:], steps=breaks.steps[1:])
-    assert f"{len(breaks) - 1} examples, its record says {len(breaks) - 1} and that {len(breaks)} s" in only(
+    assert f"1 of the {len(breaks)} samples that its record calls broken have no example stored" in only(
         folder
     )
+
+
+def test_a_count_that_is_not_that_of_the_file_is_named(folder):
+    record, store = attack(folder), Store(folder)
+    facts = record.card["adversarial"]
+    edited = {**facts, "count": facts["count"] + 1}
+    store.put(dataclasses.replace(record, card={**record.card, "adversarial": edited}))
+    assert f"{facts['count']} examples, its record says {facts['count'] + 1}" in only(folder)
 
 
 def test_a_missing_file_of_examples_is_named(folder):
@@ -204,7 +212,7 @@ def test_a_record_that_claims_more_is_named(folder):
     write_report(folder)
     found = "\n".join(lines(verify(folder)))
     assert "outcomes contradict its predictions and the labels" in found
-    assert "examples, its record says" in found
+    assert "of its samples are not among those that its record calls broken" in found
 
 
 def test_clean_predictions_that_the_weights_do_not_make_are_named(folder):
