@@ -175,7 +175,7 @@ def broken_in_worst_case(records) -> set[int]:
 @pytest.mark.parametrize("parts", [1, 2], ids=["at once", "one attack after the other"])
 def test_an_example_of_each_sample_that_the_worst_case_counts_is_stored_once(few, tmp_path, parts):
     if parts == 2:
-        do(plan_of(tmp_path, stubs.spec("linear")), few, tmp_path / "out")
+        do(plan_of(tmp_path, stubs.spec("linear"), text=stubs.PRESET + TWO), few, tmp_path / "out")
         for path in (tmp_path / "out").rglob("*fgsm*"):
             path.unlink()
     do(plan_of(tmp_path, stubs.spec("linear"), text=stubs.PRESET + TWO), few, tmp_path / "out")
