@@ -62,20 +62,7 @@ def test_the_committed_table_shows_no_miss():
         assert table[name, "sinner"][sin.flagged_by] == "**3/3**"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(
-                name == "batch_coupling",
-                strict=True,
-                reason="seed 2: PGD-100 leaves 3.1 points less than PGD-20, where 2 are allowed",
-            ),
-        )
-        for name in SINS
-    ],
-)
+@pytest.mark.parametrize("name", SINS)
 def test_the_committed_table_shows_no_false_alarm(name):
     assert rows()[name, "twin"] == {}
 
