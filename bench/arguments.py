@@ -157,6 +157,7 @@ def command_line() -> argparse.ArgumentParser:
     )
     audit.add_argument("--checks", metavar="A,B", help="these checks only, separated by commas")
     audit.add_argument("--samples", type=int, default=128, metavar="N", help="test images (default: 128)")
+    audit.add_argument("--seeds", type=int, metavar="N", help="training seeds 0 .. N-1 only (default: all)")
     audit.add_argument("--jobs", type=int, metavar="N", help="models audited at once (default: one a core)")
     audit.add_argument("--fresh", action="store_true", help="run every check again, stored or not")
     for command in (verify, submit, transfer, audit):

@@ -119,6 +119,7 @@ def _audit(arguments: Namespace) -> int:
         models=names_in(arguments.models),
         checks=names_in(arguments.checks),
         samples=arguments.samples,
+        seeds=arguments.seeds,
         fresh=arguments.fresh,
         jobs=arguments.jobs,
         say=lambda line: print(line, flush=True),

@@ -61,6 +61,17 @@ def test_a_folder_is_audited_and_reported(folder, capsys):
     assert (folder / "report" / "index.html").read_text() == page, "the same records give the same bytes"
 
 
+def test_only_the_first_seeds_are_audited_where_so_many_are_asked_for(tmp_path):
+    folder = tmp_path / "out"
+    preset = stubs.preset_file(tmp_path)
+    words = ["run", "--preset", str(preset), "--out", str(folder), "--quiet", "--jobs", "1", "--seeds", "2"]
+    assert main(words) == 0
+    for count in (1, 2):
+        assert audit(folder, "--checks", "finite", "--seeds", str(count)) == 0
+        done = [r.cell.training_seed for r in Store(folder).load()[0] if r.cell.kind == "audit"]
+        assert sorted(done) == list(range(count))
+
+
 def test_a_check_that_crashes_is_a_failed_record_and_no_pass(folder, monkeypatch, capsys):
     def crash(context):
         raise RuntimeError("boom")
@@ -91,6 +102,7 @@ def test_weights_that_are_gone_are_named(folder, capsys):
         (["--checks", "monotone-in-eps"], "unknown check of a model"),
         (["--models", "resne"], "did you mean resnet"),
         (["--samples", "1"], "--samples must be at least 2"),
+        (["--seeds", "0"], "--seeds must be at least 1, not 0"),
     ],
 )
 def test_what_cannot_be_audited_is_one_line(trained, more, error, capsys):

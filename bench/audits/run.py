@@ -79,6 +79,7 @@ def audit_folder(
     models: Sequence[str] = (),
     checks: Sequence[str] = (),
     samples: int = SAMPLES,
+    seeds: int | None = None,
     fresh: bool = False,
     jobs: int | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -97,6 +98,8 @@ def audit_folder(
         Names of the checks; all of them unless given.
     samples
         Test images that a check is given at most.
+    seeds
+        Audit training seeds 0 .. seeds - 1; all of them unless given.
     fresh
         Run every check again.
     jobs
@@ -112,6 +115,8 @@ def audit_folder(
     names = [audit.name for audit in _checks(checks)]
     if samples < 2:
         raise InvalidArgument(f"--samples must be at least 2, not {samples}")
+    if seeds is not None and seeds < 1:
+        raise InvalidArgument(f"--seeds must be at least 1, not {seeds}")
     store = Store(folder)
     units = _units(store)
     files = tuple(name for name in models if ".py:" in name)
@@ -120,7 +125,11 @@ def audit_folder(
     for name in sorted(wanted):
         if name not in known:
             raise unknown_name(f"model of {folder}", name, known)
-    chosen = [where for where in units if not wanted or where[0][1] in wanted]
+    chosen = [
+        (row, seed)
+        for row, seed in units
+        if (not wanted or row[1] in wanted) and (seeds is None or seed < seeds)
+    ]
     for dataset in sorted({row[0] for row, _ in chosen}):
         load_data(dataset, data_root)
     tasks = [
