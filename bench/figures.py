@@ -45,7 +45,12 @@ class Picture:
 
 
 def draw_all(
-    records: list[Record], summary: pd.DataFrame, board: pd.DataFrame, headline: Headline
+    records: list[Record],
+    summary: pd.DataFrame,
+    board: pd.DataFrame,
+    headline: Headline,
+    *,
+    rendered: bool = True,
 ) -> list[Picture]:
     """Draw every figure that the records allow, dataset by dataset.
 
@@ -55,6 +60,8 @@ def draw_all(
         The records that count (`stats.current`); used for example images only.
     summary, board
         ``stats.summarise(records)`` and ``leaderboard.leaderboard(records, headline)``.
+    rendered
+        Whether the pictures are wanted, or only what is said of them: rendering takes most of the time.
     """
     pictures: list[Picture] = []
     names: set[str] = set()
@@ -70,9 +77,7 @@ def draw_all(
             table = table[complete | (table["statistic"] == "throughput")]
             for stem, title, alt, figure in _figures(str(dataset), records, table, rows, headline):
                 name = _file_name(f"{dataset}-{stem}", names)
-                svg = _save(figure, "svg")
-                figure.set_layout_engine("none")  # laid out once, for both
-                png = _save(figure, "png")
+                svg, png = _both(figure) if rendered else (b"", b"")
                 pictures.append(
                     Picture(name=name, dataset=str(dataset), title=title, alt=alt, svg=svg, png=png)
                 )
@@ -144,6 +149,13 @@ def _critical(
     found = outcomes(records, {by: (key, float(strength or 0.0))})[by]
     mine = {labels[row]: each for row, each in found.items() if row in labels}
     return draw_critical(dict(zip(rows["label"], rows[by], strict=True)), mine, xlabel, looks)
+
+
+def _both(figure: Figure) -> tuple[bytes, bytes]:
+    """The figure as SVG and as PNG; it is laid out once, for both."""
+    svg = _save(figure, "svg")
+    figure.set_layout_engine("none")
+    return svg, _save(figure, "png")
 
 
 def _save(figure: Figure, kind: str) -> bytes:

@@ -154,7 +154,8 @@ class Recheck:
             yield f"{len(rows)} examples, its record says {facts.get('count')}"
         if extra := np.setdiff1d(rows, np.flatnonzero(broken)).size:
             yield f"{extra} of its samples are not among those that its record calls broken"
-        first = np.flatnonzero(broken[: facts.get("samples")]).tolist()
+        shared = min(r.cell.samples for r in self.records if r.cell.norm == record.cell.norm)
+        first = np.flatnonzero(broken[: max(shared, facts.get("samples", len(broken)))]).tolist()
         held = self._held_in(str(record.cell.norm)) if "samples" in facts else set()
         if bare := len(set(first) - set(rows.tolist()) - held):
             yield f"{bare} of the {len(first)} samples that its record calls broken have no example stored"

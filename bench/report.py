@@ -15,7 +15,7 @@ from .attack_parts import attack_parts, parts_tables
 from .audits.sheet import sheets
 from .benchmarks import benchmarks_markdown, benchmarks_page, read_benchmarks
 from .cards import cards
-from .figures import draw_all, labelled
+from .figures import Picture, draw_all, labelled
 from .headline import Headline
 from .leaderboard import leaderboard
 from .leaderboard_json import leaderboard_json
@@ -28,6 +28,9 @@ from .selection import current
 from .stats import summarise
 from .store import Problem, Store, write_atomically
 from .tables import markdown
+
+PAGE = "index.html"
+"""What the page is called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,50 @@ def write_report(folder: Path) -> Report:
 
 def _write_report(folder: Path) -> Report:
     store = Store(folder)
+    made = _make(folder)
+    drawn = {f"{p.name}.svg": p.svg for p in made.pictures} | {f"{p.name}.png": p.png for p in made.pictures}
+    for name, data in drawn.items():
+        write_atomically(store.report / "figures" / name, data)
+    for name, text in made.texts.items():
+        write_atomically(store.report / name, text.encode())
+    optional = {"noise.md", "transfer.md", "attack_parts.csv", "benchmarks.html", "benchmarks.md"}
+    for absent in optional - made.texts.keys():
+        (store.report / absent).unlink(missing_ok=True)
+    for folder_of, kept in (("figures", drawn), ("cards", {Path(name).name for name in made.texts})):
+        for stale in (store.report / folder_of).glob("*"):
+            if stale.name not in kept and stale.is_file():
+                stale.unlink()
+    return Report(
+        page=store.report / PAGE,
+        leaderboard=made.board,
+        failures=made.failures,
+        problems=made.problems,
+        superseded=made.superseded,
+    )
+
+
+def texts(folder: Path) -> dict[str, str]:
+    """The page, tables and cards of the report, by name, as the records make them; nothing is written.
+
+    The page's pictures are left empty.
+    """
+    return _make(Path(folder), render_pictures=False).texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """A report before it is written."""
+
+    texts: dict[str, str]
+    pictures: list[Picture]
+    board: pd.DataFrame
+    failures: list[str]
+    problems: list[Problem]
+    superseded: int
+
+
+def _make(folder: Path, *, render_pictures: bool = True) -> _Made:
+    store = Store(folder)
     records, problems = store.load()
     if not records and problems:
         raise InvalidArgument(
@@ -89,7 +136,7 @@ def _write_report(folder: Path) -> Report:
     summary = summarise(used)
     audited = sheets(used, headline)
     board = leaderboard(used, headline, summary, audited)
-    pictures = draw_all(used, summary, board, headline)
+    pictures = draw_all(used, summary, board, headline, rendered=render_pictures)
     protocols = protocol_tables(summary, labelled(board))
     transfers, parts = transfer_tables(used, labelled(board)), attack_parts(used)
     files = _tables(summary, board, headline, protocols, transfers, parts)
@@ -99,7 +146,7 @@ def _write_report(folder: Path) -> Report:
             "benchmarks.html": benchmarks_page(benchmarks),
             "benchmarks.md": benchmarks_markdown(benchmarks),
         }
-    page = render(
+    files[PAGE] = render(
         records=used,
         summary=summary,
         board=board,
@@ -114,40 +161,14 @@ def _write_report(folder: Path) -> Report:
         superseded=superseded,
         audited=audited,
     )
-    drawn = {f"{p.name}.{kind}": data for p in pictures for kind, data in (("svg", p.svg), ("png", p.png))}
-    for name, data in drawn.items():
-        write_atomically(store.report / "figures" / name, data)
-    for name, text in files.items():
-        write_atomically(store.report / name, text.encode())
-    write_atomically(store.report / "index.html", page.encode())
-    optional = {"noise.md", "transfer.md", "attack_parts.csv", "benchmarks.html", "benchmarks.md"}
-    for absent in optional - files.keys():
-        (store.report / absent).unlink(missing_ok=True)
-    for folder_of, kept in (("figures", drawn), ("cards", {Path(name).name for name in files})):
-        for stale in (store.report / folder_of).glob("*"):
-            if stale.name not in kept and stale.is_file():
-                stale.unlink()
-    return Report(
-        page=store.report / "index.html",
-        leaderboard=board,
+    return _Made(
+        texts=files,
+        pictures=pictures,
+        board=board,
         failures=failures,
         problems=problems,
         superseded=superseded,
     )
-
-
-def tables(folder: Path) -> dict[str, str]:
-    """The texts of the report's tables and cards, by name, as the records make them; nothing is written."""
-    store = Store(folder)
-    records, _ = store.load()
-    headline, _ = _headline(Path(folder), records)
-    used, _ = current(records, headline.preferred)
-    summary = summarise(used)
-    board = leaderboard(used, headline, summary)
-    rows = labelled(board)
-    protocols, transfers = protocol_tables(summary, rows), transfer_tables(used, rows)
-    found = _tables(summary, board, headline, protocols, transfers, attack_parts(used))
-    return found | cards(store, used, headline.preset)
 
 
 def _tables(

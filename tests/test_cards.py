@@ -16,7 +16,7 @@ from robustode.bench.cli import main
 from robustode.bench.headline import Headline
 from robustode.bench.plan import make_plan
 from robustode.bench.preset import load_preset
-from robustode.bench.report import tables
+from robustode.bench.report import texts
 from robustode.bench.run import run_plan
 from robustode.bench.selection import current, entry
 from robustode.bench.store import Store, write_atomically
@@ -28,7 +28,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 def write_tables(folder: Path) -> None:
     """The report without its figures and page."""
-    for name, text in tables(folder).items():
+    for name, text in texts(folder).items():
         write_atomically(folder / "report" / name, text.encode())
 
 

@@ -13,7 +13,7 @@ from robustode.bench import gate
 from robustode.bench.gate import changed_entries, changed_files
 from robustode.bench.plan import make_plan
 from robustode.bench.preset import load_preset
-from robustode.bench.report import tables
+from robustode.bench.report import texts
 from robustode.bench.run import run_plan
 from robustode.bench.store import Store, write_atomically
 
@@ -33,7 +33,7 @@ def write(root: Path, *paths: str, text: str = "x") -> None:
 
 def write_tables(folder: Path) -> None:
     """The report without its figures and page."""
-    for name, text in tables(folder).items():
+    for name, text in texts(folder).items():
         write_atomically(folder / "report" / name, text.encode())
 
 

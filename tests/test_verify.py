@@ -22,6 +22,7 @@ from robustode.bench.plan import make_plan
 from robustode.bench.preset import load_preset
 from robustode.bench.records import Record
 from robustode.bench.report import write_report
+from robustode.bench.restate import without_pictures
 from robustode.bench.run import run_plan
 from robustode.bench.store import Store, write_atomically
 from robustode.bench.verify import Verification, verify
@@ -269,6 +270,38 @@ def test_edited_markdown_and_absent_tables_are_named(folder):
     lines_of = (folder / "report" / "leaderboard.csv").read_text().splitlines()
     (folder / "report" / "leaderboard.csv").write_text(lines_of[0] + "\n")
     assert "it has 0 rows, the records make 1" in lines(verify(folder))[0]
+
+
+def test_an_edited_number_on_the_page_is_named(folder):
+    page = folder / "report" / "index.html"
+    text = page.read_text()
+    value = f"{100 * float(cell_of(folder, 'leaderboard.csv', '', 'linf@0.05')):.1f}"
+    assert value in text
+    page.write_text(text.replace(value, "99.9"))
+    assert "report/index.html: line" in only(folder)
+    assert "99.9" in only(folder)
+
+
+def test_a_page_drawn_with_other_last_digits_is_the_same_page():
+    one, two = (
+        '<p>42.7</p><svg viewBox="0 0 1 1"><path d="M{}"/></svg><img src="data:image/png;base64,{}">'.format(
+            *digits
+        )
+        for digits in (("0.1", "AAAA"), ("0.2", "BBBB"))
+    )
+    assert without_pictures(one) == without_pictures(two)
+    assert without_pictures(one) != without_pictures(two.replace("42.7", "72.7"))
+
+
+def test_a_record_that_vouches_for_no_samples_is_named(folder):
+    """Whoever leaves examples out cannot say that none were due."""
+    breaks = examples(folder)
+    replace_examples(folder, index=breaks.index[:0], label=breaks.label[:0], steps=breaks.steps[:0])
+    record, store = attack(folder), Store(folder)
+    facts = {**record.card["adversarial"], "samples": 0}
+    store.put(dataclasses.replace(record, card={**record.card, "adversarial": facts}))
+    count = len(breaks)
+    assert f"{count} of the {count} samples that its record calls broken have no example" in only(folder)
 
 
 def test_a_missing_record_is_named(folder):
