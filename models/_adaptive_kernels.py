@@ -3,13 +3,14 @@
 A field comes as ``F`` = (B, b, A, C, linear), transposed as ``T`` = (B^T, A^T, C^T); B and b are padded
 arrays over the layers, A and C what `_kernels._set` takes. A `rows` = (index, value, count) holds at row s
 the indices of the stages that stage s is made of, their weights times h, and how many there are; `row` is
-one of them. What a tile adds to a norm or a derivative by h is summed in float64 and left in its row of
-`sums` (of a row in float32, as torch has it), so the result does not depend on the number of threads.
+one of them. What a tile adds to a norm or a derivative by h, rows in float32 and their sum in
+float64, is left in its row of `sums`, so the result does not depend on the number of threads.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -36,14 +37,16 @@ _LARGEST = np.finfo(np.float32).max
 _inner = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
 
 
-def _entry(function):
+def _entry(function: Any) -> Any:
     """Compile `function`, cached until a file that its helpers may come from changes.
 
     numba itself compares the one file that holds `function`, so a loop would outlive its own helpers.
     """
     kernel = _compiled(function)
     files = [(Path(__file__).parent / name).stat() for name in SOURCES]
-    kernel._cache._cache_file._source_stamp = [(file.st_mtime, file.st_size) for file in files]
+    stored = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
+    if stored is not None:  # not with NUMBA_DISABLE_JIT
+        stored._source_stamp = [(file.st_mtime, file.st_size) for file in files]
     return kernel
 
 

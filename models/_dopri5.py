@@ -176,7 +176,7 @@ def _trial(
     h: float,
     end: float | None,
 ) -> tuple[float, bool]:
-    """Write y1 and f1 after a step, or with an `end` the state there to y1; the error, whether y1 is finite."""
+    """Write y1 and f1 after a step, or with an `end` the state there; the error, and whether y1 is finite."""
     single = np.float32(h)
     stages = rows(single * STAGES.astype(np.float32))
     error = row(single * ERROR.astype(np.float32))

@@ -87,8 +87,8 @@ def trials(monkeypatch) -> list[tuple[float, float]]:
     return seen
 
 
-def replayed(monkeypatch, flow: ODEBlock, state: Tensor, sizes: list[tuple[float, float]]):
-    """What torchdiffeq gives in float64 for these trials: a later size is a constant to it in any case."""
+def replayed(monkeypatch, flow: ODEBlock, state: Tensor, sizes, dtype=torch.float64) -> dict[str, Tensor]:
+    """What torchdiffeq gives in `dtype` for these trials: a later size is a constant to it in any case."""
     left = list(sizes)
 
     def resize(*_):
@@ -99,10 +99,20 @@ def replayed(monkeypatch, flow: ODEBlock, state: Tensor, sizes: list[tuple[float
         patch.setenv(SWITCH, "0")
         patch.setattr(reference, "_compute_error_ratio", lambda *_: torch.tensor(left[0][1]))
         patch.setattr(reference, "_optimal_step_size", resize)
-        exact = flow_answers(flow.double(), state.double())
+        exact = flow_answers(flow.to(dtype), state.to(dtype))
     flow.float()
     assert left == []
     return exact
+
+
+def rounding(monkeypatch, flow: ODEBlock, state: Tensor, found, sizes) -> tuple[float, float]:
+    """The largest relative error in float32 on these trials: of what was found, and of torchdiffeq."""
+    exact, theirs = (replayed(monkeypatch, flow, state, sizes, t) for t in (torch.float64, torch.float32))
+
+    def error(answers: dict[str, Tensor]) -> float:
+        return max(float((answers[k] - v).abs().max() / v.abs().max()) for k, v in exact.items())
+
+    return error(found), error(theirs)
 
 
 # --- the tableau --------------------------------------------------------------------------------
@@ -126,18 +136,19 @@ def test_the_interpolant_is_torchdiffeqs(x):
     y1, middle = y0 + h * torch.tensor(STAGES[6]) @ k, y0 + h / 2 * torch.tensor(MIDDLE) @ k
 
     def theirs(x: Tensor) -> Tensor:
-        coefficients = reference._interp_fit(y0, y1, middle, k[0], k[6], torch.tensor(h).double())
+        coefficients = reference._interp_fit(y0, y1, middle, k[0], k[6], torch.tensor(h, dtype=torch.float64))
         zero, one = (torch.tensor(float(t), dtype=torch.float64) for t in (0, 1))
         return reference._interp_evaluate(coefficients, zero, one, x)
 
     along, by_x = interpolant(x)
-    value, slope = torch.func.jvp(theirs, (torch.tensor(x).double(),), (torch.ones(()).double(),))
-    torch.testing.assert_close(y0 + h * torch.tensor(along) @ k, value, rtol=0, atol=1e-13)
+    at = torch.tensor(x, dtype=torch.float64)
+    slope = torch.autograd.functional.jacobian(theirs, at)
+    torch.testing.assert_close(y0 + h * torch.tensor(along) @ k, theirs(at), rtol=0, atol=1e-13)
     torch.testing.assert_close(h * torch.tensor(by_x) @ k, slope, rtol=0, atol=1e-13)
 
 
 def test_the_interpolant_ends_at_the_next_state_and_needs_no_second_stage():
-    np.testing.assert_allclose(interpolant(1.0)[0], STAGES[6], rtol=0, atol=1e-15)
+    np.testing.assert_allclose(interpolant(1.0)[0], STAGES[6], rtol=0, atol=1e-14)
     assert interpolant(0.3)[0][1] == 0
 
 
@@ -161,12 +172,15 @@ def test_sizes_follow_torchdiffeqs_rule(ratio):
 
 CASES = [
     *({"layers": layers, "gain": gain, "tolerance": tolerance}
-      for layers in (1, 4) for gain in (0.5, 1.0, 2.5) for tolerance in (1e-3, 1e-5)),
+      for layers in (1, 4) for gain in (0.5, 1.0, 1.5) for tolerance in (1e-3, 1e-5)),
     {"layers": 2, "gain": 1.5, "linear": True},
-    {"gain": 8.0, "final_time": 8.0},
+    {"gain": 3.0, "linear": True, "tolerance": 1e-5, "seed": 1000},  # with rejections, as the next
+    {"n": 2, "gain": 12.0, "linear": True, "tolerance": 1e-5, "final_time": 1.0},
     {"n": 1}, {"n": 3, "linear": True}, {"n": 10, "layers": 2}, {"n": 16, "gain": 2.0},
-    {"gain": 2.5, "tolerance": 0.3}, {"gain": 0.01, "tolerance": 0.3, "final_time": 0.01},
+    {"gain": 0.01, "tolerance": 0.3, "final_time": 0.01},
 ]  # fmt: skip
+
+CHAOTIC = [{"gain": 4.0}, {"gain": 2.5, "tolerance": 0.3}, {"layers": 4, "gain": 2.5}]
 
 
 @pytest.mark.parametrize("columns", [1, 64, TILE + 300])
@@ -183,7 +197,20 @@ def test_steps_and_gradients_are_torchdiffeqs_in_float64(monkeypatch, taken, tri
         assert_close(found[name], wanted, name)
 
 
-def test_the_cases_have_rejections_single_steps_and_rejected_first_steps(taken, trials):
+@pytest.mark.parametrize("case", CHAOTIC)
+def test_where_rounding_grows_it_grows_no_more_than_torchdiffeqs(monkeypatch, taken, trials, case):
+    errors = []
+    for seed in range(15):
+        trials.clear()
+        flow, state = block(**case, seed=1000 * seed), normal(8, 10, seed=seed)
+        found, sizes = flow_answers(flow, state), list(trials)
+        errors.append(rounding(monkeypatch, flow, state, found, sizes))
+    assert len(taken) == 15
+    ours, theirs = np.median(errors, axis=0)
+    assert ours <= 2 * theirs
+
+
+def test_the_cases_have_rejections_and_every_kind_of_step(taken, trials):
     kinds = set()
     for case in CASES:
         trials.clear()
@@ -212,41 +239,40 @@ def test_a_model_gives_what_torchdiffeq_gives_in_float32(monkeypatch, taken, ove
         assert_close(found[name], value, name)
 
 
-@pytest.mark.parametrize(
-    "case", [{"gain": 3.0}, {"gain": 8.0, "final_time": 8.0}, {"layers": 3, "gain": 2.0}]
-)
+@pytest.mark.parametrize("case", [{"gain": 3.0}, {"gain": 8.0}, {"layers": 3, "gain": 2.0}])
 def test_torchdiffeq_takes_the_same_trials(monkeypatch, trials, case):
     flow, state = block(**case, tolerance=1e-2), normal(8, 300, seed=3)
-    flow(state)
-    ours, nfe = list(trials), flow.nfe
-    trials.clear()
-    monkeypatch.setenv(SWITCH, "0")
-    flow(state)
+    with torch.no_grad():
+        flow(state)
+        ours, nfe = list(trials), flow.nfe
+        trials.clear()
+        monkeypatch.setenv(SWITCH, "0")
+        flow(state)
     assert flow.nfe == nfe
     np.testing.assert_allclose(ours, trials, rtol=5e-3)
     assert [ratio <= 1 for _, ratio in ours] == [ratio <= 1 for _, ratio in trials]
 
 
 def test_a_first_step_may_be_rejected(monkeypatch, trials, taken):
-    flow = block(gain=1.0)
-    with torch.no_grad():  # nearly still where the size is chosen, fast a little later
-        flow.layers[0].B[:] = 40 * torch.eye(8)
-        flow.layers[0].b.fill_(-4.0)
-        flow.layers[0].A[:] = 3 * torch.eye(8)
-    state = normal(8, 64, seed=3) * 1e-3
+    flow = block(tolerance=1e-3, final_time=0.05)
+    with torch.no_grad():  # stiff, and nearly at rest where it starts
+        flow.layers[0].A[:] = torch.eye(8)
+        flow.layers[0].B[:] = -100 * torch.eye(8)
+        flow.layers[0].b.fill_(10.0)
+    state = 0.1 + 0.001 * normal(8, 64, seed=3)
     found, sizes = flow_answers(flow, state), list(trials)
     assert sizes[0][1] > 1
     assert not any(step.timed for step in taken[0])
-    exact = replayed(monkeypatch, flow, state, sizes)
-    for name, wanted in exact.items():
-        assert_close(found[name], wanted, name)
+    ours, theirs = rounding(monkeypatch, flow, state, found, sizes)
+    assert ours <= max(1e-5, 4 * theirs)
 
 
 def test_a_batch_is_solved_as_one(taken):
-    flow, state = block(gain=3.0), normal(8, 40, seed=3)
+    flow, state = block(gain=1.5), normal(8, 40, seed=3)
+    flow.requires_grad_(False)
     together, alone = flow(state), torch.cat([flow(half) for half in state.chunk(2, dim=1)], dim=1)
     assert len(taken) == 3
-    assert 1e-6 < float((together - alone).abs().max()) < 1e-2
+    assert 1e-5 < float((together - alone).abs().max()) < 0.1
 
 
 @pytest.mark.parametrize("wanted", ["A", "B", "b", "C", None])
@@ -312,7 +338,7 @@ def test_a_state_that_is_not_finite_fails_on_either_path(monkeypatch, taken, val
     monkeypatch.setenv(SWITCH, compiled)
     flow, state = block(), normal(8, 600)
     state[3, 500] = value
-    with pytest.raises(SolverFailure, match="dopri5 gave up: underflow in dt 0.0"):
+    with pytest.raises(SolverFailure, match=r"dopri5 gave up: underflow in dt 0\.0"):
         flow(state)
     assert flow.nfe == 2
     assert taken == []
@@ -324,7 +350,7 @@ def test_an_overflow_on_the_way_fails_on_either_path(monkeypatch, compiled):
     flow, state = block(2, linear=True, final_time=200.0), normal(2, 4)
     with torch.no_grad():
         flow.layers[0].C[:] = torch.eye(2)
-    with pytest.raises(SolverFailure, match="dopri5 gave up: (underflow in dt|non-finite values in state)"):
+    with pytest.raises(SolverFailure, match=r"dopri5 gave up: (underflow in dt|non-finite values in state)"):
         flow(state)
 
 
