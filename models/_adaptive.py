@@ -82,7 +82,7 @@ class _AdaptiveFlow(torch.autograd.Function):
         solver, operands = _modules()
         field = operands.Operands((B, b, A, C), **settings)
         before = state.detach().contiguous()
-        out, kept = solver.solve_all(before.numpy(), field, len(B), duration=duration, count=count)
+        out, kept = solver.solve_all(before.numpy(), field, len(B), duration=duration, count=count, keep=keep)
         if keep:
             ctx.settings, ctx.steps = settings, kept
             ctx.save_for_backward(state, B, b, A, C)

@@ -55,9 +55,15 @@ class Step:
 
 
 def solve(
-    y0: np.ndarray, field: Operands, layer: int, *, duration: float, count: Callable[[int], None]
+    y0: np.ndarray,
+    field: Operands,
+    layer: int,
+    *,
+    duration: float,
+    count: Callable[[int], None],
+    keep: bool,
 ) -> tuple[np.ndarray, list[Step]]:
-    """Carry `y0` over [0, `duration`] in `layer`; the state there, and the accepted steps.
+    """Carry `y0` over [0, `duration`] in `layer`; the state there, and with `keep` the accepted steps.
 
     Parameters
     ----------
@@ -81,6 +87,7 @@ def solve(
     size = first_step(y0, f0, field, layer)
     steps: list[Step] = []
     finite, t, h, constant = size.finite, 0.0, size.h, False
+    moved = False  # whether a step was accepted, constant: whether the first trial was not
     while True:
         if not math.isfinite(h):
             h = 0.0
@@ -92,14 +99,15 @@ def solve(
         count(6)
         ratio, finite_after = _trial(y0, f0, y1, f1, field, layer, h=h, end=end)
         if ratio <= 1:
-            first = None if constant or steps else size
-            timed = not constant and (end is not None or not steps)
-            steps.append(Step(y0=y0, layer=layer, h=h, end=end, size=first, timed=timed))
+            if keep:
+                first = None if constant or moved else size
+                timed = not constant and (end is not None or not moved)
+                steps.append(Step(y0=y0, layer=layer, h=h, end=end, size=first, timed=timed))
             if end is not None:
                 return y1, steps
-            t, finite = t + h, finite_after
+            t, finite, moved = t + h, finite_after, True
             y0, f0, y1, f1 = y1, f1, np.empty_like(y0), f0
-        elif not steps:
+        elif not moved:
             constant = True
         h = next_size(h, ratio)
 
@@ -114,13 +122,19 @@ def next_size(h: float, ratio: float) -> float:
 
 
 def solve_all(
-    state: np.ndarray, field: Operands, layers: int, *, duration: float, count: Callable[[int], None]
+    state: np.ndarray,
+    field: Operands,
+    layers: int,
+    *,
+    duration: float,
+    count: Callable[[int], None],
+    keep: bool,
 ) -> tuple[np.ndarray, list[Step]]:
     """`solve` one layer after the other."""
     steps: list[Step] = []
     with np.errstate(all="ignore"):  # a norm may overflow, or be NaN: the step then underflows
         for layer in range(layers):
-            state, more = solve(state, field, layer, duration=duration, count=count)
+            state, more = solve(state, field, layer, duration=duration, count=count, keep=keep)
             steps += more
     return state, steps
 

@@ -315,6 +315,14 @@ def test_a_state_changed_in_between_is_noticed():
         out.sum().backward()
 
 
+def test_nothing_is_kept_where_no_gradient_can_be_asked_for(taken):
+    flow, state = block(layers=2), normal(8, 4)
+    with torch.no_grad():
+        free = flow(state)
+    assert torch.equal(free, flow(state).detach())
+    assert [bool(steps) for steps in taken] == [False, True]
+
+
 def test_a_graph_that_is_kept_gives_its_gradient_again():
     flow, state = block(), normal(8, 4).requires_grad_(True)
     loss = flow(state).square().sum()
