@@ -79,9 +79,13 @@ def flow_path(device: torch.device) -> str:
 
 def supported(state: Tensor, method: str) -> bool:
     """Whether `fused_flow` can carry `state`: (n, M), float32, for reverse mode alone; n at most 16."""
+    return method in STAGES and suits(state)
+
+
+def suits(state: Tensor) -> bool:
+    """Whether a compiled loop takes `state`, whatever the method; see `supported`."""
     return (
-        method in STAGES
-        and state.ndim == 2
+        state.ndim == 2
         and state.dtype == torch.float32
         and state.shape[0] <= LARGEST_STATE
         and flow_path(state.device) != "eager"

@@ -50,16 +50,18 @@ def _mix(a, x, b, y, out, width):
 def _read(x, start, out, width):
     """Columns start .. start + width of x into out."""
     for i in range(min(x.shape[0], out.shape[0])):
+        row = x[i, start : start + width]  # an index of start + p might be negative, for all LLVM knows
         for p in range(width):
-            out[i, p] = x[i, start + p]
+            out[i, p] = row[p]
 
 
 @_compiled
 def _write(x, out, start, width):
     """The columns of x into start .. start + width of out."""
     for i in range(out.shape[0]):
+        row = out[i, start : start + width]
         for p in range(width):
-            out[i, start + p] = x[i, p]
+            row[p] = x[i, p]
 
 
 @_compiled

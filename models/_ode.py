@@ -14,6 +14,7 @@ from torchdiffeq import odeint
 
 from .._errors import InvalidArgument, ModelFailure
 from .._registry import unknown_name
+from ._adaptive import METHOD, adaptive_flow, adaptive_supported
 from ._bounds import CONVEX_COMBINATIONS, LARGEST_STATE, NONNEGATIVE_TABLEAUS, NoCertificate, TanhForm
 from ._fused import STAGES, flow_path, fused_flow, supported
 from ._tanh import TanhField, states_field
@@ -143,10 +144,23 @@ class ODEBlock(nn.Module):
             h = self.final_time / len(self.layers) / steps
             self.nfe = len(self.layers) * steps * len(STAGES[self.solver.method])
             return fused_flow(state, self.tanh_fields(), h=h, steps=steps, method=self.solver.method)
+        if self._compiled(state, adaptive=True):
+            return self._adapt(state)
         steps = 0 if self.solver.adaptive else self.steps_per_layer()
         for field in self.fields():
             state = self._solve(field, state, duration=self.final_time / len(self.layers), steps=steps)
         return state
+
+    def _adapt(self, state: Tensor) -> Tensor:
+        def count(evaluations: int) -> None:
+            self.nfe += evaluations
+
+        solver, duration = self.solver, self.final_time / len(self.layers)
+        settings = {"rtol": solver.rtol, "atol": solver.atol}
+        try:
+            return adaptive_flow(state, self.tanh_fields(), duration=duration, count=count, **settings)
+        except ArithmeticError as error:
+            raise SolverFailure(f"{solver.method} gave up: {error}") from None
 
     def fields(self) -> Sequence[Field]:
         """One field per part of [0, T]: the layers, given what they share."""
@@ -194,13 +208,15 @@ class ODEBlock(nn.Module):
 
     def path(self, device: torch.device) -> str:
         """What carries this flow on `device`: ``numba``, ``triton`` or, step by step, ``eager``."""
-        suits = self.solver.method in STAGES and self.has_tanh_fields()
+        on_cpu = device.type == "cpu" and self.solver.method == METHOD
+        suits = self.has_tanh_fields() and (on_cpu or self.solver.method in STAGES)
         return flow_path(device) if suits else "eager"
 
-    def _compiled(self, state: Tensor) -> bool:
-        """Whether the fast path carries `state`: it never does where it could differ from the layers."""
+    def _compiled(self, state: Tensor, *, adaptive: bool = False) -> bool:
+        """Whether a fast path carries `state`: it never does where it could differ from the layers."""
         hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.layers)
-        if hooked or not supported(state, self.solver.method) or not self.has_tanh_fields():
+        takes = adaptive_supported if adaptive else supported
+        if hooked or not takes(state, self.solver.method) or not self.has_tanh_fields():
             return False
         return {parameter.dtype for parameter in self.parameters()} == {state.dtype}
 
