@@ -142,7 +142,7 @@ def _remaining(
 def _try(spec: ModelSpec, plan: Plan, data: Data, device: torch.device) -> tuple[nn.Module | None, Cost]:
     """Build the model and time it; one that cannot be built costs nothing here and fails later."""
     try:
-        with time_limit(ESTIMATE_LIMIT, f"building {spec.name}"):
+        with time_limit(3 * ESTIMATE_LIMIT, f"building {spec.name}"):  # the first pass may compile
             model = build_model(spec.build, data, plan.hyperparameters(spec), 0).to(device)
     except Exception:
         return None, Cost(forward=0.0, backward=0.0)
