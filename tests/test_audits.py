@@ -231,6 +231,42 @@ def test_loss_convergence():
     assert check(dataclasses.replace(weak, evidence=Evidence(records=(record,)))).outcome == "flag"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Climb(Context):
+    """A context whose PGD climbs evenly to the last step in one restart and stays put in the other."""
+
+    climbs: int = 0
+
+    def threat(self, name, **parameters):
+        return self
+
+    @property
+    def parameters(self):
+        return {"steps": 40, "restarts": 2}
+
+    def configure(self, **parameters):
+        return self
+
+    def __call__(self, model, images, labels, eps, seed):
+        moving = seed - self.seed == self.climbs
+        x = images.clone().requires_grad_(True)
+        slope = torch.autograd.grad(model(x).gather(1, labels[:, None]).sum(), x)[0].sign()
+        for step in range(41):
+            model((images - moving * 1e-4 * step * slope).detach())
+        return images
+
+
+@pytest.mark.parametrize("climbs", [0, 1])
+def test_each_restart_is_judged_by_itself(climbs):
+    real = context_of(Case(honest(0)), 0)
+    values = {f.name: getattr(real, f.name) for f in dataclasses.fields(Context)}
+    found = AUDITS.get("loss-convergence")(Climb(**values, climbs=climbs))
+    assert found.outcome == "flag", found.sentence
+    assert found.value == pytest.approx(10 / 40, abs=0.05)
+    assert f"restart {climbs + 1} of 2" in found.sentence
+    assert len(found.arrays["x"]) == 41 + 1, "the steps of one restart, and the query of its slope"
+
+
 def test_an_attack_that_breaks_everything_had_arrived():
     found = look("loss-convergence", honest(0), samples=8)
     fooled = AUDITS.get("loss-convergence")(
