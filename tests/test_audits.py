@@ -14,7 +14,7 @@ from gallery.base import Case, Wrapped, context_of, fit, fitted, honest
 from robustode._errors import InvalidArgument, TimeLimitExceeded
 from robustode.bench.audits.context import Context
 from robustode.bench.audits.evidence import Evidence
-from robustode.bench.audits.library import all_audits, audit_names, records_audits
+from robustode.bench.audits.library import MODEL, all_audits, audit_names, records_audits
 from robustode.bench.audits.outcome import Finding, audit_cell, audit_record, stored_finding
 from robustode.bench.audits.registry import AUDITS, Audit, Verdict, judged, not_applicable, register_audit
 from robustode.bench.audits.run import run_audit
@@ -450,17 +450,86 @@ def test_without_audits_the_leaderboard_is_as_it_was():
 
 
 def test_an_unexplained_flag_withholds_the_rank():
-    board = board_of(told_record("ch-node", judged(1.0, 0.0, "Bad.")))
+    fine = told_record("node", judged(0.0, 0.0, "Good."))
+    board = board_of(told_record("ch-node", judged(1.0, 0.0, "Bad.")), fine)
     assert list(board["model"]) == ["node", "ch-node"]
     assert list(board["rank"]) == [1, 2]
     assert list(board["audit_flags"]) == ["", "finite"]
     clean = next(f for f in fields(board) if f.name == "clean")
     assert best(board, clean) in (set(), {0}), "a flagged row is never the best"
-    assert "2 passed, 1 flagged" in markdown(board, "x")
+    assert "1 of 18 model checks, 2 passed, 1 flagged" in markdown(board, "x")
+
+
+def test_a_row_that_nobody_asked_does_not_beat_one_that_was_asked_and_flagged():
+    board = board_of(told_record("ch-node", judged(1.0, 0.0, "Bad.")))
+    assert list(board["model"]) == ["ch-node", "node"]
+    assert list(board["audits"])[1] == "not audited"
+    assert list(board["audit_missing"]) == ["", "finite"]
+
+
+def test_a_row_that_nobody_asked_stands_below_those_that_were_and_passed():
+    board = board_of(told_record("node", judged(0.0, 1.0, "Good.")))
+    assert list(board["model"]) == ["node", "ch-node"]
+    clean = next(f for f in fields(board) if f.name == "clean")
+    assert best(board, clean) in (set(), {0}), "a row that was not asked is never the best"
+
+
+@pytest.mark.parametrize(
+    ("asked", "badges"),
+    [
+        ({("a", 0), ("a", 1), ("b", 0), ("b", 1)}, ["2 of 18 model checks"] * 2),
+        ({("a", 0), ("a", 1), ("b", 0)}, ["2 of 18 model checks", "1 of 18 model checks"]),
+        ({("a", 0)}, ["2 of 18 model checks", "not audited"]),
+        (set(), ["2 of 18 model checks", "not audited"]),
+    ],
+)
+def test_what_another_row_was_asked_at_each_seed_is_counted(asked, badges):
+    names = {"a": "finite", "b": "determinism"}
+    records = synthetic.records(["ch-node", "node"], samples=60, seeds=(0, 1))
+    fine = not_applicable("x")
+    records += [told_record("ch-node", fine, names[c], seed=s) for c in names for s in (0, 1)]
+    records += [told_record("node", fine, names[c], seed=s) for c, s in sorted(asked)]
+    found = sheets(records, Headline())
+    assert [found["digits", model, "quick"].coverage() for model in ("ch-node", "node")] == badges
+    assert bool(found["digits", "node", "quick"].missing) == (len(asked) < 4)
+
+
+def test_a_model_of_one_seed_owes_no_other_seeds():
+    records = synthetic.records(["ch-node"], samples=60, seeds=(0, 1)) + synthetic.records(
+        ["node"], samples=60
+    )
+    for model, seed in (("ch-node", 0), ("ch-node", 1), ("node", 0)):
+        records.append(told_record(model, not_applicable("x"), seed=seed))
+    assert not any(sheet.missing for sheet in sheets(records, Headline()).values())
+
+
+def test_a_row_that_was_asked_everything_says_no_more():
+    names = list(MODEL.values())
+    records = synthetic.records(["node"], samples=60)
+    records += [told_record("node", not_applicable("x"), name) for name in names]
+    (sheet,) = sheets(records, Headline()).values()
+    assert (sheet.coverage(), len(sheet.asked)) == ("", 18)
+
+
+def test_names_of_the_checks_are_known_without_them():
+    assert list(MODEL.values()) == [a.name for a in all_audits() if a.needs == "model"]
+
+
+def test_a_check_of_records_flags_where_nobody_was_audited():
+    made = synthetic.records(["ch-node", "node"], samples=60, threats=("pgd-linf",))
+    bad = [synthetic.record_of(r.cell, r.outcomes["correct"] | (r.cell.strength == 0.2)) for r in made
+           if r.cell.model == "ch-node" and r.cell.threat == "pgd-linf"]  # fmt: skip
+    other = [r for r in made if not (r.cell.model == "ch-node" and r.cell.threat == "pgd-linf")]
+    board = leaderboard([*other, *bad], synthetic.HEADLINE)
+    assert list(board["model"]) == ["node", "ch-node"]
+    assert list(board["audit_flags"]) == ["", "monotone-in-eps"]
+    assert list(board["audit_missing"]) == ["", ""]
+    assert list(board["audits"]) == ["1 passed", "0 passed, 1 flagged"]
 
 
 def test_an_explained_flag_does_not():
-    board = board_of(told_record("ch-node", judged(1.0, 0.0, "Bad."), exempt="on purpose"))
+    fine = told_record("node", judged(0.0, 0.0, "Good."))
+    board = board_of(told_record("ch-node", judged(1.0, 0.0, "Bad."), exempt="on purpose"), fine)
     assert list(board["model"]) == ["ch-node", "node"]
     assert board["audits"][0].endswith("1 explained")
 
@@ -468,20 +537,22 @@ def test_an_explained_flag_does_not():
 def test_a_failed_check_withholds_the_rank_and_fails_no_cell():
     record = told_record("ch-node", not_applicable("x"))
     failed = Record(cell=record.cell, status="error", error="boom", environment=record.environment)
-    board = board_of(failed)
+    board = board_of(failed, told_record("node", not_applicable("x")))
     assert list(board["model"]) == ["node", "ch-node"]
     assert list(board["status"]) == ["ok", "ok"]
 
 
-def test_sheets_run_the_checks_of_records_where_something_was_audited():
+def test_sheets_run_the_checks_of_records_of_every_row():
     records = [
         *synthetic.records(["ch-node", "node"], samples=60),
         told_record("node", judged(0.0, 1.0, "x")),
     ]
     found = sheets(records, Headline())
-    assert [row[1] for row in found] == ["node"]
-    names = {f.name for f in next(iter(found.values())).findings}
-    assert names == {"finite", *(audit.name for audit in records_audits())}
+    read = {audit.name for audit in records_audits()}
+    assert {row[1]: {f.name for f in sheet.findings} for row, sheet in found.items()} == {
+        "ch-node": read,
+        "node": {"finite", *read},
+    }
 
 
 def test_the_gallerys_network_classifies():
