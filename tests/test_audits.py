@@ -23,6 +23,7 @@ from robustode.bench.headline import Headline
 from robustode.bench.leaderboard import leaderboard
 from robustode.bench.records import Record, from_json, to_json
 from robustode.bench.tables import best, fields, markdown
+from robustode.models import ODEBlock, SolverFailure
 from torch import nn
 
 audit_names()  # registers every check
@@ -115,7 +116,85 @@ def test_solver_sensitivity():
     found = look("solver-sensitivity", coarse)
     assert found.outcome == "flag"
     assert "discrete network" in found.sentence
+    assert found.axes[0] == "own solver, h/2, h/4, rk4 at h/2", (
+        "nothing dearer once the cheap ones have said it"
+    )
+    for line in ("classes changed", "accuracy moved"):
+        assert found.arrays[line][0] == 0
+        assert len(found.arrays[line]) == len(found.arrays["x"]) == 4
     assert look("solver-sensitivity", plain()).outcome == "not applicable"
+
+
+@pytest.mark.parametrize(("method", "other"), [("rk4", "ssprk3"), ("euler", "rk4")])
+def test_a_finer_solver_is_of_another_method_too(method, other):
+    model = fitted("node", 0, layers=2, method=method, steps=8, gain=0.1)
+    found = look("solver-sensitivity", model)
+    assert found.outcome == "pass", found.sentence
+    assert found.axes[0] == f"own solver, h/2, h/4, {other} at h/2, a tight adaptive solver"
+
+
+def test_a_loose_adaptive_solver_is_held_against_finer_grids():
+    loose = fitted("node-dopri5", 0, layers=1, rtol=10.0, atol=10.0, gain=4.0, final_time=2.0)
+    found = look("solver-sensitivity", loose)
+    assert found.outcome == "flag"
+    assert found.axes[0].startswith("own solver, rk4 in ")
+    assert "tight" not in found.axes[0]
+    good = look("solver-sensitivity", fitted("node-dopri5", 0, layers=1))
+    assert good.outcome == "pass"
+    assert good.axes[0].endswith("a tight adaptive solver")
+
+
+def test_a_finer_solver_that_fails_flags_with_its_plot():
+    class Brittle(ODEBlock):
+        def _solve(self, field, state, *, duration, steps):
+            if steps > 8:
+                raise SolverFailure("gave up")
+            return super()._solve(field, state, duration=duration, steps=steps)
+
+    model = fitted("node", 0, layers=1, steps=8)
+    model.flow.__class__ = Brittle
+    found = look("solver-sensitivity", model)
+    assert (found.outcome, found.value) == ("flag", 1.0)
+    assert "h/2" in found.sentence
+    assert list(found.arrays["classes changed"]) == [0, 100]
+
+
+ADJOINT = "adjoint against backpropagation"
+
+
+@pytest.mark.parametrize(
+    ("name", "hyperparameters", "least", "most"),
+    [
+        ("node", {"layers": 1, "steps": 40, "method": "rk4"}, 0.9999, 1.0001),
+        ("node-dopri5", {"layers": 1}, 0.99, 1.0001),
+        ("node", {"layers": 1, "steps": 4, "gain": 3.0, "method": "euler"}, -1.0, 0.99),
+    ],
+)
+def test_the_adjoint_gradient_is_told_and_not_judged(name, hyperparameters, least, most):
+    found = look("gradient-fidelity", fitted(name, 0, **hyperparameters))
+    assert found.outcome == "pass", found.sentence
+    assert "which the model does not use" in found.sentence
+    assert least <= found.arrays[ADJOINT].min() <= most
+    assert len(found.arrays[ADJOINT]) == len(found.arrays["x"])
+
+
+@pytest.mark.parametrize("model", [plain(), fitted("node", 0, layers=1, method="ssprk3", steps=8)])
+def test_no_adjoint_without_a_solver_that_has_one(model):
+    found = look("gradient-fidelity", model)
+    assert found.outcome == "pass"
+    assert "adjoint" not in found.sentence
+
+
+def test_an_adjoint_solve_that_fails_is_told(monkeypatch):
+    def give_up(*arguments, **options):
+        raise AssertionError("underflow in dt")
+
+    monkeypatch.setattr("robustode.bench.audits.adjoint.odeint_adjoint", give_up)
+    found = look("gradient-fidelity", honest(0))
+    assert found.outcome == "pass"
+    assert "fails here: " in found.sentence
+    assert "gave up: underflow in dt." in found.sentence
+    assert ADJOINT not in found.arrays
 
 
 def test_stiffness():
@@ -124,6 +203,30 @@ def test_stiffness():
     assert stiff.outcome == "flag"
     assert stiff.value > 2
     assert look("nfe-and-stiffness", plain()).outcome == "not applicable"
+
+
+def test_a_jacobian_that_was_not_formed_is_told():
+    adaptive = look("nfe-and-stiffness", fitted("node-dopri5", 0, layers=1))
+    assert adaptive.outcome == "pass"
+    assert "was not formed (the steps of an adaptive solver are its own)" in adaptive.sentence
+    assert adaptive.threshold == 5, "the evaluations are judged"
+    assert len(adaptive.arrays["NFE, sorted"]) == 32
+
+
+def test_a_state_too_wide_for_its_jacobian_is_told(monkeypatch):
+    monkeypatch.setattr("robustode.bench.audits.stiffness.WIDEST", 4)
+    wide = look("nfe-and-stiffness", honest(0))
+    assert "was not formed (the state is no vector of at most 4 channels)" in wide.sentence
+    assert wide.threshold == 5
+
+
+def test_nothing_measured_is_nothing_judged():
+    class Uncounted(Wrapped):
+        """Has a flow whose evaluations nobody counts, and whose Jacobian is not formed."""
+
+    found = look("nfe-and-stiffness", Uncounted(plain()))
+    assert found.outcome == "not applicable"
+    assert "was not formed: the model has no ODE block as its flow" in found.sentence
 
 
 def test_uneven_cost_flags():
@@ -143,8 +246,6 @@ def test_uneven_cost_flags():
 
 
 def test_solver_failure_flags():
-    from robustode.models import SolverFailure
-
     class GivesUp(Wrapped):
         def forward(self, images):
             raise SolverFailure("dopri5 gave up: underflow in dt")
@@ -516,7 +617,7 @@ def test_names_of_the_checks_are_known_without_them():
 
 
 def test_a_check_of_records_flags_where_nobody_was_audited():
-    made = synthetic.records(["ch-node", "node"], samples=60, threats=("pgd-linf",))
+    made = synthetic.records(["ch-node", "node"], samples=60)
     bad = [synthetic.record_of(r.cell, r.outcomes["correct"] | (r.cell.strength == 0.2)) for r in made
            if r.cell.model == "ch-node" and r.cell.threat == "pgd-linf"]  # fmt: skip
     other = [r for r in made if not (r.cell.model == "ch-node" and r.cell.threat == "pgd-linf")]
@@ -524,7 +625,7 @@ def test_a_check_of_records_flags_where_nobody_was_audited():
     assert list(board["model"]) == ["node", "ch-node"]
     assert list(board["audit_flags"]) == ["", "monotone-in-eps"]
     assert list(board["audit_missing"]) == ["", ""]
-    assert list(board["audits"]) == ["1 passed", "0 passed, 1 flagged"]
+    assert list(board["audits"]) == ["2 passed", "1 passed, 1 flagged"]
 
 
 def test_an_explained_flag_does_not():
