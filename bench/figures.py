@@ -17,7 +17,7 @@ from .curves import draw_curves
 from .examples import draw_examples
 from .headline import Headline
 from .heatmap import draw_heatmap
-from .leaderboard import rank_column, unflagged
+from .leaderboard import cleared, rank_column
 from .matrix import draw_transfer
 from .outcomes import outcomes
 from .rates import draw_rates
@@ -142,8 +142,8 @@ def _figures(
 def _critical(
     records: list[Record], board: pd.DataFrame, by: str, xlabel: str, looks: Mapping[str, Style]
 ) -> Figure | None:
-    """The critical-difference diagram of the rows that are complete and that no audit flags."""
-    rows = board[unflagged(board) & board[by].notna()].sort_values(by, ascending=False, kind="stable")
+    """The critical-difference diagram of the rows that are complete and that audits clear."""
+    rows = board[cleared(board) & board[by].notna()].sort_values(by, ascending=False, kind="stable")
     labels = {(row.dataset, row.model, row.recipe): str(row.label) for row in rows.itertuples()}
     key, _, strength = by.partition("@")
     found = outcomes(records, {by: (key, float(strength or 0.0))})[by]

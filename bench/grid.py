@@ -147,14 +147,14 @@ def _cell(field: Field, row: pd.Series[Any], top: bool, behind: Evidence) -> dic
 
 
 def _badge(badge: Mapping[str, Any]) -> dict[str, Any]:
-    text, flagged = str(badge.get("text", "")), bool(badge.get("flagged", False))
+    text, flagged = str(badge.get("text", "")), bool(badge.get("flagged") or badge.get("unasked"))
     plain = {"interval": "", "best": False, "kind": "badge", "link": "", "bar": ""}
     return {**plain, "text": text, "sort": text, "tip": badge.get("tip", ""), "flagged": flagged}
 
 
 def _below(row: pd.Series[Any], badge: Mapping[str, Any]) -> int:
-    """What a row is ordered by before its values: complete, flagged by an audit, failed or incomplete."""
-    return 2 if row["status"] != "ok" else int(bool(badge.get("flagged", False)))
+    """What a row is ordered by before its values: complete, not cleared by audits, failed or incomplete."""
+    return 2 if row["status"] != "ok" else int(bool(badge.get("flagged") or badge.get("unasked")))
 
 
 def _status(row: pd.Series[Any], badge: Mapping[str, Any]) -> str:
@@ -176,6 +176,7 @@ def _flags(row: pd.Series[Any], badge: Mapping[str, Any]) -> list[str]:
     """What a reader may want to filter rows by."""
     found = {
         "audit": badge.get("flagged", False),
+        "unaudited": badge.get("unasked", False),
         "expected": bool(row.get("expected_failures")) and not missing(row.get("expected_failures")),
         "incomplete": row["status"] != "ok",
     }
@@ -186,6 +187,7 @@ def flags(tables: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """The flags that any row carries, as (value, words)."""
     words = {
         "audit": "flagged by an audit",
+        "unaudited": "not fully audited",
         "expected": "known to fail a check",
         "incomplete": "failed or incomplete",
     }

@@ -41,12 +41,13 @@ def leaderboard(
     ``inference@<device>`` and ``training-step@<device>`` (samples per second, best over
     batch sizes); nfe, parameters, seeds, samples, status, updated (the day of the newest record),
     reference, paper (its address), expected_failures (names of the checks the model is known to fail);
-    where anything was audited also audits (what checks say, counted) and audit_flags (those that withhold
-    a rank); p_leader, p_above, and ``rank@<column>``, the rank by each of the accuracies.
-    Accuracies are fractions. A value that some training seed lacks is blank. A row whose status is
-    not ``ok`` stands below those whose status is, and one with an unexplained flag of an audit below those
-    without. Rows are in the order of their values; those that McNemar's test cannot tell apart share a
-    rank, as `ranking.ranks` says.
+    where any sheet is told of also audits (what checks say, counted), audit_flags (those that withhold a
+    rank) and audit_missing (those that another row was asked and this one not); p_leader, p_above, and
+    ``rank@<column>``, the rank by each of the accuracies.
+    Accuracies are fractions. A value that some training seed lacks is blank. A row whose status is not ``ok``
+    stands below those whose status is, and one with an unexplained flag of an audit, or that was not asked
+    all that another was, below those without. Rows are in the order of their values; those that McNemar's
+    test cannot tell apart share a rank, as `ranking.ranks` says.
 
     Parameters
     ----------
@@ -146,10 +147,12 @@ def leaderboard(
         "; ".join(sorted(cards.get(row, {}).get("expected_failures") or {})) for row in statuses
     ]
     board["parameters"] = board["parameters"].astype("Int64")
-    if audited := sheets(used, headline) if audited is None else audited:
-        every = [audited.get(row) for row in statuses]
-        board["audits"] = [sheet.badge() if sheet else "" for sheet in every]
-        board["audit_flags"] = ["; ".join(sheet.against) if sheet else "" for sheet in every]
+    audited = sheets(used, headline) if audited is None else audited
+    if any(sheet.told for sheet in audited.values()):
+        every = [audited[row] for row in statuses]
+        board["audits"] = [sheet.badge() for sheet in every]
+        board["audit_flags"] = ["; ".join(sheet.against) for sheet in every]
+        board["audit_missing"] = ["; ".join(sheet.missing) for sheet in every]
     columns = {names[key]: (key, strength) for key, strength in shown.items() if names[key] in board}
     return _ranked(board, rank_column(board, headline), outcomes(used, columns))
 
@@ -207,10 +210,12 @@ def _statuses(used: list[Record], headline: Headline, norms: set[str | None]) ->
     return statuses
 
 
-def unflagged(board: pd.DataFrame) -> pd.Series[bool]:
-    """Which rows are complete and have no unexplained flag of an audit."""
+def cleared(board: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows are complete, have no unexplained flag of an audit and were asked all that others were."""
     fine = board["status"] == "ok"
-    return fine & (board["audit_flags"] == "") if "audit_flags" in board else fine
+    if "audit_flags" in board:
+        fine &= (board["audit_flags"] == "") & (board["audit_missing"] == "")
+    return fine
 
 
 def _asked(cell: Cell) -> bool:
@@ -227,9 +232,9 @@ def _settings(cell: Cell) -> str:
 
 
 def _below(board: pd.DataFrame) -> pd.Series[int]:
-    """What rows are ordered by before their values: 0, 1 with an unexplained flag, 2 where not complete."""
-    flagged = (~unflagged(board)).astype(int)
-    return flagged.where(board["status"] == "ok", 2)
+    """What rows are ordered by before their values: 0, 1 where not cleared, 2 where not complete."""
+    doubted = (~cleared(board)).astype(int)
+    return doubted.where(board["status"] == "ok", 2)
 
 
 def _ranked(board: pd.DataFrame, by: str, found: Mapping[str, Mapping[Entry, Outcomes]]) -> pd.DataFrame:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
 
 import pandas as pd
 
-from .audits.page import audit_lines
+from .audits.page import audit_lines, svg_uri
 from .audits.sheet import Sheet
 from .citation import own_bibtex
 from .figures import Picture, labelled
@@ -68,7 +67,7 @@ def render(
     checked = {key: audit_lines(audited.get(key)) for key in keys}
     proven = certificates(summary)
     behind = evidence(summary)
-    badges = {key: badge(found) for key, found in checked.items()}
+    badges = {key: _badge(checked[key], audited.get(key)) for key in keys}
     tables = [
         grid(str(name), mine, headline, behind, anchors, badges)
         for name, mine in board.groupby("dataset", sort=True)
@@ -124,6 +123,13 @@ def render(
     return str(text)
 
 
+def _badge(lines: Sequence[Mapping[str, Any]], sheet: Sheet | None) -> dict[str, Any]:
+    """What stands beside a model's name; empty where nothing is told of audits."""
+    if sheet is None or not sheet.told:
+        return {}
+    return badge(lines, sheet.coverage(), sheet.missing)
+
+
 def _rank_name(headline: Headline) -> str:
     if headline.rank not in headline.reported:
         return "clean accuracy"
@@ -166,14 +172,12 @@ def _submission(record: Record) -> dict[str, Any]:
 
 
 def _picture(picture: Picture) -> dict[str, Any]:
-    # Percent-encoded, not base64: a quarter smaller, and it compresses.
-    text = quote(picture.svg.decode().replace("\n", " "), safe=" !()*,-./:;=?@[]^_{}|~$+")
     return {
         "dataset": picture.dataset,
         "title": picture.title,
         "alt": picture.alt,
         "name": picture.name,
-        "uri": f"data:image/svg+xml,{text}",
+        "uri": svg_uri(picture.svg),
     }
 
 

@@ -113,9 +113,17 @@ def audit_row(audit: Mapping[str, Any]) -> dict[str, Any]:
     return row | {"bad": row["verdict"] in _AGAINST and not row["exempt"]}
 
 
-def badge(audits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a model's audits come to in a few words; empty without any."""
-    if not audits:
+def badge(
+    audits: Sequence[Mapping[str, Any]], coverage: str = "", missing: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What a model's audits come to in a few words; empty without any.
+
+    Parameters
+    ----------
+    coverage, missing
+        What it was not asked, in a few words, and the checks that other rows were asked and it was not.
+    """
+    if not audits and not coverage:
         return {}
     rows = [audit_row(audit) for audit in audits]
     names = {row["name"] for row in rows}
@@ -123,10 +131,22 @@ def badge(audits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     explained = {row["name"] for row in rows if row["verdict"] in ("flag", "explained flag")} - against
     passed = {row["name"] for row in rows if row["verdict"] == "pass"} - against - explained
     counts = {"flagged": len(against), "explained": len(explained), "passed": len(passed)}
-    text = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    reasons = {row["name"]: row["exempt"] for row in rows if row["name"] in explained and row["exempt"]}
+    parts = [coverage] if coverage else []
+    parts += [f"{count} {word}" for word, count in counts.items() if count]
     total = f"{len(names)} check{'' if len(names) == 1 else 's'}"
-    tip = f"flagged: {', '.join(sorted(against))}" if against else total
-    return {"flagged": bool(against), "text": text or "none applies", "tip": tip}
+    tips = {
+        "flagged": sorted(against),
+        "explained": [f"{name} ({reasons[name]})" if name in reasons else name for name in sorted(explained)],
+        "not asked": missing,
+    }
+    told = "; ".join(f"{what}: {', '.join(found)}" for what, found in tips.items() if found)
+    return {
+        "flagged": bool(against),
+        "unasked": bool(missing),
+        "text": ", ".join(parts) or "none applies",
+        "tip": told or total,
+    }
 
 
 def environments(records: Iterable[Record]) -> list[list[tuple[str, str]]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .leaderboard import TIMINGS, unflagged
+from .leaderboard import TIMINGS, cleared
 from .style import key_name, strength_symbol
 from .text import count, missing, percent
 
@@ -95,11 +95,11 @@ def shown(field: Field, value: Any) -> str:
 def best(board: pd.DataFrame, field: Field) -> set[int]:
     """Positions of the rows whose shown value is the best of `field`'s column; none where all are equal.
 
-    Only complete rows without an unexplained flag compete, and only in columns where more is better.
+    Only rows that `cleared` names compete, and only in columns where more is better.
     """
     if field.kind not in ("fraction", "rate") or len(board) < 2:
         return set()
-    values = board[field.name].where(unflagged(board))
+    values = board[field.name].where(cleared(board))
     if values.isna().all():
         return set()
     top = shown(field, values.max())

@@ -161,6 +161,53 @@ def throughput_record(
     )
 
 
+CHECKS = {
+    "finite": ("samples", ()),
+    "determinism": ("distance", ("largest distance",)),
+    "zero-gradients": ("share", ("as it is", "logits rescaled")),
+    "gradient-fidelity": ("cosine", ("float32", "float64")),
+}
+
+
+def audit_record(
+    model: str, seed: int, name: str, created: str, verdict: str = "pass", exempt: str = "", **changes: object
+) -> Record:
+    """What one check says of a trained network, with the arrays of its plot."""
+    unit, lines = CHECKS[name]
+    rng = np.random.default_rng(number(model, seed, name))
+    card = {
+        "title": f"what {name} asks",
+        "verdict": verdict,
+        "sentence": f"One of the samples says {verdict}.",
+        "unit": unit,
+        "axes": ["sample, sorted", "what was measured"],
+    }
+    return Record(
+        cell=cell(model, seed, kind="audit", threat=name, family="audit", samples=128, **changes),
+        outcomes={"x": np.arange(128.0), **{line: np.sort(rng.normal(size=128)) for line in lines}},
+        measures={"value": 2.0 if verdict == "flag" else 0.5, "threshold": 1.0},
+        card=card | ({"exempt": exempt} if exempt else {}),
+        environment={"created": created, "device": "cpu: Intel Xeon"},
+    )
+
+
+def audits(
+    models: Iterable[str],
+    seeds: Sequence[int] = (0,),
+    *,
+    found: Mapping[tuple[str, str], tuple[str, str]] | None = None,
+    created: str = "2026-01-01T00:00:00Z",
+    **changes: object,
+) -> list[Record]:
+    """A record of every check in `CHECKS`; `found` maps (model, check) to a verdict and a reason."""
+    return [
+        audit_record(m, s, name, created, *(found or {}).get((m, name), ("pass", "")), **changes)
+        for m in models
+        for s in seeds
+        for name in CHECKS
+    ]
+
+
 def flow_record(
     model: str,
     threat: str,

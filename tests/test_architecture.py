@@ -141,7 +141,18 @@ def test_every_layer_is_seen():
 
 
 def test_every_file_of_an_audit_is_known_to_the_library():
-    shared = {"registry", "library", "evidence", "outcome", "sheet", "page", "plots", "context", "run"}
+    shared = {
+        "registry",
+        "library",
+        "evidence",
+        "outcome",
+        "sheet",
+        "page",
+        "plots",
+        "context",
+        "run",
+        "adjoint",
+    }
     files = {path.stem for path in (ROOT / "bench" / "audits").glob("*.py")} - {"__init__"}
     assert files == {*shared, *MODEL, *RECORDS}
 

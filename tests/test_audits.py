@@ -14,7 +14,7 @@ from gallery.base import Case, Wrapped, context_of, fit, fitted, honest
 from robustode._errors import InvalidArgument, TimeLimitExceeded
 from robustode.bench.audits.context import Context
 from robustode.bench.audits.evidence import Evidence
-from robustode.bench.audits.library import all_audits, audit_names, records_audits
+from robustode.bench.audits.library import MODEL, all_audits, audit_names, records_audits
 from robustode.bench.audits.outcome import Finding, audit_cell, audit_record, stored_finding
 from robustode.bench.audits.registry import AUDITS, Audit, Verdict, judged, not_applicable, register_audit
 from robustode.bench.audits.run import run_audit
@@ -23,6 +23,7 @@ from robustode.bench.headline import Headline
 from robustode.bench.leaderboard import leaderboard
 from robustode.bench.records import Record, from_json, to_json
 from robustode.bench.tables import best, fields, markdown
+from robustode.models import ODEBlock, SolverFailure
 from torch import nn
 
 audit_names()  # registers every check
@@ -115,7 +116,85 @@ def test_solver_sensitivity():
     found = look("solver-sensitivity", coarse)
     assert found.outcome == "flag"
     assert "discrete network" in found.sentence
+    assert found.axes[0] == "own solver, h/2, h/4, rk4 at h/2", (
+        "nothing dearer once the cheap ones have said it"
+    )
+    for line in ("classes changed", "accuracy moved"):
+        assert found.arrays[line][0] == 0
+        assert len(found.arrays[line]) == len(found.arrays["x"]) == 4
     assert look("solver-sensitivity", plain()).outcome == "not applicable"
+
+
+@pytest.mark.parametrize(("method", "other"), [("rk4", "ssprk3"), ("euler", "rk4")])
+def test_a_finer_solver_is_of_another_method_too(method, other):
+    model = fitted("node", 0, layers=2, method=method, steps=8, gain=0.1)
+    found = look("solver-sensitivity", model)
+    assert found.outcome == "pass", found.sentence
+    assert found.axes[0] == f"own solver, h/2, h/4, {other} at h/2, a tight adaptive solver"
+
+
+def test_a_loose_adaptive_solver_is_held_against_finer_grids():
+    loose = fitted("node-dopri5", 0, layers=1, rtol=10.0, atol=10.0, gain=4.0, final_time=2.0)
+    found = look("solver-sensitivity", loose)
+    assert found.outcome == "flag"
+    assert found.axes[0].startswith("own solver, rk4 in ")
+    assert "tight" not in found.axes[0]
+    good = look("solver-sensitivity", fitted("node-dopri5", 0, layers=1))
+    assert good.outcome == "pass"
+    assert good.axes[0].endswith("a tight adaptive solver")
+
+
+def test_a_finer_solver_that_fails_flags_with_its_plot():
+    class Brittle(ODEBlock):
+        def _solve(self, field, state, *, duration, steps):
+            if steps > 8:
+                raise SolverFailure("gave up")
+            return super()._solve(field, state, duration=duration, steps=steps)
+
+    model = fitted("node", 0, layers=1, steps=8)
+    model.flow.__class__ = Brittle
+    found = look("solver-sensitivity", model)
+    assert (found.outcome, found.value) == ("flag", 1.0)
+    assert "h/2" in found.sentence
+    assert list(found.arrays["classes changed"]) == [0, 100]
+
+
+ADJOINT = "adjoint against backpropagation"
+
+
+@pytest.mark.parametrize(
+    ("name", "hyperparameters", "least", "most"),
+    [
+        ("node", {"layers": 1, "steps": 40, "method": "rk4"}, 0.9999, 1.0001),
+        ("node-dopri5", {"layers": 1}, 0.99, 1.0001),
+        ("node", {"layers": 1, "steps": 4, "gain": 3.0, "method": "euler"}, -1.0, 0.99),
+    ],
+)
+def test_the_adjoint_gradient_is_told_and_not_judged(name, hyperparameters, least, most):
+    found = look("gradient-fidelity", fitted(name, 0, **hyperparameters))
+    assert found.outcome == "pass", found.sentence
+    assert "which the model does not use" in found.sentence
+    assert least <= found.arrays[ADJOINT].min() <= most
+    assert len(found.arrays[ADJOINT]) == len(found.arrays["x"])
+
+
+@pytest.mark.parametrize("model", [plain(), fitted("node", 0, layers=1, method="ssprk3", steps=8)])
+def test_no_adjoint_without_a_solver_that_has_one(model):
+    found = look("gradient-fidelity", model)
+    assert found.outcome == "pass"
+    assert "adjoint" not in found.sentence
+
+
+def test_an_adjoint_solve_that_fails_is_told(monkeypatch):
+    def give_up(*arguments, **options):
+        raise AssertionError("underflow in dt")
+
+    monkeypatch.setattr("robustode.bench.audits.adjoint.odeint_adjoint", give_up)
+    found = look("gradient-fidelity", honest(0))
+    assert found.outcome == "pass"
+    assert "fails here: " in found.sentence
+    assert "gave up: underflow in dt." in found.sentence
+    assert ADJOINT not in found.arrays
 
 
 def test_stiffness():
@@ -124,6 +203,30 @@ def test_stiffness():
     assert stiff.outcome == "flag"
     assert stiff.value > 2
     assert look("nfe-and-stiffness", plain()).outcome == "not applicable"
+
+
+def test_a_jacobian_that_was_not_formed_is_told():
+    adaptive = look("nfe-and-stiffness", fitted("node-dopri5", 0, layers=1))
+    assert adaptive.outcome == "pass"
+    assert "was not formed (the steps of an adaptive solver are its own)" in adaptive.sentence
+    assert adaptive.threshold == 5, "the evaluations are judged"
+    assert len(adaptive.arrays["NFE, sorted"]) == 32
+
+
+def test_a_state_too_wide_for_its_jacobian_is_told(monkeypatch):
+    monkeypatch.setattr("robustode.bench.audits.stiffness.WIDEST", 4)
+    wide = look("nfe-and-stiffness", honest(0))
+    assert "was not formed (the state is no vector of at most 4 channels)" in wide.sentence
+    assert wide.threshold == 5
+
+
+def test_nothing_measured_is_nothing_judged():
+    class Uncounted(Wrapped):
+        """Has a flow whose evaluations nobody counts, and whose Jacobian is not formed."""
+
+    found = look("nfe-and-stiffness", Uncounted(plain()))
+    assert found.outcome == "not applicable"
+    assert "was not formed: the model has no ODE block as its flow" in found.sentence
 
 
 def test_uneven_cost_flags():
@@ -143,8 +246,6 @@ def test_uneven_cost_flags():
 
 
 def test_solver_failure_flags():
-    from robustode.models import SolverFailure
-
     class GivesUp(Wrapped):
         def forward(self, images):
             raise SolverFailure("dopri5 gave up: underflow in dt")
@@ -229,6 +330,42 @@ def test_loss_convergence():
     check = AUDITS.get("loss-convergence")
     assert check(weak).outcome == "pass"
     assert check(dataclasses.replace(weak, evidence=Evidence(records=(record,)))).outcome == "flag"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Climb(Context):
+    """A context whose PGD climbs evenly to the last step in one restart and stays put in the other."""
+
+    climbs: int = 0
+
+    def threat(self, name, **parameters):
+        return self
+
+    @property
+    def parameters(self):
+        return {"steps": 40, "restarts": 2}
+
+    def configure(self, **parameters):
+        return self
+
+    def __call__(self, model, images, labels, eps, seed):
+        moving = seed - self.seed == self.climbs
+        x = images.clone().requires_grad_(True)
+        slope = torch.autograd.grad(model(x).gather(1, labels[:, None]).sum(), x)[0].sign()
+        for step in range(41):
+            model((images - moving * 1e-4 * step * slope).detach())
+        return images
+
+
+@pytest.mark.parametrize("climbs", [0, 1])
+def test_each_restart_is_judged_by_itself(climbs):
+    real = context_of(Case(honest(0)), 0)
+    values = {f.name: getattr(real, f.name) for f in dataclasses.fields(Context)}
+    found = AUDITS.get("loss-convergence")(Climb(**values, climbs=climbs))
+    assert found.outcome == "flag", found.sentence
+    assert found.value == pytest.approx(10 / 40, abs=0.05)
+    assert f"restart {climbs + 1} of 2" in found.sentence
+    assert len(found.arrays["x"]) == 41 + 1, "the steps of one restart, and the query of its slope"
 
 
 def test_an_attack_that_breaks_everything_had_arrived():
@@ -414,17 +551,86 @@ def test_without_audits_the_leaderboard_is_as_it_was():
 
 
 def test_an_unexplained_flag_withholds_the_rank():
-    board = board_of(told_record("ch-node", judged(1.0, 0.0, "Bad.")))
+    fine = told_record("node", judged(0.0, 0.0, "Good."))
+    board = board_of(told_record("ch-node", judged(1.0, 0.0, "Bad.")), fine)
     assert list(board["model"]) == ["node", "ch-node"]
     assert list(board["rank"]) == [1, 2]
     assert list(board["audit_flags"]) == ["", "finite"]
     clean = next(f for f in fields(board) if f.name == "clean")
     assert best(board, clean) in (set(), {0}), "a flagged row is never the best"
-    assert "2 passed, 1 flagged" in markdown(board, "x")
+    assert "1 of 18 model checks, 2 passed, 1 flagged" in markdown(board, "x")
+
+
+def test_a_row_that_nobody_asked_does_not_beat_one_that_was_asked_and_flagged():
+    board = board_of(told_record("ch-node", judged(1.0, 0.0, "Bad.")))
+    assert list(board["model"]) == ["ch-node", "node"]
+    assert list(board["audits"])[1] == "not audited"
+    assert list(board["audit_missing"]) == ["", "finite"]
+
+
+def test_a_row_that_nobody_asked_stands_below_those_that_were_and_passed():
+    board = board_of(told_record("node", judged(0.0, 1.0, "Good.")))
+    assert list(board["model"]) == ["node", "ch-node"]
+    clean = next(f for f in fields(board) if f.name == "clean")
+    assert best(board, clean) in (set(), {0}), "a row that was not asked is never the best"
+
+
+@pytest.mark.parametrize(
+    ("asked", "badges"),
+    [
+        ({("a", 0), ("a", 1), ("b", 0), ("b", 1)}, ["2 of 18 model checks"] * 2),
+        ({("a", 0), ("a", 1), ("b", 0)}, ["2 of 18 model checks", "1 of 18 model checks"]),
+        ({("a", 0)}, ["2 of 18 model checks", "not audited"]),
+        (set(), ["2 of 18 model checks", "not audited"]),
+    ],
+)
+def test_what_another_row_was_asked_at_each_seed_is_counted(asked, badges):
+    names = {"a": "finite", "b": "determinism"}
+    records = synthetic.records(["ch-node", "node"], samples=60, seeds=(0, 1))
+    fine = not_applicable("x")
+    records += [told_record("ch-node", fine, names[c], seed=s) for c in names for s in (0, 1)]
+    records += [told_record("node", fine, names[c], seed=s) for c, s in sorted(asked)]
+    found = sheets(records, Headline())
+    assert [found["digits", model, "quick"].coverage() for model in ("ch-node", "node")] == badges
+    assert bool(found["digits", "node", "quick"].missing) == (len(asked) < 4)
+
+
+def test_a_model_of_one_seed_owes_no_other_seeds():
+    records = synthetic.records(["ch-node"], samples=60, seeds=(0, 1)) + synthetic.records(
+        ["node"], samples=60
+    )
+    for model, seed in (("ch-node", 0), ("ch-node", 1), ("node", 0)):
+        records.append(told_record(model, not_applicable("x"), seed=seed))
+    assert not any(sheet.missing for sheet in sheets(records, Headline()).values())
+
+
+def test_a_row_that_was_asked_everything_says_no_more():
+    names = list(MODEL.values())
+    records = synthetic.records(["node"], samples=60)
+    records += [told_record("node", not_applicable("x"), name) for name in names]
+    (sheet,) = sheets(records, Headline()).values()
+    assert (sheet.coverage(), len(sheet.asked)) == ("", 18)
+
+
+def test_names_of_the_checks_are_known_without_them():
+    assert list(MODEL.values()) == [a.name for a in all_audits() if a.needs == "model"]
+
+
+def test_a_check_of_records_flags_where_nobody_was_audited():
+    made = synthetic.records(["ch-node", "node"], samples=60)
+    bad = [synthetic.record_of(r.cell, r.outcomes["correct"] | (r.cell.strength == 0.2)) for r in made
+           if r.cell.model == "ch-node" and r.cell.threat == "pgd-linf"]  # fmt: skip
+    other = [r for r in made if not (r.cell.model == "ch-node" and r.cell.threat == "pgd-linf")]
+    board = leaderboard([*other, *bad], synthetic.HEADLINE)
+    assert list(board["model"]) == ["node", "ch-node"]
+    assert list(board["audit_flags"]) == ["", "monotone-in-eps"]
+    assert list(board["audit_missing"]) == ["", ""]
+    assert list(board["audits"]) == ["2 passed", "1 passed, 1 flagged"]
 
 
 def test_an_explained_flag_does_not():
-    board = board_of(told_record("ch-node", judged(1.0, 0.0, "Bad."), exempt="on purpose"))
+    fine = told_record("node", judged(0.0, 0.0, "Good."))
+    board = board_of(told_record("ch-node", judged(1.0, 0.0, "Bad."), exempt="on purpose"), fine)
     assert list(board["model"]) == ["ch-node", "node"]
     assert board["audits"][0].endswith("1 explained")
 
@@ -432,20 +638,22 @@ def test_an_explained_flag_does_not():
 def test_a_failed_check_withholds_the_rank_and_fails_no_cell():
     record = told_record("ch-node", not_applicable("x"))
     failed = Record(cell=record.cell, status="error", error="boom", environment=record.environment)
-    board = board_of(failed)
+    board = board_of(failed, told_record("node", not_applicable("x")))
     assert list(board["model"]) == ["node", "ch-node"]
     assert list(board["status"]) == ["ok", "ok"]
 
 
-def test_sheets_run_the_checks_of_records_where_something_was_audited():
+def test_sheets_run_the_checks_of_records_of_every_row():
     records = [
         *synthetic.records(["ch-node", "node"], samples=60),
         told_record("node", judged(0.0, 1.0, "x")),
     ]
     found = sheets(records, Headline())
-    assert [row[1] for row in found] == ["node"]
-    names = {f.name for f in next(iter(found.values())).findings}
-    assert names == {"finite", *(audit.name for audit in records_audits())}
+    read = {audit.name for audit in records_audits()}
+    assert {row[1]: {f.name for f in sheet.findings} for row, sheet in found.items()} == {
+        "ch-node": read,
+        "node": {"finite", *read},
+    }
 
 
 def test_the_gallerys_network_classifies():

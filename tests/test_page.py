@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from robustode import __version__
 from robustode.bench import page as page_module
 from robustode.bench import report as report_module
+from robustode.bench.audits.sheet import Sheet
 from robustode.bench.citation import bibtex, linked, own_bibtex
 from robustode.bench.figures import labelled
 from robustode.bench.grid import evidence, flags, grid
@@ -239,10 +240,23 @@ def test_flags_that_any_row_carries():
 
 def test_what_audits_come_to():
     assert badge([]) == {}
-    assert badge(AUDITS) == {"flagged": True, "text": "1 flagged, 1 passed", "tip": "flagged: masking"}
-    assert badge(AUDITS[1:]) == {"flagged": False, "text": "1 passed", "tip": "2 checks"}
+    asked = {"unasked": False}
+    assert badge(AUDITS) == asked | {
+        "flagged": True,
+        "text": "1 flagged, 1 passed",
+        "tip": "flagged: masking",
+    }
+    assert badge(AUDITS[1:]) == asked | {"flagged": False, "text": "1 passed", "tip": "2 checks"}
     explained = [{**AUDITS[0], "exempt": "it says why"}]
-    assert badge(explained) == {"flagged": False, "text": "1 explained", "tip": "1 check"}
+    assert badge(explained) == asked | {
+        "flagged": False,
+        "text": "1 explained",
+        "tip": "explained: masking (it says why)",
+    }
+    both = badge([*AUDITS, {"name": "x", "verdict": "flag", "exempt": "so"}], "3 of 18 model checks", ["y"])
+    assert both["tip"] == "flagged: masking; explained: x (so); not asked: y"
+    assert both["text"] == "3 of 18 model checks, 1 flagged, 1 explained, 1 passed"
+    assert both["unasked"]
     assert badge([{"name": "x", "verdict": "failed"}])["flagged"], "a check that cannot be run counts against"
     assert badge(AUDITS[2:])["text"] == "none applies"
     assert audit_row(AUDITS[0])["value"] == "0.031"
@@ -267,6 +281,18 @@ def test_p_values_stand_with_the_rank():
     assert cell_of(found, 1, "rank")["tip"] == "p = 0.031 against the first, p = 0.5 against the row above"
 
 
+def test_a_row_that_was_not_asked_is_below_those_that_were():
+    made = synthetic.records(("node", "resnet"), samples=30, threats=("gaussian", "pgd-linf"))
+    names = {key: badge([], "not audited", ["finite"]) for key in [("digits", "node", "quick")]}
+    summary, headline = summarise(made), Headline(reported={"linf": 0.1}, rank="linf")
+    board = labelled(leaderboard(made, headline))
+    found = grid("digits", board, headline, evidence(summary), anchors(board), names)
+    rows = {line["label"]: line for line in found["lines"]}
+    assert (rows["node"]["below"], rows["node"]["status"]) == (1, "not asked: finite")
+    assert (rows["node"]["flags"], rows["resnet"]["below"]) == (["unaudited"], 0)
+    assert ("unaudited", "not fully audited") in flags([found])
+
+
 def test_audits_stand_on_the_page_only_where_there_are_any(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(report_module, "draw_all", lambda *_: [])
     folder = synthetic.write(tmp_path, of("node") + of("resnet"))
@@ -274,8 +300,8 @@ def test_audits_stand_on_the_page_only_where_there_are_any(tmp_path: Path, monke
     assert "Gradient masking" not in plain
     assert 'data-name="audits"' not in plain
     assert '<option value="audit">' not in plain
-    audited = {("digits", "node", "quick"): AUDITS}
-    monkeypatch.setattr(page_module, "audit_lines", lambda sheet: sheet or [])
+    audited = {("digits", "node", "quick"): Sheet(findings=[])}
+    monkeypatch.setattr(page_module, "audit_lines", lambda sheet: AUDITS if sheet else [])
     monkeypatch.setattr(
         report_module, "render", lambda **given: page_module.render(**{**given, "audited": audited})
     )

@@ -26,9 +26,14 @@ SAMPLES, STATES = 32, 64
     cost="1 forward of 32 images one by one, and the field's Jacobian at 64 states of every step",
     fast=True,
     reference="Hairer, Wanner, Solving Ordinary Differential Equations II, section IV.2",
+    version=2,
 )
 def check(context: Context) -> Verdict:
-    """NFE p99 over median above 5, h times the Jacobian's norm above 2, any solver failure: flags."""
+    """NFE p99 over median above 5, h times the Jacobian's norm above 2, any solver failure: flags.
+
+    h |Jacobian| is formed of a flow on a fixed grid whose state is small; else the verdict rests on the
+    evaluations alone, and the sentence says so. Where neither was measured there is nothing to judge.
+    """
     context = context.first(SAMPLES)
     counts: list[int] = []
     try:
@@ -38,39 +43,47 @@ def check(context: Context) -> Verdict:
             counts += [] if evaluations is None else [evaluations]
     except ModelFailure as error:
         return judged(math.inf, SPREAD, f"The solver fails on a test image: {error}.", unit="ratio")
-    flow = getattr(context.model, "flow", None)
-    if not counts and not isinstance(flow, ODEBlock):
-        return not_applicable("The model counts no field evaluations and has no ODE block.")
-    spread = float(np.percentile(counts, 99) / max(np.median(counts), 1)) if counts else 1.0
-    parts = [f"The dearest samples cost {spread:.2g} times the median in field evaluations"]
-    value, threshold, growth = spread, SPREAD, np.array([])
-    if isinstance(flow, ODEBlock) and not flow.solver.adaptive:
-        growth = _stiffness(context.model, context.images)
-        if growth.size:
-            parts.append(f"h times the norm of the field's Jacobian reaches {growth.max():.3g}")
-            value, threshold = float(growth.max()), STIFF
-    fails = spread > SPREAD or bool(growth.size and not growth.max() <= STIFF)
-    if spread > SPREAD:
-        value, threshold = spread, SPREAD
-    sentence = "; ".join(parts) + (
-        ": an explicit step of this size cannot follow the field." if growth.size and value > STIFF else "."
-    )
-    lines = {"x": np.arange(growth.size, dtype=float), "h |Jacobian|": growth} if growth.size else {}
-    if not lines and counts:
+    growth = _stiffness(context.model, context.images)
+    if isinstance(growth, str) and not counts:
+        return not_applicable(
+            f"The model counts no field evaluations, and h |Jacobian| was not formed: {growth}."
+        )
+    parts, measured = [], []
+    if counts:
+        spread = float(np.percentile(counts, 99) / max(np.median(counts), 1))
+        measured.append((spread, SPREAD))
+        parts.append(f"The dearest samples cost {spread:.2g} times the median in field evaluations")
+    if isinstance(growth, str):
+        parts.append(
+            f"h times the norm of the field's Jacobian was not formed ({growth}), so this alone is judged"
+        )
         lines = {"x": array(torch.arange(len(counts))), "NFE, sorted": np.sort(np.array(counts, float))}
-    axes = ("solver step", "h times the Jacobian's norm") if growth.size else ("sample", "field evaluations")
-    return judged(value, threshold, sentence, fails=fails, unit="ratio", arrays=lines, axes=axes)
+        axes = ("sample", "field evaluations")
+    else:
+        measured.append((float(growth.max()), STIFF))
+        parts.append(f"h times the norm of the field's Jacobian reaches {growth.max():.3g}")
+        parts[-1] += ": an explicit step of this size cannot follow the field" if growth.max() > STIFF else ""
+        lines = {"x": np.arange(growth.size, dtype=float), "h |Jacobian|": growth}
+        axes = ("solver step", "h times the Jacobian's norm")
+    value, threshold = max(measured, key=lambda one: one[0] / one[1])
+    sentence = "; ".join(parts) + "."
+    return judged(value, threshold, sentence, fails=value > threshold, unit="ratio", arrays=lines, axes=axes)
 
 
-def _stiffness(model: nn.Module, images: Tensor) -> np.ndarray:
-    """Largest h |Jacobian|_2 of the field at real states, before every step; empty where it is not formed."""
+def _stiffness(model: nn.Module, images: Tensor) -> np.ndarray | str:
+    """Largest h |Jacobian|_2 of the field at real states, before every step; or why it is not formed."""
+    flow = getattr(model, "flow", None)
+    if not isinstance(flow, ODEBlock):
+        return "the model has no ODE block as its flow"
+    if flow.solver.adaptive:
+        return "the steps of an adaptive solver are its own"
     largest = []
     with in_double(model) as double:
         flow = double.flow
         assert isinstance(flow, ODEBlock)
         state = flow_inputs(double, images.double())
         if state.ndim != 2 or len(state) > WIDEST:
-            return np.array([])
+            return f"the state is no vector of at most {WIDEST} channels"
         state = state[:, :: max(1, state.shape[1] // STATES)]
         fields = dict(zip(map(id, flow.layers), flow.fields(), strict=True))
         for step in flow.step_maps():

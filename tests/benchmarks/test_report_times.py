@@ -13,7 +13,8 @@ def test_report(against, scale, tmp_path, monkeypatch):
     names = [f"model-{i:03d}" for i in range(scale.models)]
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", lambda _: None)  # thousands of files, and none has to survive a crash
-        synthetic.write(tmp_path, synthetic.records(models=names, samples=200))
+        made = synthetic.records(models=names, samples=200) + synthetic.audits(names)
+        synthetic.write(tmp_path, made)
     report = against(
         lambda: write_report(tmp_path),
         lambda: Store(tmp_path).load(),
@@ -23,3 +24,4 @@ def test_report(against, scale, tmp_path, monkeypatch):
     )
     assert report.page.exists()
     assert len(report.leaderboard) == scale.models
+    assert report.page.read_text().count("what determinism asks: One of the samples") == scale.models
