@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from .._errors import NonFinite
+from ._frozen import frozen
+from ._memory import Parts
 from ._norms import distance, project
 from ._seeds import seeded
 from .noise import draw, normal, uniform_unit
@@ -26,6 +28,8 @@ Run = Callable[["Search", Tensor, Tensor | None], None]
 
 None stands for the strongest other class at each iterate. What is found is kept by `search`.
 """
+Watch = Callable[[Tensor, Tensor, Tensor | None], None]
+"""``watch(images, logits, gradient)`` sees each answer of the model; no gradient where none was asked for."""
 
 
 class Search:
@@ -43,18 +47,27 @@ class Search:
         The distance to the farthest corner of the box, (N,): no image is farther.
     """
 
-    def __init__(self, model: Model, images: Tensor, labels: Tensor, norm: Norm, seed: Seed) -> None:
+    def __init__(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        norm: Norm,
+        seed: Seed,
+        watch: Watch = lambda images, logits, gradient: None,
+    ) -> None:
         self.images, self.labels, self.norm = images.detach(), labels, norm
         self.best = self.images.clone()
         self.distance = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
         corner = torch.where(self.images < 0.5, 1.0, 0.0).to(self.images)
         self.farthest = distance(corner, self.images, norm).to(images)
-        self._model, self._seed = model, seed
+        self._model, self._seed, self._watch = model, seed, watch
+        self._parts = Parts()
         self._clean: Tensor | None = None
         self._noise: Tensor | None = None
         self._runs = 0
-        self._logits_finite = torch.ones_like(labels, dtype=torch.bool)
-        self._gradient_finite = self._logits_finite
+        self._pixels_finite = self.images.isfinite().flatten(1).all(1)
+        self._logits_finite = self._gradient_finite = torch.ones_like(self._pixels_finite)
 
     def descend(self, images: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Ask for logits and a gradient at `images`: one forward, one backward.
@@ -70,24 +83,33 @@ class Search:
         adversarial
             Whether the prediction is not y, bool (N,).
         """
-        with torch.enable_grad():
-            x = images.detach().requires_grad_(True)
-            logits = self._model(x)
-            f = difference(logits, self.labels, target)
-            (gradient,) = torch.autograd.grad(f.sum(), x)
+
+        def part(x: Tensor, labels: Tensor, *targets: Tensor) -> tuple[Tensor, ...]:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_(True)
+                logits = self._model(x)
+                f = difference(logits, labels, targets[0] if targets else None)
+                (gradient,) = torch.autograd.grad(f.sum(), x)
+            return logits.detach(), f.detach(), gradient
+
+        x, targets = images.detach(), () if target is None else (target,)
+        logits, f, gradient = self._parts(part, x, self.labels, *targets)
         with torch.no_grad():
+            self._watch(x, logits, gradient)
             self._gradient_finite = self._gradient_finite & gradient.isfinite().flatten(1).all(1)
             gradient = gradient.nan_to_num(0, 0, 0)
             stuck = (x == self.images) & (((x <= 0) & (gradient > 0)) | ((x >= 1) & (gradient < 0)))
             gradient = torch.where(stuck, 0, gradient)
             flat = (gradient == 0).flatten(1).all(1)
             gradient = torch.where(spread(flat), 1e-12 * self.noise, gradient)
-            return f.detach().nan_to_num(0), gradient, self._keep(x.detach(), logits.detach())
+            return f.to(x).nan_to_num(0), gradient, self._keep(x, logits)
 
     @torch.no_grad()
     def look(self, images: Tensor) -> Tensor:
         """Ask for the prediction at `images`, without a graph; whether it is not y, bool (N,)."""
-        return self._keep(images, self._model(images))
+        (logits,) = self._parts(lambda x: (self._model(x),), images)
+        self._watch(images, logits, None)
+        return self._keep(images, logits)
 
     def _keep(self, images: Tensor, logits: Tensor) -> Tensor:
         if self._clean is None:
@@ -149,12 +171,12 @@ class Search:
         Raises
         ------
         NonFinite
-            Some answer during the search was NaN or infinite: what was found says nothing.
+            Some pixel or some answer during the search was NaN or infinite: what was found says nothing.
         """
         best, length = self.best, self.distance
-        with torch.no_grad():
-            adversarial = self._keep(best, self._model(best)) & length.isfinite()
+        adversarial = self.look(best) & length.isfinite()
         for finite, what in (
+            (self._pixels_finite, "pixels are"),
             (self._logits_finite, "logits are"),
             (self._gradient_finite, "the input gradient is"),
         ):
@@ -164,16 +186,27 @@ class Search:
 
 
 def search(
-    run: Run, model: Model, images: Tensor, labels: Tensor, seed: Seed, norm: Norm, restarts: int, refine: int
+    run: Run,
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    seed: Seed,
+    norm: Norm,
+    restarts: int,
+    refine: int,
+    **watch: Watch,
 ) -> tuple[Tensor, Tensor]:
     """Run `run` `restarts` times, refine, and ask again; see `Search.result`.
 
     The first run starts at the image and descends towards the strongest other class, wherever that
     changes. Run r > 0 is for what it missed: it aims at the class of the (r + 1)-th largest logit among the
     others, in a circle, and starts at random, at the distance known or anywhere if none is.
+
+    In both the model is `frozen`; a `watch` sees what it answers.
     """
-    found = Search(model, images, labels, norm, seed)
-    with seeded(seed, restart=0, device=images.device):  # a model may draw from the global generators
+    found = Search(model, images, labels, norm, seed, **watch)
+    # a model may draw from the global generators
+    with frozen(model), seeded(seed, restart=0, device=images.device):
         run(found, found.images, None)
         for restart in range(1, restarts):
             others = found.others()
@@ -191,10 +224,11 @@ def improve(
     norm: Norm,
     start: Tensor,
     refine: int,
+    **watch: Watch,
 ) -> tuple[Tensor, Tensor]:
     """Look for closer adversarial images than `start`: one run from there, then as in `search`."""
-    found = Search(model, images, labels, norm, seed)
-    with seeded(seed, restart=0, device=images.device):
+    found = Search(model, images, labels, norm, seed, **watch)
+    with frozen(model), seeded(seed, restart=0, device=images.device):
         found.look(start)
         run(found, start, None)
         found.refine(refine)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._closest import Watch
 from ._losses import margin, rounding
 from ._norms import BUDGET_TOLERANCE, distance
 from ._seeds import per_sample
-from .registry import Model, Norm, Seed
+from .registry import Norm, Seed
 
 SLACK = BUDGET_TOLERANCE / 2
 """How far projections in float32 may overstep a radius, in pixel units; half of what the harness allows."""
@@ -43,7 +44,7 @@ class Curve:
     """
 
     def __init__(
-        self, model: Model, images: Tensor, labels: Tensor, seed: Seed, radii: Sequence[float], norm: Norm
+        self, images: Tensor, labels: Tensor, seed: Seed, radii: Sequence[float], norm: Norm
     ) -> None:
         self.images, self.labels, self.norm = images.detach(), labels, norm
         self.seeds = per_sample(seed, len(images))
@@ -54,7 +55,6 @@ class Curve:
         self.broken = self.margin > 0
         self.blind = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         self.missed = self.blind.clone()
-        self._model = model
 
     @property
     def everyone(self) -> Tensor:
@@ -69,22 +69,16 @@ class Curve:
         """The seeds of the samples `rows` (n,)."""
         return [self.seeds[row] for row in rows.tolist()]
 
-    def watched(self, rows: Tensor) -> Model:
-        """The model for the samples `rows` (n,), every query of which is noted here."""
+    def watching(self, rows: Tensor) -> Watch:
+        """What notes here every answer about the samples `rows` (n,)."""
 
-        def model(x: Tensor) -> Tensor:
-            logits = self._model(x)
-            if x.requires_grad:
-                x.register_hook(lambda gradient: self._see(rows, gradient))
-            with torch.no_grad():
-                found = margin(logits.detach(), self.labels[rows])
-                self.note(rows, x.detach(), found, found > rounding(logits.detach()))
-            return logits
+        def watch(x: Tensor, logits: Tensor, gradient: Tensor | None) -> None:
+            if gradient is not None:
+                self.blind[rows] |= (gradient == 0).flatten(1).all(1)
+            found = margin(logits, self.labels[rows])
+            self.note(rows, x, found, found > rounding(logits))
 
-        return model
-
-    def _see(self, rows: Tensor, gradient: Tensor) -> None:
-        self.blind[rows] |= (gradient == 0).flatten(1).all(1)
+        return watch
 
     def note(self, rows: Tensor, x: Tensor, found: Tensor, sure: Tensor) -> None:
         """Keep images `x` (n, C, H, W) of the samples `rows` with margins `found`, at each radius they fit.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from .registry import Model
+if TYPE_CHECKING:
+    from .registry import Model
 
 
 @contextmanager

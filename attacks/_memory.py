@@ -56,9 +56,13 @@ class Parts:
                     raise
                 full = True
             if full:  # outside the handler: the exception holds on to every tensor of the failed try
-                self.size = (stop - start) // 2
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
+                self.halve(stop - start)
         if len(done) == 1:
             return done[0]
         return tuple(torch.cat(column) for column in zip(*done, strict=True))
+
+    def halve(self, count: int) -> None:
+        """Remember that `count` samples do not fit: half as many are the most that is tried from now on."""
+        self.size = count // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -69,8 +69,8 @@ class Survivors:
     Raises
     ------
     NonFinite
-        A query's logits or input gradient are NaN or infinite: comparisons with NaN are false and the sign
-        of NaN passes for 0, so that either would score as robust.
+        The images, or a query's logits or input gradient, are NaN or infinite: comparisons with NaN are
+        false and the sign of NaN passes for 0, so that either would score as robust.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Survivors:
         self.margin = images.new_full((len(images),), -torch.inf, dtype=torch.float64)
         self.standing = torch.ones(len(images), dtype=torch.bool, device=images.device)
         self.blind = torch.ones_like(self.standing)
+        self._demand(self.images, "pixels are")
         self.logits = self._look(self.rows, self.images, None)[0] if len(images) else images.new_empty(0, 1)
 
     @property
@@ -121,11 +122,11 @@ class Survivors:
         """Values (n,) of `loss` at `x` (n, C, H, W) and its gradient there; `x` is kept as in `ask`."""
 
         def part(x: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-            x = x.detach().requires_grad_(True)
             with torch.enable_grad():
+                x = x.detach().requires_grad_(True)
                 logits = self._model(x)
                 value = loss(logits, rows)
-            (gradient,) = torch.autograd.grad(value.sum(), x)
+                (gradient,) = torch.autograd.grad(value.sum(), x)
             return logits.detach(), value.detach(), gradient
 
         logits, value, gradient = self._parts(part, x, rows)

@@ -72,10 +72,11 @@ def _run(
         ones it is run on everything that stands, and at every strength on samples whose gradient is zero.
     """
     with frozen(model), seeded(seed, restart=0, device=images.device):
-        curve = Curve(model, images, labels, seed, strengths, norm)
+        curve = Curve(images, labels, seed, strengths, norm)
         with part("fmn", strengths, curve.standing):
-            watched, seeds = curve.watched(curve.everyone), derive(curve.seeds, "curve", "fmn")
-            search(_fmn(steps), watched, curve.images, labels, seeds, norm, restarts, _HALVINGS)
+            watch, seeds = curve.watching(curve.everyone), derive(curve.seeds, "curve", "fmn")
+            run = _fmn(steps)
+            search(run, model, curve.images, labels, seeds, norm, restarts, _HALVINGS, watch=watch)
         reach = curve.radii.new_tensor([torch.inf if eps in reported else gap for eps in strengths])
         done = torch.zeros_like(curve.broken)
         while len((due := curve.due(done, reach))[0]):
@@ -114,8 +115,9 @@ def _attack(
         fell &= at == smallest[rows]
         rows, start = rows[fell], survivors.best[fell]
         seeds = derive(curve.seeds_of(rows), "curve", "shrink")
-        images, labels = curve.images[rows], curve.labels[rows]
-        improve(_fmn(steps, warm=True), curve.watched(rows), images, labels, seeds, norm, start, _HALVINGS)
+        images, labels, watch = curve.images[rows], curve.labels[rows], curve.watching(rows)
+        run = _fmn(steps, warm=True)
+        improve(run, model, images, labels, seeds, norm, start, _HALVINGS, watch=watch)
 
 
 for _norm in ("linf", "l2"):

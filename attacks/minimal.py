@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._errors import InvalidArgument
@@ -59,6 +60,8 @@ def closest(
     if threat.closest is None:
         names = ", ".join(t.name for t in THREATS if t.minimal)
         raise InvalidArgument(f"threat {threat.name} finds no closest image: choose one of {names}")
+    if not len(images):
+        return images.clone(), images.new_zeros(0, dtype=torch.float64)
     return threat.closest(model, images, labels, seed, **threat.parameters)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._errors import InvalidArgument
 from .._registry import Registry, check_name, unknown_name
+from ._room import at_each
 
 Family = Literal["clean", "noise", "gradient", "search", "transfer"]
 Norm = Literal["linf", "l2"]
@@ -40,11 +41,6 @@ Closest: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 their distances, float64 (N,): 0 for a sample misclassified as it is, infinity (and the unperturbed image)
 where none was found.
 """
-
-
-ROOM = 3e-5
-"""How much farther in each pixel than a closest image a curve goes where it can: an image on the
-boundary itself would not survive being rounded to the steps in which it is stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +119,7 @@ class Threat:
     def __call__(self, model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed) -> Tensor:
         """Perturb `images` with this threat's parameters; strength 0 leaves them, box permitting."""
         self.check_strength(strength)
-        if strength == 0 and self.box == (0.0, 1.0):
+        if not len(images) or (strength == 0 and self.box == (0.0, 1.0)):
             return images.clone()
         return self.craft(model, images, labels, strength, seed, **self.parameters)
 
@@ -148,8 +144,8 @@ class Threat:
         if list(strengths) != sorted({self.check_strength(strength) for strength in strengths}):
             raise InvalidArgument(f"threat {self.name}: strengths must ascend, not {list(strengths)}")
         positive = [strength for strength in strengths if strength > 0]
-        same = images.expand(len(strengths) - len(positive), *images.shape)
-        if not positive:
+        same = images.expand(len(strengths) - (len(positive) if len(images) else 0), *images.shape)
+        if not positive or not len(images):
             return same.clone()
         found = self.curve(model, images, labels, positive, reported, seed, **self.parameters)
         return torch.cat([same, found])
@@ -221,18 +217,7 @@ def register_closest(name: str, *, norm: Norm, **attributes: Any) -> Callable[[C
             **parameters: Any,
         ) -> Tensor:
             found, distances = closest(model, images, labels, seed, **parameters)
-            with torch.no_grad():
-                room = ROOM * (images[0].numel() ** 0.5 if norm == "l2" else 1.0)
-                far = 1.005 * distances + room
-                factor = (far / distances).nan_to_num(0, 0, 0).view(-1, 1, 1, 1).to(images)
-                outward = (images + factor * (found - images)).clamp(0, 1)
-                holds = (model(outward).argmax(1) != labels) & (factor.view(-1) > 0)
-            grid = []
-            for strength in strengths:
-                near = found.where((distances <= strength).view(-1, 1, 1, 1), images)
-                further = holds & (far <= strength)
-                grid.append(outward.where(further.view(-1, 1, 1, 1), near))
-            return torch.stack(grid)
+            return at_each(strengths, model, images, labels, found, distances, norm)
 
         settings = {"family": "gradient", "strength_name": "eps", "needs_gradient": True, **attributes}
         settings["parameters"] = {**_defaults(closest), **attributes.get("parameters", {})}

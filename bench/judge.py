@@ -118,7 +118,7 @@ class Judge:
 def predict(model: QueriedModel, images: Tensor) -> Tensor:
     """The classes of `images` (n, C, H, W), int64 (n,), where the images lie; not waited for."""
     with torch.no_grad():
-        prediction: Tensor = model(images).argmax(1)
+        (prediction,) = model.parts(lambda part: (model(part).argmax(1),), images)
     return prediction
 
 

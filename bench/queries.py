@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import ContractBroken, ModelFailure, NonFinite, RobustodeError
-from ..attacks._memory import out_of_memory
+from ..attacks._memory import Parts, out_of_memory
 from ..models import count_nfe
 
 PATIENCE = 256
@@ -26,6 +26,8 @@ class QueriedModel(nn.Module):
         Samples passed forwards and backwards so far.
     evaluations
         Field evaluations times samples so far; None for a model that does not count.
+    parts
+        How many samples at a time it is asked about where only predictions are wanted.
 
     Notes
     -----
@@ -40,6 +42,7 @@ class QueriedModel(nn.Module):
         self.model = model
         self.num_classes = num_classes
         self.patient = patient
+        self.parts = Parts()
         self._doubts: list[tuple[Tensor, Callable[[], None]]] = []
         self.forwards = 0
         self.backwards = 0
@@ -109,7 +112,8 @@ def _refuse(finite: Tensor, what: str) -> None:
 def ask_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
     """Return the model's logits for a batch, or raise saying which part of the contract it broke.
 
-    The values are not looked at, so a GPU is not waited for.
+    A model whose parameters are of another floating type is handed images of that type. The values are not
+    looked at, so a GPU is not waited for.
 
     Raises
     ------
@@ -118,6 +122,8 @@ def ask_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
     ContractBroken
         It returned something that is not a floating (N, K) tensor, or changed its input in place.
     """
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
+    images = images.to(dtype)
     version = None if images.is_inference() else images._version
     try:
         logits = model(images)

@@ -301,3 +301,11 @@ def test_a_model_from_a_file_is_loaded_with_its_file(tmp_path, few):
     assert isinstance(model, torch.nn.Sequential)
     with pytest.raises(UnknownName, match=r"say where its file lies, model='FOLDER/net\.py:flat'"):
         robustode.load_model(tmp_path / "out", "flat")
+
+
+def test_a_module_in_double_precision_is_evaluated_as_it_is(module):
+    threats = ["clean", ("gaussian", 0.25), "pgd-linf", "fmn-l2"]
+    single = accuracies(robustode.evaluate(module, threats=threats, samples=20))
+    double = accuracies(robustode.evaluate(module.double(), threats=threats, samples=20))
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.float64}
+    assert (single["value"] - double["value"]).abs().max() <= 0.05 + 1e-9

@@ -400,3 +400,23 @@ def test_the_norm_of_uniform_noise_is_not_an_attacks(problem):
     assert "norm" not in record.outcomes
     bounded = dataclasses.replace(record.cell, norm="linf")
     assert bounded.key() != record.cell.key()
+
+
+@pytest.mark.parametrize(("name", "strength"), [("clean", 0.0), ("gaussian", 0.2), ("pgd-linf", 0.1)])
+def test_a_batch_that_does_not_fit_is_asked_in_parts(digits, name, strength):
+    class Small(stubs.Linear):
+        def forward(self, images):
+            if len(images) > 6:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(images)
+
+    small, split, threat = Small((1, 8, 8), 10), digits.test.first(20), THREATS.get(name)
+    large = stubs.Linear((1, 8, 8), 10)
+    large.load_state_dict(small.state_dict())
+    cell = stubs.cell_for(threat, strength, 20)
+    records = [
+        evaluate_cell(cell, model, split, threat, num_classes=10, device=stubs.CPU, environment={})
+        for model in (small, large)
+    ]
+    np.testing.assert_array_equal(*(record.outcomes["prediction"] for record in records))
+    assert records[0].status == "ok"

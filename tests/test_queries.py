@@ -186,3 +186,29 @@ def test_an_exception_names_the_line_of_the_model(tmp_path):
 
     with pytest.raises(ModelFailure, match=r"the model raised ValueError: my bug \(mine\.py:2\)"):
         call_model(Model(), torch.rand(2, 1, 8, 8), 10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_is_handed_images_of_its_own_type(dtype):
+    model, seen = stubs.Linear((1, 2, 2), 3).to(dtype), []
+    model.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].dtype))
+    images = IMAGES.clone().requires_grad_(True)
+    logits = QueriedModel(model, 3)(images)
+    (gradient,) = torch.autograd.grad(logits.sum(), images)
+    assert seen == [dtype] == [logits.dtype]
+    assert gradient.dtype == torch.float32
+
+
+def test_one_without_parameters_or_with_its_type_as_first_is_handed_them_as_they_are():
+    class Keeps(nn.Module):
+        def __init__(self, parameter):
+            super().__init__()
+            self.parameter = parameter
+
+        def forward(self, images):
+            assert images is IMAGES
+            return images.flatten(1)[:, :3]
+
+    call_model(Keeps(None), IMAGES, 3)
+    call_model(Keeps(nn.Parameter(torch.zeros(1))), IMAGES, 3)
+    call_model(Keeps(nn.Parameter(torch.zeros(1, dtype=torch.long), requires_grad=False)), IMAGES, 3)
