@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
+
+_LARGEST: ContextVar[int | None] = ContextVar("largest part", default=None)
+
+
+@contextmanager
+def at_most(samples: int) -> Iterator[None]:
+    """Let all `Parts` that are made in the block ask of so many samples at once."""
+    token = _LARGEST.set(samples)
+    try:
+        yield
+    finally:
+        _LARGEST.reset(token)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -21,12 +35,12 @@ class Parts:
     Attributes
     ----------
     size
-        Samples in the largest part that is tried; None until memory ran out for the first time. It is
-        remembered, so that each size fails once.
+        Samples in the largest part that is tried, see `at_most`; None for no limit. Where memory runs out it
+        is halved, and remembered, so that each size fails once.
     """
 
     def __init__(self) -> None:
-        self.size: int | None = None
+        self.size: int | None = _LARGEST.get()
 
     def __call__(self, function: Callable[..., tuple[Tensor, ...]], *batch: Tensor) -> tuple[Tensor, ...]:
         """``function(*batch)``, its results joined along the first axis.

@@ -94,7 +94,7 @@ class BestIterate(nn.Module):
         (model,) = self._model
         if not images.requires_grad:
             return self._parts(lambda x: (model(x),), images)[0]
-        if self._parts.size is None:
+        if self._parts.size is None or len(images) <= self._parts.size:
             return model(images)
         logits: Tensor = InParts.apply(images, model, self._parts)  # type: ignore[no-untyped-call]
         return logits

@@ -32,12 +32,14 @@ Queries = Callable[[Mapping[str, Any]], tuple[int, int]]
 
 
 def in_both_norms(name: str, **attributes: Any) -> Callable[[Craft], Craft]:
-    """Register the decorated ``craft(norm, model, ...)`` as the threats NAME-linf and NAME-l2."""
+    """Register the decorated ``craft(norm, model, ...)`` as the threats NAME-linf and NAME-l2, pooled."""
 
     def decorate(craft: Craft) -> Craft:
         for norm in ("linf", "l2"):
-            threat = partial(craft, norm)
-            register_threat(f"{name}-{norm}", norm=norm, strength_name="eps", **attributes)(threat)
+            register = register_threat(
+                f"{name}-{norm}", norm=norm, strength_name="eps", pooled=True, **attributes
+            )
+            register(partial(craft, norm))
         return craft
 
     return decorate

@@ -60,6 +60,9 @@ class Threat:
         See `Closest`; only a minimal-norm threat has it, and its `craft` follows from it.
     curve
         See `CurveOf`; a threat that has it does a whole grid of strengths in one run.
+    pooled
+        Whether each sample is attacked by itself, whatever others are given beside it: survivors of several
+        batches are then attacked together, and the model is asked of a batch at a time.
     grid_matters
         Whether what `curve` finds at one strength depends on the other strengths and on what is reported.
     parameters
@@ -92,6 +95,7 @@ class Threat:
     craft: Craft
     closest: Closest | None = None
     curve: CurveOf | None = None
+    pooled: bool = False
     grid_matters: bool = False
     norm: Norm | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -219,7 +223,13 @@ def register_closest(name: str, *, norm: Norm, **attributes: Any) -> Callable[[C
             found, distances = closest(model, images, labels, seed, **parameters)
             return at_each(strengths, model, images, labels, found, distances, norm)
 
-        settings = {"family": "gradient", "strength_name": "eps", "needs_gradient": True, **attributes}
+        settings = {
+            "family": "gradient",
+            "strength_name": "eps",
+            "needs_gradient": True,
+            "pooled": True,
+            **attributes,
+        }
         settings["parameters"] = {**_defaults(closest), **attributes.get("parameters", {})}
         register_threat(name, norm=norm, closest=closest, curve=curve, **settings)(craft)
         return closest
@@ -239,7 +249,13 @@ def register_curve(name: str, *, norm: Norm, **attributes: Any) -> Callable[[Cur
         ) -> Tensor:
             return curve(model, images, labels, [strength], [strength], seed, **parameters)[0]
 
-        settings = {"family": "gradient", "strength_name": "eps", "needs_gradient": True, **attributes}
+        settings = {
+            "family": "gradient",
+            "strength_name": "eps",
+            "needs_gradient": True,
+            "pooled": True,
+            **attributes,
+        }
         settings["parameters"] = {**_defaults(curve), **attributes.get("parameters", {})}
         register_threat(name, norm=norm, curve=curve, grid_matters=True, **settings)(craft)
         return curve

@@ -39,6 +39,7 @@ def square_attack(
     family="search",
     norm="linf",
     strength_name="eps",
+    pooled=True,
     queries=lambda p: (1 + p["steps"] * (2 * p["directions"] + 1), 0),
     reference="Uesato, O'Donoghue, van den Oord, Kohli, ICML 2018, arXiv 1802.05666",
 )

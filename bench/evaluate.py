@@ -15,6 +15,7 @@ from .._errors import RobustodeError
 from ..attacks import Threat
 from ..attacks._frozen import frozen as frozen
 from ..attacks._ledger import Part, keeping
+from ..attacks._memory import at_most
 from ..attacks._seeds import sample_seeds
 from .breaks import Breaks
 from .data import Split
@@ -22,6 +23,9 @@ from .judge import EXAMPLES as EXAMPLES
 from .judge import Judge, predict
 from .queries import QueriedModel, one_line
 from .records import Cell, Record, Status
+
+POOL = 10
+"""Batches whose survivors are attacked together, where the threat allows it."""
 
 
 def evaluate_cell(
@@ -64,7 +68,7 @@ def evaluate_cell(
     split = split.first(cell.samples)
     judge = Judge(cell, threat, split, stored=keep is not None)
     rows = np.arange(cell.samples)
-    with frozen(model):
+    with frozen(model), at_most(cell.batch_size):
         queried = QueriedModel(model, num_classes, patient=device.type != "cpu")
         if threat.family not in ("clean", "noise") and cell.strength > 0:
             judge.prediction[:] = predict_clean(queried, split, cell.batch_size, device, clean)
@@ -73,7 +77,9 @@ def evaluate_cell(
             for draw in range(cell.draws):
                 if len(rows) < cell.samples:
                     on_samples(cell.samples - len(rows))
-                for batch, images, targets, seeds in batches(split, rows, cell, device, draw):
+                for batch, images, targets, seeds in batches(
+                    split, rows, cell, device, draw, pooled=threat.pooled
+                ):
                     perturbed = _perturb(queried, threat, images.clone(), targets, cell.strength, seeds)
                     judge.take(queried, draw, batch, perturbed, images)
                     on_samples(len(batch))
@@ -102,12 +108,17 @@ def failed(cell: Cell, error: Exception, *, seconds: float, environment: Mapping
 
 
 def batches(
-    split: Split, rows: np.ndarray, cell: Cell, device: torch.device, draw: int = 0
+    split: Split, rows: np.ndarray, cell: Cell, device: torch.device, draw: int = 0, *, pooled: bool = False
 ) -> Iterator[tuple[np.ndarray, Tensor, Tensor, list[int]]]:
-    """The samples `rows` of `split`, pooled: their numbers, images and labels on the device, and seeds."""
-    order = torch.from_numpy(rows).to(split.images.device).split(cell.batch_size)
-    for start, here in zip(range(0, len(rows), cell.batch_size), order, strict=False):
-        batch = rows[start : start + cell.batch_size]
+    """The samples `rows` of `split`: their numbers, images and labels on the device, and seeds.
+
+    They come in full batches, and where they may be `pooled` in `POOL` batches at a time, so that memory
+    stays bounded.
+    """
+    size = cell.batch_size * (POOL if pooled else 1)
+    order = torch.from_numpy(rows).to(split.images.device).split(size)
+    for start, here in zip(range(0, len(rows), size), order, strict=False):
+        batch = rows[start : start + size]
         seeds = sample_seeds((cell.attack_seed << 32) | draw, split.indices[batch].tolist())
         yield batch, split.images[here].to(device), split.labels[here].to(device), seeds
 

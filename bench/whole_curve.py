@@ -14,6 +14,7 @@ from torch import nn
 from ..attacks import Threat
 from ..attacks._frozen import frozen
 from ..attacks._ledger import divided, keeping
+from ..attacks._memory import at_most
 from .breaks import Breaks
 from .data import Split
 from .evaluate import batches, measured, predict_clean
@@ -74,7 +75,7 @@ def evaluate_curve(
     grid = [dataclasses.replace(first, strength=strength) for strength in strengths]
     judges = [Judge(cell, threat, split, stored=True) for cell in grid]
     asked = [0] * len(grid)
-    with frozen(model):
+    with frozen(model), at_most(first.batch_size):
         queried = QueriedModel(model, num_classes, patient=device.type != "cpu")
         prediction = predict_clean(queried, split, first.batch_size, device, clean)
         for judge in judges:
@@ -82,7 +83,7 @@ def evaluate_curve(
         rows = np.flatnonzero(prediction == judges[0].labels)
         on_samples(first.samples - len(rows))
         with keeping(lambda: (queried.forwards, queried.backwards)) as ledger:
-            for batch, images, targets, seeds in batches(split, rows, first, device):
+            for batch, images, targets, seeds in batches(split, rows, first, device, pooled=threat.pooled):
                 reported = first.parameters.get("reported", ())
                 with torch.enable_grad():
                     found = threat.along(queried, images.clone(), targets, strengths, reported, seeds)

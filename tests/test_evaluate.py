@@ -150,6 +150,36 @@ def test_survivors_are_pooled_into_full_batches(problem):
     assert seen == [8, 8, 4]
 
 
+class Sizes(nn.Module):
+    """Notes how many images it is asked about at once."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.seen = model, []
+
+    def forward(self, images):
+        self.seen.append(len(images))
+        return self.model(images)
+
+
+def test_what_is_attacked_by_itself_is_pooled_over_batches_and_asked_a_batch_at_a_time(problem):
+    model, split = problem
+    watched, seen = Sizes(model), []
+    real = THREATS.get("square-linf").configure(queries=30)
+
+    def craft(model, images, *args, **parameters):
+        seen.append(len(images))
+        return real.craft(model, images, *args, **parameters)
+
+    for pooled in (True, False):
+        threat = dataclasses.replace(real, craft=craft, pooled=pooled)
+        found = run((watched, split), threat, 0.02, batch_size=8)
+        one = run((model, split), real, 0.02, batch_size=1000)
+        np.testing.assert_array_equal(found.outcomes["correct"], one.outcomes["correct"])
+    assert seen == [20, 8, 8, 4]
+    assert max(watched.seen) == 8
+
+
 def test_a_known_clean_prediction_is_not_made_again(problem):
     model, split = problem
     threat = THREATS.get("pgd-linf")
