@@ -30,8 +30,17 @@ SHAPE = (1, 8, 8)
 """The shape the other checks use."""
 BATCH_TOLERANCE = 1e-4
 """Largest relative change of logits between a sample alone and the same sample in a batch."""
-UNTRAINED = ("finite", "zero-gradients", "gradient-fidelity", "lipschitz-bound")
-"""Fast audits that say something of a model before it is trained."""
+UNTRAINED = (
+    "finite",
+    "logits",
+    "determinism",
+    "batch-independence",
+    "zero-gradients",
+    "gradient-fidelity",
+    "lipschitz-bound",
+)
+"""Fast audits that say something of a model before it is trained: all but those of the solver's steps, which
+must suit the weights that training finds (contraction through them is one), and those that read records."""
 LIMIT = 50.0
 """Seconds for all checks of one model together."""
 

@@ -63,7 +63,8 @@ def grid(
     """
     # What a row's status and its audits say stands with the model's name, before any number.
     columns = [f for f in fields(rows) if f.name not in ("status", "audits")]
-    if any(badges.values()):
+    keys = rows[["dataset", "model", "recipe"]].itertuples(index=False, name=None)
+    if any(badges.get(key) for key in keys):
         place = sum(f.group == "" for f in columns)
         columns.insert(place, Field(name="audits", group="", title="Audits", kind="badge"))
     groups: list[list[Any]] = []
@@ -158,7 +159,7 @@ def _below(row: pd.Series[Any], badge: Mapping[str, Any]) -> int:
 
 
 def _status(row: pd.Series[Any], badge: Mapping[str, Any]) -> str:
-    return str(badge.get("tip", "")) if _below(row, badge) == 1 else str(row["status"])
+    return str(badge.get("status", "")) if _below(row, badge) == 1 else str(row["status"])
 
 
 def _there(row: pd.Series[Any], name: str) -> bool:

@@ -41,7 +41,7 @@ def entries(what: str) -> list[dict[str, Any]]:
                 "summary": a.title,
                 "needs": a.needs,
                 "fast": a.fast,
-                "asks": a.cost,
+                "cost": a.cost,
                 "version": a.version,
                 "reference": a.reference,
             }
@@ -77,9 +77,11 @@ def listing(what: str, *, as_json: bool) -> str:
         about = entry.get("summary") or ", ".join(
             f"{key} {entry[key]}" for key in ("family", "norm", "strength") if entry.get(key)
         )
-        extra = "".join(f"; {entry[key]}" for key in ("cost",) if entry.get(key))
+        extra = f"; {entry['cost']}" if what == "presets" and entry["cost"] else ""
         extra += f" (plug-in {entry['plugin']})" if entry.get("plugin") else ""
         lines.append(f"{entry['name']:<{width}}  {about}{extra}")
+        if what == "audits":
+            lines += [f"{'':<{width}}    {key}: {entry[key]}" for key in ("cost", "reference") if entry[key]]
         lines += [
             f"{'':<{width}}    expected to fail {k}: {v}"
             for k, v in entry.get("expected_failures", {}).items()

@@ -146,6 +146,7 @@ def badge(
         "unasked": bool(missing),
         "text": ", ".join(parts) or "none applies",
         "tip": told or total,
+        "status": f"flagged: {', '.join(sorted(against))}" if against else coverage,
     }
 
 

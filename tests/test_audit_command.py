@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import stubs
 from robustode._errors import InvalidArgument, UnknownName
+from robustode.bench.audits.library import all_audits
 from robustode.bench.audits.registry import AUDITS
 from robustode.bench.audits.run import audit_folder, budget
 from robustode.bench.cli import main
@@ -61,6 +62,14 @@ def test_a_folder_is_audited_and_reported(folder, capsys):
     assert audit(folder, "--checks", FAST) == 0
     assert "0 checks done, 4 stored already" in capsys.readouterr().out
     assert (folder / "report" / "index.html").read_text() == page, "the same records give the same bytes"
+
+
+def test_the_list_of_checks_says_what_each_costs_and_follows(capsys):
+    assert main(["list", "audits"]) == 0
+    out = capsys.readouterr().out
+    for audit in all_audits():
+        assert f"cost: {audit.cost}\n" in out
+        assert f"reference: {audit.reference}\n" in out
 
 
 def test_only_the_first_seeds_are_audited_where_so_many_are_asked_for(tmp_path):

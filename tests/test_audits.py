@@ -462,6 +462,17 @@ def test_certified_below_attacked():
     assert read("certified-below-attacked", certificate(0.81), linf).value == 2.0
 
 
+@pytest.mark.parametrize("family", ["submission", "replay"])
+def test_what_others_sent_is_held_against_a_certificate(family):
+    sent = stored("pgd-l2", 0.5, 3)
+    cell = dataclasses.replace(sent.cell, family=family, threat="transfer-l2")
+    sent = dataclasses.replace(sent, cell=cell)
+    found = read("certified-below-attacked", certificate(0.6), sent)
+    assert (found.outcome, found.value) == ("flag", 3.0)
+    assert "3 of 3 attacks" in found.sentence, "the samples that were not broken may not have been tried"
+    assert read("certified-below-attacked", certificate(0.4), sent).outcome == "pass"
+
+
 # --- records, sheets, ranks ---------------------------------------------------------------------
 
 

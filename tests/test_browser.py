@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import synthetic
+from PIL import Image
 from robustode.bench import report
 from robustode.bench.figures import Picture
 from robustode.bench.headline import Headline
@@ -22,7 +25,10 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 def made() -> list[Record]:
-    """Two datasets; on digits a failed cell, a recipe of its own, a check known to fail."""
+    """Two datasets; on digits a failed cell, a recipe of its own, a check known to fail, and audits.
+
+    On mnist nobody was audited; on digits one flag, one that is explained, and one row that nobody asked.
+    """
     failures = {("node", "fgsm-l2", 0.5): synthetic.FAILURE}
     threats = ("gaussian", "fgsm-linf", "pgd-linf", "fgsm-l2")
     models = ("resnet", "node", "h-node", "ch-node")
@@ -32,6 +38,11 @@ def made() -> list[Record]:
         dataclasses.replace(r, cell=dataclasses.replace(r.cell, recipe=other))
         for r in synthetic.records(("sodef",), samples=60, threats=threats)
     ]
+    found = {
+        ("h-node", "determinism"): ("flag", ""),
+        ("ch-node", "zero-gradients"): ("flag", "tanh saturates"),
+    }
+    records += synthetic.audits(models, found=found)
     return records + synthetic.records(("node", "anode"), samples=60, threats=threats, dataset="mnist")
 
 
@@ -161,7 +172,9 @@ def test_the_ranking_threat_is_chosen_on_the_page(page):
     assert ranks(page)[0] == 1
     assert ranks(page) == sorted(ranks(page))
     complete = [float(value) for value in column(page, "gaussian@0.2")[:-1]]
-    assert complete == sorted(complete, reverse=True)
+    for part in (complete[:2], complete[2:]):
+        assert part == sorted(part, reverse=True)
+    assert set(models(page)[2:4]) == {"h-node", "sodef"}, "audits flag one and nobody asked the other"
     assert models(page)[-1] == "node", "a row with a failed cell stands below the complete ones"
     assert "Gaussian, σ = 0.2" in page.inner_text("#state")
     assert board(page).locator("thead th.chosen").get_attribute("data-name") == "gaussian@0.2"
@@ -174,7 +187,7 @@ def test_equal_values_share_a_rank_where_the_records_tell_no_more(page):
     cells = "document.querySelectorAll('table.ranking[data-dataset=digits] tbody td[class*=fraction]')"
     page.evaluate(f"{cells}.forEach((cell) => {{ cell.dataset.sort = '0.5'; }})")
     page.select_option("#rank-by", "clean")
-    assert column(page, "rank") == ["=1", "=1", "=1", "=1", "5"]
+    assert column(page, "rank") == ["=1", "=1", "=3", "=3", "5"]
     assert "by value" in page.inner_text("#state")
 
 
@@ -199,8 +212,12 @@ def test_filters(page):
     assert models(page) == ["node"]
     page.select_option("#flag", "expected")
     assert models(page) == ["resnet"]
+    page.select_option("#flag", "audit")
+    assert models(page) == ["h-node"]
+    page.select_option("#flag", "unaudited")
+    assert models(page) == ["sodef"]
     page.select_option("#flag", "-")
-    assert not {"node", "resnet"} & set(models(page))
+    assert models(page) == ["ch-node"]
     page.select_option("#flag", "")
     page.select_option("#dataset", "mnist")
     assert not board(page).is_visible()
@@ -208,6 +225,49 @@ def test_filters(page):
     assert set(models(page, "mnist")) == {"node", "anode"}
     page.select_option("#dataset", "")
     assert models(page) == everything
+
+
+def test_what_audits_come_to_stands_beside_the_name(page):
+    badges = dict(zip(models(page), column(page, "audits"), strict=True))
+    assert badges["h-node"] == "4 of 18 model checks, 1 flagged, 4 passed"
+    assert badges["ch-node"] == "4 of 18 model checks, 1 explained, 4 passed"
+    assert badges["sodef"].startswith("not audited")
+    assert board(page).locator("td[title*='flagged: determinism']").count() == 1
+    assert board(page).locator("td[title*='explained: zero-gradients (tanh saturates)']").count() == 1
+    assert board(page, "mnist").locator("th[data-name=audits]").count() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "words"),
+    [("h-node", "flag", "determinism"), ("ch-node", "explained flag", "Expected: tanh saturates")],
+)
+def test_a_sheet_lists_every_check_with_its_plot(page, name, verdict, words):
+    board(page).locator("tbody th a").get_by_text(name, exact=True).click()
+    table = page.locator("#sheet table.audits")
+    table.wait_for()
+    assert table.locator("tbody tr").count() == 7, "four that ask the model, three that read records"
+    (line,) = [
+        line for line in table.locator("tbody tr").all() if line.get_by_text(verdict, exact=True).count()
+    ]
+    assert words in line.inner_text()
+    page.locator("#sheet details.plots summary").click()
+    image = page.locator("#sheet details.plots img").first
+    image.scroll_into_view_if_needed()
+    assert image.evaluate("(image) => image.decode().then(() => image.naturalWidth)") == 340
+    assert "One of the samples says" in str(image.get_attribute("alt"))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_ink_of_a_plot_is_seen_on_its_card(page, theme):
+    while page.inner_text("#theme") != f"Theme: {theme}":
+        page.click("#theme")
+    board(page).locator("tbody th a").get_by_text("h-node", exact=True).click()
+    page.locator("#sheet details.plots summary").click()
+    picture = Image.open(io.BytesIO(page.locator("#sheet details.plots img").first.screenshot())).convert("L")
+    levels = np.asarray(picture)
+    paper = float(np.median(levels))
+    assert (paper > 200) == (theme == "light")
+    assert float(np.abs(levels - paper).max()) > 130, "text and lines stand out"
 
 
 def test_the_threat_filter_leaves_its_columns_and_those_of_no_threat(page):

@@ -240,11 +240,12 @@ def test_flags_that_any_row_carries():
 
 def test_what_audits_come_to():
     assert badge([]) == {}
-    asked = {"unasked": False}
+    asked = {"unasked": False, "status": ""}
     assert badge(AUDITS) == asked | {
         "flagged": True,
         "text": "1 flagged, 1 passed",
         "tip": "flagged: masking",
+        "status": "flagged: masking",
     }
     assert badge(AUDITS[1:]) == asked | {"flagged": False, "text": "1 passed", "tip": "2 checks"}
     explained = [{**AUDITS[0], "exempt": "it says why"}]
@@ -257,6 +258,7 @@ def test_what_audits_come_to():
     assert both["tip"] == "flagged: masking; explained: x (so); not asked: y"
     assert both["text"] == "3 of 18 model checks, 1 flagged, 1 explained, 1 passed"
     assert both["unasked"]
+    assert both["status"] == "flagged: masking", "what stands below the name is short"
     assert badge([{"name": "x", "verdict": "failed"}])["flagged"], "a check that cannot be run counts against"
     assert badge(AUDITS[2:])["text"] == "none applies"
     assert audit_row(AUDITS[0])["value"] == "0.031"
@@ -288,7 +290,7 @@ def test_a_row_that_was_not_asked_is_below_those_that_were():
     board = labelled(leaderboard(made, headline))
     found = grid("digits", board, headline, evidence(summary), anchors(board), names)
     rows = {line["label"]: line for line in found["lines"]}
-    assert (rows["node"]["below"], rows["node"]["status"]) == (1, "not asked: finite")
+    assert (rows["node"]["below"], rows["node"]["status"]) == (1, "not audited")
     assert (rows["node"]["flags"], rows["resnet"]["below"]) == (["unaudited"], 0)
     assert ("unaudited", "not fully audited") in flags([found])
 

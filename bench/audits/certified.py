@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from ..records import UNASKED
 from .evidence import Evidence
 from .registry import Verdict, judged, not_applicable, register_audit
 
@@ -17,13 +18,17 @@ from .registry import Verdict, judged, not_applicable, register_audit
     cost="stored records",
     fast=True,
     reference="certified <= true <= attacked, for every sample",
+    version=2,
 )
 def check(evidence: Evidence) -> Verdict:
-    """Pairs of an attack and a sample inside whose certified radius it broke: any flags."""
+    """Pairs of an attack and a sample inside whose certified radius it broke: any flags.
+
+    Examples that someone submitted and other models' examples count as attacks on the samples they break.
+    """
     certificate = evidence.certificate
     if certificate is None:
         return not_applicable("The model has no certificate.")
-    attacks = evidence.attacks()
+    attacks = evidence.attacks(submitted=True)
     if not attacks:
         return not_applicable("No attack is stored to hold the certificate against.")
     radius, pixels = certificate.outcomes["radius"], certificate.measures["pixels"]
@@ -34,9 +39,10 @@ def check(evidence: Evidence) -> Verdict:
         count = min(record.cell.samples, radius.size)
         inside = radius[:count] > record.cell.strength * scale
         survived = record.outcomes["correct"][:, :count].all(0)
-        pairs += int(inside.sum())
+        tried = np.full(count, record.cell.family not in UNASKED) | ~survived
+        pairs += int((inside & tried).sum())
         broken += int((inside & ~survived).sum())
-        if record.cell.norm == "l2":
+        if record.cell.norm == "l2" and record.cell.family not in UNASKED:
             low = min(lines.get(record.cell.strength, (0.0, 1.0))[1], float(survived.mean()))
             lines[record.cell.strength] = (float(inside.mean()), low)
     sentence = (

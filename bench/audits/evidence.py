@@ -43,14 +43,15 @@ class Evidence:
             (r for r in self._sound() if r.cell.threat == "lipschitz" and "radius" in r.outcomes), None
         )
 
-    def attacks(self, norm: str | None = None) -> list[Record]:
-        """Attacks in pixel space, submissions left out, by rising strength."""
+    def attacks(self, norm: str | None = None, *, submitted: bool = False) -> list[Record]:
+        """Attacks in pixel space by rising strength, replays among them, what was `submitted` if asked."""
+        left_out = ("clean", "noise") if submitted else ("clean", "noise", SUBMISSION)
         found = [
             r
             for r in self._sound()
             if r.cell.kind == "accuracy"
             and r.cell.norm is not None
-            and r.cell.family not in ("clean", "noise", SUBMISSION)
+            and r.cell.family not in left_out
             and r.cell.protocol == "pixel"
             and norm in (None, r.cell.norm)
         ]

@@ -1,4 +1,4 @@
-"""Noise inside a ball is one of its points: it may break nothing that attacks leave. No torch."""
+"""Uniform noise is a point of its ball in l-infinity: it may break nothing that attacks leave. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .registry import Verdict, judged, not_applicable, register_audit
 
 @register_audit(
     "noise-below-attack",
-    title="noise breaks nothing that attacks of its ball leave",
+    title="uniform noise breaks nothing that attacks in l-infinity of its half-width leave",
     needs="records",
     cost="stored records",
     fast=True,

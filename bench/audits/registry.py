@@ -82,7 +82,8 @@ class Audit:
     cost
         What it asks of the model, in forwards and backwards an image, or in words.
     fast
-        Whether `robustode check` runs it.
+        Whether it takes seconds. Of these `robustode check` runs those that say something of a model before
+        it is trained, see ``conformance.UNTRAINED``.
     reference
         The paper it follows.
     check
