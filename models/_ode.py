@@ -192,10 +192,16 @@ class ODEBlock(nn.Module):
         """Constants of the exact flow that its design guarantees, by name; none in general."""
         return {}
 
+    @torch.no_grad()
     def path(self, device: torch.device) -> str:
-        """What carries this flow on `device`: ``numba``, ``triton`` or, step by step, ``eager``."""
-        suits = self.solver.method in STAGES and self.has_tanh_fields()
-        return flow_path(device) if suits else "eager"
+        """What carries this flow on `device`: ``numba``, ``triton`` or, step by step, ``eager``.
+
+        For states of the parameters' own type, outside of what differentiates otherwise than backwards.
+        """
+        if self.solver.method not in STAGES or not self.has_tanh_fields():
+            return "eager"
+        B = self.tanh_fields()[0].B
+        return flow_path(device) if self._compiled(B.new_empty(len(B), 0, device=device)) else "eager"
 
     def _compiled(self, state: Tensor) -> bool:
         """Whether the fast path carries `state`: it never does where it could differ from the layers."""
