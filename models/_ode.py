@@ -206,11 +206,18 @@ class ODEBlock(nn.Module):
         """Constants of the exact flow that its design guarantees, by name; none in general."""
         return {}
 
+    @torch.no_grad()
     def path(self, device: torch.device) -> str:
-        """What carries this flow on `device`: ``numba``, ``triton`` or, step by step, ``eager``."""
-        on_cpu = device.type == "cpu" and self.solver.method == METHOD
-        suits = self.has_tanh_fields() and (on_cpu or self.solver.method in STAGES)
-        return flow_path(device) if suits else "eager"
+        """What carries this flow on `device`: ``numba``, ``triton`` or, step by step, ``eager``.
+
+        For states of the parameters' own type, outside of what differentiates otherwise than backwards.
+        """
+        adaptive = self.solver.method == METHOD
+        if not (adaptive or self.solver.method in STAGES) or not self.has_tanh_fields():
+            return "eager"
+        B = self.tanh_fields()[0].B
+        taken = self._compiled(B.new_empty(len(B), 0, device=device), adaptive=adaptive)
+        return flow_path(device) if taken else "eager"
 
     def _compiled(self, state: Tensor, *, adaptive: bool = False) -> bool:
         """Whether a fast path carries `state`: it never does where it could differ from the layers."""

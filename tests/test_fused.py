@@ -497,3 +497,24 @@ def test_each_matrix_alone_can_ask_for_its_gradient(wanted, used):
     reference = ode.shu_osher(field, x, method="heun2", h=h, steps=3)
     (expected,) = torch.autograd.grad(reference.square().sum(), matrices[wanted])
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "change", "expected"),
+    [
+        ({}, lambda flow: flow, "numba"),
+        ({"width": 16}, lambda flow: flow, "numba"),
+        ({"width": 32}, lambda flow: flow, "eager"),
+        ({}, lambda flow: flow.double(), "eager"),
+        ({"method": "rk4"}, lambda flow: flow, "eager"),
+        ({}, lambda flow: flow.layers[0].register_forward_hook(lambda *_: None), "eager"),
+    ],
+    ids=["as it is", "as wide as it goes", "too wide", "double", "another method", "hooked"],
+)
+def test_the_path_that_is_named_is_the_one_that_is_taken(overrides, change, expected):
+    flow = build("ch-node", **overrides).flow
+    change(flow)
+    B = flow.tanh_fields()[0].B
+    state = normal(len(B), 3, dtype=B.dtype).requires_grad_(True)
+    assert flow.path(torch.device("cpu")) == expected
+    assert (type(flow(state).grad_fn).__name__ == "_FusedFlowBackward") == (expected == "numba")
