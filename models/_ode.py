@@ -213,7 +213,8 @@ class ODEBlock(nn.Module):
         For states of the parameters' own type, outside of what differentiates otherwise than backwards.
         """
         adaptive = self.solver.method == METHOD
-        if not (adaptive or self.solver.method in STAGES) or not self.has_tanh_fields():
+        known = self.solver.method in STAGES or (adaptive and device.type == "cpu")
+        if not known or not self.has_tanh_fields():
             return "eager"
         B = self.tanh_fields()[0].B
         taken = self._compiled(B.new_empty(len(B), 0, device=device), adaptive=adaptive)
