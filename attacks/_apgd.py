@@ -86,12 +86,14 @@ def apgd(
     *,
     steps: int,
     purpose: str,
+    straight: bool = False,
     alpha: float = 0.75,
     rho: float = 0.75,
 ) -> None:
     """Raise `loss` over the survivors from random starts; `steps` + 1 forwards and `steps` backwards each.
 
-    A run that starts where the gradient is exactly zero would never move, and ends there.
+    A run that starts where the gradient is exactly zero would never move. It draws another start in place of
+    each step until it has one; where no gradient has been seen at all, it ends at once.
 
     Parameters
     ----------
@@ -101,6 +103,9 @@ def apgd(
         N_iter; the random start is one query more.
     purpose
         Tells the random starts of one run from those of another.
+    straight
+        Step along the gradient in L-infinity too, not along its sign: that follows a ridge, where the sign
+        jumps from one side to the other.
     alpha, rho
         Weight of a step against momentum, and the share of steps that must raise the loss.
     """
@@ -114,7 +119,7 @@ def apgd(
     eta = torch.ones_like(f, dtype=x.dtype).view(-1, 1, 1, 1) * 2 * radius
     nothing = torch.zeros_like(rows)
     run = _Run(rows, x0, x, x, f, g, x, f, g, eta, nothing, nothing == 0, f)
-    run.keep(points(g))
+    run.keep(points(g) | ~survivors.blind[rows])
     reviews, last = set(checkpoints(steps)), 0
     for k in range(1, steps + 1):
         run.keep(survivors.standing[run.rows])
@@ -122,15 +127,21 @@ def apgd(
             return
         a = alpha if k > 1 else 1.0
         radius = radius_of(eps, run.rows, run.x0)
-        z = project(run.x + run.eta * direction(run.g, norm), run.x0, radius, norm)
+        step = direction(run.g, "l2") * x0[0].numel() ** 0.5 if straight else direction(run.g, norm)
+        z = project(run.x + run.eta * step, run.x0, radius, norm)
         x = project(run.x + a * (z - run.x) + (1 - a) * (run.x - run.x_old), run.x0, radius, norm)
+        still = ~points(run.g_max)
+        if bool(still.any()):
+            seeds = derive(survivors.seeds_of(run.rows[still]), "apgd", purpose, "start", k)
+            radius = radius_of(eps, run.rows[still], run.x0)
+            x[still] = random_start(run.x0[still], seeds, radius, norm)
         if k == steps:
             survivors.ask(run.rows, x)
             return
         f, g = survivors.ascend(run.rows, x, loss)
         run.rises += f > run.f
-        run.x_old, run.x, run.f, run.g = run.x, x, f, g
-        better = f > run.f_max
+        run.x_old, run.x, run.f, run.g = torch.where(still.view(-1, 1, 1, 1), x, run.x), x, f, g
+        better = (f > run.f_max) | still
         image = better.view(-1, 1, 1, 1)
         run.x_max, run.g_max = torch.where(image, x, run.x_max), torch.where(image, g, run.g_max)
         run.f_max = torch.where(better, f, run.f_max)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._apgd import random_start
 from ._losses import difference
-from ._norms import Radius, inside
+from ._norms import Radius, inside, radius_of
+from ._seeds import derive
 from ._survivors import Survivors, points
 from .registry import Norm
 
@@ -61,6 +63,7 @@ def fab(
     norm: Norm,
     *,
     steps: int,
+    purpose: str | None = None,
     alpha_max: float = 0.1,
     eta: float = 1.05,
     beta: float = 0.9,
@@ -72,12 +75,18 @@ def fab(
 
     Parameters
     ----------
+    purpose
+        Tells the start of one run from those of others: at random, half of `eps` away. Without, a run starts
+        at the image itself.
     alpha_max, eta, beta
         Largest weight of the original image, overshoot, and how far a step back towards it goes.
     """
     rows = survivors.rows
     x0 = survivors.images[rows]
     x = x0
+    if purpose is not None and len(rows):
+        half = radius_of(eps, rows, x0) / 2
+        x = random_start(x0, derive(survivors.seeds_of(rows), "fab", purpose), half, norm)
 
     def loss(logits: Tensor, rows: Tensor) -> Tensor:
         return difference(logits, survivors.labels[rows], targets[rows])

@@ -3,13 +3,13 @@
 Croce, Hein, ICML 2020, arXiv 2003.01690, at the strength of the authors' own implementation. torchattacks
 3.5.1 has a cascade of that name with 10 steps for 100 and a rescaled Square; its parts are replaced for the
 reasons given in `_apgd`, `_fab` and `_square`. Below four classes, where the targeted ratio of logits is
-undefined or constant, the difference of two logits stands in its place, and there are only as many targets as
-wrong classes: with two, the targeted attacks are the untargeted ones.
+undefined or constant, the difference of two logits stands in its place. Where there are fewer wrong classes
+than targets, the runs that are left start elsewhere and aim at the same classes again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -53,23 +53,31 @@ def _apgd_ce(survivors: Survivors, eps: Radius, norm: Norm, steps: int, restarts
         apgd(survivors, loss, eps, norm, steps=steps, purpose=f"ce {restart}")
 
 
-def _ranks(survivors: Survivors, targets: int) -> range:
-    return range(1, min(targets, survivors.logits.shape[1] - 1) + 1)
+def _runs(survivors: Survivors, targets: int) -> Iterator[tuple[int, int]]:
+    """Of each of `targets` runs, the rank of the class it aims at and how many have aimed at it before."""
+    wrong = survivors.logits.shape[1] - 1
+    return ((run % wrong + 1, run // wrong) for run in range(targets if wrong else 0))
+
+
+def _name(rank: int, before: int) -> str:
+    return f"t {rank} again {before}" if before else f"t {rank}"
 
 
 def _apgd_t(survivors: Survivors, eps: Radius, norm: Norm, steps: int, targets: int) -> None:
-    for rank in _ranks(survivors, targets):
+    for rank, before in _runs(survivors, targets):
         target = survivors.target(rank)
 
         def loss(logits: Tensor, rows: Tensor, target: Tensor = target) -> Tensor:
             return dlr_targeted(logits, survivors.labels[rows], target[rows])
 
-        apgd(survivors, loss, eps, norm, steps=steps, purpose=f"t {rank}")
+        straight = norm == "linf" and before % 2 == 1
+        apgd(survivors, loss, eps, norm, steps=steps, purpose=_name(rank, before), straight=straight)
 
 
 def _fab_t(survivors: Survivors, eps: Radius, norm: Norm, steps: int, targets: int) -> None:
-    for rank in _ranks(survivors, targets):
-        fab(survivors, survivors.target(rank), eps, norm, steps=steps)
+    for rank, before in _runs(survivors, targets):
+        purpose = _name(rank, before) if before else None
+        fab(survivors, survivors.target(rank), eps, norm, steps=steps, purpose=purpose)
 
 
 @in_both_norms(

@@ -124,7 +124,7 @@ def ddn_l2(
     return search(run, model, images, labels, seed, "l2", restarts, refine)
 
 
-@register_closest("cw-l2", norm="l2", queries=_queries, reference=_CW)
+@register_closest("cw-l2", norm="l2", queries=_queries, reference=_CW, version=2)
 def cw_l2(
     model: Model,
     images: Tensor,
@@ -133,7 +133,7 @@ def cw_l2(
     *,
     steps: int = 100,
     rounds: int = 9,
-    restarts: int = 1,
+    restarts: int = 2,
     refine: int = 10,
     rate: float = 0.2,
 ) -> tuple[Tensor, Tensor]:

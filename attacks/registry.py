@@ -80,8 +80,7 @@ class Threat:
         the flow of the same weights in other ways (``solvers``), whose examples are scored on the model.
     queries
         Forwards and backwards per sample at the given parameters, for time estimates: exact for a sample that
-        is never broken, of a model with as many classes as the attack has targets and one more. Through
-        surrogates, those of one of them.
+        is never broken. Through surrogates, those of one of them.
     protocol
         In which space strengths are measured and images clipped: ``pixel`` unless a paper does otherwise.
     box

@@ -224,7 +224,7 @@ def test_a_graph_is_built_only_where_a_gradient_is_taken(threat, grad):
 
 
 @every
-@pytest.mark.parametrize("classes", [10])
+@pytest.mark.parametrize("classes", [2, 3, 5, 10])
 def test_queries_are_those_declared_for_any_number_of_classes(threat, classes):
     model = smooth(classes)
     images, labels = images_for(model, 5)

@@ -94,7 +94,8 @@ def test_a_curve_finds_in_one_run_what_the_cascade_finds_at_each_strength(mask, 
             100 * float((model(attacked).argmax(1) == labels).double().mean())
             for attacked in (found, plain(model, images, labels, eps, 0))
         )
-        assert left <= least + (0 if mask == "offset" else 2)
+        room = 0 if mask == "offset" else 1 if eps == grid[1] else 2  # the whole cascade runs where reported
+        assert left <= least + room
 
 
 @pytest.mark.slow
