@@ -104,7 +104,8 @@ def best(board: pd.DataFrame, field: Field) -> set[int]:
         return set()
     top = shown(field, values.max())
     tops = {i for i, value in enumerate(values) if shown(field, value) == top}
-    return tops if len(tops) < len(board) else set()
+    equal = all(shown(field, value) == top for value in board[field.name])
+    return set() if equal else tops
 
 
 def markdown(board: pd.DataFrame, title: str) -> str:

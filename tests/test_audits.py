@@ -572,6 +572,13 @@ def test_an_unexplained_flag_withholds_the_rank():
     assert "1 of 18 model checks, 2 passed, 1 flagged" in markdown(board, "x")
 
 
+def test_nothing_is_best_where_all_are_equal_whoever_is_flagged():
+    board = board_of(told_record("ch-node", judged(1.0, 0.0, "Bad.")), told_record("node", judged(0, 0, "")))
+    clean = next(f for f in fields(board) if f.name == "clean")
+    assert best(board.assign(clean=0.5), clean) == set()
+    assert best(board.assign(clean=[0.5, 0.6]), clean) == {0}
+
+
 def test_a_row_that_nobody_asked_does_not_beat_one_that_was_asked_and_flagged():
     board = board_of(told_record("ch-node", judged(1.0, 0.0, "Bad.")))
     assert list(board["model"]) == ["ch-node", "node"]

@@ -241,7 +241,7 @@ def test_new_model_then_check(tmp_path, monkeypatch, capsys):
     ]
     assert run("check", "my_model.py:build") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 14
+    assert len(lines) == 17
     assert all(line.startswith("pass ") for line in lines)
 
 
@@ -269,6 +269,8 @@ def test_check_of_a_model_that_breaks_the_contract_ends_with_status_1(tmp_path, 
     assert [line for line in lines if not line.startswith("pass")] == [
         "FAIL    logits: every row is non-negative and sums to 1: return logits, without the final softmax",
         "n/a     tanh_field: no layer of its flow states a tanh_field",
+        "FAIL    audit:logits: For 100% of the samples the outputs are probabilities: leave out the final "
+        "softmax.",
     ]
 
 
