@@ -18,7 +18,7 @@ from .records import Record
 from .report import PAGE, texts
 from .store import Problem, Store
 
-_PICTURES = re.compile(r"<svg\b.*?</svg>|data:image/[^\"')\s]*", re.DOTALL)
+_PICTURES = re.compile(r'<svg\b.*?</svg>|data:image/[^"]*', re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)

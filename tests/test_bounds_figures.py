@@ -97,11 +97,16 @@ def test_no_certificate_no_sandwich() -> None:
     assert draw_sandwich({}, ["node"], styles(["node"]), HEADLINE) is None
 
 
+def drawn(records: list[Record]) -> set[str]:
+    summary = summarise(records)
+    return {p.name for p in draw_all(records, summary, leaderboard(records, HEADLINE, summary), HEADLINE)}
+
+
 def test_both_figures_are_drawn_from_records_alone() -> None:
     records = made(seeds=(0,))
-    summary = summarise(records)
-    names = [p.name for p in draw_all(records, summary, leaderboard(records, HEADLINE, summary), HEADLINE)]
-    assert {"digits-sandwich", "digits-critical"} <= set(names)
+    assert "digits-sandwich" in drawn(records)
+    assert "digits-critical" not in drawn(records), "an attack breaks what is certified: node is flagged"
+    assert "digits-critical" in drawn([r for r in records if r.cell.kind != "certificate"])
 
 
 def survivors(*counts: int) -> tuple[dict[str, float], dict[str, Outcomes]]:
