@@ -12,6 +12,7 @@ import synthetic
 import torch
 from gallery.base import Case, Wrapped, context_of, fit, fitted, honest
 from robustode._errors import InvalidArgument, TimeLimitExceeded
+from robustode.attacks import THREATS
 from robustode.bench.audits.context import Context
 from robustode.bench.audits.evidence import Evidence
 from robustode.bench.audits.library import MODEL, all_audits, audit_names, records_audits
@@ -678,3 +679,14 @@ def test_the_gallerys_network_classifies():
     assert float(context_of(Case(honest(0)), 0).correct().double().mean()) > 0.9
     fit(model := fitted("node", 1, steps=8), model.head)
     assert float(context_of(Case(model), 1).correct().double().mean()) > 0.9
+
+
+def test_the_attack_under_test_may_be_a_stored_curve():
+    """Its cells hold the grid too, which is not a parameter of the attack."""
+    curve = THREATS.get("curve-linf").configure(steps=7)
+    context = told()
+    cell = stubs.cell_for(curve, context.eps, 4, norm="linf")
+    cell = dataclasses.replace(cell, parameters={**curve.parameters, "strengths": [0.1], "reported": [0.1]})
+    record = Record(cell=cell, outcomes={"correct": np.ones((1, 4), bool)}, environment={})
+    found = dataclasses.replace(context, evidence=Evidence(records=(record,))).attack_under_test()
+    assert (found.name, dict(found.parameters)) == ("curve-linf", dict(curve.parameters))

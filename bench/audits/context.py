@@ -19,6 +19,7 @@ from ...models import ModelSpec
 from ..describe import describe_solver
 from ..evaluate import frozen
 from ..queries import QueriedModel
+from ..records import Cell
 from .evidence import Evidence
 
 T = TypeVar("T")
@@ -219,8 +220,14 @@ class Context:
             and abs(r.cell.strength - self.eps) < 1e-9
             and r.cell.threat in THREATS
         ]
-        threats = [THREATS.get(cell.threat).configure(**dict(cell.parameters)) for cell in stored]
+        threats = [_as_stored(cell) for cell in stored]
         return max(threats, key=lambda t: t.queries(t.parameters)[1], default=self.threat("pgd"))
+
+
+def _as_stored(cell: Cell) -> Threat:
+    """The threat of `cell` as it was configured; of a curve, at one strength, without its grid."""
+    threat = THREATS.get(cell.threat)
+    return threat.configure(**{k: v for k, v in cell.parameters.items() if k in threat.parameters})
 
 
 def share(mask: Tensor) -> float:
