@@ -434,4 +434,4 @@ def test_the_published_digits_agree_with_themselves():
     found = verify(DIGITS)
     assert lines(found) == []
     assert found.notes == []
-    assert found.models == 4
+    assert found.models == 7
