@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-Meter = Callable[[], tuple[int, int]]
-"""Samples passed forwards and backwards so far."""
+Meter = Callable[[], tuple[int, int, int]]
+"""Samples passed forwards and backwards so far, and field evaluations times samples."""
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Part:
         Those that stood when it began.
     broken
         How many of them it broke.
-    seconds, forwards, backwards
+    seconds, forwards, backwards, evaluations
         Its share of what the part cost; of a part for several strengths at once, in proportion to `samples`.
     """
 
@@ -31,6 +31,7 @@ class Part:
     seconds: float = 0.0
     forwards: int = 0
     backwards: int = 0
+    evaluations: int = 0
 
 
 class Ledger:
@@ -82,12 +83,12 @@ def part(
         yield
         return
     before = list(standing()) if standing else [0] * len(strengths)
-    forwards, backwards = ledger.meter()
+    asked_before = ledger.meter()
     began = time.perf_counter()
     yield
     after = list(standing()) if standing else before
     seconds = time.perf_counter() - began
-    asked = [now - then for now, then in zip(ledger.meter(), (forwards, backwards), strict=True)]
+    asked = [now - then for now, then in zip(ledger.meter(), asked_before, strict=True)]
     shares = [divided(total, before) for total in asked]
     weight = sum(before)
     for i, strength in enumerate(strengths):
@@ -99,6 +100,7 @@ def part(
         one.seconds += seconds * (before[i] / weight if weight else 1 / len(strengths))
         one.forwards += shares[0][i]
         one.backwards += shares[1][i]
+        one.evaluations += shares[2][i]
 
 
 def divided(total: int, weights: Sequence[int]) -> list[int]:

@@ -73,6 +73,12 @@ def command_line() -> argparse.ArgumentParser:
         help="models trained and attacked at once on a CPU (default: one a thread, as memory allows)",
     )
     run.add_argument(
+        "--flow",
+        choices=("auto", "eager"),
+        default="auto",
+        help="what carries the flows: compiled steps where there are some, or torchdiffeq (default: auto)",
+    )
+    run.add_argument(
         "--batch-size",
         type=_batch_size,
         metavar="N|auto",

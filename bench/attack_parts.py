@@ -12,10 +12,10 @@ import pandas as pd
 from .records import Record
 from .selection import entry
 from .style import strength_symbol
-from .text import count, duration
+from .text import count, duration, missing
 
 PREFIX = "part."
-_WHAT = ("samples", "broken", "seconds", "forwards", "backwards")
+_WHAT = ("samples", "broken", "seconds", "forwards", "backwards", "evaluations")
 _KEYS = ("dataset", "model", "recipe", "threat", "strength", "part")
 COLUMNS = (*_KEYS, *_WHAT, "seeds")
 _ORDER = (
@@ -34,15 +34,16 @@ _ORDER = (
 def attack_parts(records: Iterable[Record]) -> pd.DataFrame:
     """One row for each part of an attack at a strength, columns `COLUMNS`; means over training seeds.
 
-    `samples` are those that stood when the part began, `broken` those of them that it broke. Where the
-    strengths of a curve were done in one run, seconds, forwards and backwards are the strength's share.
+    `samples` are those that stood when the part began, `broken` those of them that it broke; `evaluations`
+    are evaluations of the field times samples, over all forward passes, missing in records of before they
+    were counted. Where the strengths of a curve were done in one run, what it cost is the strength's share.
     """
     found: dict[tuple[Any, ...], list[list[float]]] = defaultdict(list)
     for record in records:
         cell = record.cell
         names = {k[len(PREFIX) :].rpartition(".")[0] for k in record.measures if k.startswith(PREFIX)}
         for name in names:
-            values = [record.measures.get(f"{PREFIX}{name}.{what}", 0.0) for what in _WHAT]
+            values = [record.measures.get(f"{PREFIX}{name}.{what}", np.nan) for what in _WHAT]
             found[(*entry(cell), cell.threat, cell.strength, name)].append(values)
     rows = [(*where, *np.mean(values, axis=0), len(values)) for where, values in found.items()]
     rows.sort(key=lambda row: (*row[:5], _ORDER.index(row[5]) if row[5] in _ORDER else len(_ORDER), row[5]))
@@ -64,6 +65,7 @@ def parts_tables(parts: pd.DataFrame) -> list[dict[str, Any]]:
                     (duration(row.seconds), f"{row.seconds:.10g}"),
                     (count(row.forwards), f"{row.forwards:.10g}"),
                     (count(row.backwards), f"{row.backwards:.10g}"),
+                    (count(row.evaluations), "" if missing(row.evaluations) else f"{row.evaluations:.10g}"),
                 ],
             }
             for row in rows.itertuples()

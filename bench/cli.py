@@ -6,6 +6,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from .._errors import InvalidArgument, RobustodeError
@@ -54,9 +55,11 @@ def _run(arguments: Namespace) -> int:
     preset = load_preset(arguments.preset)
     _find_plugins()
 
+    from ..models._fused import eager_flows
     from .run_command import run_command
 
-    return run_command(arguments, preset, _show)
+    with eager_flows() if arguments.flow == "eager" else nullcontext():
+        return run_command(arguments, preset, _show)
 
 
 def _show(out: Path) -> int:

@@ -73,7 +73,7 @@ def evaluate_cell(
         if threat.family not in ("clean", "noise") and cell.strength > 0:
             judge.prediction[:] = predict_clean(queried, split, cell.batch_size, device, clean)
             rows = np.flatnonzero(judge.prediction[0] == judge.labels)
-        with keeping(lambda: (queried.forwards, queried.backwards)) as ledger:
+        with keeping(queried.meter) as ledger:
             for draw in range(cell.draws):
                 if len(rows) < cell.samples:
                     on_samples(cell.samples - len(rows))

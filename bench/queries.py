@@ -53,13 +53,17 @@ class QueriedModel(nn.Module):
         """Mean field evaluations per forward pass."""
         return None if self.evaluations is None or not self.forwards else self.evaluations / self.forwards
 
+    def meter(self) -> tuple[int, int, int]:
+        """Samples passed forwards and backwards so far, and field evaluations times samples."""
+        return self.forwards, self.backwards, self.evaluations or 0
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of `images` (N, C, H, W)."""
         count = len(images)
         if images.requires_grad:
             images.register_hook(self._check_gradient)
         logits = ask_model(self.model, images, self.num_classes)
-        self._demand(logits.detach().isfinite().all(1), "logits are")
+        self._demand(logits.detach(), "logits are")
         self.forwards += count
         evaluations = count_nfe(self.model)
         if evaluations is not None:
@@ -72,13 +76,17 @@ class QueriedModel(nn.Module):
         self.backwards += len(gradient)
 
     def _check_gradient(self, gradient: Tensor) -> None:
-        self._demand(gradient.isfinite().flatten(1).all(1), "the input gradient is")
+        self._demand(gradient, "the input gradient is")
 
-    def _demand(self, finite: Tensor, what: str) -> None:
-        self.doubt(finite, lambda: _refuse(finite, what))
+    def _demand(self, values: Tensor, what: str) -> None:
+        """Doubt `values` (N, ...) until they are known to be finite."""
+        finite = values.isfinite()
+        if self.patient:
+            finite = _by_sample(finite)  # small, for it is kept
+        self.doubt(finite, lambda: _refuse(_by_sample(finite), what))
 
     def doubt(self, fine: Tensor, refuse: Callable[[], None]) -> None:
-        """Call `refuse`, which raises, unless all of `fine`, bool (N,), is true: now, or when settled."""
+        """Call `refuse`, which raises, unless all of `fine`, bool, is true: now, or when settled."""
         if not self.patient:
             if not bool(fine.all()):
                 refuse()
@@ -101,6 +109,11 @@ def call_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
     logits = ask_model(model, images, num_classes)
     _refuse(logits.isfinite().all(1), "logits are")
     return logits
+
+
+def _by_sample(finite: Tensor) -> Tensor:
+    """Bool (N, ...) to (N,)."""
+    return finite.view(len(finite), -1).all(1) if finite.ndim > 1 else finite
 
 
 def _refuse(finite: Tensor, what: str) -> None:

@@ -7,6 +7,7 @@ goes on where it was when the same command is given again.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 
 from .._errors import RecordError, RobustodeError
+from ..models._fused import SWITCH
 from .batching import settle_batch_sizes
 from .data import Data
 from .headline import Headline
@@ -141,6 +143,7 @@ def _job(unit: Unit, request: Request, processes: int) -> Job:
         threads=max(1, torch.get_num_threads() // processes),
         processes=processes,
         folder=Path.cwd(),
+        switch=os.environ.get(SWITCH, "1"),
     )
 
 

@@ -293,7 +293,7 @@ class Unit:
         common: dict[str, Any] = {"device": self.device, "environment": described}
         if cell.kind == "accuracy":
             breaks: list[Breaks] = []
-            common |= {"clean": self._known(cell), "keep": breaks.append if self._keeps(cell) else None}
+            common |= {"clean": self._known(cell), "keep": breaks.append if cell.norm is not None else None}
             threat = self._threat(cell)
             how = evaluate_cell if threat.through == "model" else evaluate_through
             record = how(cell, model, test, threat, num_classes=classes, on_samples=advance, **common)

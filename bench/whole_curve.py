@@ -82,7 +82,7 @@ def evaluate_curve(
             judge.prediction[:] = prediction
         rows = np.flatnonzero(prediction == judges[0].labels)
         on_samples(first.samples - len(rows))
-        with keeping(lambda: (queried.forwards, queried.backwards)) as ledger:
+        with keeping(queried.meter) as ledger:
             for batch, images, targets, seeds in batches(split, rows, first, device, pooled=threat.pooled):
                 reported = first.parameters.get("reported", ())
                 with torch.enable_grad():

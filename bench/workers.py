@@ -24,6 +24,7 @@ from typing import Any, cast
 import torch
 
 from .._errors import ModelFailure
+from ..models._fused import SWITCH
 from .device import environment, share_machine
 from .estimate import Cost
 from .evaluate import failed
@@ -59,6 +60,8 @@ class Job:
 
     Attributes
     ----------
+    switch
+        The value of the environment variable `SWITCH`: a server that forks processes keeps an older one.
     settled
         Keys of the cells that an earlier process of this run has begun: they are not begun again.
     """
@@ -72,6 +75,7 @@ class Job:
     threads: int
     processes: int
     folder: Path
+    switch: str
     settled: frozenset[str] = frozenset()
 
 
@@ -214,6 +218,7 @@ def _serve(job: Job, pipe: Connection) -> None:
     """Do one job in this process and tell the parent about it."""
     _end_with_parent()
     os.chdir(job.folder)
+    os.environ[SWITCH] = job.switch
     torch.set_num_threads(job.threads)
     share_machine(job.processes)
     remote = _Remote(pipe)

@@ -10,7 +10,8 @@ takes it when `supported` says so; the step-by-step path is the reference it is 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from typing import Any, Protocol, cast
@@ -66,6 +67,20 @@ class Backend(Protocol):
 def switched_off() -> bool:
     """Whether the environment turns the fast path off."""
     return os.environ.get(SWITCH, "1").lower() in ("0", "off", "false", "no")
+
+
+@contextmanager
+def eager_flows() -> Iterator[None]:
+    """Turn the fast path off for a block, for this process and those it starts."""
+    before = os.environ.get(SWITCH)
+    os.environ[SWITCH] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SWITCH]
+        else:
+            os.environ[SWITCH] = before
 
 
 def flow_path(device: torch.device) -> str:

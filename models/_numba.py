@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -71,17 +71,27 @@ def backward(
 
 def _array(tensor: Tensor) -> np.ndarray:
     """An array of shape (..., n), its rows padded with zeros to whole blocks of the kernels."""
-    more = -tensor.shape[-1] % BLOCK
-    return np.ascontiguousarray(F.pad(tensor.detach(), (0, more)).numpy())
+    array: np.ndarray = tensor.detach().numpy()
+    more = -array.shape[-1] % BLOCK
+    if more:
+        array = np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, more)])
+    return np.ascontiguousarray(array)
 
 
 def _operand(matrices: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
     """The matrices (L, n, n) as an array, the two largest entries of each row, and whether they are all.
 
     G = h I and E = I + h kappa^2 (J - gamma I) are such matrices: they cost a quarter of a product or less.
+    An attack asks with the same matrices thousands of times, so they are looked up by their values.
     """
-    value, index = matrices.detach().abs().topk(min(2, matrices.shape[-1]), dim=-1)
-    value = matrices.detach().gather(-1, index)
+    return _prepared(matrices.detach().numpy().tobytes(), matrices.shape)
+
+
+@lru_cache(maxsize=256)
+def _prepared(values: bytes, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    matrices = torch.frombuffer(bytearray(values), dtype=torch.float32).view(shape)
+    value, index = matrices.abs().topk(min(2, shape[-1]), dim=-1)
+    value = matrices.gather(-1, index)
     sparse = int(torch.count_nonzero(matrices)) == int(torch.count_nonzero(value))
     if value.shape[-1] == 1:
         index, value = index.repeat(1, 1, 2), F.pad(value, (0, 1))

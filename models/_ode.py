@@ -347,6 +347,7 @@ def count_nfe(model: nn.Module) -> int | None:
 
     Every submodule with an integer attribute ``nfe`` counts.
     """
-    found = (getattr(module, "nfe", None) for module in model.modules())
+    counting = (m for m in model.modules() if "nfe" in m.__dict__ or hasattr(type(m), "nfe"))
+    found = (module.nfe for module in counting)
     counts = [nfe for nfe in found if isinstance(nfe, int)]
     return sum(counts) if counts else None

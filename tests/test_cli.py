@@ -15,6 +15,7 @@ import stubs
 from robustode.bench import cli
 from robustode.bench.arguments import COMMANDS, LISTS
 from robustode.bench.cli import main
+from robustode.bench.store import Store
 from robustode.models import MODELS
 
 pytestmark = pytest.mark.usefixtures("registries")
@@ -300,3 +301,30 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("robustode: error: ")
     assert error.count("\n") == 1
+
+
+def test_flow_eager_carries_flows_by_torchdiffeq_in_this_run_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv("ROBUSTODE_FUSED", raising=False)
+    preset = stubs.preset_file(tmp_path)
+    found = {}
+    for flow, carried in (("eager", "eager"), ("auto", "numba")):
+        out = tmp_path / flow
+        command = (
+            "run",
+            "--preset",
+            preset,
+            "--models",
+            "resnet",
+            "--seeds",
+            "1",
+            "--device",
+            "cpu",
+            "--quiet",
+        )
+        assert run(*command, "--jobs", "1", "--flow", flow, "--out", out) == 0
+        assert "ROBUSTODE_FUSED" not in os.environ
+        records, _ = Store(out).load()
+        flows = {r.environment["flow"] for r in records if r.cell.kind in ("training", "accuracy")}
+        assert flows == {carried}
+        found[flow] = {r.cell.threat: r.accuracy for r in records if r.cell.kind == "accuracy"}
+    assert found["eager"] == pytest.approx(found["auto"], abs=0.05)

@@ -23,6 +23,7 @@ from robustode.bench.report import write_report
 from robustode.bench.run import run_plan
 from robustode.bench.store import Store
 from robustode.bench.whole_curve import evaluate_curve
+from robustode.models import MODELS
 
 BOTH = pytest.mark.parametrize("norm", ["linf", "l2"])
 SHORT = {"steps": 20, "targets": 2, "queries": 20, "restarts": 2}
@@ -113,7 +114,7 @@ def test_a_model_without_gradients_is_attacked_at_every_strength(norm):
     rounded.load_state_dict(model.state_dict())
     labels = rounded(images).argmax(1)
     seen: list[float] = []
-    with keeping(lambda: (0, 0)) as ledger:
+    with keeping(lambda: (0, 0, 0)) as ledger:
         small(norm, steps=3).along(rounded, images, labels, [1e-6, 2e-6, 3e-6], [2e-6], 0)
         seen = [strength for (strength, name), _ in ledger.parts.items() if name == "square"]
     assert seen == [1e-6, 2e-6, 3e-6]
@@ -185,8 +186,28 @@ def test_the_parts_sum_to_what_the_record_counts(norm):
         assert 0 <= broken - round(40 * (1 - record.accuracy)) <= 1, "one may not survive being rounded"
         assert 0 < sum(v for k, v in parts.items() if k.endswith(".seconds")) <= record.seconds
     table = attack_parts(records)
+    assert table["evaluations"].sum() == 0, "a linear model has no field"
     assert table["backwards"].sum() == sum(record.backwards for record in records)
     assert set(table["part"]) >= {"start", "fmn", "apgd-ce", "apgd-t", "fab-t", "square"}
+
+
+def test_every_part_knows_its_field_evaluations():
+    """A fixed grid of four steps: four for each sample of every forward pass, in each part."""
+    spec = MODELS.get("resnet")
+    torch.manual_seed(0)
+    model = spec.build((1, 4, 4), 4, **{**spec.resolve(), "layers": 4}).eval()
+    images = torch.rand(6, 1, 4, 4)
+    split = stubs.split_of(images, model(images).argmax(1))
+    records = run(model, split, small("linf", restarts=1, steps=3), GRIDS["linf"], GRIDS["linf"][2:3])
+    table = attack_parts(records)
+    assert table["forwards"].sum() > 0
+    assert (table["evaluations"] == 4 * table["forwards"]).all()
+    assert [record.nfe for record in records] == [4.0] * len(records)
+    without = [
+        dataclasses.replace(r, measures={k: v for k, v in r.measures.items() if "evalu" not in k})
+        for r in records
+    ]
+    assert attack_parts(without)["evaluations"].isna().all(), "records of before they were counted"
 
 
 def test_the_cascade_alone_notes_its_parts_too():

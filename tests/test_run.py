@@ -274,6 +274,26 @@ def test_a_model_that_fails_under_one_threat_fails_there_alone(few, tmp_path):
     assert do(plan, few, tmp_path / "out").skipped == stubs.CELLS - 1
 
 
+def test_breaks_are_judged_alone_at_strengths_that_are_not_reported_too(few, tmp_path):
+    """The model is wrong for whatever was perturbed, unless it comes alone: no such break counts."""
+
+    def fault(logits, images):
+        perturbed = bool((images.detach() * 16 % 1).any())  # digits have 17 grey levels
+        return logits.roll(1, 1) if perturbed and len(images) > 1 and not images.requires_grad else logits
+
+    text = stubs.PRESET.replace("strengths = [0.05]", "strengths = [1e-6, 2e-6]")
+    text = text.replace("reported = 0.05", "reported = 2e-6")
+    do(plan_of(tmp_path, stubs.faulty("together", fault), text=text), few, tmp_path / "out")
+    records = loaded(tmp_path / "out")
+    clean = records["together", 0, "accuracy", "clean", 0.0]
+    noisy = records["together", 0, "accuracy", "gaussian", 0.1]
+    assert noisy.accuracy < clean.accuracy / 2, "noise is not an attack: nothing of it is asked alone"
+    for strength, stored in ((1e-6, False), (2e-6, True)):
+        record = records["together", 0, "accuracy", "pgd-linf", strength]
+        assert record.accuracy == clean.accuracy
+        assert ("adversarial" in record.card) is stored
+
+
 def test_a_cell_that_takes_too_long_is_a_timeout(few, tmp_path):
     def fault(logits, images):
         if images.requires_grad:

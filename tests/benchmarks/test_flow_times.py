@@ -5,18 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 from robustode.bench.operations import flow_work
-from timed import EAGER, FIXED_GRID, LOOP, build, eager, loop, state_of
+from timed import EAGER, EVERY, FIXED_GRID, LOOP, build, eager, loop, state_of
 from torch import Tensor
 
-architecture = pytest.mark.parametrize("name", FIXED_GRID)
-two_baselines = pytest.mark.parametrize("kind", [EAGER, LOOP], ids=["torchdiffeq", "loop"])
+architecture = pytest.mark.parametrize("name", EVERY)
+BASELINES = [(name, EAGER) for name in EVERY] + [(name, LOOP) for name in FIXED_GRID]
+"""Nobody writes an adaptive solver as a loop by hand."""
+against_baselines = pytest.mark.parametrize(("name", "kind"), BASELINES)
 PIXELWISE = 8
 """Channels of the flows that see every pixel on its own: the size that the goal speaks of."""
 
 
 @pytest.mark.benchmark(group="flow forward")
-@architecture
-@two_baselines
+@against_baselines
 def test_forward(against, device, scale, name, kind):
     flow, state = of(name, scale.batch, device)
     with torch.no_grad():
@@ -27,8 +28,7 @@ def test_forward(against, device, scale, name, kind):
 
 
 @pytest.mark.benchmark(group="flow forward and backward")
-@architecture
-@two_baselines
+@against_baselines
 def test_forward_and_backward(against, device, scale, name, kind):
     flow, state = of(name, scale.batch, device)
     weights = list(flow.parameters())

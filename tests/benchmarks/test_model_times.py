@@ -8,10 +8,10 @@ from robustode.attacks import THREATS
 from robustode.bench.evaluate import frozen
 from robustode.bench.queries import QueriedModel
 from robustode.bench.throughput import inference
-from timed import CLASSES, EAGER, FIXED_GRID, build, eager, images
+from timed import CLASSES, EAGER, EVERY, build, eager, images
 from torch.nn import functional as F
 
-architecture = pytest.mark.parametrize("name", FIXED_GRID)
+architecture = pytest.mark.parametrize("name", EVERY)
 STEP = THREATS.get("pgd-linf").configure(steps=1, restarts=1)
 PRESET_BATCH = 100
 """What every preset evaluates and attacks with."""

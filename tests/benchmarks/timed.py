@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,11 +11,12 @@ import torch
 from robustode.bench.data import Data, Split, default_root, load_data
 from robustode.bench.train import fit_normalisation, training_step
 from robustode.models import MODELS
-from robustode.models._fused import SWITCH
+from robustode.models._fused import eager_flows
 from robustode.models._ode import ODEBlock
 from torch import Tensor, nn
 
 SHAPE, CLASSES = (1, 28, 28), 10
+EVERY = [spec.name for spec in MODELS]
 FIXED_GRID = [spec.name for spec in MODELS if "fixed_step" in spec.claims]
 EAGER = "eager torchdiffeq"
 LOOP = "hand-written loop"
@@ -52,15 +52,8 @@ def eager(call: Callable[[], Any]) -> Callable[[], Any]:
     """`call` with the compiled flow turned off: every layer through torchdiffeq."""
 
     def run() -> Any:
-        before = os.environ.get(SWITCH)
-        os.environ[SWITCH] = "0"
-        try:
+        with eager_flows():
             return call()
-        finally:
-            if before is None:
-                del os.environ[SWITCH]
-            else:
-                os.environ[SWITCH] = before
 
     return run
 
