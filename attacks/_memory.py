@@ -9,6 +9,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+_SIGNS = ("can't allocate memory", "cuda error: out of memory", "alloc_failed")
+"""How a RuntimeError says it: torch on a CPU, the CUDA runtime, cuBLAS and cuDNN."""
 _LARGEST: ContextVar[int | None] = ContextVar("largest part", default=None)
 
 
@@ -24,9 +26,10 @@ def at_most(samples: int) -> Iterator[None]:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory ran out, on a GPU or on a CPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS)
 
 
 class Parts:

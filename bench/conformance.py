@@ -257,6 +257,8 @@ def check_audit(spec: ModelSpec, name: str) -> None:
     verdict = AUDITS.get(name)(context)
     if verdict.outcome == "flag":
         raise ContractBroken(verdict.sentence)
+    if verdict.outcome == "not applicable":
+        raise NothingToCheck(verdict.sentence)
 
 
 def checks_for(spec: ModelSpec) -> dict[str, Callable[[ModelSpec], None]]:

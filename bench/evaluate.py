@@ -55,7 +55,7 @@ def evaluate_cell(
         asks for them itself otherwise.
     keep
         Called with the samples that were broken. With it, a perturbation is rounded to the steps of a stored
-        one before it is measured and predicted, and a break must also survive alone, at batch size 1.
+        one before it is measured and predicted, and a break must survive what `Judge` asks of it.
     on_samples
         Called with the number of (draw, sample) pairs after each batch.
 

@@ -29,7 +29,8 @@ class Judge:
         The samples of the cell.
     stored
         Judge a perturbation as it would be stored: rounded to whole steps before it is measured and
-        predicted; and a break must also survive alone, at batch size 1.
+        predicted; and a break must also survive alone, at batch size 1, and among the other breaks of its
+        batch in another order.
 
     Attributes
     ----------
@@ -67,10 +68,11 @@ class Judge:
         if steps is not None:
             model.settle()
             found = found.cpu()
+            for ask in (_alone, _shuffled):
+                if len(broken := np.flatnonzero(found.numpy() != labels)):
+                    found[broken] = ask(model, perturbed[torch.from_numpy(broken).to(perturbed.device)]).cpu()
             for i in np.flatnonzero(found.numpy() != labels):
-                found[i] = predict(model, perturbed[i : i + 1]).cpu()[0]
-                if found[i] != labels[i]:
-                    self._steps.setdefault(int(batch[i]), steps[i])
+                self._steps.setdefault(int(batch[i]), steps[i])
         self._predictions.put(self.prediction[draw], batch, found)
         if cell.norm is not None and self.threat.norm is not None:
             self._norms.put(self._norm[draw], batch, distance(perturbed, images, self.threat.norm))
@@ -120,6 +122,19 @@ def predict(model: QueriedModel, images: Tensor) -> Tensor:
     with torch.no_grad():
         (prediction,) = model.parts(lambda part: (model(part).argmax(1),), images)
     return prediction
+
+
+def _alone(model: QueriedModel, images: Tensor) -> Tensor:
+    """Classes of `images` (n, C, H, W), each in a batch of its own."""
+    return torch.cat([predict(model, image[None]) for image in images])
+
+
+def _shuffled(model: QueriedModel, images: Tensor) -> Tensor:
+    """Classes of `images` (n, C, H, W), asked in another order."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).to(images.device)
+    found = torch.empty(len(images), dtype=torch.int64, device=images.device)
+    found[order] = predict(model, images[order])
+    return found
 
 
 class _Later:

@@ -65,7 +65,7 @@ class Recheck:
         self.independent = "batch_independent" not in expected
         self.rows = {int(index): row for row, index in enumerate(data.test.indices)}
         self.predicted = 0
-        self._held: dict[str, set[int]] = {}
+        self._held: dict[tuple[str, float], set[int]] = {}
 
     def findings(self) -> Iterator[Finding]:
         """Check one record after the other."""
@@ -156,20 +156,21 @@ class Recheck:
             yield f"{extra} of its samples are not among those that its record calls broken"
         shared = min(r.cell.samples for r in self.records if r.cell.norm == record.cell.norm)
         first = np.flatnonzero(broken[: max(shared, facts.get("samples", len(broken)))]).tolist()
-        held = self._held_in(str(record.cell.norm)) if "samples" in facts else set()
+        held = self._held_in(str(record.cell.norm), record.cell.strength) if "samples" in facts else set()
         if bare := len(set(first) - set(rows.tolist()) - held):
             yield f"{bare} of the {len(first)} samples that its record calls broken have no example stored"
 
-    def _held_in(self, norm: str) -> set[int]:
-        """Rows of the samples of which some attack of `norm` holds an example."""
-        if norm not in self._held:
-            held = self._held[norm] = set()
+    def _held_in(self, norm: str, strength: float) -> set[int]:
+        """Rows of the samples of which some attack of `norm`, no stronger than this, holds an example."""
+        if (norm, strength) not in self._held:
+            held = self._held[norm, strength] = set()
             for record in self.records:
-                if record.cell.norm == norm and "adversarial" in record.card:
+                within = record.cell.norm == norm and record.cell.strength <= strength
+                if within and "adversarial" in record.card:
                     with suppress(OSError, RecordError):  # reported where that record is checked
                         breaks = unpack(self.store.breaks_path(record.cell).read_bytes())
                         held.update(self.rows.get(int(index), -1) for index in breaks.index)
-        return self._held[norm]
+        return self._held[norm, strength]
 
     def _images(
         self, record: Record, breaks: Breaks, rows: NDArray[np.int64], file: str

@@ -162,6 +162,7 @@ class Unit:
             with time_limit(self.plan.preset.time_limit.training, f"training {self.spec.name}", _ADVICE):
                 model = build_model(self.spec.build, self.data, cell.hyperparameters, self.seed)
                 solver = describe_solver(model)
+                described["flow"] = carried_by(model, self.device)
                 checkpoint = None if fresh else find_checkpoint(path)
                 if checkpoint:
                     load_state(model, load_tensors(path)[0], path)
@@ -315,10 +316,10 @@ class Unit:
 
     def _remember(self, record: Record) -> None:
         """Keep the clean predictions, with which every attack begins, and whose examples are stored."""
-        if record.cell.norm is not None and "adversarial" in record.card:
+        if self._keeps(record.cell) and "adversarial" in record.card:
             with suppress(OSError, RecordError):  # what cannot be read holds none
                 breaks = unpack(self.store.breaks_path(record.cell).read_bytes())
-                self._held.setdefault(record.cell.norm, set()).update(breaks.index.tolist())
+                self._held.setdefault(str(record.cell.norm), set()).update(breaks.index.tolist())
         if record.cell.family == "clean" and record.status == "ok":
             self._clean = record.cell.batch_size, record.outcomes["prediction"][0]
 

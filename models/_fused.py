@@ -10,6 +10,7 @@ takes it when `supported` says so; the step-by-step path is the reference it is 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -170,9 +171,32 @@ def _module(name: str) -> Backend:
 
 @cache
 def _triton_runs(device: torch.device) -> bool:
-    """Whether triton is installed and compiles for this GPU."""
+    """Whether triton is installed and compiles for this GPU: tried on one small flow, there and back."""
     try:
-        _module("_triton")
+        backend = _module("_triton")
     except ImportError:
         return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    try:
+        try_out(backend, device)
+    except Exception as error:  # no compiler, no ptxas, a kernel this GPU refuses: whatever it is, go on
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(f"flows go step by step on {device}: triton cannot carry them ({reason})", stacklevel=2)
+        return False
+    return True
+
+
+def try_out(backend: Backend, device: torch.device) -> None:
+    """Carry a small flow forwards and backwards, x' = tanh(0) in one step; raises what `backend` raises."""
+    state = torch.ones(2, 3, device=device)
+    matrices = [state.new_zeros(1, 2, 2), state.new_zeros(1, 2), state.new_zeros(1, 2, 2)]
+    matrices.append(torch.eye(2, device=device)[None])
+    settings = {"linear": False, "alphas": STAGES["euler"], "steps": 1}
+    out, kept = backend.forward(state, matrices, **settings, keep=True)
+    assert kept is not None
+    gradient, _ = backend.backward(
+        torch.ones_like(out), kept, matrices, **settings, wants=[True] * 3 + [False]
+    )
+    if not (torch.equal(out, state) and torch.equal(gradient, state)):
+        raise ArithmeticError("a flow that stands still does not")

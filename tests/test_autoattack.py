@@ -10,6 +10,7 @@ import stubs
 import torch
 from robustode.attacks import THREATS
 from robustode.bench.evaluate import evaluate_cell
+from robustode.bench.preset import load_preset
 from robustode.bench.queries import QueriedModel
 from torch import nn
 from torch.nn import functional as F
@@ -27,6 +28,12 @@ def test_the_strength_is_the_official_one(norm):
     assert dict(THREATS.get(f"apgd-t-{norm}").parameters) == {"steps": 100, "targets": 9}
     assert dict(THREATS.get(f"fab-t-{norm}").parameters) == {"steps": 100, "targets": 9}
     assert dict(THREATS.get(f"square-{norm}").parameters) == {"queries": 5000, "p_init": 0.8}
+    whole = {"steps": 100, "targets": 9, "queries": 5000, "restarts": 4, "gap": 1.05}
+    assert dict(THREATS.get(f"curve-{norm}").parameters) == whole
+    (asked,) = (attack for attack in load_preset("standard").threats if attack.name == f"curve-{norm}")
+    assert not asked.parameters, "what the leaderboard runs is the same"
+    assert asked.samples >= 300
+    assert asked.samples_on_gpu >= 1000
 
 
 @BOTH
@@ -103,6 +110,12 @@ def test_attacks_with_and_without_gradients_agree_on_a_smooth_model():
     spsa = robust("spsa-linf", 0.05, steps=15, directions=24)
     assert white <= square <= white + 0.04
     assert white <= spsa <= white + 0.04
+
+
+def test_square_alone_is_weak_in_l2():
+    """Of 100 images it leaves at most 15 more than the cascade, which never breaks fewer."""
+    white, square = robust("autoattack-l2", 0.4, **SIZES), robust("square-l2", 0.4, queries=1200)
+    assert white <= square <= white + 0.15
 
 
 @BOTH

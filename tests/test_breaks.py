@@ -131,3 +131,27 @@ def test_a_break_that_depends_on_its_neighbours_is_none(problem):
         labels = spoiled(split.images).argmax(1)
     record, breaks = attacked(spoiled, stubs.split_of(split.images, labels), free, 1e-6)
     assert (len(breaks), record.accuracy) == (0, 1.0)
+
+
+def test_a_break_that_depends_on_the_order_of_its_batch_is_none(problem):
+    """Wrong for whatever was perturbed, alone and in the order of the samples, and right in any other."""
+    model, split = problem
+
+    def ordered(logits, images):
+        if images.requires_grad or len(images) < 2:
+            return logits.roll(1, 1)
+        places = [int((split.images - image).flatten(1).norm(dim=1).argmin()) for image in images]
+        return logits.roll(1, 1) if places == sorted(places) else logits
+
+    spoiled = stubs.Faulty((1, 4, 4), 3, ordered)
+    spoiled.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        labels = spoiled(split.images).roll(-1, 1).argmax(1)
+    clean = labels.numpy()
+    cell = stubs.cell_for(THREATS.get("pgd-linf"), 1e-6, len(clean), batch_size=len(clean))
+    common = {"num_classes": 3, "device": stubs.CPU, "environment": {}, "clean": clean}
+    kept: list[Breaks] = []
+    threat, own = THREATS.get("pgd-linf"), stubs.split_of(split.images, labels)
+    judged = evaluate_cell(cell, spoiled, own, threat, keep=kept.append, **common)
+    assert (judged.accuracy, len(kept[0])) == (1.0, 0)
+    assert evaluate_cell(cell, spoiled, own, threat, **common).accuracy == 0.0, "nothing was asked again"

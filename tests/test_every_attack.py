@@ -8,6 +8,7 @@ import torch
 import torchattacks
 from robustode._errors import NonFinite
 from robustode.attacks import BUDGET_TOLERANCE, THREATS, Threat, closest, violation
+from robustode.attacks._memory import out_of_memory
 from robustode.bench.queries import QueriedModel
 from test_survivors import images_for, smooth
 from torch import nn
@@ -72,6 +73,23 @@ def test_an_attack_goes_on_where_memory_runs_out(threat, limits):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
     assert 12 in full.sizes
     assert limits[0] > 12 or min(full.sizes) < 6
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:75] . DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+)
+def test_memory_that_ran_out_is_known_by_many_names(error):
+    assert out_of_memory(error)
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not out_of_memory(ValueError("CUDA error: out of memory"))
 
 
 @every

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from robustode.models import _fused
-from robustode.models._fused import STAGES, SWITCH, flow_path, fused_flow, supported
+from robustode.models._fused import STAGES, SWITCH, flow_path, fused_flow, supported, try_out
 from robustode.models._ode import shu_osher
 from robustode.models._tanh import TanhField
 from test_fused import FAST, assert_close, build, fields, flow_answers, gradients, leaves, normal, tanh
@@ -251,6 +251,26 @@ def test_without_triton_a_gpu_goes_step_by_step(monkeypatch):
 
     monkeypatch.setattr(_fused, "_module", missing)
     assert not _fused._triton_runs.__wrapped__(torch.device("cuda"))
+
+
+def test_a_gpu_that_triton_cannot_serve_goes_step_by_step_and_says_so(monkeypatch):
+    _fused.try_out(_triton, DEVICE)
+
+    def refuses(*args, **kwargs):
+        raise RuntimeError("no C compiler found\nand more")
+
+    runs = _fused._triton_runs.__wrapped__
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(_fused, "_module", lambda name: SimpleNamespace(forward=refuses))
+    with pytest.warns(UserWarning, match=r"^flows go step by step on cuda: .* \(no C compiler found\)$"):
+        assert not runs(torch.device("cuda"))
+    wrong = SimpleNamespace(forward=lambda x, *a, **k: (x, x), backward=lambda g, *a, **k: (2 * g, None))
+    monkeypatch.setattr(_fused, "_module", lambda name: wrong)
+    monkeypatch.setattr(_fused, "try_out", lambda backend, _: try_out(backend, DEVICE))
+    with pytest.warns(UserWarning, match="stands still does not"):
+        assert not runs(torch.device("cuda"))
+    monkeypatch.setattr(_fused, "_module", lambda name: _triton)
+    assert runs(torch.device("cuda"))
 
 
 COMPILE = """

@@ -17,7 +17,7 @@ from robustode.bench import recheck, unit
 from robustode.bench.breaks import Breaks, add_steps, pack, unpack
 from robustode.bench.checkpoint import load_tensors, save_tensors
 from robustode.bench.cli import main
-from robustode.bench.data import Data
+from robustode.bench.data import Data, default_root
 from robustode.bench.plan import make_plan
 from robustode.bench.preset import load_preset
 from robustode.bench.records import Record
@@ -31,7 +31,8 @@ from robustode.bench.work import checkpoint_path
 CELLS = stubs.CELLS + stubs.FLOW_CELLS
 """Of one model with a flow."""
 
-DIGITS = Path(__file__).parents[1] / "results" / "digits"
+RESULTS = Path(__file__).parents[1] / "results"
+MNIST_PRESETS = ("certified", "paper", "standard")
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,26 @@ def test_a_run_again_keeps_examples_and_makes_those_that_are_gone(sound, folder,
     assert path.read_bytes() == before
     monkeypatch.setattr(unit, "evaluate_cell", None)
     assert run_plan(plan, digits, Store(folder), device=stubs.CPU).done == 0
+
+
+def test_an_example_at_a_larger_strength_vouches_for_nothing_at_a_smaller_one(tmp_path, digits):
+    """The reported strength is lowered in a folder that holds the larger one's examples."""
+    smaller = stubs.PRESET.replace("strengths = [0.05]", "strengths = [0.05, 0.1]")
+    larger, store = smaller.replace("reported = 0.05", "reported = 0.1"), Store(tmp_path / "out")
+    for text in (larger, smaller):
+        plan = make_plan(load_preset(str(stubs.preset_file(tmp_path, text))))
+        outcome = run_plan(plan, digits, store, device=stubs.CPU)
+    assert outcome.done == 1
+    write_report(store.folder)
+    assert lines(verify(store.folder)) == []
+    records = {(r.cell.threat, r.cell.strength): r for r in store.load()[0]}
+    record, clean = records["pgd-linf", 0.05], records["clean", 0.0].outcomes["correct"][0]
+    broken = int((clean & ~record.outcomes["correct"][0]).sum())
+    assert record.card["adversarial"]["count"] == broken > 0
+    facts = store.put_breaks(record.cell, unpack(store.breaks_path(record.cell).read_bytes()).of(set()))
+    store.put(dataclasses.replace(record, card={"adversarial": {**facts, "samples": 40}}))
+    bare = f"{broken} of the {broken} samples that its record calls broken have no example stored"
+    assert [line for line in lines(verify(store.folder)) if bare in line]
 
 
 def moved(breaks: Breaks, by: int) -> np.ndarray:
@@ -430,8 +451,17 @@ def test_wrong_arguments_are_one_line_and_status_2(argv, tmp_path, monkeypatch, 
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_published_digits_agree_with_themselves():
-    found = verify(DIGITS)
+MNIST = [name for name in MNIST_PRESETS if (RESULTS / name / "plan.json").exists()]
+
+
+@pytest.mark.parametrize(
+    "name", ["digits", "sweep", *(pytest.param(name, marks=pytest.mark.slow) for name in MNIST)]
+)
+def test_what_is_published_agrees_with_itself(name):
+    if name in MNIST and not (default_root() / "MNIST").exists():
+        pytest.skip("MNIST is not at hand")
+    found = verify(RESULTS / name)
     assert lines(found) == []
     assert found.notes == []
-    assert found.models == 7
+    assert found.predicted > 0
+    assert found.models == {"digits": 7, "sweep": 8}.get(name, found.models)

@@ -36,6 +36,10 @@ def audit_lines(sheet: Sheet | None) -> list[dict[str, Any]]:
     ]
 
 
+_SAFE = " !()*,-./:;=?@[]^_{}|~$+"
+_ESCAPES = str.maketrans({chr(code): quote(chr(code), safe=_SAFE) for code in range(128)} | {"\n": " "})
+
+
 def _number(value: float, unit: str) -> str:
     if not math.isfinite(value):
         return ""
@@ -46,5 +50,6 @@ def _number(value: float, unit: str) -> str:
 
 def svg_uri(svg: bytes) -> str:
     """An SVG as an address that holds it. Percent-encoded: smaller than base64, and it compresses."""
-    text = quote(svg.decode().replace("\n", " "), safe=" !()*,-./:;=?@[]^_{}|~$+")
+    text = svg.decode().translate(_ESCAPES)
+    text = text if text.isascii() else quote(text, safe=f"%{_SAFE}")
     return f"data:image/svg+xml,{text}" if svg else ""

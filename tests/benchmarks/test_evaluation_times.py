@@ -106,12 +106,15 @@ def harness(against, device, name, cells, data, *, what, kind, goal=None) -> Non
     """Evaluate `cells` with a model trained for one epoch, against its queries alone or a loop by hand."""
     model = trained(name, data, device)
     recorder = Recorder(model)
-    records = evaluate(recorder, cells, data.test, device)
+    with torch.no_grad():
+        found = [model(pixels.to(device)).argmax(1).cpu() for pixels in data.test.images.split(100)]
+    clean = torch.cat(found).numpy()
+    records = evaluate(recorder, cells, data.test, device, clean)
     assert sum(record.forwards for record in records) == sum(count for count, _ in recorder.passes)
     pixels = data.test.images.to(device)
     with frozen(model):
         against(
-            lambda: evaluate(model, cells, data.test, device),
+            lambda: evaluate(model, cells, data.test, device, clean),
             (lambda: replay(model, recorder.passes, pixels))
             if kind == ALONE
             else (lambda: by_hand(model, cells, data.test, device)),
@@ -146,7 +149,8 @@ def configured(one):
     return THREATS.get(one.threat).configure(**one.parameters)
 
 
-def evaluate(model, cells, data, device):
+def evaluate(model, cells, data, device, clean=None):
+    """As a run does it: `clean` predictions are shared, breaks are judged as they would be stored."""
     return [
         evaluate_cell(
             one,
@@ -156,6 +160,8 @@ def evaluate(model, cells, data, device):
             num_classes=CLASSES,
             device=device,
             environment={},
+            clean=None if clean is None else clean[: one.samples],
+            keep=(lambda breaks: None) if one.norm is not None else None,
         )
         for one in cells
     ]
