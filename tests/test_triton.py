@@ -261,12 +261,12 @@ def test_a_gpu_that_triton_cannot_serve_goes_step_by_step_and_says_so(monkeypatc
 
     runs = _fused._triton_runs.__wrapped__
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(_fused, "try_out", lambda backend, _: try_out(backend, DEVICE))
     monkeypatch.setattr(_fused, "_module", lambda name: SimpleNamespace(forward=refuses))
     with pytest.warns(UserWarning, match=r"^flows go step by step on cuda: .* \(no C compiler found\)$"):
         assert not runs(torch.device("cuda"))
     wrong = SimpleNamespace(forward=lambda x, *a, **k: (x, x), backward=lambda g, *a, **k: (2 * g, None))
     monkeypatch.setattr(_fused, "_module", lambda name: wrong)
-    monkeypatch.setattr(_fused, "try_out", lambda backend, _: try_out(backend, DEVICE))
     with pytest.warns(UserWarning, match="stands still does not"):
         assert not runs(torch.device("cuda"))
     monkeypatch.setattr(_fused, "_module", lambda name: _triton)
