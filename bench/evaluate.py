@@ -80,8 +80,13 @@ def evaluate_cell(
                 for batch, images, targets, seeds in batches(
                     split, rows, cell, device, draw, pooled=threat.pooled
                 ):
-                    perturbed = _perturb(queried, threat, images.clone(), targets, cell.strength, seeds)
-                    judge.take(queried, draw, batch, perturbed, images)
+                    judge.take(
+                        queried,
+                        draw,
+                        batch,
+                        _perturb(queried, threat, images.clone(), targets, cell.strength, seeds),
+                        images,
+                    )  # no name holds what is perturbed while the next batch is
                     on_samples(len(batch))
                 judge.settle(queried)
     if keep is not None:
