@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .._errors import ContractBroken
 from ..models import ODEBlock, count_nfe
-from ..models._ode import Field
+from ..models._solver import Field
 
 PAIRS = 512
 """States, or pairs of states, per layer and scale."""

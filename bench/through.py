@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .._errors import InvalidArgument, ModelFailure
 from ..attacks import Threat
 from ..models import ODEBlock, solver_surrogates
-from ..models._ode import FIXED_GRID
+from ..models._solver import FIXED_GRID
 from .breaks import Breaks
 from .data import Split
 from .evaluate import evaluate_cell

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from .._errors import CheckpointError, RecordError
+from .._errors import CheckpointError
 from ..attacks import Threat
 from ..models import ModelSpec
-from .breaks import Breaks, unpack
+from .breaks import Breaks
 from .certify import certify_cell
 from .checkpoint import Checkpoint, find_checkpoint, load_state, load_tensors
 from .data import Data
@@ -26,6 +25,7 @@ from .device import environment
 from .dynamics import measure_dynamics
 from .estimate import Cost
 from .evaluate import evaluate_cell, failed
+from .kept import Kept
 from .limits import time_limit
 from .load import BUSY
 from .plan import Plan
@@ -77,6 +77,8 @@ class Unit:
     ----------
     outcome
         What has been done so far.
+    kept
+        Which adversarial examples are stored.
     sound
         Whether it may be timed in this process; False for a model that has ended a process of its own.
     """
@@ -102,8 +104,7 @@ class Unit:
         self.training = plan.training_cell(spec, seed, data)
         self.outcome, self.sound = Outcome(), True
         self._clean: tuple[int, np.ndarray] | None = None
-        self._held: dict[str, set[int]] = {}
-        self._reported = plan.headline().reported
+        self.kept = Kept(plan, data, store, on_gpu=device.type == "cuda")
 
     def evaluate(self) -> list[str]:
         """Train, or load, and do every cell but timings; the keys of all of these cells."""
@@ -232,7 +233,7 @@ class Unit:
         except Exception as error:
             share = (time.perf_counter() - began) / len(missing)
             records = [failed(cell, error, seconds=share, environment=described) for cell in missing]
-        kept = [self._with_breaks(r, breaks.get(r.cell.key())) for r in records]
+        kept = [self.kept.store(r, breaks.get(r.cell.key())) for r in records]
         for record in kept:
             self._put(record)
         return kept
@@ -243,7 +244,7 @@ class Unit:
         stored = self.store.get(cell) if begun or not self.fresh else None
         if stored is None or (stored.status != "ok" and not begun):
             return False
-        if self._keeps(cell) and stored.status == "ok" and "adversarial" not in stored.card and not begun:
+        if self.kept.of(cell) and stored.status == "ok" and "adversarial" not in stored.card and not begun:
             return False  # it was made where another strength was reported
         self.outcome.skipped += not begun
         self._remember(stored)
@@ -251,25 +252,6 @@ class Unit:
 
     def _threat(self, cell: Cell) -> Threat:
         return next(a.threat for a in self.plan.attacks if a.threat.name == cell.threat)
-
-    def _with_breaks(self, record: Record, breaks: Breaks | None) -> Record:
-        """The record with its adversarial examples stored, where they are to be.
-
-        Stored is what the worst case rests on: one example of each of the samples that all attacks of the
-        norm are given, by the first attack that has one.
-        """
-        if breaks is None or not self._keeps(record.cell):
-            return record
-        norm = str(record.cell.norm)
-        count = min(
-            record.cell.samples,
-            self.plan.samples_in_common(norm, self.data, on_gpu=self.device.type == "cuda"),
-        )
-        held = self._held.setdefault(norm, set())
-        kept = breaks.of(set(self.data.test.indices[:count].tolist()) - held)
-        held.update(kept.index.tolist())
-        facts = {**self.store.put_breaks(record.cell, kept), "samples": count}
-        return dataclasses.replace(record, card={**record.card, "adversarial": facts})
 
     def _cell(self, cell: Cell, model: nn.Module) -> Record:
         """Do one cell and store its record."""
@@ -298,7 +280,7 @@ class Unit:
             threat = self._threat(cell)
             how = evaluate_cell if threat.through == "model" else evaluate_through
             record = how(cell, model, test, threat, num_classes=classes, on_samples=advance, **common)
-            return self._with_breaks(record, breaks[0] if breaks else None)
+            return self.kept.store(record, breaks[0] if breaks else None)
         if cell.threat == "smoothing":
             return smooth_cell(cell, model, test, num_classes=classes, on_samples=advance, **common)
         if cell.kind == "certificate":
@@ -310,16 +292,9 @@ class Unit:
         advance(cell.samples)
         return record
 
-    def _keeps(self, cell: Cell) -> bool:
-        """Whether the adversarial examples of `cell` are stored: those of an attack as it is reported."""
-        return cell.norm is not None and cell.strength == self._reported.get(cell.norm)
-
     def _remember(self, record: Record) -> None:
         """Keep the clean predictions, with which every attack begins, and whose examples are stored."""
-        if self._keeps(record.cell) and "adversarial" in record.card:
-            with suppress(OSError, RecordError):  # what cannot be read holds none
-                breaks = unpack(self.store.breaks_path(record.cell).read_bytes())
-                self._held.setdefault(str(record.cell.norm), set()).update(breaks.index.tolist())
+        self.kept.remember(record)
         if record.cell.family == "clean" and record.status == "ok":
             self._clean = record.cell.batch_size, record.outcomes["prediction"][0]
 

@@ -6,7 +6,8 @@ import pkgutil
 from importlib import import_module
 
 from ._bounds import LipschitzParts, NoCertificate, convolution_bound
-from ._ode import ODEBlock, Solver, SolverFailure, count_nfe
+from ._ode import ODEBlock, count_nfe
+from ._solver import Solver, SolverFailure
 from ._stem import Normalise
 from ._surrogates import solver_surrogates, with_solver
 from ._tanh import TanhField

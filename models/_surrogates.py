@@ -13,7 +13,8 @@ import dataclasses
 from torch import nn
 
 from .._errors import InvalidArgument
-from ._ode import ODEBlock, Solver
+from ._ode import ODEBlock
+from ._solver import Solver
 
 SURROGATE_GRIDS = tuple((method, steps) for method in ("euler", "rk4") for steps in (16, 64))
 """Methods and steps over the whole of [0, T] of the surrogates."""

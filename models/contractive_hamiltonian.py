@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from .._errors import InvalidArgument
 from ._bounds import contractive_step_limit
-from ._ode import ODEBlock, Solver, SolverFailure, Steps
+from ._ode import ODEBlock
+from ._solver import Solver, SolverFailure, Steps
 from ._stem import PixelNetwork
 from ._tanh import TanhField
 from .hamiltonian import EnergyLayer

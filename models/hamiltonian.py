@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._errors import InvalidArgument
-from ._ode import ODEBlock, Solver, Steps
+from ._ode import ODEBlock
+from ._solver import Solver, Steps
 from ._stem import ChannelLayer, PixelNetwork
 from ._tanh import TanhField
 from .registry import register_model

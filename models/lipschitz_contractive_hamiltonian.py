@@ -20,7 +20,8 @@ from torch.nn.utils.parametrizations import orthogonal
 
 from .._errors import InvalidArgument
 from ._bounds import LipschitzParts, contractive_euler_bound, contractive_step_limit
-from ._ode import ODEBlock, Solver
+from ._ode import ODEBlock
+from ._solver import Solver
 from ._stem import Normalise
 from .contractive_hamiltonian import contraction_rate
 from .registry import register_model

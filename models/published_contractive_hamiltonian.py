@@ -14,7 +14,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ._ode import ODEBlock, Solver
+from ._ode import ODEBlock
+from ._solver import Solver
 from ._stem import PixelNetwork
 from .contractive_hamiltonian import ContractiveLayer, contraction_rate
 from .registry import register_model

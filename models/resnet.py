@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ._ode import ODEBlock, Solver
+from ._ode import ODEBlock
+from ._solver import Solver
 from ._stem import ChannelLayer, PixelNetwork
 from ._tanh import TanhField
 from .registry import register_model

@@ -17,7 +17,7 @@ from robustode.models._adaptive_kernels import SOURCES
 from robustode.models._dopri5 import Step, next_size, solve_all
 from robustode.models._fused import SWITCH
 from robustode.models._kernels import TILE
-from robustode.models._ode import SolverFailure
+from robustode.models._solver import SolverFailure
 from robustode.models._tableau import ERROR, MIDDLE, STAGES, interpolant, rows
 from robustode.models._tanh import TanhField
 from robustode.models.neural_ode import TanhLayer

@@ -16,7 +16,7 @@ from robustode._errors import ContractBroken, InvalidArgument, UnknownName
 from robustode.bench.audits.library import audit_names
 from robustode.bench.conformance import CHECKS, NothingToCheck, checks_for
 from robustode.models import CLAIMS, MODELS, ModelSpec, Normalise, ODEBlock, Solver, SolverFailure, count_nfe
-from robustode.models._ode import ADAPTIVE, FIXED_GRID
+from robustode.models._solver import ADAPTIVE, FIXED_GRID
 from robustode.models._stem import ChannelLayer, smoothness_penalty
 from robustode.models.contractive_hamiltonian import (
     ContractiveFlow,

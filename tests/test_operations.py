@@ -8,7 +8,7 @@ from robustode import ODEBlock, Solver
 from robustode.bench.operations import OperationCounter, flow_work, tanh_operations
 from robustode.models import MODELS
 from robustode.models._fused import STAGES
-from robustode.models._ode import shu_osher
+from robustode.models._solver import shu_osher
 from robustode.models._tanh import TanhField
 from torch import nn
 from torch.nn import functional as F

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from robustode._errors import InvalidArgument, UnknownName
 from robustode.models import MODELS, ODEBlock, Solver, SolverFailure, solver_surrogates, with_solver
-from robustode.models._ode import FIXED_GRID
+from robustode.models._solver import FIXED_GRID
 from robustode.models.contractive_hamiltonian import ContractiveFlow, ContractiveLayer
 from robustode.models.neural_ode import TanhLayer
 from torch import nn

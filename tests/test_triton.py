@@ -15,7 +15,7 @@ import pytest
 import torch
 from robustode.models import _fused
 from robustode.models._fused import STAGES, SWITCH, flow_path, fused_flow, supported, try_out
-from robustode.models._ode import shu_osher
+from robustode.models._solver import shu_osher
 from robustode.models._tanh import TanhField
 from test_fused import FAST, assert_close, build, fields, flow_answers, gradients, leaves, normal, tanh
 from torch import Tensor

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint_adjoint
 
 from ...models import ODEBlock, SolverFailure
-from ...models._ode import Field
+from ...models._solver import Field
 
 
 class _Adjoint(ODEBlock):

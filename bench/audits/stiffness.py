@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..._errors import ModelFailure
 from ...models import ODEBlock, count_nfe
-from ...models._ode import Field
+from ...models._solver import Field
 from ..dynamics import WIDEST, flow_inputs
 from .context import Context, array, in_double
 from .registry import Verdict, judged, not_applicable, register_audit
