@@ -7,7 +7,6 @@ prints it.
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,8 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .preset import preset_names
 from .records import Record
+from .reproduce import run_line
 from .selection import Entry, entry
 from .store import Store
 
@@ -167,10 +166,8 @@ def command(trainings: Sequence[Record], preset: str, weights: str | None = None
     if not preset:
         return None
     model = str(trainings[0].card.get("file") or trainings[0].cell.model)
-    chosen = preset if preset in preset_names() else f"{preset}.toml"
     seeds = max(record.cell.training_seed for record in trainings) + 1
-    how = ["--weights", weights] if weights else ["--seeds", str(seeds)]
-    return shlex.join(["robustode", "run", "--preset", chosen, "--models", model, *how])
+    return run_line(preset, model, seeds, weights)
 
 
 def _sorted(values: Mapping[str, Any]) -> dict[str, Any]:

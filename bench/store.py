@@ -140,7 +140,10 @@ class Store:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for one run; a second run of the same folder is refused."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise InvalidArgument(f"{self.folder} is or lies in a file: choose a folder with --out") from None
         lock = FileLock(self.folder / ".lock", timeout=0)
         try:
             lock.acquire()

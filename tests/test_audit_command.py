@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import stubs
 from robustode._errors import InvalidArgument, UnknownName
-from robustode.bench.audits.library import all_audits
+from robustode.bench.audits.library import all_audits, audit_names
 from robustode.bench.audits.registry import AUDITS
 from robustode.bench.audits.run import audit_folder, budget
 from robustode.bench.cli import main
@@ -87,6 +87,7 @@ def test_a_check_that_crashes_is_a_failed_record_and_no_pass(folder, monkeypatch
     def crash(context):
         raise RuntimeError("boom")
 
+    audit_names()  # registers them
     audits = AUDITS._items
     broken = {**audits, "finite": type(audits["finite"])(**{**vars(audits["finite"]), "check": crash})}
     monkeypatch.setattr(AUDITS, "_items", broken)
@@ -103,7 +104,7 @@ def test_a_check_that_crashes_is_a_failed_record_and_no_pass(folder, monkeypatch
 def test_weights_that_are_gone_are_named(folder, capsys):
     next((folder / "checkpoints" / "resnet").glob("*.safetensors")).unlink()
     assert audit(folder, "--checks", "finite") == 1
-    assert "resnet seed 0: not audited" in capsys.readouterr().err
+    assert "resnet seed 0 (plain): not audited" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -328,3 +328,12 @@ def test_flow_eager_carries_flows_by_torchdiffeq_in_this_run_alone(tmp_path, mon
         assert flows == {carried}
         found[flow] = {r.cell.threat: r.accuracy for r in records if r.cell.kind == "accuracy"}
     assert found["eager"] == pytest.approx(found["auto"], abs=0.05)
+
+
+def test_a_results_folder_that_is_a_file_is_refused(tmp_path, error):
+    file = tmp_path / "taken"
+    file.write_text("mine")
+    preset = stubs.preset_file(tmp_path)
+    line = error("run", "--preset", preset, "--models", "resnet", "--quiet", "--out", file)
+    assert line == f"robustode: error: {file} is or lies in a file: choose a folder with --out\n"
+    assert file.read_text() == "mine"

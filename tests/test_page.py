@@ -183,6 +183,11 @@ def test_the_command_says_what_it_cannot_know():
     assert line == "robustode run --preset mine.toml --models node --seeds 3"
     assert "stands for the file" in note
     assert "Training seeds 2 are behind" in note
+    card = {"summary": "x' = tanh(x)", "file": "my_node.py:build", "given": {"file": "my.safetensors"}}
+    given = [dataclasses.replace(r, card=card) if r.card else r for r in of()]
+    line, note = command(Headline(preset="quick"), given)
+    assert line == "robustode run --preset quick --models my_node.py:build --weights my.safetensors"
+    assert "So do its weights" in note
     made = [dataclasses.replace(r, card={"summary": "my_node.py:build"}) if r.card else r for r in of()]
     line, note = command(Headline(preset="quick"), made)
     assert line == "robustode run --preset quick --models my_node.py:build --seeds 1"

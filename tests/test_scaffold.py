@@ -11,6 +11,7 @@ import stubs
 import torch
 from robustode._errors import InvalidArgument
 from robustode.bench.certify import certify_cell
+from robustode.bench.cli import main
 from robustode.bench.conformance import check_model, checks_for
 from robustode.bench.describe import carried_by
 from robustode.bench.external import load_external
@@ -74,3 +75,12 @@ def test_nothing_is_overwritten(tmp_path):
     assert path.read_text() == "precious"
     with pytest.raises(InvalidArgument, match=r"ends in \.py"):
         new_model("mine", tmp_path / "x.txt")
+
+
+def test_a_name_that_is_taken_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["new-model", "resnet"]) == 2
+    assert capsys.readouterr().err == (
+        "robustode: error: model 'resnet' is registered already: choose another name\n"
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -209,7 +209,7 @@ def audit_unit(task: Task, say: Callable[[str], None] = lambda line: None) -> Au
             raise InvalidArgument(f"it was trained on other samples than {data.name} here")
         model = trained_model(store, training, spec).requires_grad_(False)
     except RobustodeError as error:
-        done.failures.append(f"{label}: not audited: {one_line(error)}")
+        done.failures.append(f"{label} ({task.row[2]}): not audited: {one_line(error)}")
         return done
     norm, eps = budget(headline.reported, headline.rank)
     test = data.test.first(task.samples)
