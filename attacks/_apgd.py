@@ -17,8 +17,8 @@ from torch import Tensor
 from ._norms import Radius, project, radius_of
 from ._seeds import derive
 from ._survivors import Loss, Survivors, points
+from ._types import Norm
 from .noise import draw, normal, uniform_unit
-from .registry import Norm
 
 
 def checkpoints(steps: int) -> Iterator[int]:

@@ -17,8 +17,8 @@ from ._frozen import frozen
 from ._memory import Parts
 from ._norms import distance, project
 from ._seeds import seeded
+from ._types import Model, Norm, Seed
 from .noise import draw, normal, uniform_unit
-from .registry import Model, Norm, Seed
 
 Fill = Callable[[np.random.Generator, np.ndarray], None]
 ORDER: dict[Norm, float] = {"linf": torch.inf, "l2": 2}

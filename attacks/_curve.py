@@ -11,7 +11,7 @@ from ._closest import Watch
 from ._losses import margin, rounding
 from ._norms import BUDGET_TOLERANCE, distance
 from ._seeds import per_sample
-from .registry import Norm, Seed
+from ._types import Norm, Seed
 
 SLACK = BUDGET_TOLERANCE / 2
 """How far projections in float32 may overstep a radius, in pixel units; half of what the harness allows."""

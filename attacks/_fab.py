@@ -15,7 +15,7 @@ from ._losses import difference
 from ._norms import Radius, inside, radius_of
 from ._seeds import derive
 from ._survivors import Survivors, points
-from .registry import Norm
+from ._types import Norm
 
 
 def step_to_plane(p: Tensor, w: Tensor, c: Tensor, norm: Norm) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .registry import Norm
+from ._types import Norm
 
 Radius: TypeAlias = float | Tensor
 """One radius for all samples, or one for each: float64 (N,), in pixel units."""

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ._frozen import frozen
 from ._memory import Parts
-
-if TYPE_CHECKING:
-    from .registry import Model, Norm
+from ._types import Model, Norm
 
 ROOM = 3e-5
 """How much farther in each pixel than a closest image a curve goes where it can: an image on the

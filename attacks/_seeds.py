@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from .registry import Seed
+from ._types import Seed
 
 
 def sample_seeds(seed: int, indices: Sequence[int]) -> list[int]:

@@ -21,8 +21,8 @@ from ._norms import Radius, radius_of
 from ._norms import inside as within
 from ._seeds import derive
 from ._survivors import Survivors
+from ._types import Norm
 from .noise import draw, uniform_unit
-from .registry import Norm
 
 _ENTRIES = 2**26
 """Entries of the largest tensor at once; more samples than it has room for take turns."""

@@ -17,8 +17,8 @@ from torch import Tensor
 from ._norms import Radius, radius_of
 from ._seeds import derive
 from ._survivors import Survivors
+from ._types import Norm
 from .noise import draw, uniform_unit
-from .registry import Norm
 
 BLOCK = 50
 """Steps whose random numbers are drawn at once."""

@@ -14,7 +14,7 @@ from ._frozen import frozen
 from ._losses import margin, rounding
 from ._memory import Parts
 from ._seeds import per_sample, seeded
-from .registry import Model, Seed
+from ._types import Model, Seed
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``loss(logits, rows)``: logits (n, K) of the samples `rows` (n,) to values (n,) that an attack raises."""

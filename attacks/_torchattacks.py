@@ -21,7 +21,7 @@ from .._errors import NonFinite
 from ._frozen import frozen
 from ._memory import Parts, out_of_memory
 from ._seeds import seeded
-from .registry import Model, Seed
+from ._types import Model, Seed
 
 
 class InParts(torch.autograd.Function):

@@ -15,14 +15,7 @@ from torch import Tensor
 from .._errors import InvalidArgument
 from .._registry import Registry, check_name, unknown_name
 from ._room import at_each
-
-Family = Literal["clean", "noise", "gradient", "search", "transfer"]
-Norm = Literal["linf", "l2"]
-Model: TypeAlias = Callable[[Tensor], Tensor]
-"""What an attack sees of a model: images (N, C, H, W) in [0, 1] to logits (N, K)."""
-Seed: TypeAlias = int | Sequence[int]
-"""One seed for a batch, or one per sample (any size up to 128 bits)."""
-
+from ._types import Family, Model, Norm, Seed
 
 Craft: TypeAlias = Callable[..., Tensor]
 """``craft(model, images, labels, strength, seed, **parameters)`` returns perturbed images.

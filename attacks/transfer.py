@@ -12,8 +12,8 @@ from torch import Tensor
 from ._apgd import apgd
 from ._losses import cross_entropy
 from ._survivors import under_attack
+from ._types import Model, Norm, Seed
 from .autoattack import in_both_norms
-from .registry import Model, Norm, Seed
 
 
 @in_both_norms(

@@ -201,8 +201,11 @@ def _list(arguments: Namespace) -> int:
 
 
 def _new_model(arguments: Namespace) -> int:
+    from ..models import MODELS
     from .scaffold import new_model
 
+    if arguments.name in MODELS:
+        raise InvalidArgument(f"model {arguments.name!r} is registered already: choose another name")
     path = new_model(arguments.name, arguments.file)
     registered = path.resolve().parent == Path(__file__).resolve().parents[1] / "models"
     model = arguments.name if registered else f"{path}:build"

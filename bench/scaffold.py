@@ -7,7 +7,6 @@ from pathlib import Path
 
 from .._errors import InvalidArgument
 from .._registry import check_name
-from ..models import MODELS
 from .store import write_atomically
 
 
@@ -17,11 +16,9 @@ def new_model(name: str, file: Path | None = None) -> Path:
     Raises
     ------
     InvalidArgument
-        When the name is not allowed or taken, or the file exists already.
+        When the name is not allowed or the file exists already.
     """
     check_name(name, "model")
-    if name in MODELS:
-        raise InvalidArgument(f"model {name!r} is registered already: choose another name")
     path = file or Path(f"{name.replace('-', '_').replace('.', '_')}.py")
     if path.suffix != ".py":
         raise InvalidArgument(f"{path}: the file of a model ends in .py")
