@@ -24,7 +24,8 @@ from ._norms import Radius
 from ._slopes import slopes
 from ._square import square
 from ._survivors import Survivors, under_attack
-from .registry import Craft, Model, Norm, Seed, register_threat
+from ._types import Model, Norm, Seed
+from .registry import Craft, register_threat
 
 _CROCE = "Croce, Hein, ICML 2020, arXiv 2003.01690"
 _FAB = "Croce, Hein, ICML 2020, arXiv 1907.02044"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .registry import Model, Seed, register_threat
+from ._types import Model, Seed
+from .registry import register_threat
 
 
 @register_threat("clean", family="clean", max_strength=0.0)

@@ -23,8 +23,9 @@ from ._frozen import frozen
 from ._ledger import part
 from ._seeds import derive, seeded
 from ._survivors import under_attack
+from ._types import Model, Norm, Seed
 from .autoattack import cascade, cascade_queries
-from .registry import Model, Norm, Seed, register_curve
+from .registry import register_curve
 
 _REFERENCE = (
     "Pintor, Roli, Brendel, Biggio, NeurIPS 2021, arXiv 2102.12827; Croce, Hein, ICML 2020, arXiv 2003.01690"

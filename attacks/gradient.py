@@ -9,7 +9,8 @@ import torchattacks
 from torch import Tensor
 
 from ._torchattacks import strongest
-from .registry import Model, Seed, register_threat
+from ._types import Model, Seed
+from .registry import register_threat
 
 _MADRY = "Madry, Makelov, Schmidt, Tsipras, Vladu, ICLR 2018, arXiv 1706.06083"
 _GOODFELLOW = "Goodfellow, Shlens, Szegedy, ICLR 2015, arXiv 1412.6572"

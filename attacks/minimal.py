@@ -14,7 +14,8 @@ from ._closest import search
 from ._cw import cw
 from ._ddn import ddn
 from ._fmn import fmn
-from .registry import THREATS, Model, Seed, Threat, register_closest
+from ._types import Model, Seed
+from .registry import THREATS, Threat, register_closest
 
 _FMN = "Pintor, Roli, Brendel, Biggio, NeurIPS 2021, arXiv 2102.12827, algorithm 1"
 _DDN = "Rony, Hafemann, Oliveira, Ben Ayed, Sabourin, Granger, CVPR 2019, arXiv 1811.09600, algorithm 1"

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ._seeds import per_sample, sample_generators
-from .registry import Model, Seed, register_threat
+from ._types import Model, Seed
+from .registry import register_threat
 
 
 def draw(images: Tensor, seed: Seed, fill: Callable[[np.random.Generator, np.ndarray], object]) -> Tensor:

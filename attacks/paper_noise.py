@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._types import Model, Seed
 from .noise import draw, normal, uniform_unit
-from .registry import Model, Seed, register_threat
+from .registry import register_threat
 
 MEAN, STD = 0.1307, 0.3081
 """The paper's normalisation of MNIST."""

@@ -7,8 +7,9 @@ from torch import Tensor
 from ._spsa import spsa_linf
 from ._square import square
 from ._survivors import under_attack
+from ._types import Model, Norm, Seed
 from .autoattack import in_both_norms
-from .registry import Model, Norm, Seed, register_threat
+from .registry import register_threat
 
 
 @in_both_norms(

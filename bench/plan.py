@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from .._errors import InvalidArgument
 from ..attacks import THREATS, Threat
-from ..attacks.registry import Norm
+from ..attacks._types import Norm
 from ..models import ModelSpec
 from .data import DATASETS, Data
 from .given import RECIPE, Given

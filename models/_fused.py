@@ -192,7 +192,7 @@ def try_out(backend: Backend, device: torch.device) -> None:
     state = torch.ones(2, 3, device=device)
     matrices = [state.new_zeros(1, 2, 2), state.new_zeros(1, 2), state.new_zeros(1, 2, 2)]
     matrices.append(torch.eye(2, device=device)[None])
-    settings = {"linear": False, "alphas": STAGES["euler"], "steps": 1}
+    settings: dict[str, Any] = {"linear": False, "alphas": STAGES["euler"], "steps": 1}
     out, kept = backend.forward(state, matrices, **settings, keep=True)
     assert kept is not None
     gradient, _ = backend.backward(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...attacks import THREATS, Threat
 from ...attacks._seeds import sample_seeds
-from ...attacks.registry import Norm
+from ...attacks._types import Norm
 from ...models import ModelSpec
 from ..describe import describe_solver
 from ..evaluate import frozen

@@ -17,7 +17,7 @@ import torch
 
 from ..._errors import InvalidArgument, RecordError, RobustodeError
 from ..._registry import unknown_name
-from ...attacks.registry import Norm
+from ...attacks._types import Norm
 from ...models import MODELS, ModelSpec
 from ..data import load_data
 from ..describe import carried_by
