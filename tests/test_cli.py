@@ -272,6 +272,7 @@ def test_check_of_a_model_that_breaks_the_contract_ends_with_status_1(tmp_path, 
         "n/a     tanh_field: no layer of its flow states a tanh_field",
         "FAIL    audit:logits: For 100% of the samples the outputs are probabilities: leave out the final "
         "softmax.",
+        "n/a     audit:lipschitz-bound: The model states no Lipschitz bound.",
     ]
 
 
