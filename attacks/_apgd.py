@@ -3,7 +3,9 @@
 torchattacks 3.5.1 has an APGD, but it reseeds the global generators and draws one start for all its
 restarts, adds 1e-12 to the length of a gradient (which stops L2 steps where gradients are small), compares
 the first loss of a run with zero, uses the first sample's step size for the whole batch in targeted L2 runs,
-goes on with samples that are broken, and asks for a gradient more than it uses.
+goes on with samples that are broken, and asks for a gradient more than it uses. In L2 it projects onto the
+ball and clips to the box then, as the authors' own does, which leaves part of the budget unused wherever the
+box is met; here `project` finds the nearest point of both.
 """
 
 from __future__ import annotations
@@ -87,6 +89,7 @@ def apgd(
     steps: int,
     purpose: str,
     straight: bool = False,
+    first: float = 2.0,
     alpha: float = 0.75,
     rho: float = 0.75,
 ) -> None:
@@ -106,6 +109,9 @@ def apgd(
     straight
         Step along the gradient in L-infinity too, not along its sign: that follows a ridge, where the sign
         jumps from one side to the other.
+    first
+        Length of the first step, in radii. The paper's 2 leads to where the slope at the start points, at the
+        far side of the ball; a short one stays in the basin that the run starts in.
     alpha, rho
         Weight of a step against momentum, and the share of steps that must raise the loss.
     """
@@ -116,7 +122,7 @@ def apgd(
     radius = radius_of(eps, rows, x0)
     x = random_start(x0, derive(survivors.seeds_of(rows), "apgd", purpose), radius, norm)
     f, g = survivors.ascend(rows, x, loss)
-    eta = torch.ones_like(f, dtype=x.dtype).view(-1, 1, 1, 1) * 2 * radius
+    eta = torch.ones_like(f, dtype=x.dtype).view(-1, 1, 1, 1) * first * radius
     nothing = torch.zeros_like(rows)
     run = _Run(rows, x0, x, x, f, g, x, f, g, eta, nothing, nothing == 0, f)
     run.keep(points(g) | ~survivors.blind[rows])

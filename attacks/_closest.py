@@ -15,7 +15,7 @@ from torch import Tensor
 from .._errors import NonFinite
 from ._frozen import frozen
 from ._memory import Parts
-from ._norms import distance, project
+from ._norms import distance, onto_ball
 from ._seeds import seeded
 from ._types import Model, Norm, Seed
 from .noise import draw, normal, uniform_unit
@@ -162,7 +162,7 @@ class Search:
         length = distance(far, self.images, self.norm).to(far)
         for _ in range(steps):
             middle = (low + high) / 2
-            adversarial = self.look(project(far, self.images, middle * length, self.norm))
+            adversarial = self.look(onto_ball(far, self.images, middle * length, self.norm).clamp(0, 1))
             low, high = torch.where(adversarial, low, middle), torch.where(adversarial, middle, high)
 
     def result(self) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._closest import Search, cosine, lengths, spread, unit
-from ._norms import distance, project
+from ._norms import distance, onto_ball
 
 GAMMA_LAST, ALPHA_LAST = 0.001, 0.01
 """The last factor that changes the radius, and the last step as a share of the first."""
@@ -56,5 +56,5 @@ def fmn(
         epsilon = torch.minimum(torch.where(adversarial, outside, inside), search.farthest)
         alpha_k = cosine(alpha, ALPHA_LAST * alpha, k, steps)
         step = gradient.sign() * spread(epsilon) if linf else unit(gradient)
-        x = project(x - alpha_k * step, search.images, epsilon, search.norm)
+        x = onto_ball(x - alpha_k * step, search.images, epsilon, search.norm).clamp(0, 1)
     search.look(x)

@@ -34,20 +34,48 @@ def inside(images: Tensor, center: Tensor, radius: Radius, rows: Tensor, norm: N
 
 
 def project(images: Tensor, center: Tensor, radius: Radius, norm: Norm) -> Tensor:
-    """Nearest point to `images` in the ball around `center` (exact for each norm), then the box.
+    """Nearest point to each of `images` (n, C, H, W) in the ball around `center` that lies in the box [0, 1].
 
-    `radius` is one for all samples or one for each of them, in pixel units.
-    Clipping to [0, 1] after projecting never leaves the ball, because `center` lies in the box.
+    `radius` is one for all samples or one for each of them, in pixel units; `center` lies in the box. The
+    nearest point of ball and box together, in l2 too: going to the ball first and clipping then, as attacks
+    are wont to, ends well inside the ball wherever the box is met, which on dark images is nearly everywhere.
     """
     delta = images - center
     if norm == "linf":
+        return onto_ball(images, center, radius, norm).clamp(0, 1)
+    return (center + _within(delta, center, radius).view(-1, 1, 1, 1) * delta).clamp(0, 1)
+
+
+def onto_ball(images: Tensor, center: Tensor, radius: Radius, norm: Norm) -> Tensor:
+    """Nearest point to each of `images` (n, C, H, W) in the ball around `center`, wherever the box is."""
+    delta = images - center
+    if norm == "linf":
         bound = radius.view(-1, 1, 1, 1) if isinstance(radius, Tensor) else torch.tensor(radius)
-        delta = torch.maximum(torch.minimum(delta, bound), -bound)
-    else:
-        length = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp_min(torch.finfo(delta.dtype).tiny)
-        radius = radius.view(-1) if isinstance(radius, Tensor) else radius
-        delta = delta * (radius / length).clamp_max(1).view(-1, 1, 1, 1)
-    return (center + delta).clamp(0, 1)
+        return center + torch.maximum(torch.minimum(delta, bound), -bound)
+    length = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp_min(torch.finfo(delta.dtype).tiny)
+    radius = radius.view(-1) if isinstance(radius, Tensor) else radius
+    return center + delta * (radius / length).clamp_max(1).view(-1, 1, 1, 1)
+
+
+def _within(delta: Tensor, center: Tensor, radius: Radius) -> Tensor:
+    """The largest s <= 1, (n,), for which center + s delta, clipped to the box, lies in the l2 ball.
+
+    By the conditions of Karush, Kuhn and Tucker the nearest point of ball and box is of that form. With the
+    coordinates that are clipped at s known, s is the root of a quadratic equation; clipping none at first,
+    each root clips more of them and is larger, until none is added.
+    """
+    moves = delta.flatten(1).abs()
+    room = torch.where(delta > 0, 1 - center, center).flatten(1)
+    budget = (radius.view(-1) if isinstance(radius, Tensor) else torch.full_like(moves[:, 0], radius)) ** 2
+    share = torch.zeros_like(moves[:, 0])
+    while True:
+        free = share[:, None] * moves < room
+        rest = (moves * free).square().sum(1)
+        spent = room.where(~free, 0).square().sum(1)
+        root = ((budget - spent).clamp_min(0) / rest).sqrt().nan_to_num(1.0, 1.0).clamp_max(1)
+        if not bool((root > share).any()):
+            return share
+        share = torch.maximum(share, root)
 
 
 def violation(

@@ -4,6 +4,11 @@ torchattacks 3.5.1: PGD returns its last iterate, has no restarts, draws from th
 caches the device when built and switches the model's mode. So the model is handed over behind a
 module of our own that keeps the best iterate and has no mode to switch; generators are forked.
 
+Its attacks go on with every sample of the batch until their last step. On a CPU the module therefore answers
+for a sample that is broken by itself, with logits that have no gradient, so that the sample stays where it is
+and costs nothing more. On a GPU that would mean to wait for the device at every step: there a broken sample
+goes on to the end of the run, and takes no part in the next one.
+
 It draws the starts of a batch from one stream, so a batch cannot be divided without changing them. Where
 memory runs out the attack begins again, and `InParts` asks the model about a part of the batch at a time.
 """
@@ -19,6 +24,7 @@ from torchattacks.attack import Attack
 
 from .._errors import NonFinite
 from ._frozen import frozen
+from ._losses import margin, rounding
 from ._memory import Parts, out_of_memory
 from ._seeds import seeded
 from ._types import Model, Seed
@@ -51,24 +57,29 @@ class InParts(torch.autograd.Function):
 class BestIterate(nn.Module):
     """A model that remembers, per sample, the image of the largest margin it was asked about.
 
-    The margin is max_{k != y} z_k - z_y: positive exactly when the sample is broken.
-
     Attributes
     ----------
     images
         Best images so far, (N, C, H, W).
     margin
-        Their margins, (N,); -inf before the first query.
+        Their margins max_{k != y} z_k - z_y, (N,), in the images' precision; -inf before the first query.
+    standing
+        Which samples are not broken yet, bool (N,): the margin is not positive by more than rounding.
     """
 
-    def __init__(self, model: Model, images: Tensor, labels: Tensor, parts: Parts | None = None) -> None:
+    def __init__(
+        self, model: Model, images: Tensor, labels: Tensor, parts: Parts | None = None, *, stop: bool = False
+    ) -> None:
+        """With `stop`, `model` is asked about standing samples only."""
         super().__init__()
         self._model = (model,)  # in a tuple, so that no mode or parameter of it can be reached
-        self._labels, self._parts = labels, parts or Parts()
+        self._labels, self._parts, self._stop = labels, parts or Parts(), stop
         self._anchor = nn.Parameter(images.new_empty(0), requires_grad=False)  # tells torchattacks the device
         self._finite = images.isfinite().all()
         self.images = images.clone()
         self.margin = images.new_full((len(images),), -torch.inf)
+        self.standing = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        self._classes = 0
 
     @property
     def parts(self) -> Parts:
@@ -76,24 +87,35 @@ class BestIterate(nn.Module):
         return self._parts
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, K) of the N samples in their original order."""
-        logits = self._ask(images)
-        if images.requires_grad:
-            images.register_hook(self._see)
-        with torch.no_grad():
-            self._finite &= logits.isfinite().all()
-            true = logits.gather(1, self._labels[:, None])
-            others = logits.scatter(1, self._labels[:, None], -torch.inf).amax(1)
-            margin = (others - true[:, 0]).to(self.margin)
-            better = margin > self.margin
-            self.margin = torch.where(better, margin, self.margin)
-            self.images = torch.where(better.view(-1, 1, 1, 1), images.detach(), self.images)
-        return logits
+        """Logits (N, K) of the N samples in their original order; zeros for those it stopped working on."""
+        if not self._stop or bool(self.standing.all()):
+            logits = self._ask(images)
+            self._keep(slice(None), images, logits)
+            return logits
+        rows = self.standing.nonzero().flatten()
+        nothing = images.flatten(1)[:, :1].mul(0).expand(-1, self._classes)  # zeros with a gradient of zero
+        if not len(rows):
+            return nothing
+        logits = self._ask(images[rows])
+        self._keep(rows, images[rows], logits)
+        return nothing.to(logits).index_copy(0, rows, logits)
+
+    @torch.no_grad()
+    def _keep(self, rows: Tensor | slice, images: Tensor, logits: Tensor) -> None:
+        self._classes = logits.shape[1]
+        self._finite &= logits.isfinite().all()
+        exact = margin(logits, self._labels[rows])
+        found = exact.to(self.margin)
+        better = found > self.margin[rows]
+        self.margin[rows] = torch.where(better, found, self.margin[rows])
+        self.images[rows] = torch.where(better.view(-1, 1, 1, 1), images.detach(), self.images[rows])
+        self.standing[rows] &= exact <= rounding(logits)
 
     def _ask(self, images: Tensor) -> Tensor:
         (model,) = self._model
         if not images.requires_grad:
             return self._parts(lambda x: (model(x),), images)[0]
+        images.register_hook(self._see)
         if self._parts.size is None or len(images) <= self._parts.size:
             return model(images)
         logits: Tensor = InParts.apply(images, model, self._parts)  # type: ignore[no-untyped-call]
@@ -106,6 +128,11 @@ class BestIterate(nn.Module):
     def finite(self) -> Tensor:
         """Whether all pixels, logits and input gradients were, a scalar that nobody has waited for."""
         return self._finite
+
+
+def lets_go_at_once(images: Tensor) -> bool:
+    """Whether an attack may look at what is broken after every query: where nobody has to wait for it."""
+    return images.device.type == "cpu"
 
 
 def _run(
@@ -140,12 +167,14 @@ def strongest(
     labels: Tensor,
     seed: Seed,
     *,
+    stop: bool,
     restarts: int = 1,
 ) -> Tensor:
     """Run ``make(model)`` up to `restarts` times and return every sample's best iterate.
 
-    A sample that is broken takes no part in later restarts. A GPU is waited for once between two restarts, to
-    see which those are, and once at the end.
+    With `stop` a sample that is broken is let go: at once on a CPU, from the next restart on on a GPU, which
+    is waited for once between two restarts, to see which those are, and once at the end. Without it every
+    sample is pushed on, as an attack asks for whose images are meant for training or for another model.
 
     Raises
     ------
@@ -155,20 +184,22 @@ def strongest(
     parts = Parts()
     best = images.clone()
     finite = torch.ones((), dtype=torch.bool, device=images.device)
-    margin = images.new_full((len(images),), -torch.inf)
+    reached = images.new_full((len(images),), -torch.inf)
     active = torch.arange(len(images), device=images.device)
     for restart in range(restarts):
-        tracker = BestIterate(model, images[active], labels[active], parts)
+        at_once = stop and lets_go_at_once(images)
+        tracker = BestIterate(model, images[active], labels[active], parts, stop=at_once)
         with frozen(model):
             _run(make, tracker, images[active], labels[active], seed, restart)
         finite &= tracker.finite
-        better = tracker.margin > margin[active]
+        better = tracker.margin > reached[active]
         best[active] = torch.where(better.view(-1, 1, 1, 1), tracker.images, best[active])
-        margin[active] = torch.where(better, tracker.margin, margin[active])
+        reached[active] = torch.where(better, tracker.margin, reached[active])
         tracker.images = images[:0]  # torchattacks' objects are cycles: they keep it until they are collected
         if restart + 1 == restarts:
             break
-        active = torch.nonzero(margin <= 0).flatten()
+        if stop:
+            active = active[tracker.standing]
         if not len(active):
             break
     if not bool(finite):

@@ -4,7 +4,7 @@ Croce, Hein, ICML 2020, arXiv 2003.01690, at the strength of the authors' own im
 3.5.1 has a cascade of that name with 10 steps for 100 and a rescaled Square; its parts are replaced for the
 reasons given in `_apgd`, `_fab` and `_square`. Below four classes, where the targeted ratio of logits is
 undefined or constant, the difference of two logits stands in its place. Where there are fewer wrong classes
-than targets, the runs that are left start elsewhere and aim at the same classes again.
+than targets, the runs that are left start elsewhere, with shorter steps, and aim at the same classes again.
 """
 
 from __future__ import annotations
@@ -32,15 +32,17 @@ _FAB = "Croce, Hein, ICML 2020, arXiv 1907.02044"
 Queries = Callable[[Mapping[str, Any]], tuple[int, int]]
 
 
-def in_both_norms(name: str, **attributes: Any) -> Callable[[Craft], Craft]:
-    """Register the decorated ``craft(norm, model, ...)`` as the threats NAME-linf and NAME-l2, pooled."""
+def in_both_norms(name: str, *, linf: int = 1, l2: int = 1, **attributes: Any) -> Callable[[Craft], Craft]:
+    """Register the decorated ``craft(norm, model, ...)`` as the threats NAME-linf and NAME-l2, pooled.
+
+    `linf` and `l2` are the versions of the two.
+    """
 
     def decorate(craft: Craft) -> Craft:
-        for norm in ("linf", "l2"):
-            register = register_threat(
-                f"{name}-{norm}", norm=norm, strength_name="eps", pooled=True, **attributes
-            )
-            register(partial(craft, norm))
+        versions: dict[Norm, int] = {"linf": linf, "l2": l2}
+        for norm, version in versions.items():
+            own = {"norm": norm, "version": version, "strength_name": "eps", "pooled": True}
+            register_threat(f"{name}-{norm}", **own, **attributes)(partial(craft, norm))
         return craft
 
     return decorate
@@ -71,8 +73,9 @@ def _apgd_t(survivors: Survivors, eps: Radius, norm: Norm, steps: int, targets: 
         def loss(logits: Tensor, rows: Tensor, target: Tensor = target) -> Tensor:
             return dlr_targeted(logits, survivors.labels[rows], target[rows])
 
-        straight = norm == "linf" and before % 2 == 1
-        apgd(survivors, loss, eps, norm, steps=steps, purpose=_name(rank, before), straight=straight)
+        again: dict[str, Any] = {"first": 0.25, "straight": norm == "linf" and before % 2 == 1}
+        purpose = _name(rank, before)
+        apgd(survivors, loss, eps, norm, steps=steps, purpose=purpose, **(again if before else {}))
 
 
 def _fab_t(survivors: Survivors, eps: Radius, norm: Norm, steps: int, targets: int) -> None:
@@ -83,6 +86,7 @@ def _fab_t(survivors: Survivors, eps: Radius, norm: Norm, steps: int, targets: i
 
 @in_both_norms(
     "apgd-ce",
+    l2=2,
     family="gradient",
     needs_gradient=True,
     queries=lambda p: (1 + p["restarts"] * (p["steps"] + 1), p["restarts"] * p["steps"]),
@@ -107,6 +111,7 @@ def apgd_ce(
 
 @in_both_norms(
     "apgd-t",
+    l2=2,
     family="gradient",
     needs_gradient=True,
     queries=lambda p: (1 + p["targets"] * (p["steps"] + 1), p["targets"] * p["steps"]),
@@ -189,7 +194,8 @@ def cascade_queries(parameters: Mapping[str, Any]) -> tuple[int, int]:
     needs_gradient=True,
     queries=cascade_queries,
     reference=_CROCE,
-    version=2,
+    linf=2,
+    l2=3,
 )
 def autoattack(
     norm: Norm,

@@ -121,7 +121,8 @@ def _attack(
         improve(run, model, images, labels, seeds, norm, start, _HALVINGS, watch=watch)
 
 
-for _norm in ("linf", "l2"):
-    register_curve(f"curve-{_norm}", norm=_norm, queries=_queries, reference=_REFERENCE, version=2)(
+_VERSIONS: dict[Norm, int] = {"linf": 2, "l2": 3}
+for _norm, _version in _VERSIONS.items():
+    register_curve(f"curve-{_norm}", norm=_norm, queries=_queries, reference=_REFERENCE, version=_version)(
         partial(_run, _norm)
     )

@@ -1,4 +1,7 @@
-"""Gradient attacks on the cross-entropy: FGSM and PGD, in L-infinity and L2, through torchattacks."""
+"""Gradient attacks on the cross-entropy: FGSM and PGD, in L-infinity and L2, through torchattacks.
+
+Each takes `stop`, see `Threat.stops`: whether it lets go of a sample once it is broken.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,15 @@ def _pgd_queries(parameters: Mapping[str, Any]) -> tuple[int, int]:
     norm="linf",
     strength_name="eps",
     needs_gradient=True,
+    stops=True,
     queries=lambda _: (2, 1),
     reference=_GOODFELLOW,
 )
-def fgsm_linf(model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed) -> Tensor:
+def fgsm_linf(
+    model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed, stop: bool = True
+) -> Tensor:
     """One step x + eps sign(grad)."""
-    return strongest(lambda m: torchattacks.FGSM(m, eps=strength), model, images, labels, seed)
+    return strongest(lambda m: torchattacks.FGSM(m, eps=strength), model, images, labels, seed, stop=stop)
 
 
 @register_threat(
@@ -41,10 +47,13 @@ def fgsm_linf(model: Model, images: Tensor, labels: Tensor, strength: float, see
     norm="l2",
     strength_name="eps",
     needs_gradient=True,
+    stops=True,
     queries=lambda _: (2, 1),
     reference=_GOODFELLOW,
 )
-def fgsm_l2(model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed) -> Tensor:
+def fgsm_l2(
+    model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed, stop: bool = True
+) -> Tensor:
     """One step x + eps grad/|grad|_2: PGD in L2 with a single full step from the image itself."""
     return strongest(
         lambda m: torchattacks.PGDL2(m, eps=strength, alpha=strength, steps=1, random_start=False),
@@ -52,6 +61,7 @@ def fgsm_l2(model: Model, images: Tensor, labels: Tensor, strength: float, seed:
         images,
         labels,
         seed,
+        stop=stop,
     )
 
 
@@ -61,6 +71,7 @@ def fgsm_l2(model: Model, images: Tensor, labels: Tensor, strength: float, seed:
     norm="linf",
     strength_name="eps",
     needs_gradient=True,
+    stops=True,
     queries=_pgd_queries,
     reference=_MADRY,
 )
@@ -70,6 +81,7 @@ def pgd_linf(
     labels: Tensor,
     strength: float,
     seed: Seed,
+    stop: bool = True,
     *,
     steps: int = 20,
     restarts: int = 2,
@@ -83,6 +95,7 @@ def pgd_linf(
         images,
         labels,
         seed,
+        stop=stop,
         restarts=restarts,
     )
 
@@ -93,6 +106,7 @@ def pgd_linf(
     norm="l2",
     strength_name="eps",
     needs_gradient=True,
+    stops=True,
     queries=_pgd_queries,
     reference=_MADRY,
 )
@@ -102,6 +116,7 @@ def pgd_l2(
     labels: Tensor,
     strength: float,
     seed: Seed,
+    stop: bool = True,
     *,
     steps: int = 20,
     restarts: int = 2,
@@ -115,5 +130,6 @@ def pgd_l2(
         images,
         labels,
         seed,
+        stop=stop,
         restarts=restarts,
     )

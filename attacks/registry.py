@@ -56,6 +56,9 @@ class Threat:
     pooled
         Whether each sample is attacked by itself, whatever others are given beside it: survivors of several
         batches are then attacked together, and the model is asked of a batch at a time.
+    stops
+        Whether `craft` takes ``stop=False``, and then pushes a sample on that is broken already: what is
+        trained on, or scored on another model, had better be pushed as far as it goes.
     grid_matters
         Whether what `curve` finds at one strength depends on the other strengths and on what is reported.
     parameters
@@ -88,6 +91,7 @@ class Threat:
     closest: Closest | None = None
     curve: CurveOf | None = None
     pooled: bool = False
+    stops: bool = False
     grid_matters: bool = False
     norm: Norm | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -112,12 +116,25 @@ class Threat:
         """Whether it looks for the closest adversarial image, so that one run gives a whole curve."""
         return self.closest is not None
 
-    def __call__(self, model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed) -> Tensor:
-        """Perturb `images` with this threat's parameters; strength 0 leaves them, box permitting."""
+    def __call__(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        strength: float,
+        seed: Seed,
+        *,
+        stop: bool = True,
+    ) -> Tensor:
+        """Perturb `images` with this threat's parameters; strength 0 leaves them, box permitting.
+
+        With ``stop=False`` a threat that `stops` goes on with broken samples.
+        """
         self.check_strength(strength)
         if not len(images) or (strength == 0 and self.box == (0.0, 1.0)):
             return images.clone()
-        return self.craft(model, images, labels, strength, seed, **self.parameters)
+        onwards = {"stop": False} if self.stops and not stop else {}
+        return self.craft(model, images, labels, strength, seed, **onwards, **self.parameters)
 
     def along(
         self,

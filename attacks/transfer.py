@@ -18,6 +18,7 @@ from .autoattack import in_both_norms
 
 @in_both_norms(
     "solver-transfer",
+    l2=2,
     family="transfer",
     needs_gradient=True,
     through="solvers",

@@ -60,7 +60,8 @@ class Perturber:
     """``change(images, labels, numbers, epoch)``: images perturbed against the model as it is now.
 
     A sample's noise or random start follows from the training seed, the epoch and the sample's number. The
-    attack sees the model in eval mode.
+    attack sees the model in eval mode, and goes on with samples that are broken: what is trained on is the
+    largest loss that it finds.
     """
 
     def __init__(self, model: nn.Module, wish: Perturbation, seed: int, num_classes: int) -> None:
@@ -80,6 +81,7 @@ class Perturber:
         seeds = sample_seeds(stream, numbers.tolist())
         with frozen(self._model), torch.set_grad_enabled(self._threat.needs_gradient):
             model = QueriedModel(self._model, self._classes, patient=images.device.type != "cpu")
-            perturbed = self._threat(model, images, labels, self.strength(epoch), seeds).detach()
+            strength = self.strength(epoch)
+            perturbed = self._threat(model, images, labels, strength, seeds, stop=False).detach()
             model.settle()
         return perturbed

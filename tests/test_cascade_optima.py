@@ -1,8 +1,4 @@
-"""The cascade against exact distances, at a radius of each sample's own on either side of its distance.
-
-Linear models, box included, and tiny ReLU networks. In L2 the parts project onto the ball first and clip to
-the box then, as in the authors' implementation: where the box is met they need up to a hundredth more.
-"""
+"""The cascade against exact distances, at a radius of each sample's own on either side of its distance."""
 
 from __future__ import annotations
 
@@ -40,15 +36,16 @@ def test_a_linear_model_is_broken_on_the_far_side_of_the_distance_alone(classes,
     labels = model(images).argmax(1)
     exact = torch.from_numpy(optima.linear_distances(layer, images, labels, norm))
     assert bool(exact.isfinite().all())
-    more = 2e-3 if norm == "linf" or classes == 2 else 1e-2
-    assert not bool(standing(model, images, labels, (1 + more) * exact, norm, 30).any())
-    assert bool(standing(model, images, labels, (1 - 2e-3) * exact, norm, 30).all())
+    assert not bool(standing(model, images, labels, (1 + 1e-3) * exact, norm, 30).any())
+    assert bool(standing(model, images, labels, (1 - 1e-3) * exact, norm, 30).all())
 
 
 NETWORKS = [(2, 2, 2, 22), (2, 4, 3, 42), (4, 4, 3, 44), (4, 4, 2, 5), (3, 5, 4, 7), (4, 3, 2, 34)]
-"""Pixels, hidden units, classes, seed."""
-NEEDLES = {((4, 3, 2, 34), "linf"): 2, ((4, 3, 2, 34), "l2"): 3}
-"""Samples whose every adversarial image lies at the tip of a ridge, where hardly a start leads."""
+"""Pixels, hidden units, classes, seed.
+
+Of the last one some samples' adversarial images lie at the tip of a ridge, a hundred-thousandth of the ball
+at 1.02 times the distance: with seeds 1 to 3 the attack leaves up to two of the sixteen standing.
+"""
 
 
 @BOTH
@@ -63,8 +60,7 @@ def test_a_relu_network_is_broken_on_the_far_side_of_the_distance_alone(network,
     assert int(near.sum()) >= 12
     images, labels, exact = images[near], labels[near], exact[near]
     assert bool(standing(model, images, labels, 0.98 * exact, norm, 40).all())
-    left = int(standing(model, images, labels, 1.02 * exact, norm, 100).sum())
-    assert left <= NEEDLES.get((network, norm), 0)
+    assert not bool(standing(model, images, labels, 1.02 * exact, norm, 100).any())
 
 
 def test_with_two_classes_the_runs_that_are_left_start_elsewhere():

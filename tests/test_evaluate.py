@@ -10,7 +10,7 @@ import pytest
 import stubs
 import torch
 from robustode._errors import BudgetViolation, ContractBroken, InvalidArgument, NonFinite
-from robustode.attacks import THREATS, Threat
+from robustode.attacks import THREATS, Threat, _torchattacks
 from robustode.attacks._seeds import sample_seeds
 from robustode.bench import evaluate
 from robustode.bench.evaluate import EXAMPLES, evaluate_cell, failed, frozen
@@ -53,6 +53,7 @@ def patience(monkeypatch):
         return QueriedModel(*args, **{**options, "patient": True})
 
     monkeypatch.setattr(evaluate, "QueriedModel", patient)
+    monkeypatch.setattr(_torchattacks, "lets_go_at_once", lambda images: False)
 
 
 def liar(craft, norm="linf", family="gradient") -> Threat:
@@ -255,6 +256,19 @@ def test_patience_changes_no_result(problem, name, request):
     assert (patient.forwards, patient.backwards) == (hasty.forwards, hasty.backwards)
     for key, outcome in hasty.outcomes.items():
         np.testing.assert_array_equal(patient.outcomes[key], outcome)
+
+
+@pytest.mark.parametrize("name", ["pgd-linf", "pgd-l2"])
+def test_a_gpu_breaks_the_same_samples_and_goes_on_with_them(problem, name, request):
+    strength = 0.15 if name == "pgd-linf" else 0.5
+    hasty = run(problem, name, strength)
+    request.getfixturevalue("patience")
+    patient = run(problem, name, strength)
+    broken = ~hasty.outcomes["correct"]
+    assert COUNT / 2 < broken.sum() < COUNT, "a third is wrong as it is"
+    np.testing.assert_array_equal(patient.outcomes["correct"], ~broken)
+    assert patient.forwards > hasty.forwards
+    assert patient.backwards > hasty.backwards
 
 
 def waits(problem, threat, strength: float, **changes) -> int:

@@ -44,7 +44,7 @@ def margin(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torc
 def test_linf_attacks_reach_the_optimum_of_a_linear_model(name):
     model, images, labels, clean, weight = linear_problem()
     eps = float(middle(clean) / weight.abs().sum())
-    attacked = THREATS.get(name)(model, images, labels, eps, 0)
+    attacked = THREATS.get(name)(model, images, labels, eps, 0, stop=False)
     best = clean - eps * weight.abs().sum()
     torch.testing.assert_close(margin(model, attacked, labels), best, rtol=0, atol=1e-5)
     broken = margin(model, attacked, labels) < 0
@@ -57,7 +57,7 @@ def test_l2_attacks_reach_the_optimum_of_a_linear_model(name, slack):
     model, images, labels, clean, weight = linear_problem()
     length = weight.norm()
     eps = float(middle(clean) / length)
-    attacked = THREATS.get(name)(model, images, labels, eps, 0)
+    attacked = THREATS.get(name)(model, images, labels, eps, 0, stop=False)
     gained = clean - margin(model, attacked, labels)
     assert float(gained.max()) <= eps * float(length) + 1e-5
     assert float(gained.min()) >= eps * float(length) * (1 - slack) - 1e-5
@@ -99,9 +99,10 @@ class Fake:
 @pytest.mark.parametrize(
     ("asked", "best"), [([0.6, 0.52, 0.9], 0.52), ([0.9, 0.6, 0.515], 0.515), ([0.7, 0.6, 0.8], 0.6)]
 )
-def test_the_best_iterate_is_kept_and_not_the_last(asked, best):
+@pytest.mark.parametrize("stop", [True, False])
+def test_the_best_iterate_is_kept_and_not_the_last(asked, best, stop):
     images, labels = torch.full((1, 1, 1, 1), 0.65), torch.tensor([1])
-    result = strongest(lambda m: Fake(m, asked), Valley(), images, labels, 0)
+    result = strongest(lambda m: Fake(m, asked), Valley(), images, labels, 0, stop=stop)
     assert result.item() == pytest.approx(best)
 
 
@@ -128,9 +129,71 @@ def test_broken_samples_take_no_part_in_later_restarts():
         return Counted()
 
     images, labels = torch.tensor([0.3, 0.7, 0.8]).view(3, 1, 1, 1), torch.tensor([1, 1, 0])
-    result = strongest(make, Valley(), images, labels, 0, restarts=5)
+    result = strongest(make, Valley(), images, labels, 0, stop=True, restarts=5)
     assert sizes == [3, 1]
     torch.testing.assert_close(result.flatten(), torch.tensor([0.52, 0.52, 0.9]))
+
+
+@pytest.mark.parametrize("name", ["pgd-linf", "pgd-l2"])
+def test_what_stops_breaks_the_same_samples_with_fewer_queries(name):
+    model, images, labels, clean, weight = linear_problem()
+    eps = float(middle(clean) / (weight.abs().sum() if name == "pgd-linf" else weight.norm()))
+    broken, forwards, backwards = [], [], []
+    for stop in (True, False):
+        queried = QueriedModel(model, 2)
+        attacked = THREATS.get(name)(queried, images, labels, eps, 0, stop=stop)
+        broken.append(model(attacked).argmax(1) != labels)
+        forwards.append(queried.forwards)
+        backwards.append(queried.backwards)
+    assert torch.equal(*broken)
+    assert 0.4 < float(broken[0].double().mean()) < 0.6
+    assert forwards[0] < forwards[1]
+    assert backwards[0] < backwards[1]
+
+
+@pytest.mark.parametrize("name", ["fgsm-linf", "fgsm-l2"])
+def test_fgsm_leaves_alone_what_is_wrong_already(name):
+    model, images, labels, *_ = linear_problem(10)
+    queried = QueriedModel(model, 2)
+    labels[:4] = 1 - labels[:4]
+    attacked = THREATS.get(name)(queried, images, labels, 1e-6, 0)
+    assert (queried.forwards, queried.backwards) == (10 + 6, 10)
+    assert torch.equal(attacked[:4], images[:4])
+    assert not bool((attacked[4:] == images[4:]).flatten(1).all(1).any())
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_a_broken_sample_is_let_go_within_a_run_exactly(stop):
+    """Two pixels on a line, logits (0, x - 0.5): one crosses at its third query, one never does."""
+    model = stubs.two_class(torch.ones(1, 1, 1), -0.5)
+    images, labels = torch.tensor([0.62, 0.95]).view(2, 1, 1, 1), torch.ones(2, dtype=torch.long)
+
+    class Walk:
+        def __init__(self, model):
+            self.model = model
+
+        def __call__(self, images, labels):
+            for _ in range(5):
+                images = images.detach().requires_grad_(True)
+                loss = -self.model(images)[:, 1].sum()
+                (slope,) = torch.autograd.grad(loss, images)
+                images = images.detach() + 0.07 * slope
+            return images
+
+    queried = QueriedModel(model, 2)
+    found = strongest(Walk, queried, images, labels, 0, stop=stop)
+    # asked at 0.62, 0.55, 0.48: broken; the other at 0.95, 0.88, ... 0.60, the sixth image without a gradient
+    assert (queried.forwards, queried.backwards) == ((3 + 6, 3 + 5) if stop else (12, 10))
+    torch.testing.assert_close(found.flatten(), torch.tensor([0.48 if stop else 0.27, 0.60]))
+
+
+def test_a_break_within_rounding_is_searched_on():
+    """A margin that the last digits make: a batch of another size may not see it."""
+    labels, logits = torch.zeros(2, dtype=torch.long), torch.tensor([[1000.0, 1000.001], [1000.0, 1001.0]])
+    tracker = BestIterate(lambda x: logits[: len(x)], torch.zeros(2, 1, 1, 1), labels, stop=True)
+    tracker(torch.full((2, 1, 1, 1), 0.5))
+    assert tracker.standing.tolist() == [True, False]
+    assert bool((tracker.margin > 0).all())
 
 
 @pytest.mark.parametrize("name", ["pgd-linf", "pgd-l2"])
@@ -144,7 +207,7 @@ def test_restarts_and_pgd_are_never_worse(name):
     left = []
     for restarts in (1, 2, 4):
         threat = THREATS.get(name).configure(steps=5, restarts=restarts)
-        left.append(margin(model, threat(model, images, labels, eps, 7), labels))
+        left.append(margin(model, threat(model, images, labels, eps, 7, stop=False), labels))
     assert bool((left[1] <= left[0]).all())
     assert bool((left[2] <= left[1]).all())
     assert bool((left[0] < margin(model, images, labels)).all())
@@ -165,7 +228,7 @@ def test_pgd_step_size_is_relative_to_the_budget():
     model, images, labels, clean, weight = linear_problem()
     for relative, least in ((0.5, -0.5), (2.5, 1.0)):
         threat = THREATS.get("pgd-linf").configure(steps=1, restarts=1, relative_step=relative)
-        attacked = threat(model, images, labels, 0.01, 0)
+        attacked = threat(model, images, labels, 0.01, 0, stop=False)
         gained = (clean - margin(model, attacked, labels)) / (0.01 * weight.abs().sum())
         assert float(gained.min()) >= least - 1e-3
         assert float(gained.mean()) == pytest.approx(0.4375 if relative == 0.5 else 1.0, abs=0.05)
@@ -174,7 +237,7 @@ def test_pgd_step_size_is_relative_to_the_budget():
 def test_l2_attacks_use_the_whole_budget_on_a_linear_model():
     model, images, labels, *_ = linear_problem(10)
     for name in L2:
-        attacked = THREATS.get(name)(model, images, labels, 0.2, 0)
+        attacked = THREATS.get(name)(model, images, labels, 0.2, 0, stop=False)
         torch.testing.assert_close(
             distance(attacked, images, "l2"), torch.full((10,), 0.2).double(), rtol=0.01, atol=0
         )

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from robustode.attacks import BUDGET_TOLERANCE, distance, project, violation
+from robustode.attacks._norms import onto_ball
 
 NORMS = ("linf", "l2")
 pixels = hnp.arrays(np.float32, (2, 1, 2, 3), elements=st.floats(0, 1, width=32))
@@ -45,6 +46,30 @@ def test_what_is_inside_is_not_moved(norm, start, center):
     start, center = torch.from_numpy(start), torch.from_numpy(center)
     radius = float(distance(start, center, norm).max()) * 1.001 + 1e-6
     torch.testing.assert_close(project(start, center, radius, norm), start, rtol=0, atol=1e-6)
+
+
+@given(start=pixels, center=pixels, other=pixels, radius=st.floats(0.01, 2), away=st.floats(1, 9))
+def test_the_projection_is_the_nearest_point_of_ball_and_box(start, center, other, radius, away):
+    """Its variational inequality: <x - z, u - z> <= 0 for every u that ball and box hold."""
+    center, other = torch.from_numpy(center).double(), torch.from_numpy(other).double()
+    start = center + away * (torch.from_numpy(start).double() - 0.5)
+    nearest = project(start, center, radius, "l2")
+    held = onto_ball(other, center, radius, "l2")  # on the way from one point of the box to another
+    obtuse = ((start - nearest) * (held - nearest)).flatten(1).sum(1)
+    assert float(obtuse.max()) <= 1e-9
+
+
+def test_the_projection_spends_the_whole_budget_where_the_box_is_met():
+    """One pixel has 0.1 of room and a budget of 0.5: the other two share what is left of it."""
+    center = torch.tensor([[[[0.1, 0.5, 0.5]]]], dtype=torch.float64)
+    start = center + torch.tensor([[[[-1.0, 0.8, 0.8]]]], dtype=torch.float64)
+    share = ((0.5**2 - 0.1**2) / 2) ** 0.5
+    want = center + torch.tensor([[[[-0.1, share, share]]]], dtype=torch.float64)
+    torch.testing.assert_close(project(start, center, 0.5, "l2"), want)
+    clipped = onto_ball(start, center, 0.5, "l2").clamp(0, 1)
+    assert float(distance(clipped, center, "l2")) < 0.39, "clipping last leaves a fifth of it"
+    corner = torch.tensor([[[[0.0, 1.0, 1.0]]]], dtype=torch.float64)
+    torch.testing.assert_close(project(9 * (start - center) + center, center, 2.0, "l2"), corner)
 
 
 def test_projection_onto_the_l2_ball_keeps_the_direction():

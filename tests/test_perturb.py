@@ -10,6 +10,7 @@ import stubs
 import torch
 from robustode._errors import InvalidArgument
 from robustode.attacks import THREATS
+from robustode.attacks._seeds import sample_seeds
 from robustode.bench.perturb import Perturber, perturbing_threat, recipe_facts, training_queries
 from robustode.bench.plan import make_plan
 from robustode.bench.preset import Perturbation, Recipe, load_preset
@@ -55,6 +56,17 @@ def test_an_attack_raises_the_loss_within_its_budget_and_leaves_the_model_alone(
     assert loss(model(perturbed), labels) > loss(model(images), labels) + 0.05
     assert model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_an_attack_in_training_goes_on_with_what_is_broken(few):
+    """The largest loss is trained on; an attack that is scored lets go of a sample once it is broken."""
+    images, labels, numbers = batch(few)
+    model, change = on(ATTACK)
+    threat, seeds = perturbing_threat(ATTACK), sample_seeds(1, numbers.tolist())
+    given = (model.eval(), images, labels, ATTACK.strength, seeds)
+    trained_on = change(images, labels, numbers, 1)
+    assert torch.equal(trained_on, threat(*given, stop=False))
+    assert not torch.equal(trained_on, threat(*given))
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,10 @@ class Context:
         model: nn.Module | None = None,
         eps: float | None = None,
     ) -> Tensor:
-        """Images (N, C, H, W): the samples `rows` (k,) attacked through `model`, the others as they are."""
+        """Images (N, C, H, W): the samples `rows` (k,) attacked through `model`, the others as they are.
+
+        Another model than the one audited is attacked to the last step: its examples are for that one.
+        """
         rows = torch.arange(len(self.images), device=self.device) if rows is None else rows
         asked = self.queried if model is None else QueriedModel(model, self.num_classes)
         images = self.images.clone()
@@ -146,7 +149,8 @@ class Context:
                 seeds = sample_seeds(self.seed, part.tolist())
                 with torch.set_grad_enabled(threat.needs_gradient):
                     strength = self.eps if eps is None else eps
-                    found = threat(asked, self.images[part].clone(), self.labels[part], strength, seeds)
+                    attacked = (asked, self.images[part].clone(), self.labels[part], strength, seeds)
+                    found = threat(*attacked, stop=model is None)
                 images[part] = found.detach()
         return images
 

@@ -57,7 +57,8 @@ def check(context: Context) -> Verdict:
         whole = QueriedModel(diary, context.num_classes)
         seed = context.seed + restart
         with torch.enable_grad():
-            attacked = once(whole, context.images.clone(), context.labels, context.eps, seed)
+            given = (whole, context.images.clone(), context.labels, context.eps, seed)
+            attacked = once(*given, stop=False)
         survivors = survivors & (context.logits(attacked.detach()).argmax(1) == context.labels)
         runs.append(torch.stack(diary.losses))
     if not bool(survivors.any()):
