@@ -18,8 +18,7 @@ from .._registry import check_name, unknown_name
 from ..attacks import THREATS, Threat
 from ..models import MODELS
 from .data import DATASETS, Data, load_data
-from .describe import carried_by, summary_line
-from .device import environment
+from .describe import made_by, summary_line
 from .evaluate import evaluate_cell, frozen
 from .given import RECIPE
 from .headline import Headline
@@ -161,7 +160,7 @@ def evaluate(
                 threat,
                 num_classes=data.num_classes,
                 device=place,
-                environment={**environment(place), "flow": carried_by(module, place)},
+                environment=made_by(module, place),
                 on_samples=partial(_advance, reporter, cost),
             )
             records.append(record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from ..models import ModelSpec, NoCertificate, ODEBlock
 from ..models._bounds import LARGEST_STATE
 from .checkpoint import Checkpoint
 from .data import Data
+from .device import environment
 from .records import Cell, Record
 
 
@@ -27,6 +29,11 @@ def carried_by(model: nn.Module, device: torch.device) -> str | None:
     """What carries the model's ODE blocks on `device`, see `ODEBlock.path`; None for a model without one."""
     paths = {module.path(device) for module in model.modules() if isinstance(module, ODEBlock)}
     return "; ".join(sorted(paths)) or None
+
+
+def made_by(model: nn.Module, device: torch.device) -> dict[str, Any]:
+    """`environment` of what is computed by `model`: its ``flow`` is what carries this model's."""
+    return {**environment(device), "flow": carried_by(model, device)}
 
 
 def describe_flow(model: nn.Module) -> dict[str, float]:

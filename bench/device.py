@@ -47,8 +47,8 @@ def source_sha256() -> str:
     """Hash of the Python sources of this package, exact for a wheel and for a checkout."""
     root = Path(__file__).parents[1]
     total = hashlib.sha256()
-    folders = (root, root / "models", root / "attacks", root / "bench")
-    for path in sorted(p for folder in folders for p in folder.glob("*.py")):
+    inner = [p for folder in ("models", "attacks", "bench") for p in (root / folder).rglob("*.py")]
+    for path in sorted([*root.glob("*.py"), *inner]):
         total.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()
 

@@ -16,7 +16,7 @@ from .._errors import RobustodeError
 from ..attacks import BUDGET_TOLERANCE, distance, violation
 from .breaks import Breaks, add_steps
 from .data import Data
-from .device import environment
+from .describe import made_by
 from .evaluate import failed, frozen
 from .margins import lead_alone_and_shuffled, leads
 from .queries import QueriedModel, call_model
@@ -61,7 +61,7 @@ def replay_cell(
         Its card's ``transfer`` says of each source model and training seed how many examples were ``tried``
         and how many ``broke`` the model.
     """
-    described, began = environment(torch.device("cpu")), time.perf_counter()
+    described, began = made_by(model, torch.device("cpu")), time.perf_counter()
     queried = QueriedModel(model, data.num_classes)
     try:
         outcomes, breaks, tally = _replay(cell, sources, queried, data, clean[: cell.samples])

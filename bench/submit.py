@@ -23,7 +23,7 @@ from ..attacks import BUDGET_TOLERANCE, distance, violation
 from ..models import MODELS
 from .breaks import Breaks, add_steps, whole_steps
 from .data import Data, Split, load_data
-from .device import environment
+from .describe import made_by
 from .evaluate import frozen
 from .external import resolve_model
 from .headline import Headline
@@ -126,7 +126,7 @@ def submit(
     )
     net = trained_model(store, training, spec or MODELS.get(str(training.card.get("architecture", name))))
     judged = _judge(sent, data, clean.outcomes["prediction"][0], cell, net)
-    record = Record(cell=cell, outcomes=judged.outcomes, environment=environment(torch.device("cpu")))
+    record = Record(cell=cell, outcomes=judged.outcomes, environment=made_by(net, torch.device("cpu")))
     with store.lock():
         new = bool(len(judged.breaks)) and store.get(cell) is None
         if new:

@@ -20,7 +20,7 @@ from .breaks import Breaks
 from .certify import certify_cell
 from .checkpoint import Checkpoint, find_checkpoint, load_state, load_tensors
 from .data import Data
-from .describe import carried_by, describe_solver, summary_line, training_record
+from .describe import carried_by, describe_solver, made_by, summary_line, training_record
 from .device import environment
 from .dynamics import measure_dynamics
 from .estimate import Cost
@@ -213,7 +213,7 @@ class Unit:
         self.reporter.doing(f"{first.label()} … {missing[-1].strength:g}" if missing[1:] else first.label())
         self.on_cells(missing)
         began = time.perf_counter()
-        described = {**environment(self.device), "flow": carried_by(model, self.device)}
+        described = made_by(model, self.device)
         work = sum(self.cost.of(cell, self.plan) for cell in missing)
         breaks: dict[str, Breaks] = {}
         try:
@@ -258,7 +258,7 @@ class Unit:
         self.reporter.doing(cell.label())
         self.on_cells([cell])
         began = time.perf_counter()
-        described = {**environment(self.device), "flow": carried_by(model, self.device)}
+        described = made_by(model, self.device)
         advance = self._advance(self.cost.of(cell, self.plan), cell.samples * cell.draws)
         try:
             with time_limit(self.plan.preset.time_limit.cell, cell.label(), _ADVICE):

@@ -10,6 +10,7 @@ import robustode
 import stubs
 import torch
 from robustode._errors import InvalidArgument
+from robustode.bench import device
 from robustode.bench.device import device_name, environment, pick_device, source_sha256
 
 
@@ -43,3 +44,18 @@ def test_the_environment_says_what_made_a_number():
 def test_the_environment_says_which_path_carries_flows(monkeypatch):
     monkeypatch.setenv("ROBUSTODE_FUSED", "0")
     assert environment(stubs.CPU)["flow"] == "eager"
+
+
+def test_the_hash_is_of_every_source_of_the_package(tmp_path, monkeypatch):
+    """Audits lie a folder deeper than the rest of the harness."""
+    monkeypatch.setattr(device, "__file__", str(tmp_path / "bench" / "device.py"))
+    seen = set()
+    for name in ("one.py", "models/two.py", "attacks/three.py", "bench/audits/four.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x = 1\n")
+        seen.add(source_sha256.__wrapped__())
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "five.py").write_text("x = 1\n")
+    assert source_sha256.__wrapped__() in seen
+    assert len(seen) == 4

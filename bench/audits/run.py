@@ -20,8 +20,7 @@ from ..._registry import unknown_name
 from ...attacks._types import Norm
 from ...models import MODELS, ModelSpec
 from ..data import load_data
-from ..describe import carried_by
-from ..device import environment
+from ..describe import made_by
 from ..evaluate import failed
 from ..external import load_external
 from ..headline import Headline
@@ -262,7 +261,7 @@ def _records(
 ) -> Iterator[Record]:
     """The records of all checks, those that are not stored run and stored."""
     sha256, settings = str(training.card["checkpoint_sha256"]), context.settings()
-    described = {**environment(context.device), "flow": carried_by(context.model, context.device)}
+    described = made_by(context.model, context.device)
     for audit in audits:
         cell = audit_cell(training.cell, sha256, audit, settings)
         stored = None if fresh else store.get(cell)
