@@ -72,6 +72,15 @@ def test_the_report_is_what_the_records_make(folder):
     assert [name for name in pictures if not (folder / "report" / name).is_file()] == []
 
 
+@each_folder
+def test_every_section_of_the_page_can_be_reached_from_its_top(folder):
+    page = (folder / "report" / "index.html").read_text(encoding="utf-8")
+    nav = page[page.index("<nav") : page.index("</nav>")]
+    sections = re.findall(r'<section id="(\w+)"', page)
+    assert {"leaderboard", "figures", "models", "reading", "records"} <= set(sections)
+    assert [name for name in sections if f'href="#{name}"' not in nav] == []
+
+
 def stale_tables(folder: Path) -> list[str]:
     """Tables of benchmarks that are absent, left over, or not what their file makes."""
     wanted = {k: v for path in folder.glob("*.json") for k, v in tables(read_file(path)).items()}
