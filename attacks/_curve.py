@@ -14,7 +14,8 @@ from ._seeds import per_sample
 from ._types import Norm, Seed
 
 SLACK = BUDGET_TOLERANCE / 2
-"""How far projections in float32 may overstep a radius, in pixel units; half of what the harness allows."""
+"""How far projections in float32 may overstep a radius, in pixel units, times the radius above 1: half of
+what the harness allows."""
 
 
 class Curve:
@@ -91,7 +92,7 @@ class Curve:
         rows, x, found, sure = rows[likely], x[likely], found[likely], sure[likely]
         length = distance(x, self.images[rows], self.norm)
         self.distance[rows] = torch.minimum(self.distance[rows], torch.where(sure, length, torch.inf))
-        inside = length[None] <= self.radii[:, None] + SLACK
+        inside = length[None] <= (self.radii + SLACK * self.radii.clamp_min(1))[:, None]
         s, i = (inside & (found[None] > self.margin[:, rows])).nonzero(as_tuple=True)
         self.best[s, rows[i]] = x[i]
         self.margin[s, rows[i]] = found[i]

@@ -30,6 +30,16 @@ def rounding(logits: Tensor) -> Tensor:
     return 64 * torch.finfo(logits.dtype).eps * logits.abs().amax(1).double()
 
 
+def hairline(logits: Tensor) -> Tensor:
+    """Up to which margin a break of `logits` (N, K) is too close to be let go, float64 (N,).
+
+    A hundredth of how far the logits lie apart: an adversarial image is stored in whole steps, which takes
+    less than that from its margin, and who stops at a closer one stops at a break that does not last.
+    """
+    apart = (logits.amax(1) - logits.amin(1)).double()
+    return torch.maximum(rounding(logits), 0.01 * apart)
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """log sum_{k != y} exp z_k - z_y, (N,): the cross-entropy is log(1 + exp(.)) of it.
 

@@ -40,9 +40,9 @@ def project(images: Tensor, center: Tensor, radius: Radius, norm: Norm) -> Tenso
     nearest point of ball and box together, in l2 too: going to the ball first and clipping then, as attacks
     are wont to, ends well inside the ball wherever the box is met, which on dark images is nearly everywhere.
     """
-    delta = images - center
     if norm == "linf":
         return onto_ball(images, center, radius, norm).clamp(0, 1)
+    delta = images - center
     return (center + _within(delta, center, radius).view(-1, 1, 1, 1) * delta).clamp(0, 1)
 
 

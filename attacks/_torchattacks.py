@@ -24,7 +24,7 @@ from torchattacks.attack import Attack
 
 from .._errors import NonFinite
 from ._frozen import frozen
-from ._losses import margin, rounding
+from ._losses import hairline, margin
 from ._memory import Parts, out_of_memory
 from ._seeds import seeded
 from ._types import Model, Seed
@@ -64,7 +64,7 @@ class BestIterate(nn.Module):
     margin
         Their margins max_{k != y} z_k - z_y, (N,), in the images' precision; -inf before the first query.
     standing
-        Which samples are not broken yet, bool (N,): the margin is not positive by more than rounding.
+        Which samples are not broken yet by more than a `hairline`, bool (N,).
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class BestIterate(nn.Module):
         better = found > self.margin[rows]
         self.margin[rows] = torch.where(better, found, self.margin[rows])
         self.images[rows] = torch.where(better.view(-1, 1, 1, 1), images.detach(), self.images[rows])
-        self.standing[rows] &= exact <= rounding(logits)
+        self.standing[rows] &= exact <= hairline(logits)
 
     def _ask(self, images: Tensor) -> Tensor:
         (model,) = self._model
@@ -172,9 +172,10 @@ def strongest(
 ) -> Tensor:
     """Run ``make(model)`` up to `restarts` times and return every sample's best iterate.
 
-    With `stop` a sample that is broken is let go: at once on a CPU, from the next restart on on a GPU, which
-    is waited for once between two restarts, to see which those are, and once at the end. Without it every
-    sample is pushed on, as an attack asks for whose images are meant for training or for another model.
+    A sample that is broken takes no part in later restarts; a GPU is waited for once between two, to see
+    which those are, and once at the end. With `stop`, and on a CPU, a sample is let go within a run already.
+    Without it, it is pushed on to the end of the run, as an attack asks for whose images are meant for
+    training or for another model.
 
     Raises
     ------
@@ -198,8 +199,7 @@ def strongest(
         tracker.images = images[:0]  # torchattacks' objects are cycles: they keep it until they are collected
         if restart + 1 == restarts:
             break
-        if stop:
-            active = active[tracker.standing]
+        active = active[tracker.standing if stop else tracker.margin <= 0]
         if not len(active):
             break
     if not bool(finite):

@@ -57,8 +57,8 @@ class Threat:
         Whether each sample is attacked by itself, whatever others are given beside it: survivors of several
         batches are then attacked together, and the model is asked of a batch at a time.
     stops
-        Whether `craft` takes ``stop=False``, and then pushes a sample on that is broken already: what is
-        trained on, or scored on another model, had better be pushed as far as it goes.
+        Whether `craft` takes ``stop=False``, and then pushes a sample on to the end of the run that broke it:
+        what is trained on, or scored on another model, had better be pushed as far as it goes.
     grid_matters
         Whether what `curve` finds at one strength depends on the other strengths and on what is reported.
     parameters

@@ -60,8 +60,8 @@ class Perturber:
     """``change(images, labels, numbers, epoch)``: images perturbed against the model as it is now.
 
     A sample's noise or random start follows from the training seed, the epoch and the sample's number. The
-    attack sees the model in eval mode, and goes on with samples that are broken: what is trained on is the
-    largest loss that it finds.
+    attack sees the model in eval mode. FGSM and PGD go on with samples that are broken, so that what is
+    trained on is the largest loss they find; other attacks let go of them.
     """
 
     def __init__(self, model: nn.Module, wish: Perturbation, seed: int, num_classes: int) -> None:

@@ -13,6 +13,7 @@ import torch
 from gallery.base import Case, Wrapped, context_of, fit, fitted, honest
 from robustode._errors import InvalidArgument, TimeLimitExceeded
 from robustode.attacks import THREATS
+from robustode.attacks._seeds import sample_seeds
 from robustode.bench.audits.context import Context
 from robustode.bench.audits.evidence import Evidence
 from robustode.bench.audits.library import MODEL, all_audits, audit_names, records_audits
@@ -22,6 +23,7 @@ from robustode.bench.audits.run import run_audit
 from robustode.bench.audits.sheet import Sheet, sheets
 from robustode.bench.headline import Headline
 from robustode.bench.leaderboard import leaderboard
+from robustode.bench.queries import QueriedModel
 from robustode.bench.records import Record, from_json, to_json
 from robustode.bench.tables import best, fields, markdown
 from robustode.models import ODEBlock, SolverFailure
@@ -691,3 +693,22 @@ def test_the_attack_under_test_may_be_a_stored_curve():
     record = Record(cell=cell, outcomes={"correct": np.ones((1, 4), bool)}, environment={})
     found = dataclasses.replace(context, evidence=Evidence(records=(record,))).attack_under_test()
     assert (found.name, dict(found.parameters)) == ("curve-linf", dict(curve.parameters))
+
+
+def test_an_attack_through_another_model_goes_on_with_what_it_breaks():
+    """What the other model gets wrong early may still be right on the audited one."""
+    case = context_of(Case(honest(0)), 0)
+    threat = case.threat("pgd", steps=10, restarts=1)
+    given = (
+        QueriedModel(case.model, 10),
+        case.images.clone(),
+        case.labels,
+        0.3,
+        sample_seeds(case.seed, range(len(case.images))),
+    )
+    own = case.perturbed(threat, eps=0.3)
+    through = case.perturbed(threat, eps=0.3, model=case.model)
+    assert not bool(case.correct(own).all())
+    for parts, whole, stop in ((own, threat(*given), True), (through, threat(*given, stop=False), False)):
+        torch.testing.assert_close(parts, whole, msg=f"stop={stop}")
+    assert not torch.equal(own, through)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from robustode._errors import InvalidArgument, NonFinite
 from robustode.attacks import BUDGET_TOLERANCE, THREATS, violation
+from robustode.attacks._curve import Curve
 from robustode.attacks._ledger import divided, keeping, part
 from robustode.bench import unit
 from robustode.bench.attack_parts import attack_parts
@@ -413,3 +414,17 @@ def test_a_curve_that_fails_is_a_failure_at_every_strength(few, tmp_path):
     run_plan(plan, few, store, device=stubs.CPU, jobs=1)
     ours = [r for r in store.load()[0] if r.cell.threat == "curve-linf"]
     assert [r.status for r in ours] == ["nonfinite"] * 3
+
+
+@pytest.mark.parametrize(
+    ("radius", "over", "kept"), [(0.5, 4e-7, True), (0.5, 8e-7, False), (10.0, 4e-6, True)]
+)
+def test_what_float32_oversteps_is_kept_as_the_harness_allows(radius, over, kept):
+    """A sample is never called broken at a radius whose image of it was dropped for its last digits."""
+    images = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
+    curve = Curve(images, torch.zeros(1, dtype=torch.long), 0, [radius], "l2")
+    found = torch.full_like(images, (radius + over) / 16)
+    curve.note(curve.everyone, found, torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.bool))
+    assert curve.broken.tolist() == [[kept]]
+    assert torch.equal(curve.best[0], found if kept else images)
+    assert kept == (float(violation(found, images, radius, "l2")) <= BUDGET_TOLERANCE * max(1.0, radius) / 2)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import stubs
 import torch
-from robustode.attacks import THREATS, distance
+from robustode.attacks import THREATS, _torchattacks, distance
 from robustode.attacks._torchattacks import BestIterate, strongest
+from robustode.bench.evaluate import evaluate_cell
 from robustode.bench.queries import QueriedModel
 from robustode.models import MODELS
 from torch import nn
@@ -187,13 +188,33 @@ def test_a_broken_sample_is_let_go_within_a_run_exactly(stop):
     torch.testing.assert_close(found.flatten(), torch.tensor([0.48 if stop else 0.27, 0.60]))
 
 
-def test_a_break_within_rounding_is_searched_on():
-    """A margin that the last digits make: a batch of another size may not see it."""
-    labels, logits = torch.zeros(2, dtype=torch.long), torch.tensor([[1000.0, 1000.001], [1000.0, 1001.0]])
-    tracker = BestIterate(lambda x: logits[: len(x)], torch.zeros(2, 1, 1, 1), labels, stop=True)
-    tracker(torch.full((2, 1, 1, 1), 0.5))
-    assert tracker.standing.tolist() == [True, False]
-    assert bool((tracker.margin > 0).all())
+def test_a_hairline_break_is_pushed_on():
+    """One that rounding an image for storage, or the last digits of another batch, may take back."""
+    labels = torch.zeros(3, dtype=torch.long)
+    logits = torch.tensor([[2.0, 2.0, 1.0], [2.0, 2.009, 1.0], [2.0, 2.02, 1.0]])
+    tracker = BestIterate(lambda x: logits[: len(x)], torch.zeros(3, 1, 1, 1), labels, stop=True)
+    tracker(torch.full((3, 1, 1, 1), 0.5))
+    assert tracker.standing.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(("name", "eps"), [("pgd-linf", 0.015), ("pgd-l2", 0.25)])
+def test_what_is_let_go_is_still_broken_as_it_is_stored(name, eps, monkeypatch):
+    """Many pixels, each rounded towards the image: of 1,000 samples a dozen breaks are hairlines."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = stubs.Linear((1, 28, 28), 10).eval()
+    images = torch.rand(1000, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        split = stubs.split_of(images, model(images).argmax(1))
+    threat = THREATS.get(name)
+    cell = stubs.cell_for(threat, eps, samples=1000)
+    options = {"num_classes": 10, "device": stubs.CPU, "environment": {}, "keep": lambda breaks: None}
+    stopped = evaluate_cell(cell, model, split, threat, **options)
+    monkeypatch.setattr(_torchattacks, "lets_go_at_once", lambda images: False)
+    whole = evaluate_cell(cell, model, split, threat, **options)
+    assert torch.equal(*(torch.from_numpy(record.outcomes["correct"]) for record in (stopped, whole)))
+    assert 0.2 < whole.outcomes["correct"].mean() < 0.8
+    assert stopped.backwards < whole.backwards
 
 
 @pytest.mark.parametrize("name", ["pgd-linf", "pgd-l2"])

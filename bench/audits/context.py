@@ -139,7 +139,7 @@ class Context:
     ) -> Tensor:
         """Images (N, C, H, W): the samples `rows` (k,) attacked through `model`, the others as they are.
 
-        Another model than the one audited is attacked to the last step: its examples are for that one.
+        FGSM and PGD go on to the last step where `model` is another: its examples are for the audited one.
         """
         rows = torch.arange(len(self.images), device=self.device) if rows is None else rows
         asked = self.queried if model is None else QueriedModel(model, self.num_classes)
