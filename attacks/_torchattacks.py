@@ -199,7 +199,7 @@ def strongest(
         tracker.images = images[:0]  # torchattacks' objects are cycles: they keep it until they are collected
         if restart + 1 == restarts:
             break
-        active = active[tracker.standing if stop else tracker.margin <= 0]
+        active = active[tracker.margin <= 0]
         if not len(active):
             break
     if not bool(finite):
