@@ -105,9 +105,9 @@ def test_a_curve_finds_in_one_run_what_the_cascade_finds_at_each_strength(mask, 
 def test_at_the_official_strength_too_for_several_networks_and_radii(mask, seed, norm):
     """Within a point, but for two things that were measured.
 
-    Where rounding is far coarser than logits or pixels need, 1.11 points: five images of 450. And where the ball
-    is so large that the label's logit saturates to exactly 1 all over it: its slope is zero in every query
-    then, 4.4 points were left (network 1, l2 0.6) that an attack on the unmasked twin breaks.
+    Where rounding is far coarser than logits or pixels need, 1.11 points: five images of 450. And where the
+    ball is so large that the label's logit saturates to exactly 1 all over it: its slope is zero in every
+    query then, 4.4 points were left (network 1, l2 0.6) that an attack on the unmasked twin breaks.
     """
     for eps in EPS[norm]:
         room = 1.12 if mask in ("coarse", "pixels") else 1
