@@ -170,11 +170,19 @@ def evaluate(
 
 def _threat(item: str | tuple[str, float]) -> tuple[Threat, float]:
     """One threat and its strength, checked."""
-    name, strength = (item, DEFAULT_STRENGTHS.get(item)) if isinstance(item, str) else item
+    name, strength = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+    if not isinstance(name, str):
+        raise InvalidArgument(f"a threat is a name or a pair (name, strength), not {item!r}")
     threat = THREATS.get(name)
+    if isinstance(item, str):
+        strength = DEFAULT_STRENGTHS.get(item)
     if strength is None:
         raise InvalidArgument(f"threat {name}: give its strength, as ({name!r}, {threat.strength_name})")
-    return threat, threat.check_strength(float(strength))
+    try:
+        number = float(strength)
+    except (TypeError, ValueError):
+        raise InvalidArgument(f"threat {name}: its strength is one number, not {strength!r}") from None
+    return threat, threat.check_strength(number)
 
 
 def _home(module: nn.Module) -> torch.device:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -18,6 +18,7 @@ from .records import Record
 from .report import PAGE, texts
 from .store import Problem, Store
 
+_LINKED = re.compile(r'href="(figures/[\w.-]+)"')
 _PICTURES = re.compile(r'<svg\b.*?</svg>|data:image/[^"]*', re.DOTALL)
 
 
@@ -71,7 +72,8 @@ def check_orphans(store: Store, records: Sequence[Record]) -> Iterator[Finding]:
 def check_tables(store: Store) -> Iterator[Finding]:
     """Each table of the report, and the page, is the one that the records make now.
 
-    Pictures on the page are left out: another machine draws the same lines with other last digits.
+    What pictures show is left out: another machine draws the same lines with other last digits. That the
+    page's figures are there is not.
     """
     made = texts(store.folder)
     if not (store.report / "cards").is_dir():
@@ -86,10 +88,20 @@ def check_tables(store: Store) -> Iterator[Finding]:
             yield Finding(file=file, what="missing or unreadable: run `robustode report` to write it")
             continue
         if name == PAGE:
+            yield from _figures(store, dict.fromkeys(_LINKED.findall(stored)))
             stored, text = without_pictures(stored), without_pictures(text)
         if stored != text:
             differ = _first_row if name.endswith(".csv") else _first_line
             yield Finding(file=file, what=differ(stored, text))
+
+
+def _figures(store: Store, shown: Iterable[str]) -> Iterator[Finding]:
+    if not (store.report / "figures").is_dir():
+        yield Finding(file="report/figures", what="none are here: run `robustode report`", note=True)
+        return
+    for name in shown:
+        if not (store.report / name).is_file():
+            yield Finding(file=f"report/{name}", what="missing: run `robustode report` to draw it")
 
 
 def without_pictures(page: str) -> str:

@@ -40,14 +40,18 @@ def read_submission(path: Path) -> Sent:
     try:
         content = path.read_bytes()
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            if absent := [name for name in ("index", "image") if name not in file]:
+                raise InvalidArgument(f"{path} has no array {' and no array '.join(absent)}")
             index, image = file["index"], file["image"]
             origin = str(file["origin"]) if "origin" in file else path.name
+    except InvalidArgument:
+        raise
     except OSError as error:
         raise InvalidArgument(f"{path} cannot be read: {error.strerror or error}") from None
-    except KeyError as error:
-        raise InvalidArgument(f"{path}: {str(error.args[0]).removesuffix(' in the archive')}") from None
-    except (ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise InvalidArgument(f"{path} is not an .npz file of plain arrays ({error})") from None
+    except (ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile):
+        raise InvalidArgument(
+            f"{path} is not an .npz file of plain arrays: write it with np.savez(FILE, index=..., image=...)"
+        ) from None
     if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer) or not index.size:
         raise InvalidArgument(
             f"{path}: index must be a list of whole numbers, not {index.dtype} {index.shape}"

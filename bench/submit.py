@@ -86,8 +86,11 @@ def submit(
     spec = resolve_model(model) if ".py" in model else None
     load_plugins()
     store = Store(folder)
+    records = store.load()[0]
+    if not records:
+        raise InvalidArgument(f"no records in {folder}: run `robustode run` first, or pass --out")
     headline = Headline.read(store.folder)
-    used, _ = current(store.load()[0], headline.preferred)
+    used, _ = current(records, headline.preferred)
     name = spec.name if spec else model
     known = sorted({record.cell.model for record in used})
     if name not in known:
@@ -112,7 +115,7 @@ def submit(
         raise InvalidArgument(f"{base.dataset} here is not the one of {folder}: its index_sha256 differs")
     if sent.images.shape[1:] != tuple(data.input_shape):
         raise InvalidArgument(
-            f"images are {sent.images.shape[1:]}, those of {base.dataset} {data.input_shape}"
+            f"the images sent are {sent.images.shape[1:]}, those of {base.dataset} {tuple(data.input_shape)}"
         )
     cell = dataclasses.replace(
         base,

@@ -126,6 +126,9 @@ def verify(
         if model is None:
             done.unrun.append(f"{row[1]} seed {seed}")
         done.predicted += recheck.predicted
+    if done.unrun and not done.models and not done.disagreements:
+        what = "no trained model could be run again, so no example was: see the notes"
+        done.findings.append(Finding(file="checkpoints", what=what))
     return done
 
 

@@ -228,7 +228,7 @@ def test_one_that_holds_is_kept_among_others_that_do_not(folder, stronger, tmp_p
     [
         (None, "cannot be read: No such file"),
         (b"not a zip", "is not an .npz file of plain arrays"),
-        ({"index": np.arange(2)}, "image is not a file"),
+        ({"index": np.arange(2)}, "has no array image"),
         ({"index": np.arange(2), "image": np.zeros((3, 1, 8, 8))}, "image must be (2, c, h, w)"),
         ({"index": np.arange(2.0), "image": np.zeros((2, 1, 8, 8))}, "index must be a list of whole numbers"),
         (
@@ -236,7 +236,10 @@ def test_one_that_holds_is_kept_among_others_that_do_not(folder, stronger, tmp_p
             "image must be float, uint8 or uint16",
         ),
         ({"index": np.arange(2), "image": np.array([{}, {}])}, "is not an .npz file of plain arrays"),
-        ({"index": np.arange(2), "image": np.zeros((2, 1, 9, 9))}, "images are (1, 9, 9), those of digits"),
+        (
+            {"index": np.arange(2), "image": np.zeros((2, 1, 9, 9))},
+            "images sent are (1, 9, 9), those of digits (1, 8, 8)",
+        ),
     ],
 )
 def test_a_bad_file_is_one_line_and_status_2(attacked, tmp_path, capsys, arrays, message):
@@ -258,7 +261,7 @@ def test_a_bad_file_is_one_line_and_status_2(attacked, tmp_path, capsys, arrays,
         (["--model", "resnt"], "unknown model 'resnt': did you mean resnet"),
         (["--model", "resnet", "--seed", "3"], "holds no resnet with seed 3"),
         (["--model", "resnet", "--norm", "l2"], "trained and attacked in l2 at a reported strength"),
-        (["--model", "resnet", "--out", "none"], "not a plan"),
+        (["--model", "resnet", "--out", "none"], "no records in none: run `robustode run` first"),
     ],
 )
 def test_what_the_folder_does_not_hold_is_one_line_and_status_2(

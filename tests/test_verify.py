@@ -74,6 +74,9 @@ def lines(found: Verification) -> list[str]:
     return [str(finding) for finding in found.disagreements]
 
 
+UNRUN = "checkpoints: no trained model could be run again, so no example was: see the notes"
+
+
 def only(folder: Path) -> str:
     (line,) = lines(verify(folder))
     return line
@@ -372,6 +375,11 @@ def test_other_data_are_not_compared(folder, digits, monkeypatch):
     assert "it speaks of other samples than digits here" in only(folder)
 
 
+def test_a_figure_that_the_page_shows_and_that_is_gone_is_named(folder):
+    (folder / "report" / "figures" / "digits-accuracy.svg").unlink()
+    assert only(folder) == "report/figures/digits-accuracy.svg: missing: run `robustode report` to draw it"
+
+
 @pytest.mark.usefixtures("registries")
 def test_a_model_from_a_file_needs_its_file(tmp_path, few, capsys):
     path = tmp_path / "net.py"
@@ -386,7 +394,8 @@ def test_a_model_from_a_file_needs_its_file(tmp_path, few, capsys):
     run_plan(plan, few, Store(tmp_path / "out"), device=stubs.CPU)
     write_report(tmp_path / "out")
     found = verify(tmp_path / "out")
-    assert (lines(found), found.models) == ([], 0)
+    assert lines(found) == [UNRUN]
+    assert found.models == 0
     assert "flat is no registered model: give its file with --models" in str(found.notes[0])
     capsys.readouterr()
     assert main(["verify", "--out", str(tmp_path / "out"), "--models", f"{path}:flat"]) == 0
@@ -400,7 +409,7 @@ def test_another_version_is_not_run_again(folder, monkeypatch):
     raised = dataclasses.replace(spec, version=spec.version + 1)
     monkeypatch.setitem(MODELS._items, "resnet", raised)
     found = verify(folder)
-    assert lines(found) == []
+    assert lines(found) == [UNRUN]
     assert [note.what for note in found.notes] == [
         f"not run again: made by version {spec.version} of resnet, which is {raised.version} here"
     ]
