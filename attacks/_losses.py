@@ -34,7 +34,8 @@ def hairline(logits: Tensor) -> Tensor:
     """Up to which margin a break of `logits` (N, K) is too close to be let go, float64 (N,).
 
     A hundredth of how far the logits lie apart: an adversarial image is stored in whole steps, which takes
-    less than that from its margin, and who stops at a closer one stops at a break that does not last.
+    less than that from its margin unless the model is very stiff, and who stops at a closer one stops at a
+    break that does not last.
     """
     apart = (logits.amax(1) - logits.amin(1)).double()
     return torch.maximum(rounding(logits), 0.01 * apart)

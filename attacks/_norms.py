@@ -54,7 +54,8 @@ def onto_ball(images: Tensor, center: Tensor, radius: Radius, norm: Norm) -> Ten
         return center + torch.maximum(torch.minimum(delta, bound), -bound)
     length = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp_min(torch.finfo(delta.dtype).tiny)
     radius = radius.view(-1) if isinstance(radius, Tensor) else radius
-    return center + delta * (radius / length).clamp_max(1).view(-1, 1, 1, 1)
+    nearest: Tensor = center + delta * (radius / length).clamp_max(1).view(-1, 1, 1, 1)
+    return nearest
 
 
 def _within(delta: Tensor, center: Tensor, radius: Radius) -> Tensor:
