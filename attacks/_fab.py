@@ -71,7 +71,8 @@ def fab(
     """Look for the nearest point of the survivors where their classes `targets` (N,) overtake the true ones.
 
     2 `steps` forwards and `steps` backwards each. FAB knows no budget: an image counts once it lies within
-    its `eps`, and its sample is then left alone; so is one whose gradient is zero, which has no plane.
+    its `eps`, and its sample is then left alone; so is one whose gradient is zero, which has no plane, and
+    one that has to be asked in double precision, whose plane single precision would not find.
 
     Parameters
     ----------
@@ -82,6 +83,7 @@ def fab(
         Largest weight of the original image, overshoot, and how far a step back towards it goes.
     """
     rows = survivors.rows
+    rows = rows[~survivors.fine[rows]]
     x0 = survivors.images[rows]
     x = x0
     if purpose is not None and len(rows):

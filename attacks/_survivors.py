@@ -9,7 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .._errors import NonFinite
+from .._errors import NonFinite, RobustodeError
+from ._double import in_double
 from ._frozen import frozen
 from ._losses import margin, rounding
 from ._memory import Parts
@@ -60,6 +61,11 @@ class Survivors:
         Which samples are not broken yet, bool (N,).
     blind
         Samples whose input gradient was exactly zero whenever it was asked for, bool (N,).
+    still
+        Samples the logit of whose class was exactly the same in every answer, bool (N,): it is rounded or
+        saturated, and gradients show what moves the other logits alone.
+    fine
+        Samples whose gradients are taken in double precision, bool (N,); see `refine`.
 
     Notes
     -----
@@ -84,6 +90,10 @@ class Survivors:
         self.margin = images.new_full((len(images),), -torch.inf, dtype=torch.float64)
         self.standing = torch.ones(len(images), dtype=torch.bool, device=images.device)
         self.blind = torch.ones_like(self.standing)
+        self.still = torch.ones_like(self.standing)
+        self.fine = torch.zeros_like(self.standing)
+        self._refined = False
+        self._first: Tensor | None = None
         self._demand(self.images, "pixels are")
         self.logits = self._look(self.rows, self.images, None)[0] if len(images) else images.new_empty(0, 1)
 
@@ -119,7 +129,57 @@ class Survivors:
     def ascend(
         self, rows: Tensor, x: Tensor, loss: Loss, inside: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Values (n,) of `loss` at `x` (n, C, H, W) and its gradient there; `x` is kept as in `ask`."""
+        """Values, float64 (n,), of `loss` at `x` (n, C, H, W) and a gradient there; `x` is kept as in `ask`.
+
+        The gradient of a `fine` sample is scaled to a largest entry of 1, and costs a forward pass more.
+        """
+        if not self._refined:
+            return self._ascend(rows, x, loss, inside)
+        value, gradient = torch.zeros_like(self.margin[rows]), torch.zeros_like(x)
+        fine = self.fine[rows]
+        for mask, ascend in ((fine, self._ascend_finely), (~fine, self._ascend)):
+            if bool(mask.any()):
+                within = None if inside is None else inside[mask]
+                value[mask], gradient[mask] = ascend(rows[mask], x[mask], loss, within)
+        return value, gradient
+
+    def refine(self) -> None:
+        """From here on take the gradients of samples that stand `still` in double precision.
+
+        What counts is still what the model answers in its own. A model that cannot be asked in double
+        precision is left as it is.
+        """
+        rows = (self.still & self.standing).nonzero().flatten()
+        if not len(rows) or self.images.dtype == torch.float64:
+            return
+        try:
+            with in_double(self._model), torch.no_grad():
+                answers = self._model(self.images[rows[:1]].double()).dtype == torch.float64
+        except (RobustodeError, RuntimeError, TypeError, ValueError):
+            return
+        if answers:
+            self.fine[rows], self._refined = True, True
+
+    def finely(self, rows: Tensor) -> bool:
+        """Whether the samples `rows`, of one sort, are `fine`: a loss is asked about the two sorts apart."""
+        return self._refined and bool(self.fine[rows].any())
+
+    def _ascend(self, rows: Tensor, x: Tensor, loss: Loss, inside: Tensor | None) -> tuple[Tensor, Tensor]:
+        logits, value, gradient = self._slope(rows, x, loss)
+        self._keep(rows, x, logits, inside)
+        return value.double(), gradient
+
+    def _ascend_finely(
+        self, rows: Tensor, x: Tensor, loss: Loss, inside: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        with in_double(self._model):
+            _, value, gradient = self._slope(rows, x.double(), loss)
+        self._look(rows, x, inside)
+        largest = gradient.abs().amax((1, 2, 3), keepdim=True)
+        return value, (gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)).to(x)
+
+    def _slope(self, rows: Tensor, x: Tensor, loss: Loss) -> tuple[Tensor, ...]:
+        """Logits at `x`, values of `loss` and its gradient."""
 
         def part(x: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
             with torch.enable_grad():
@@ -133,8 +193,7 @@ class Survivors:
         self._demand(logits, "logits are")
         self._demand(gradient, "the input gradient is")
         self.blind[rows] &= ~points(gradient)
-        self._keep(rows, x, logits, inside)
-        return value, gradient
+        return logits, value, gradient
 
     def _forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -148,6 +207,10 @@ class Survivors:
 
     def _keep(self, rows: Tensor, x: Tensor, logits: Tensor, inside: Tensor | None) -> Tensor:
         found = margin(logits, self.labels[rows])
+        own = logits.gather(1, self.labels[rows][:, None])[:, 0]
+        if self._first is None:
+            self._first = own.clone()
+        self.still[rows] &= own == self._first[rows]
         better = found > self.margin[rows]
         if inside is not None:
             better &= inside

@@ -19,7 +19,7 @@ from torch import Tensor
 from ._apgd import apgd
 from ._fab import fab
 from ._ledger import part
-from ._losses import cross_entropy, dlr_targeted
+from ._losses import cross_entropy, difference, dlr_targeted
 from ._norms import Radius
 from ._slopes import slopes
 from ._square import square
@@ -71,7 +71,8 @@ def _apgd_t(survivors: Survivors, eps: Radius, norm: Norm, steps: int, targets: 
         target = survivors.target(rank)
 
         def loss(logits: Tensor, rows: Tensor, target: Tensor = target) -> Tensor:
-            return dlr_targeted(logits, survivors.labels[rows], target[rows])
+            ratio = difference if survivors.finely(rows) else dlr_targeted  # its denominator saturates too
+            return ratio(logits, survivors.labels[rows], target[rows])
 
         again: dict[str, Any] = {"first": 0.25, "straight": norm == "linf" and before % 2 == 1}
         purpose = _name(rank, before)
@@ -160,10 +161,15 @@ def fab_t(
 
 def cascade(survivors: Survivors, eps: Radius, norm: Norm, steps: int, targets: int, queries: int) -> None:
     """The stages of `autoattack`, one after the other, each with its own line in the ledger."""
+
+    def refined() -> None:
+        survivors.refine()
+        _apgd_t(survivors, eps, norm, steps, targets)
+
     spare = steps * (1 + targets) + (2 * steps - 1) * targets
     stages: dict[str, Callable[[], None]] = {
         "apgd-ce": lambda: _apgd_ce(survivors, eps, norm, steps),
-        "apgd-t": lambda: _apgd_t(survivors, eps, norm, steps, targets),
+        "apgd-t": refined,
         "fab-t": lambda: _fab_t(survivors, eps, norm, steps, targets),
         "square": lambda: square(survivors, eps, norm, queries=queries),
         "slopes": lambda: slopes(survivors, eps, norm, queries=spare, targets=targets),
@@ -213,7 +219,9 @@ def autoattack(
 
     A sample whose gradient is exactly zero wherever it is asked for (rounded or saturated logits) costs
     the first three next to nothing. What it left of their queries is spent on fitted slopes, at the end: the
-    worst case stays what it was, and Square alone is weak in L2.
+    worst case stays what it was, and Square alone is weak in L2. One the logit of whose class APGD-CE has not
+    moved at all is then attacked along slopes in double precision: by the difference of two logits, with two
+    forwards a step, and not by FAB.
     """
     with ExitStack() as stack:
         with part("start", [strength], lambda: [len(images)]):

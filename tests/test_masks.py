@@ -103,16 +103,11 @@ def test_a_curve_finds_in_one_run_what_the_cascade_finds_at_each_strength(mask, 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("mask", MASKS)
 def test_at_the_official_strength_too_for_several_networks_and_radii(mask, seed, norm):
-    """Within a point, but for two things that were measured.
-
-    Where rounding is far coarser than logits or pixels need, 1.11 points: five images of 450. And where the
-    ball is so large that the label's logit saturates to exactly 1 all over it: its slope is zero in every
-    query then, 4.4 points were left (network 1, l2 0.6) that an attack on the unmasked twin breaks.
+    """Within a point, but where rounding is far coarser than logits or pixels need: 1.11 points were
+    measured there, five images of 450.
     """
     for eps in EPS[norm]:
         room = 1.12 if mask in ("coarse", "pixels") else 1
-        if mask == "saturated" and eps == EPS[norm][-1]:
-            room = 5
         plain = robust(f"autoattack-{norm}", eps, "none", seed)
         assert robust(f"autoattack-{norm}", eps, mask, seed) <= plain + room
 
@@ -136,8 +131,9 @@ def test_blind_samples_cost_no_more_than_is_declared(norm):
         threat = THREATS.get(f"autoattack-{norm}").configure(steps=steps, queries=queries)
         threat(queried, images[right], labels[right], 1e-6, 0)
         forwards, backwards = threat.queries(threat.parameters)
-        assert queried.backwards == 50 * (1 + 9 + 9), "one look at the gradient per run"
+        assert queried.backwards == 50 * (1 + 9), "one look at the gradient per run, none of FAB"
         fitted = (steps * 10 + (2 * steps - 1) * 9) // 73 * 73
-        assert queried.forwards == 50 * (1 + 10 + 9 + queries + fitted)
+        looks = 1 + 2 * 9  # in single precision, then in double precision, where they stay blind
+        assert queried.forwards == 50 * (1 + looks + queries + fitted) + 1
         assert queried.forwards <= 50 * forwards
         assert queried.backwards <= 50 * backwards
