@@ -21,10 +21,10 @@ from .leaderboard import cleared, rank_column
 from .matrix import draw_transfer
 from .outcomes import outcomes
 from .rates import draw_rates
-from .records import REPLAYS, Record
+from .records import Record
 from .sandwich import bounds, draw_sandwich
 from .selection import Entry, entry
-from .stats import CERTIFICATE
+from .stats import CERTIFICATE, traced
 from .style import NAMED_MODELS, RC, Style, key_name, strength_symbol, styles
 from .tradeoff import draw_tradeoff
 from .trajectories import draw_trajectories
@@ -101,7 +101,7 @@ def _figures(
     ours = {str(row.label): by_row[dataset, str(row.model), str(row.recipe)] for row in board.itertuples()}
     accuracy = table[(table["statistic"] == "accuracy")]
     certified = table[(table["statistic"] == "certified_accuracy") & (table["threat"] == CERTIFICATE)]
-    curves = accuracy[~accuracy["threat"].isin(list(REPLAYS.values()))]  # made at one strength only
+    curves = traced(accuracy)
     if (curves["threat"] != "clean").any():
         alt = f"Line plots, one per threat: accuracy falls as strength grows. Highest ranked: {best}."
         yield "accuracy", "Accuracy against strength", alt, draw_curves(curves, board, looks, certified)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from .stats import CERTIFICATE, WORST_CASE
+from .stats import CERTIFICATE, WORST_CASE, traced
 from .style import NORMS, key_name, strength_name, styles, threat_name
 from .text import missing
 
@@ -23,10 +23,10 @@ def chart_data(
 ) -> list[dict[str, Any]]:
     """The curves of each dataset, in the order of `board`.
 
-    A dataset is ``{name, panels, rows}``. A panel is one threat: ``title``, ``group`` (panels of one group
-    share an axis: a norm, or a noise), ``kind`` (``worst``, ``attack``, ``noise`` or ``certified``),
-    ``symbol``, ``axis``, and ``x``, its strengths, 0 for the clean test set. A row is one model: ``id``,
-    ``label``, colours on light and dark, ``dash``, and ``curves``, by panel a list of values, low ends, high
+    A dataset is ``{name, panels, rows}``. A panel is one threat, of those `traced`: ``title``, ``group``
+    (panels of one group share an axis: a norm, or a noise), ``kind`` (``worst``, ``attack``, ``noise`` or
+    ``certified``), ``symbol``, ``axis``, and ``x``, its strengths, 0 for the clean test set. A row is one
+    model: ``id``, ``label``, colours on light and dark, ``dash``, and ``curves``, by panel a list of values, low ends, high
     ends (percent; null where missing), samples and training seeds (one number where all are equal).
 
     Parameters
@@ -38,10 +38,8 @@ def chart_data(
     anchors
         The id of each row's sheet, by (dataset, model, recipe).
     """
-    kept = summary[
-        (summary["statistic"] == "accuracy")
-        | ((summary["statistic"] == "certified_accuracy") & (summary["threat"] == CERTIFICATE))
-    ]
+    certified = (summary["statistic"] == "certified_accuracy") & (summary["threat"] == CERTIFICATE)
+    kept = pd.concat([traced(summary[summary["statistic"] == "accuracy"]), summary[certified]])
     by_dataset: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for figure in kept.to_dict("records"):
         by_dataset[str(figure["dataset"])].append({str(k): v for k, v in figure.items()})

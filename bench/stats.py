@@ -97,6 +97,20 @@ def summarise(records: Iterable[Record]) -> pd.DataFrame:
     return table.astype({"strength": float, "value": float, "low": float, "high": float})
 
 
+def traced(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """Figures without the attacks that were asked at one strength only: a line from clean to it says nothing
+    of what lies between. A worst case stays, and so does noise.
+
+    Parameters
+    ----------
+    accuracy
+        Rows of `summarise`.
+    """
+    threats = accuracy.groupby(["dataset", "protocol", "threat", "norm"])  # clean and noise have no norm
+    single = (threats["strength"].transform("nunique") == 1) & (accuracy["threat"] != WORST_CASE)
+    return accuracy[~single]
+
+
 def _grouped(pairs: Iterable[tuple[Hashable, Any]]) -> dict[Any, list[Any]]:
     groups: dict[Any, list[Any]] = defaultdict(list)
     for key, value in pairs:

@@ -74,6 +74,20 @@ def test_curves_are_those_of_the_summary():
                 assert [value, bottom, top] == pytest.approx(100 * expected, abs=0.0051)
 
 
+def test_an_attack_asked_at_one_strength_has_no_curve_and_the_worst_case_has_one():
+    made = [
+        r
+        for r in synthetic.records(("node",), samples=20, threats=("gaussian", "pgd-linf"))
+        if r.cell.threat not in ("gaussian", "pgd-linf") or r.cell.strength == 0.1
+    ]
+    board = labelled(leaderboard(made, synthetic.HEADLINE))
+    (data,) = chart_data(summarise(made), board, anchors(board))
+    assert [(panel["title"], panel["x"]) for panel in data["panels"]] == [
+        ("Worst case ℓ∞", [0, 0.1]),
+        ("Gaussian noise", [0, 0.1]),
+    ]
+
+
 def test_a_value_that_a_training_seed_lacks_is_a_gap():
     made = synthetic.records(("node",), seeds=(0, 1), samples=20, threats=("gaussian",))
     lost = [r for r in made if (r.cell.training_seed, r.cell.threat, r.cell.strength) != (1, "gaussian", 0.2)]
