@@ -26,8 +26,9 @@ def chart_data(
     A dataset is ``{name, panels, rows}``. A panel is one threat, of those `traced`: ``title``, ``group``
     (panels of one group share an axis: a norm, or a noise), ``kind`` (``worst``, ``attack``, ``noise`` or
     ``certified``), ``symbol``, ``axis``, and ``x``, its strengths, 0 for the clean test set. A row is one
-    model: ``id``, ``label``, colours on light and dark, ``dash``, and ``curves``, by panel a list of values, low ends, high
-    ends (percent; null where missing), samples and training seeds (one number where all are equal).
+    model: ``id``, ``label``, colours on light and dark, ``dash``, and ``curves``, by panel a list of values,
+    low ends, high ends (percent; null where missing), samples and training seeds (one number where all are
+    equal).
 
     Parameters
     ----------
