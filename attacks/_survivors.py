@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .._errors import NonFinite, RobustodeError
+from .._errors import NonFinite, TimeLimitExceeded
 from ._double import in_double
 from ._frozen import frozen
 from ._losses import margin, rounding
@@ -144,21 +144,25 @@ class Survivors:
         return value, gradient
 
     def refine(self) -> None:
-        """From here on take the gradients of samples that stand `still` in double precision.
+        """From here on take the gradients of saturated samples in double precision.
 
-        What counts is still what the model answers in its own. A model that cannot be asked in double
-        precision is left as it is.
+        They stand `still`, and their own logit has a slope at the unperturbed image in double precision and
+        none in single: two queries forwards and backwards of each that stands still. What counts remains what
+        the model answers in its own precision. A model that fails in double precision is left as it is.
         """
         rows = (self.still & self.standing).nonzero().flatten()
-        if not len(rows) or self.images.dtype == torch.float64:
+        if not len(rows):
             return
-        try:
-            with in_double(self._model), torch.no_grad():
-                answers = self._model(self.images[rows[:1]].double()).dtype == torch.float64
-        except (RobustodeError, RuntimeError, TypeError, ValueError):
-            return
-        if answers:
-            self.fine[rows], self._refined = True, True
+
+        def own(logits: Tensor, rows: Tensor) -> Tensor:
+            return logits.gather(1, self.labels[rows][:, None])[:, 0]
+
+        x = self.images[rows]
+        seen = points(self._slope(rows, x, own)[2])
+        finer = self._in_double(rows, x, own)
+        if finer is not None:
+            self.fine[rows] = points(finer[1]) & ~seen
+            self._refined = bool(self.fine.any())
 
     def finely(self, rows: Tensor) -> bool:
         """Whether the samples `rows`, of one sort, are `fine`: a loss is asked about the two sorts apart."""
@@ -172,11 +176,25 @@ class Survivors:
     def _ascend_finely(
         self, rows: Tensor, x: Tensor, loss: Loss, inside: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        with in_double(self._model):
-            _, value, gradient = self._slope(rows, x.double(), loss)
+        finer = self._in_double(rows, x, loss)
+        if finer is None:
+            self.fine[rows] = False
+            return self._ascend(rows, x, loss, inside)
         self._look(rows, x, inside)
+        value, gradient = finer
         largest = gradient.abs().amax((1, 2, 3), keepdim=True)
         return value, (gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)).to(x)
+
+    def _in_double(self, rows: Tensor, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor] | None:
+        """Values of `loss` and its gradient in double precision; None where the model fails there."""
+        try:
+            with in_double(self._model):
+                _, value, gradient = self._slope(rows, x.double(), loss)
+        except TimeLimitExceeded:
+            raise
+        except Exception:  # whatever it is, the same query in the model's own precision shows it again
+            return None
+        return value.double(), gradient
 
     def _slope(self, rows: Tensor, x: Tensor, loss: Loss) -> tuple[Tensor, ...]:
         """Logits at `x`, values of `loss` and its gradient."""

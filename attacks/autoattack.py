@@ -166,7 +166,7 @@ def cascade(survivors: Survivors, eps: Radius, norm: Norm, steps: int, targets: 
         survivors.refine()
         _apgd_t(survivors, eps, norm, steps, targets)
 
-    spare = steps * (1 + targets) + (2 * steps - 1) * targets
+    spare = steps * (1 + targets) + (2 * steps - 1) * targets - 2  # two may have gone into `refine`
     stages: dict[str, Callable[[], None]] = {
         "apgd-ce": lambda: _apgd_ce(survivors, eps, norm, steps),
         "apgd-t": refined,
@@ -219,9 +219,9 @@ def autoattack(
 
     A sample whose gradient is exactly zero wherever it is asked for (rounded or saturated logits) costs
     the first three next to nothing. What it left of their queries is spent on fitted slopes, at the end: the
-    worst case stays what it was, and Square alone is weak in L2. One the logit of whose class APGD-CE has not
-    moved at all is then attacked along slopes in double precision: by the difference of two logits, with two
-    forwards a step, and not by FAB.
+    worst case stays what it was, and Square alone is weak in L2. One the logit of whose class is saturated,
+    so that APGD-CE has not moved it at all, is then attacked along slopes in double precision: by the
+    difference of two logits, with two forwards a step, and not by FAB.
     """
     with ExitStack() as stack:
         with part("start", [strength], lambda: [len(images)]):

@@ -247,8 +247,8 @@ def load_model(folder: str | Path, name: str, *, seed: int = 0, model: str | Non
     CheckpointError
         When its weights are missing or do not match the hash in its record.
     """
-    from .external import resolve_model
-    from .plugins import load_plugins
+    from .outside.external import resolve_model
+    from .outside.plugins import load_plugins
     from .trained import trained_model
 
     load_plugins(lambda line: warnings.warn(line, stacklevel=3))

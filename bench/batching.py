@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ..attacks._memory import out_of_memory
 from ..models import ModelSpec
-from .clock import time_passes
+from .cells import training_cell
 from .data import Data
 from .device import device_name
 from .estimate import on_threads
@@ -31,6 +31,7 @@ from .memory import free_memory, peak_memory
 from .plan import Plan
 from .queries import ask_model
 from .store import Store, write_atomically
+from .timing.clock import time_passes
 from .train import build_model
 
 SMALLEST = 16
@@ -181,7 +182,7 @@ def known_batch_sizes(plan: Plan, data: Data, store: Store, device: torch.device
     free = {attack.threat.name for attack in plan.attacks if attack.plan.batch_size is None}
     cells = [r.cell for r in store.load()[0] if r.cell.kind == "accuracy" and r.status == "ok"]
     for spec in plan.specs:
-        like = plan.training_cell(spec, 0, data)
+        like = training_cell(plan, spec, 0, data)
         used = Counter(
             cell.batch_size
             for cell in cells

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import InvalidArgument
+from .pages.template import template
+from .pages.timings import HEADS, WORDS, Timing, timing
 from .store import Problem, write_atomically
-from .template import template
-from .timings import HEADS, WORDS, Timing, timing
 
 READING = (
     "Ratio: the baseline's time over that of what is timed, so above 1 is faster; the median over pairs "

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _find_plugins() -> None:
     """Load the models of installed packages; one that cannot be used is one line, and no obstacle."""
-    from .plugins import load_plugins
+    from .outside.plugins import load_plugins
 
     load_plugins(lambda line: print(f"robustode: warning: {line}", file=sys.stderr))
 
@@ -66,8 +66,8 @@ def _show(out: Path) -> int:
     """Write the report and print the leaderboard and the page's path."""
     from rich.console import Console
 
+    from .board.terminal import WIDTH, terminal_table
     from .report import write_report
-    from .terminal import WIDTH, terminal_table
 
     report = write_report(out)
     console = Console()
@@ -90,8 +90,8 @@ def _report(arguments: Namespace) -> int:
 
 
 def _verify(arguments: Namespace) -> int:
-    from .external import load_external
-    from .verify import verify
+    from .checking.verify import verify
+    from .outside.external import load_external
 
     _find_plugins()
     done = verify(
@@ -135,9 +135,9 @@ def _audit(arguments: Namespace) -> int:
 
 
 def _submit_attack(arguments: Namespace) -> int:
+    from .checking.submission import read_submission
+    from .checking.submit import submit
     from .report import write_report
-    from .submission import read_submission
-    from .submit import submit
 
     _find_plugins()
     sent = read_submission(arguments.file)
@@ -164,9 +164,9 @@ def _submit_attack(arguments: Namespace) -> int:
 
 
 def _transfer(arguments: Namespace) -> int:
-    from .external import load_external
+    from .checking.transfer import replay_all
+    from .outside.external import load_external
     from .store import Store
-    from .transfer import replay_all
 
     store, names = Store(arguments.out), names_in(arguments.models)
     if not store.records.is_dir():
@@ -202,7 +202,7 @@ def _list(arguments: Namespace) -> int:
 
 def _new_model(arguments: Namespace) -> int:
     from ..models import MODELS
-    from .scaffold import new_model
+    from .outside.scaffold import new_model
 
     if arguments.name in MODELS:
         raise InvalidArgument(f"model {arguments.name!r} is registered already: choose another name")
@@ -220,7 +220,7 @@ def _check(arguments: Namespace) -> int:
     from rich.console import Console
 
     from .conformance import check_model
-    from .external import resolve_model
+    from .outside.external import resolve_model
 
     _find_plugins()
     console = Console(highlight=False)

@@ -12,22 +12,22 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .critical import draw_critical
-from .curves import draw_curves
-from .examples import draw_examples
+from .board.leaderboard import cleared, rank_column
+from .board.outcomes import outcomes
+from .drawing.critical import draw_critical
+from .drawing.curves import draw_curves
+from .drawing.examples import draw_examples
+from .drawing.heatmap import draw_heatmap
+from .drawing.matrix import draw_transfer
+from .drawing.rates import draw_rates
+from .drawing.sandwich import bounds, draw_sandwich
+from .drawing.tradeoff import draw_tradeoff
+from .drawing.trajectories import draw_trajectories
 from .headline import Headline
-from .heatmap import draw_heatmap
-from .leaderboard import cleared, rank_column
-from .matrix import draw_transfer
-from .outcomes import outcomes
-from .rates import draw_rates
 from .records import Record
-from .sandwich import bounds, draw_sandwich
 from .selection import Entry, entry
 from .stats import CERTIFICATE, traced
 from .style import NAMED_MODELS, RC, Style, key_name, strength_symbol, styles
-from .tradeoff import draw_tradeoff
-from .trajectories import draw_trajectories
 
 EXAMPLE_MODELS = 8
 

@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _gate(against: str, data_root: Path | None) -> int:
-    from .verify import verify
+    from .checking.verify import verify
 
     root = Path(_git(Path.cwd(), "rev-parse", "--show-toplevel").strip())
     entries = changed_entries(root, changed_files(root, against))

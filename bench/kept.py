@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from .._errors import RecordError
 from .breaks import Breaks, unpack
+from .cells import samples_in_common
 from .data import Data
 from .plan import Plan
 from .records import Cell, Record
@@ -40,7 +41,7 @@ class Kept:
         if breaks is None or not self.of(record.cell):
             return record
         norm = str(record.cell.norm)
-        shared = self._plan.samples_in_common(norm, self._data, on_gpu=self._on_gpu)
+        shared = samples_in_common(self._plan, norm, self._data, on_gpu=self._on_gpu)
         count = min(record.cell.samples, shared)
         held = self._held.setdefault(norm, set())
         new = breaks.of(set(self._data.test.indices[:count].tolist()) - held)

@@ -48,7 +48,7 @@ def entries(what: str) -> list[dict[str, Any]]:
             for a in all_audits()
         ]
     from ..models import MODELS
-    from .plugins import load_plugins
+    from .outside.plugins import load_plugins
 
     load_plugins()
     return [

@@ -1,8 +1,7 @@
-"""Preset and arguments become a plan; a plan becomes cells. Pure: nothing is read or written here."""
+"""Preset and arguments become a plan. Pure: nothing is read or written here."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,21 +13,15 @@ from .._errors import InvalidArgument
 from ..attacks import THREATS, Threat
 from ..attacks._types import Norm
 from ..models import ModelSpec
-from .data import DATASETS, Data
+from .data import DATASETS
 from .given import RECIPE, Given
 from .headline import Headline
-from .perturb import perturbing_threat, recipe_facts
+from .perturb import perturbing_threat
 from .preset import Preset, Recipe, ThreatPlan, first_line
-from .records import Cell
-from .roofline import FLOW_TIMINGS
 from .rows import choose_models, find_model, row_names, variant_specs
 
-LIPSCHITZ_VERSION, SMOOTHING_VERSION, DYNAMICS_VERSION = 2, 1, 2
-"""Raise one by hand when its algorithm changes: stored records of older versions are not reused."""
 BATCH_SIZE = 100
 """Samples at once where the size is to be measured and has not been."""
-TRAJECTORY_IMAGES = 8
-"""Test images whose states are followed through the flow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,146 +113,6 @@ class Plan:
         }
         preset = self.preset
         return Headline(preset=preset.name, title=preset.title, reported=reported, rank=preset.rank)
-
-    def training_cell(self, spec: ModelSpec, seed: int, data: Data) -> Cell:
-        """The cell that trains `spec` with `seed`, or takes the given weights."""
-        recipe = self.recipe(spec)
-        return Cell(
-            kind="training",
-            dataset=data.name,
-            index_sha256=data.index_sha256,
-            model=spec.name,
-            model_version=spec.full_version,
-            hyperparameters=self.hyperparameters(spec),
-            recipe=self.given.recipe() if self.given else recipe_facts(recipe),
-            training_seed=seed,
-            samples=0 if self.given else len(data.train),
-            batch_size=0 if self.given else recipe.batch_size,
-        )
-
-    def accuracy_cells(
-        self,
-        training: Cell,
-        checkpoint_sha256: str,
-        solver: str | None,
-        data: Data,
-        *,
-        on_gpu: bool = False,
-    ) -> list[Cell]:
-        """One cell for each threat and strength, on the weights that `training` made.
-
-        What works through other solvers is asked of models with an ODE block, which `solver` tells. With
-        `on_gpu` the samples are those that the preset wants on one.
-        """
-        return [
-            dataclasses.replace(
-                training,
-                kind="accuracy",
-                checkpoint_sha256=checkpoint_sha256,
-                solver=solver,
-                threat=threat.name,
-                threat_version=threat.version,
-                family=threat.family,
-                norm=attack_norm(threat),
-                protocol=threat.protocol,
-                parameters=self._parameters(threat, plan),
-                strength=strength,
-                draws=plan.draws if threat.stochastic else 1,
-                attack_seed=plan.seed,
-                samples=min(plan.samples_on(gpu=on_gpu) or len(data.test), len(data.test)),
-                batch_size=plan.batch_size or self.batch_size(training.model),
-            )
-            for threat, plan in ((attack.threat, attack.plan) for attack in self.attacks)
-            if threat.through == "model" or solver is not None
-            for strength in plan.strengths
-        ]
-
-    def samples_in_common(self, norm: str, data: Data, *, on_gpu: bool = False) -> int:
-        """How many test samples every attack in `norm` is given: the worst case is taken over these."""
-        plans = [attack.plan for attack in self.attacks if attack_norm(attack.threat) == norm]
-        return min([p.samples_on(gpu=on_gpu) or len(data.test) for p in plans] + [len(data.test)])
-
-    def _parameters(self, threat: Threat, plan: ThreatPlan) -> dict[str, object]:
-        """Everything but the strength that what `threat` finds depends on."""
-        if not threat.grid_matters:
-            return dict(threat.parameters)
-        reported = self.headline().reported.get(attack_norm(threat) or threat.name)
-        grid = {"strengths": plan.strengths, "reported": [] if reported is None else [reported]}
-        return {**threat.parameters, **grid}
-
-    def certificate_cells(
-        self, training: Cell, checkpoint_sha256: str, solver: str | None, data: Data
-    ) -> list[Cell]:
-        """The cells that certify test samples, on the weights that `training` made."""
-        lipschitz = dataclasses.replace(
-            training,
-            kind="certificate",
-            checkpoint_sha256=checkpoint_sha256,
-            solver=solver,
-            threat="lipschitz",
-            threat_version=LIPSCHITZ_VERSION,
-            family="certificate",
-            norm="l2",
-            samples=len(data.test),
-            batch_size=self.batch_size(training.model),
-            dtype="float64",
-        )
-        if (wish := self.preset.smoothing) is None:
-            return [lipschitz]
-        smoothing = dataclasses.replace(
-            lipschitz,
-            threat="smoothing",
-            threat_version=SMOOTHING_VERSION,
-            strength=wish.sigma,
-            parameters=wish.model_dump(include={"n0", "n", "alpha"}),
-            samples=min(wish.samples, len(data.test)),
-            dtype="float32",
-        )
-        return [lipschitz, smoothing]
-
-    def dynamics_cell(self, training: Cell, checkpoint_sha256: str, solver: str | None) -> Cell:
-        """The cell that follows the flow along its time, on the weights that `training` made."""
-        return dataclasses.replace(
-            training,
-            kind="dynamics",
-            checkpoint_sha256=checkpoint_sha256,
-            solver=solver,
-            threat="trajectories",
-            threat_version=DYNAMICS_VERSION,
-            family="dynamics",
-            samples=TRAJECTORY_IMAGES,
-            batch_size=TRAJECTORY_IMAGES,
-            dtype="float64",
-        )
-
-    def throughput_cells(
-        self, training: Cell, checkpoint_sha256: str, solver: str | None, device: str
-    ) -> list[Cell]:
-        """One cell for each batch size, for inference and for a training step.
-
-        Of a model with an ODE block, which `solver` tells, the flow alone besides, at the largest batch size.
-        """
-        timing = self.preset.throughput
-        if timing is None:
-            return []
-        timed = [(what, size) for what in ("inference", "training-step") for size in timing.batch_sizes]
-        if solver is not None:
-            timed += [(what, max(timing.batch_sizes)) for what in FLOW_TIMINGS]
-        return [
-            dataclasses.replace(
-                training,
-                kind="throughput",
-                checkpoint_sha256=checkpoint_sha256,
-                solver=solver,
-                threat=what,
-                family="timing",
-                parameters={"seconds": timing.seconds, "passes": timing.passes},
-                samples=batch_size,
-                batch_size=batch_size,
-                device=device,
-            )
-            for what, batch_size in timed
-        ]
 
 
 def attack_norm(threat: Threat) -> Norm | None:

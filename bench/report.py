@@ -11,23 +11,23 @@ from pathlib import Path
 import pandas as pd
 
 from .._errors import InvalidArgument, RecordError
-from .attack_parts import attack_parts, parts_tables
 from .audits.sheet import sheets
 from .benchmarks import benchmarks_markdown, benchmarks_page, read_benchmarks
-from .cards import cards
+from .board.leaderboard import leaderboard
+from .board.leaderboard_json import leaderboard_json
+from .board.leaderboard_tex import latex
+from .board.tables import markdown
+from .drawing.matrix import transfer_markdown, transfer_tables
 from .figures import Picture, draw_all, labelled
 from .headline import Headline
-from .leaderboard import leaderboard
-from .leaderboard_json import leaderboard_json
-from .leaderboard_tex import latex
-from .matrix import transfer_markdown, transfer_tables
-from .page import render
-from .protocols import SideTable, protocol_tables, protocols_markdown, smoothing_tables
+from .pages.attack_parts import attack_parts, parts_tables
+from .pages.cards import cards
+from .pages.page import render
+from .pages.protocols import SideTable, protocol_tables, protocols_markdown, smoothing_tables
 from .records import Record
 from .selection import current
 from .stats import summarise
 from .store import Problem, Store, write_atomically
-from .tables import markdown
 
 PAGE = "index.html"
 """What the page is called."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from .data import Data, load_data
-from .external import resolve_model
 from .given import Given
+from .outside.external import resolve_model
+from .outside.plugins import load_plugins
 from .plan import Plan, make_plan
-from .plugins import load_plugins
 from .preset import Preset
 from .rows import choose_models
 

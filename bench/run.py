@@ -18,13 +18,13 @@ import torch
 from .._errors import RecordError, RobustodeError
 from ..models._fused import SWITCH
 from .batching import settle_batch_sizes
+from .checking.transfer import replay_all
 from .data import Data
 from .headline import Headline
 from .plan import Plan
 from .progress import Quiet, Reporter
 from .request import Request
 from .store import Problem, Store
-from .transfer import replay_all
 from .unit import Outcome, Unit
 from .work import look_ahead
 from .workers import Job, at_once, run_jobs

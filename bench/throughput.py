@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ..models import count_nfe
-from .clock import time_passes
 from .data import Split
 from .evaluate import frozen
-from .flows import floor_measures, flow_calls, forwards, forwards_and_backwards
-from .load import Watch
 from .memory import peak_memory
 from .queries import call_model
 from .records import Cell, Record
-from .roofline import FLOW_TIMINGS
+from .timing.clock import time_passes
+from .timing.flows import floor_measures, flow_calls, forwards, forwards_and_backwards
+from .timing.load import Watch
+from .timing.roofline import FLOW_TIMINGS
 from .train import training_step
 
 

@@ -17,6 +17,7 @@ from .._errors import CheckpointError
 from ..attacks import Threat
 from ..models import ModelSpec
 from .breaks import Breaks
+from .cells import training_cell
 from .certify import certify_cell
 from .checkpoint import Checkpoint, find_checkpoint, load_state, load_tensors
 from .data import Data
@@ -27,7 +28,6 @@ from .estimate import Cost
 from .evaluate import evaluate_cell, failed
 from .kept import Kept
 from .limits import time_limit
-from .load import BUSY
 from .plan import Plan
 from .progress import Quiet, Reporter
 from .queries import one_line
@@ -36,6 +36,7 @@ from .smoothing import smooth_cell
 from .store import Store
 from .through import evaluate_through
 from .throughput import measure_cell
+from .timing.load import BUSY
 from .train import build_model, fit_normalisation, train
 from .whole_curve import evaluate_curve
 from .work import cells_of, checkpoint_path
@@ -101,7 +102,7 @@ class Unit:
         self.plan, self.data, self.store, self.device = plan, data, store, device
         self.spec, self.seed, self.cost, self.fresh = spec, seed, cost, fresh
         self.reporter, self.on_cells, self.settled = reporter or Quiet(), on_cells, settled
-        self.training = plan.training_cell(spec, seed, data)
+        self.training = training_cell(plan, spec, seed, data)
         self.outcome, self.sound = Outcome(), True
         self._clean: tuple[int, np.ndarray] | None = None
         self.kept = Kept(plan, data, store, on_gpu=device.type == "cuda")

@@ -13,6 +13,7 @@ from torch import nn
 
 from .._errors import CheckpointError
 from ..models import ModelSpec, solver_surrogates
+from .cells import accuracy_cells, certificate_cells, dynamics_cell, throughput_cells, training_cell
 from .checkpoint import find_checkpoint
 from .data import Data
 from .describe import describe_solver
@@ -58,14 +59,14 @@ def cells_of(
 ) -> list[Cell]:
     """The training cell and every cell on the weights it makes; the hash is None before they are made."""
     sha256 = checkpoint_sha256 or ""
-    accuracy = plan.accuracy_cells(training, sha256, solver, data, on_gpu=device.type == "cuda")
-    certificates = plan.certificate_cells(training, sha256, solver, data)
+    accuracy = accuracy_cells(plan, training, sha256, solver, data, on_gpu=device.type == "cuda")
+    certificates = certificate_cells(plan, training, sha256, solver, data)
     return [
         training,
         *accuracy,
         *certificates,
-        plan.dynamics_cell(training, sha256, solver),
-        *plan.throughput_cells(training, sha256, solver, device_name(device)),
+        dynamics_cell(plan, training, sha256, solver),
+        *throughput_cells(plan, training, sha256, solver, device_name(device)),
     ]
 
 
@@ -89,7 +90,7 @@ def look_ahead(
         solver = describe_solver(model) if model else None
         total, left, busy = 0, list[Cell](), dict[int, float]()
         for seed in plan.seeds_of(spec):
-            training = plan.training_cell(spec, seed, data)
+            training = training_cell(plan, spec, seed, data)
             cells, remaining = _remaining(plan, training, data, store, device, solver, fresh)
             total += len(cells)
             left += remaining

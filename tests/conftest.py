@@ -63,8 +63,8 @@ def registries() -> Iterator[None]:
     import sys
 
     from robustode.attacks import THREATS
-    from robustode.bench import external
     from robustode.bench.data import DATASETS
+    from robustode.bench.outside import external
     from robustode.models import MODELS
 
     before = [(registry, set(registry.names())) for registry in (MODELS, THREATS, DATASETS)]

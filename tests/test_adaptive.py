@@ -418,7 +418,7 @@ def test_other_states_go_step_by_step(taken):
 
 
 def test_what_counts_operations_sees_them(taken):
-    from robustode.bench.operations import OperationCounter
+    from robustode.bench.timing.operations import OperationCounter
 
     counter, flow = OperationCounter(), block()
     with counter:

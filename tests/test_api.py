@@ -15,6 +15,7 @@ from robustode._errors import CheckpointError, ContractBroken, InvalidArgument, 
 from robustode.attacks import THREATS
 from robustode.bench import progress
 from robustode.bench.api import DEFAULT_STRENGTHS
+from robustode.bench.cells import training_cell
 from robustode.bench.data import load_data
 from robustode.bench.plan import make_plan
 from robustode.bench.preset import load_preset
@@ -276,7 +277,7 @@ def test_what_is_not_there_is_one_line(trained, tmp_path):
 
 def test_weights_that_are_not_those_of_the_record_are_refused(trained, digits):
     folder, plan = trained
-    path = checkpoint_path(Store(folder), plan.training_cell(plan.specs[0], 0, digits))
+    path = checkpoint_path(Store(folder), training_cell(plan, plan.specs[0], 0, digits))
     data = path.read_bytes()
     try:
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -297,7 +298,7 @@ def test_a_model_from_a_file_is_loaded_with_its_file(tmp_path, few):
         "def flat(shape, classes):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))\n"
     )
-    from robustode.bench.external import load_external
+    from robustode.bench.outside.external import load_external
 
     plan = make_plan(load_preset(str(stubs.preset_file(tmp_path))), models=[load_external(f"{path}:flat")])
     assert run_plan(plan, few, Store(tmp_path / "out"), device=stubs.CPU).failures == []

@@ -16,7 +16,7 @@ ROOT = Path(robustode.__file__).parent
 FILES = sorted(
     [
         *ROOT.glob("*.py"),
-        *(p for f in ("models", "attacks", "bench", "bench/audits") for p in (ROOT / f).glob("*.py")),
+        *(p for folder in ("models", "attacks", "bench") for p in (ROOT / folder).rglob("*.py")),
     ]
 )
 HEAVY = {"torch", "torchvision", "torchattacks", "torchdiffeq"}
@@ -26,41 +26,41 @@ REPORTING = [
     "breaks",
     "stats",
     "headline",
-    "leaderboard",
-    "leaderboard_json",
-    "leaderboard_tex",
-    "outcomes",
-    "ranking",
-    "papers",
-    "sandwich",
-    "critical",
+    "board.leaderboard",
+    "board.leaderboard_json",
+    "board.leaderboard_tex",
+    "board.outcomes",
+    "board.ranking",
+    "board.papers",
+    "drawing.sandwich",
+    "drawing.critical",
     "figures",
     "report",
-    "restate",
-    "cards",
-    "page",
-    "grid",
-    "panels",
-    "sheets",
-    "citation",
-    "reproduce",
+    "checking.restate",
+    "pages.cards",
+    "pages.page",
+    "pages.grid",
+    "pages.panels",
+    "pages.sheets",
+    "pages.citation",
+    "pages.reproduce",
     "preset",
-    "scaffold",
+    "outside.scaffold",
     "cli",
     "arguments",
     "listing",
     "progress",
-    "tables",
+    "board.tables",
     "text",
-    "terminal",
+    "board.terminal",
     "style",
-    "tradeoff",
-    "heatmap",
-    "matrix",
-    "examples",
+    "drawing.tradeoff",
+    "drawing.heatmap",
+    "drawing.matrix",
+    "drawing.examples",
     "benchmarks",
-    "timings",
-    "template",
+    "pages.timings",
+    "pages.template",
     "audits.registry",
     "audits.library",
     "audits.evidence",
@@ -138,6 +138,40 @@ ALLOWED = {
 def test_every_layer_is_seen():
     assert {layer(name) for name in NAMES} == set(ALLOWED)
     assert {f"robustode.bench.{name}" for name in REPORTING} <= set(NAMES)
+
+
+BELOW = {
+    "timing": set(),
+    "outside": set(),
+    "audits": {"outside"},
+    "board": {"audits"},
+    "pages": {"board", "audits", "timing"},
+    "drawing": {"board", "pages"},
+    "checking": {"outside"},
+}
+"""What each folder of bench may import of the others; what lies in none of them may be imported by all."""
+
+
+def folder(name: str) -> str | None:
+    parts = name.split(".")
+    return parts[2] if parts[1:2] == ["bench"] and len(parts) > 3 else None
+
+
+def test_folders_of_the_harness_import_one_way():
+    assert {folder(name) for name in NAMES} - {None} == set(BELOW)
+    for name, path in NAMES.items():
+        if home := folder(name):
+            used = {folder(other) for other in own(path)} - {None, home}
+            assert used <= BELOW[home], f"{name} imports from {used - BELOW[home]}"
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Among all imports that are made at once, not inside a function."""
+    left = {name: own(path, lazy=False) & set(NAMES) for name, path in NAMES.items()}
+    while free := [name for name, used in left.items() if not used & set(left)]:
+        for name in free:
+            del left[name]
+    assert not left, "these import one another"
 
 
 def test_every_file_of_an_audit_is_known_to_the_library():

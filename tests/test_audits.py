@@ -21,11 +21,11 @@ from robustode.bench.audits.outcome import Finding, audit_cell, audit_record, st
 from robustode.bench.audits.registry import AUDITS, Audit, Verdict, judged, not_applicable, register_audit
 from robustode.bench.audits.run import run_audit
 from robustode.bench.audits.sheet import Sheet, sheets
+from robustode.bench.board.leaderboard import leaderboard
+from robustode.bench.board.tables import best, fields, markdown
 from robustode.bench.headline import Headline
-from robustode.bench.leaderboard import leaderboard
 from robustode.bench.queries import QueriedModel
 from robustode.bench.records import Record, from_json, to_json
-from robustode.bench.tables import best, fields, markdown
 from robustode.models import ODEBlock, SolverFailure
 from torch import nn
 

@@ -9,6 +9,8 @@ import pytest
 import stubs
 import torch
 from robustode.attacks import THREATS
+from robustode.attacks._slopes import slopes
+from robustode.attacks._survivors import under_attack
 from robustode.bench.evaluate import evaluate_cell
 from robustode.bench.preset import load_preset
 from robustode.bench.queries import QueriedModel
@@ -110,6 +112,19 @@ def test_attacks_with_and_without_gradients_agree_on_a_smooth_model():
     spsa = robust("spsa-linf", 0.05, steps=15, directions=24)
     assert white <= square <= white + 0.04
     assert white <= spsa <= white + 0.04
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.4)])
+def test_slopes_fitted_to_logits_agree_with_gradients_in_both_norms(norm, eps):
+    """The last stage alone, which asks for no gradient at all."""
+    net, images, labels = trained()
+    queried = QueriedModel(net, 10)
+    with under_attack(queried, images, labels, 0) as survivors:
+        slopes(survivors, eps, norm, queries=1200, targets=9)
+    left = float((net(survivors.best).argmax(1) == labels).double().mean())
+    assert queried.backwards == 0
+    white = robust(f"autoattack-{norm}", eps, **SIZES)
+    assert abs(left - white) <= 0.04
 
 
 def test_square_alone_is_weak_in_l2():

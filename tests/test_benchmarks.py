@@ -12,8 +12,8 @@ import pytest
 import synthetic
 from robustode._errors import InvalidArgument
 from robustode.bench.benchmarks import benchmarks_markdown, main, read_file
+from robustode.bench.pages.timings import HEADS, Goal, timing
 from robustode.bench.report import write_report
-from robustode.bench.timings import HEADS, Goal, timing
 from test_report import Page, contents, small
 
 COMMAND = "pytest tests/benchmarks -m 'not gpu' --benchmark-only --benchmark-json=results/benchmarks/cpu.json"

@@ -12,16 +12,16 @@ import synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
-from robustode.bench.critical import _levels, draw_critical
+from robustode.bench.board.leaderboard import leaderboard
+from robustode.bench.board.ranking import Outcomes, alike, p_values
+from robustode.bench.drawing.critical import _levels, draw_critical
+from robustode.bench.drawing.sandwich import Bounds, bounds, draw_sandwich
+from robustode.bench.drawing.tradeoff import frontier
 from robustode.bench.figures import draw_all
 from robustode.bench.headline import Headline
-from robustode.bench.leaderboard import leaderboard
-from robustode.bench.ranking import Outcomes, alike, p_values
 from robustode.bench.records import Record
-from robustode.bench.sandwich import Bounds, bounds, draw_sandwich
 from robustode.bench.stats import summarise
 from robustode.bench.style import INK, RC, styles
-from robustode.bench.tradeoff import frontier
 
 HEADLINE = Headline(reported={"linf": 0.1, "l2": 0.5}, rank="linf")
 

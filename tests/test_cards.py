@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import stubs
 from pydantic import ValidationError
-from robustode.bench.cards import ModelCard, card_schema, cards, published_schema
+from robustode.bench.checking.verify import verify
 from robustode.bench.cli import main
 from robustode.bench.headline import Headline
+from robustode.bench.pages.cards import ModelCard, card_schema, cards, published_schema
 from robustode.bench.plan import make_plan
 from robustode.bench.preset import load_preset
 from robustode.bench.report import texts
 from robustode.bench.run import run_plan
 from robustode.bench.selection import current, entry
 from robustode.bench.store import Store, write_atomically
-from robustode.bench.verify import verify
 from robustode.models import MODELS
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -46,7 +46,7 @@ def read(folder: Path) -> dict[str, dict]:
 
 
 def test_the_published_schema_is_that_of_the_cards():
-    """Otherwise: python -m robustode.bench.cards > bench/schemas/model-card.schema.json"""
+    """Otherwise: python -m robustode.bench.pages.cards > bench/schemas/model-card.schema.json"""
     assert published_schema() == card_schema()
 
 

@@ -15,8 +15,9 @@ from robustode.attacks import BUDGET_TOLERANCE, THREATS, violation
 from robustode.attacks._curve import Curve
 from robustode.attacks._ledger import divided, keeping, part
 from robustode.bench import unit
-from robustode.bench.attack_parts import attack_parts
 from robustode.bench.breaks import add_steps
+from robustode.bench.cells import accuracy_cells, training_cell
+from robustode.bench.pages.attack_parts import attack_parts
 from robustode.bench.plan import make_plan
 from robustode.bench.preset import load_preset
 from robustode.bench.queries import QueriedModel
@@ -352,8 +353,8 @@ def preset(folder, old: str = "", new: str = ""):
 def test_the_grid_is_part_of_a_curves_key_and_not_of_a_minimal_norm_attacks(tmp_path, digits):
     def keys(name, *change, **options):
         plan = make_plan(preset(tmp_path, *change), models=[stubs.spec("linear")])
-        training = plan.training_cell(plan.specs[0], 0, digits)
-        cells = plan.accuracy_cells(training, "0", None, digits, **options)
+        training = training_cell(plan, plan.specs[0], 0, digits)
+        cells = accuracy_cells(plan, training, "0", None, digits, **options)
         return {c.strength: (c.key(), c.samples) for c in cells if c.threat == name}
 
     other = ("strengths = [0.02, 0.05, 0.1]", "strengths = [0.03, 0.05, 0.1]")

@@ -9,7 +9,9 @@ import pytest
 import torch
 from robustode.attacks import THREATS
 from robustode.attacks._double import in_double
+from robustode.attacks._losses import margin
 from robustode.attacks._survivors import Survivors, under_attack
+from robustode.attacks.autoattack import _apgd_t
 from robustode.bench.queries import QueriedModel
 from robustode.models import MODELS
 from test_masks import Masked, trained
@@ -32,11 +34,14 @@ class Saturated(nn.Module):
 
 
 def saturated(count: int, scale: float = 5.0):
-    """It, and images of which one logit, that of their class, is exactly 1 in single precision."""
+    """It, and images of which one logit, their class's, is exactly 1 in single precision, not in double."""
     model = Saturated(scale)
-    images = torch.rand(2000, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(4000, 1, 6, 6, generator=torch.Generator().manual_seed(1))
     logits = model(images)
-    rows = ((logits == 1).sum(1) == 1).nonzero().flatten()[:count]
+    with in_double(model):
+        finer = model(images.double())
+    rows = ((logits == 1).sum(1) == 1) & (finer.amax(1) < 1)
+    rows = rows.nonzero().flatten()[:count]
     assert len(rows) == count
     return model, images[rows], logits[rows].argmax(1)
 
@@ -44,7 +49,7 @@ def saturated(count: int, scale: float = 5.0):
 @pytest.mark.parametrize("spec", list(MODELS), ids=lambda spec: spec.name)
 def test_every_model_answers_in_double_precision_and_is_put_back(spec):
     shape, classes = (1, 8, 8), 10
-    model = spec.build(shape, classes, **spec.hyperparameters).eval()
+    model = spec.build(shape, classes, **spec.hyperparameters).eval().requires_grad_(False)
     images = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
     tensors = list(itertools.chain(model.parameters(), model.buffers()))
     before = [(tensor.data_ptr(), tensor.dtype, tensor.clone()) for tensor in tensors]
@@ -102,29 +107,101 @@ def test_who_is_refined():
         survivors.ask(survivors.rows, torch.cat([near[:3], far[3:]]))
         survivors.refine()
         assert survivors.fine.tolist() == [True] * 3 + [False] * 3
-    with under_attack(model.double(), images.double(), labels, 0) as survivors:
-        survivors.refine()
-        assert not bool(survivors.fine.any()), "there is nothing finer"
 
 
-@pytest.mark.parametrize("kind", ["function", "hidden tensor"])
-def test_a_model_that_cannot_be_asked_in_double_precision_is_attacked_as_before(kind):
-    model, images, labels = saturated(4)
+@pytest.mark.parametrize("kind", ["constant", "rounded", "double"])
+def test_who_is_not_refined_though_it_stands_still(kind):
+    """Double precision shows no more of a logit that is constant by design or rounded, nor of itself."""
+    _, images, _ = saturated(6)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 1, bias=False))
 
-    class Hidden(nn.Module):
+    class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.weights = [model.weight.detach()]
+            self.net = net
 
         def forward(self, x):
-            return (5 * ((x - 0.5).flatten(1) @ self.weights[0].T)).tanh()
+            score = self.net(x) / 10
+            if kind == "rounded":
+                return torch.cat([(0 * score + 5).round(), score.round()], 1)
+            if kind == "double":
+                return torch.cat([(30 + score).tanh(), score], 1).double()
+            return torch.cat([torch.ones_like(score), score], 1)
 
-    other = Hidden() if kind == "hidden tensor" else lambda x: model(x)
-    for asked in (other, QueriedModel(other, 4)) if isinstance(other, nn.Module) else (other,):
-        with under_attack(asked, images, labels, 0) as survivors:
-            survivors.refine()
-            assert bool(survivors.still.all())
-            assert not bool(survivors.fine.any())
+    model = Two().double() if kind == "double" else Two()
+    with under_attack(QueriedModel(model, 2), images, torch.zeros(6, dtype=torch.long), 0) as survivors:
+        assert survivors.standing.tolist() == [True] * 6
+        survivors.refine()
+        assert survivors.still.tolist() == [True] * 6
+        assert not bool(survivors.fine.any())
+
+
+class Single(torch.autograd.Function):
+    """The identity, whose gradient is formed in single precision alone, or for few samples alone."""
+
+    @staticmethod
+    def forward(ctx, x, room):
+        ctx.room = room
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if gradient.dtype == torch.float64 and len(gradient) > ctx.room:
+            raise RuntimeError("not in double precision")
+        return gradient, None
+
+
+@BOTH
+@pytest.mark.parametrize("room", [0, 7])
+def test_a_model_that_fails_in_double_precision_is_attacked_in_single(norm, room):
+    """At once, and after some queries that it did answer: the very images of an attack that never tried."""
+    model, images, labels = saturated(12)
+    threat = THREATS.get(f"autoattack-{norm}").configure(steps=6, targets=3, queries=8)
+
+    class Fails(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x):
+            return self.inner(Single.apply(x, room))
+
+    found = threat(QueriedModel(Fails(), 4), images, labels, 1e-3, 0)
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(Survivors, "refine", lambda self: None)
+        assert torch.equal(found, threat(QueriedModel(model, 4), images, labels, 1e-3, 0))
+
+
+@BOTH
+def test_a_refined_sample_does_not_depend_on_the_samples_beside_it(norm):
+    model, images, labels = saturated(6)
+    others = 0.5 + 0.2 * (images - 0.5)
+    mixed = torch.cat([images[:3], others, images[3:]])
+    own = torch.cat([labels[:3], model(others).argmax(1), labels[3:]])
+    threat = THREATS.get(f"autoattack-{norm}").configure(steps=8, targets=3, queries=1)
+    with under_attack(model, mixed, own, 0) as survivors:
+        survivors.refine()
+        assert 0 < int(survivors.fine.sum()) < len(mixed), "some of both sorts"
+    radius = {"linf": 0.05, "l2": 0.3}[norm]
+    together = threat(model, mixed, own, radius, list(range(12)))
+    for i in range(12):
+        alone = threat(model, mixed[i : i + 1], own[i : i + 1], radius, [i])
+        assert torch.allclose(alone, together[i : i + 1], atol=1e-6)
+
+
+def test_a_refined_sample_is_let_go_once_it_is_broken_and_its_best_image_kept():
+    net, images, labels = trained(0)
+    queried = QueriedModel(Masked(net, "saturated"), 10)
+    with under_attack(queried, images, labels, 0) as survivors:
+        survivors.refine()
+        rows = survivors.fine.nonzero().flatten()
+        assert len(rows) > 20
+        _apgd_t(survivors, 3.0, "l2", 10, 9)
+        margins = margin(queried(survivors.best), labels)
+        assert torch.allclose(survivors.margin, margins, atol=1e-5)
+        assert not bool(survivors.standing[rows].any())
+    assert queried.backwards < 450 * 2 + 450 * 10, "the first of nine targets does, for nearly all"
 
 
 @BOTH
@@ -134,7 +211,7 @@ def test_refined_samples_cost_what_is_declared_at_most(norm):
     threat = THREATS.get(f"autoattack-{norm}").configure(steps=15, targets=9, queries=40)
     threat(queried, images, labels, 1e-6, 0)
     forwards, backwards = threat.queries(threat.parameters)
-    assert queried.forwards == 10 * (1 + 16 + 9 * 31 + 40) + 1, "a probe, two forwards a step, no FAB"
-    assert queried.backwards == 10 * 15 * (1 + 9)
+    assert queried.forwards == 10 * (1 + 16 + 2 + 9 * 31 + 40), "two probes, two forwards a step, no FAB"
+    assert queried.backwards == 10 * (15 + 2 + 9 * 15)
     assert queried.forwards <= 10 * forwards
     assert queried.backwards <= 10 * backwards

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import stubs
 import torch
+from robustode.bench.cells import accuracy_cells, throughput_cells, training_cell
 from robustode.bench.estimate import Cost, makespan, measure_cost, on_threads
 from robustode.bench.plan import make_plan
 from robustode.bench.preset import load_preset
@@ -17,11 +18,11 @@ def plan(tmp_path):
 
 def test_costs_multiply_out(plan, few):
     cost = Cost(forward=1.0, backward=100.0)
-    training = plan.training_cell(plan.specs[0], 0, few)
+    training = training_cell(plan, plan.specs[0], 0, few)
     assert cost.of(training, plan) == 2 * 200 * 101
-    accuracy = [cost.of(cell, plan) for cell in plan.accuracy_cells(training, "", None, few)]
+    accuracy = [cost.of(cell, plan) for cell in accuracy_cells(plan, training, "", None, few)]
     assert accuracy == [40, 2 * 40, 2 * 40, 40 * (6 + 300)]
-    timing = [cost.of(cell, plan) for cell in plan.throughput_cells(training, "", None, "cpu")]
+    timing = [cost.of(cell, plan) for cell in throughput_cells(plan, training, "", None, "cpu")]
     assert timing == [1.5 * 0.001] * 2
 
 

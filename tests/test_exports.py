@@ -13,12 +13,12 @@ import pytest
 import synthetic
 from hypothesis import given
 from hypothesis import strategies as st
+from robustode.bench.board.leaderboard import leaderboard
+from robustode.bench.board.leaderboard_json import SCHEMA_VERSION, leaderboard_json, schema
+from robustode.bench.board.leaderboard_tex import escaped, latex
+from robustode.bench.board.papers import paper_link
+from robustode.bench.board.tables import markdown
 from robustode.bench.headline import Headline
-from robustode.bench.leaderboard import leaderboard
-from robustode.bench.leaderboard_json import SCHEMA_VERSION, leaderboard_json, schema
-from robustode.bench.leaderboard_tex import escaped, latex
-from robustode.bench.papers import paper_link
-from robustode.bench.tables import markdown
 
 FAILURES = {("node", "pgd-linf", 0.1): synthetic.FAILURE}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from robustode._errors import InvalidArgument, UnknownName
-from robustode.bench import external
-from robustode.bench.external import load_external, resolve_model
+from robustode.bench.outside import external
+from robustode.bench.outside.external import load_external, resolve_model
 from robustode.models import MODELS
 
 pytestmark = pytest.mark.usefixtures("registries")

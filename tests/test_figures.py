@@ -8,13 +8,13 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import synthetic
+from robustode.bench.board.leaderboard import leaderboard
+from robustode.bench.drawing.tradeoff import draw_tradeoff
 from robustode.bench.figures import Picture, draw_all, draw_curves, labelled
 from robustode.bench.headline import Headline
-from robustode.bench.leaderboard import leaderboard
 from robustode.bench.records import Record
 from robustode.bench.stats import current, summarise
 from robustode.bench.style import RC, styles
-from robustode.bench.tradeoff import draw_tradeoff
 
 
 def draw(records: list[Record], headline: Headline = synthetic.HEADLINE) -> list[Picture]:

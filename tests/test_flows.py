@@ -11,13 +11,13 @@ import stubs
 import torch
 from robustode import ODEBlock, Solver
 from robustode._errors import ModelFailure
-from robustode.bench import flows
 from robustode.bench.describe import summary_line
-from robustode.bench.flows import FlowCall, flow_calls, forwards, forwards_and_backwards
-from robustode.bench.operations import flow_work
-from robustode.bench.roofline import DeviceRates, Work
 from robustode.bench.stats import summarise
 from robustode.bench.throughput import measure_cell
+from robustode.bench.timing import flows
+from robustode.bench.timing.flows import FlowCall, flow_calls, forwards, forwards_and_backwards
+from robustode.bench.timing.operations import flow_work
+from robustode.bench.timing.roofline import DeviceRates, Work
 from robustode.models import MODELS, _ode
 from robustode.models.neural_ode import TanhLayer
 from torch import nn

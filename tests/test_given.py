@@ -15,9 +15,17 @@ import stubs
 import torch
 from robustode._errors import CheckpointError, InvalidArgument
 from robustode.bench import unit
+from robustode.bench.cells import (
+    accuracy_cells,
+    certificate_cells,
+    dynamics_cell,
+    throughput_cells,
+    training_cell,
+)
+from robustode.bench.checking.verify import verify
 from robustode.bench.cli import main
-from robustode.bench.external import load_external
 from robustode.bench.given import Given
+from robustode.bench.outside.external import load_external
 from robustode.bench.plan import make_plan
 from robustode.bench.preset import load_preset
 from robustode.bench.records import Cell
@@ -25,7 +33,6 @@ from robustode.bench.rows import choose_models
 from robustode.bench.run import run_plan
 from robustode.bench.stats import summarise
 from robustode.bench.store import Store
-from robustode.bench.verify import verify
 
 NET = """
 from torch import nn
@@ -126,7 +133,7 @@ def test_a_run_again_does_nothing_and_a_fresh_one_everything(home, out, tmp_path
     for fresh, expected in ((False, (0, stubs.CELLS)), (True, (stubs.CELLS, 0))):
         outcome = run_plan(plan, digits, Store(folder), device=stubs.CPU, fresh=fresh)
         assert (outcome.done, outcome.skipped) == expected
-    assert plan.training_cell(plan.specs[0], 0, digits).key() == training_of(out).cell.key()
+    assert training_cell(plan, plan.specs[0], 0, digits).key() == training_of(out).cell.key()
 
 
 def test_a_dry_run_writes_nothing(home, tmp_path, capsys):
@@ -142,7 +149,7 @@ def test_other_weights_are_other_cells(home, out, digits):
         make_plan(preset, models=[spec], given=given)
         for given in (None, Given.read(home / "other.safetensors"))
     ]
-    trained, other = (plan.training_cell(spec, 0, digits) for plan in plans)
+    trained, other = (training_cell(plan, spec, 0, digits) for plan in plans)
     assert len({trained.key(), other.key(), training_of(out).cell.key()}) == 3
     assert other.samples == 0 < trained.samples
 
@@ -262,15 +269,15 @@ def test_the_plan_still_makes_the_keys_of_published_records(folder, preset, mode
         name, index_sha256 = training.dataset, training.index_sha256
         train, test = range(count["training"]), range(count["certificate"])
 
-    made = plan.training_cell(plan.specs[0], 0, Sized())
+    made = training_cell(plan, plan.specs[0], 0, Sized())
     assert made.key() == training.key()
     sha256, solver = next((c.checkpoint_sha256, c.solver) for c in cells if c.kind == "accuracy")
-    accuracy = plan.accuracy_cells(made, sha256, solver, Sized())
-    certificates = plan.certificate_cells(made, sha256, solver, Sized())
-    dynamics = plan.dynamics_cell(made, sha256, solver)
+    accuracy = accuracy_cells(plan, made, sha256, solver, Sized())
+    certificates = certificate_cells(plan, made, sha256, solver, Sized())
+    dynamics = dynamics_cell(plan, made, sha256, solver)
     again = {cell.key() for cell in (*accuracy, *certificates, dynamics)}
     assert again == {cell.key() for cell in cells if cell.kind not in ("training", "throughput")}
     timings = [cell for cell in cells if cell.kind == "throughput"]
     for device in {cell.device for cell in timings}:
-        found = {cell.key() for cell in plan.throughput_cells(made, sha256, solver, device)}
+        found = {cell.key() for cell in throughput_cells(plan, made, sha256, solver, device)}
         assert found == {cell.key() for cell in timings}

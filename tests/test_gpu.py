@@ -11,11 +11,11 @@ import pytest
 import stubs
 import torch
 from robustode.attacks import THREATS, violation
-from robustode.bench.clock import time_passes
 from robustode.bench.evaluate import evaluate_cell
 from robustode.bench.memory import peak_memory
 from robustode.bench.preset import Recipe
 from robustode.bench.throughput import inference, measure_cell
+from robustode.bench.timing.clock import time_passes
 from robustode.bench.train import build_model, train
 from robustode.models import MODELS, ODEBlock, Solver
 from robustode.models._fused import SWITCH, flow_path, supported

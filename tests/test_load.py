@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from robustode.bench import load
+from robustode.bench.timing import load
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from robustode import ODEBlock, Solver
-from robustode.bench.operations import OperationCounter, flow_work, tanh_operations
+from robustode.bench.timing.operations import OperationCounter, flow_work, tanh_operations
 from robustode.models import MODELS
 from robustode.models._fused import STAGES
 from robustode.models._solver import shu_osher

@@ -14,22 +14,22 @@ import synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 from robustode import __version__
-from robustode.bench import page as page_module
 from robustode.bench import report as report_module
 from robustode.bench.audits.sheet import Sheet
-from robustode.bench.citation import bibtex, linked, own_bibtex
+from robustode.bench.board.leaderboard import leaderboard
 from robustode.bench.figures import labelled
-from robustode.bench.grid import evidence, flags, grid
 from robustode.bench.headline import Headline
-from robustode.bench.leaderboard import leaderboard
-from robustode.bench.panels import _channels, _luminance, chart_data, on_dark
+from robustode.bench.pages import page as page_module
+from robustode.bench.pages.citation import bibtex, linked, own_bibtex
+from robustode.bench.pages.grid import evidence, flags, grid
+from robustode.bench.pages.panels import _channels, _luminance, chart_data, on_dark
+from robustode.bench.pages.reproduce import command
+from robustode.bench.pages.sheets import audit_row, badge, certificates
+from robustode.bench.pages.template import embedded, script
 from robustode.bench.records import Record
 from robustode.bench.report import write_report
-from robustode.bench.reproduce import command
-from robustode.bench.sheets import audit_row, badge, certificates
 from robustode.bench.stats import COLUMNS, summarise
 from robustode.bench.style import _COLOURS, _CORE
-from robustode.bench.template import embedded, script
 
 AUDITS = [
     {"name": "masking", "title": "Gradient masking", "value": 0.031, "threshold": 0.01, "verdict": "flag",

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from robustode._errors import BudgetViolation, InvalidArgument
 from robustode.attacks import THREATS
 from robustode.attacks.paper_noise import MEAN, STD
+from robustode.bench.cells import accuracy_cells, training_cell
 from robustode.bench.evaluate import evaluate_cell
 from robustode.bench.plan import make_plan
 from robustode.bench.preset import load_preset
@@ -183,8 +184,8 @@ def evaluated(cell, model, split, threat):
 
 def test_the_harness_takes_it_and_records_its_protocol(tmp_path, few):
     plan = make_plan(load_preset(str(stubs.preset_file(tmp_path, PRESET))))
-    training = plan.training_cell(plan.specs[0], 0, few)
-    cells = plan.accuracy_cells(training, "c" * 64, None, few)
+    training = training_cell(plan, plan.specs[0], 0, few)
+    cells = accuracy_cells(plan, training, "c" * 64, None, few)
     assert [(c.threat, c.protocol, c.norm) for c in cells[-3:]] == [
         ("paper-gaussian", "paper-exact", None),
         ("paper-gaussian", "paper-exact", None),

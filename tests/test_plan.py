@@ -8,6 +8,13 @@ import pytest
 import stubs
 from robustode._errors import InvalidArgument
 from robustode.attacks import THREATS
+from robustode.bench.cells import (
+    accuracy_cells,
+    certificate_cells,
+    dynamics_cell,
+    throughput_cells,
+    training_cell,
+)
 from robustode.bench.plan import Plan, make_plan
 from robustode.bench.preset import load_preset
 from robustode.bench.records import Cell
@@ -20,13 +27,13 @@ def plan(tmp_path) -> Plan:
 
 
 def cells(plan: Plan, data) -> list[Cell]:
-    training = plan.training_cell(plan.specs[0], 0, data)
+    training = training_cell(plan, plan.specs[0], 0, data)
     return [
         training,
-        *plan.accuracy_cells(training, "c" * 64, "euler", data),
-        *plan.certificate_cells(training, "c" * 64, "euler", data),
-        plan.dynamics_cell(training, "c" * 64, "euler"),
-        *plan.throughput_cells(training, "c" * 64, "euler", "cpu"),
+        *accuracy_cells(plan, training, "c" * 64, "euler", data),
+        *certificate_cells(plan, training, "c" * 64, "euler", data),
+        dynamics_cell(plan, training, "c" * 64, "euler"),
+        *throughput_cells(plan, training, "c" * 64, "euler", "cpu"),
     ]
 
 
@@ -61,14 +68,14 @@ def test_one_cell_for_each_piece_of_work(plan, digits):
 
 def test_only_a_flow_is_timed_alone_and_at_the_largest_batch_size(tmp_path, digits):
     plan = with_text(tmp_path, "batch_sizes = [4]", "batch_sizes = [1, 64, 16]")
-    training = plan.training_cell(plan.specs[0], 0, digits)
+    training = training_cell(plan, plan.specs[0], 0, digits)
     model = [(what, size) for what in ("inference", "training-step") for size in (1, 64, 16)]
     flow = [("flow", 64), ("flow-gradient", 64)]
     for solver, expected in ((None, model), ("euler", model + flow)):
-        made = plan.throughput_cells(training, "c" * 64, solver, "cpu")
+        made = throughput_cells(plan, training, "c" * 64, solver, "cpu")
         assert [(cell.threat, cell.batch_size) for cell in made] == expected
     untimed = dataclasses.replace(plan, preset=plan.preset.model_copy(update={"throughput": None}))
-    assert untimed.throughput_cells(training, "c" * 64, "euler", "cpu") == []
+    assert throughput_cells(untimed, training, "c" * 64, "euler", "cpu") == []
 
 
 def test_every_cell_carries_what_made_it(plan, digits):
@@ -150,8 +157,8 @@ def test_overrides_reach_their_model_alone(tmp_path, digits):
 
 def test_samples_are_at_most_those_there_are(tmp_path, few):
     plan = with_text(tmp_path, "samples = 40", "samples = 100000")
-    training = plan.training_cell(plan.specs[0], 0, few)
-    assert {c.samples for c in plan.accuracy_cells(training, "", None, few)} == {40}
+    training = training_cell(plan, plan.specs[0], 0, few)
+    assert {c.samples for c in accuracy_cells(plan, training, "", None, few)} == {40}
 
 
 def test_all_means_every_registered_model(tmp_path):
@@ -171,8 +178,8 @@ def test_arguments_go_over_the_preset(plan):
 
 def test_seeds_are_different_work(plan, digits):
     spec = plan.specs[0]
-    assert plan.training_cell(spec, 0, digits).key() != plan.training_cell(spec, 1, digits).key()
-    assert plan.training_cell(spec, 0, digits).variant() == plan.training_cell(spec, 1, digits).variant()
+    assert training_cell(plan, spec, 0, digits).key() != training_cell(plan, spec, 1, digits).key()
+    assert training_cell(plan, spec, 0, digits).variant() == training_cell(plan, spec, 1, digits).variant()
 
 
 def test_the_headline_reports_attacks_by_norm_and_noise_by_name(plan):

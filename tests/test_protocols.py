@@ -11,9 +11,9 @@ import pytest
 import synthetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from robustode.bench.board.leaderboard import leaderboard
 from robustode.bench.figures import labelled
-from robustode.bench.leaderboard import leaderboard
-from robustode.bench.protocols import (
+from robustode.bench.pages.protocols import (
     MEANINGS,
     SideTable,
     protocol_tables,

@@ -10,10 +10,19 @@ import pytest
 import synthetic
 from hypothesis import given
 from hypothesis import strategies as st
+from robustode.bench.board.leaderboard import leaderboard
+from robustode.bench.board.outcomes import outcomes
+from robustode.bench.board.ranking import (
+    ALPHA,
+    Outcomes,
+    alike,
+    discordant,
+    mcnemar,
+    p_value,
+    p_values,
+    ranks,
+)
 from robustode.bench.headline import Headline
-from robustode.bench.leaderboard import leaderboard
-from robustode.bench.outcomes import outcomes
-from robustode.bench.ranking import ALPHA, Outcomes, alike, discordant, mcnemar, p_value, p_values, ranks
 from robustode.bench.records import Record
 from scipy.stats import binomtest
 from test_stats import outcome

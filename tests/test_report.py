@@ -17,12 +17,12 @@ import pytest
 import synthetic
 from rich.console import Console
 from robustode._errors import InvalidArgument
-from robustode.bench.leaderboard import leaderboard
+from robustode.bench.board.leaderboard import leaderboard
+from robustode.bench.board.terminal import terminal_table
 from robustode.bench.records import Record
 from robustode.bench.report import write_report
 from robustode.bench.stats import COLUMNS
 from robustode.bench.store import Store
-from robustode.bench.terminal import terminal_table
 
 MODELS = ("node", "resnet")
 
@@ -105,7 +105,7 @@ class Forbidden:
 sys.meta_path.insert(0, Forbidden())
 from pathlib import Path
 from robustode.bench.report import write_report
-from robustode.bench.terminal import terminal_table
+from robustode.bench.board.terminal import terminal_table
 terminal_table(write_report(Path(sys.argv[1])).leaderboard)
 assert not {"torch", "robustode.models", "robustode.attacks"} & set(sys.modules)
 """

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from robustode.bench.benchmarks import main, read_file, tables
+from robustode.bench.checking.restate import check_tables
 from robustode.bench.records import Record
-from robustode.bench.restate import check_tables
 from robustode.bench.store import Store
 
 RESULTS = Path(__file__).parents[1] / "results"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import stubs
 import torch
-from robustode.bench import ceilings
-from robustode.bench.ceilings import device_rates
-from robustode.bench.roofline import DeviceRates, Work
+from robustode.bench.timing import ceilings
+from robustode.bench.timing.ceilings import device_rates
+from robustode.bench.timing.roofline import DeviceRates, Work
 
 
 @pytest.mark.parametrize(

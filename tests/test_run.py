@@ -17,6 +17,7 @@ import torch
 from robustode._errors import InvalidArgument
 from robustode.bench import estimate, unit, work
 from robustode.bench.breaks import unpack
+from robustode.bench.cells import training_cell
 from robustode.bench.data import load_data
 from robustode.bench.headline import Headline
 from robustode.bench.plan import Plan, make_plan
@@ -327,7 +328,7 @@ def test_a_damaged_record_is_set_aside_and_done_again(few, tmp_path, damage):
 def test_an_altered_checkpoint_is_named_and_fresh_mends_it(few, tmp_path):
     plan = plan_of(tmp_path, stubs.spec("linear"), stubs.spec("other"))
     do(plan, few, tmp_path / "out")
-    path = work.checkpoint_path(Store(tmp_path / "out"), plan.training_cell(plan.specs[0], 0, few))
+    path = work.checkpoint_path(Store(tmp_path / "out"), training_cell(plan, plan.specs[0], 0, few))
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))

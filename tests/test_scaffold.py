@@ -14,8 +14,8 @@ from robustode.bench.certify import certify_cell
 from robustode.bench.cli import main
 from robustode.bench.conformance import check_model, checks_for
 from robustode.bench.describe import carried_by
-from robustode.bench.external import load_external
-from robustode.bench.scaffold import new_model
+from robustode.bench.outside.external import load_external
+from robustode.bench.outside.scaffold import new_model
 from robustode.bench.train import build_model
 from robustode.models import MODELS
 

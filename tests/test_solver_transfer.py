@@ -12,9 +12,10 @@ import stubs
 import torch
 from robustode._errors import InvalidArgument
 from robustode.attacks import THREATS, Threat
+from robustode.bench.board.leaderboard import leaderboard
 from robustode.bench.breaks import Breaks, add_steps
+from robustode.bench.checking.verify import verify
 from robustode.bench.evaluate import evaluate_cell
-from robustode.bench.leaderboard import leaderboard
 from robustode.bench.plan import make_plan
 from robustode.bench.preset import load_preset
 from robustode.bench.records import Record, from_json, to_json
@@ -23,7 +24,6 @@ from robustode.bench.run import run_plan
 from robustode.bench.stats import WORST_CASE, summarise
 from robustode.bench.store import Store
 from robustode.bench.through import SurrogateFailure, _merged, evaluate_through
-from robustode.bench.verify import verify
 from robustode.models import MODELS, ODEBlock, Solver
 from torch import nn
 

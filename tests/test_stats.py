@@ -12,8 +12,8 @@ import synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 from robustode._errors import RecordError
+from robustode.bench.board.leaderboard import leaderboard, rank_column
 from robustode.bench.headline import Headline
-from robustode.bench.leaderboard import leaderboard, rank_column
 from robustode.bench.records import Record
 from robustode.bench.stats import COLUMNS, current, summarise, wilson, worst_case
 

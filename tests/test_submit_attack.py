@@ -13,6 +13,8 @@ import robustode
 import stubs
 import torch
 from robustode.bench.breaks import Breaks, unpack
+from robustode.bench.checking.submit import _one_row
+from robustode.bench.checking.verify import verify
 from robustode.bench.cli import main
 from robustode.bench.headline import Headline
 from robustode.bench.plan import make_plan
@@ -21,8 +23,6 @@ from robustode.bench.records import SUBMISSION, Record
 from robustode.bench.report import write_report
 from robustode.bench.run import run_plan
 from robustode.bench.store import Store
-from robustode.bench.submit import _one_row
-from robustode.bench.verify import verify
 
 EPS = 0.1
 WEAK = (

@@ -10,10 +10,10 @@ import pytest
 import stubs
 import torch
 from robustode._errors import ContractBroken
-from robustode.bench import clock as bench_clock
-from robustode.bench.clock import WARM_UP, time_passes
 from robustode.bench.memory import peak_memory
 from robustode.bench.throughput import inference, measure_cell, train_once
+from robustode.bench.timing import clock as bench_clock
+from robustode.bench.timing.clock import WARM_UP, time_passes
 from robustode.models import MODELS
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import synthetic
-from robustode.bench.leaderboard import leaderboard
+from robustode.bench.board.leaderboard import leaderboard
+from robustode.bench.pages.timing_tables import timing_tables
 from robustode.bench.records import Record
 from robustode.bench.report import write_report
 from robustode.bench.stats import summarise
-from robustode.bench.timing_tables import timing_tables
 
 FLOW, GRADIENT = "flow", "flow-gradient"
 

@@ -14,21 +14,21 @@ import stubs
 import synthetic
 import torch
 from robustode._errors import InvalidArgument
+from robustode.bench.board.leaderboard import leaderboard
 from robustode.bench.breaks import Breaks, unpack
+from robustode.bench.checking.replay import Source, _replay
+from robustode.bench.checking.transfer import TransferOutcome, _model, replay_all
+from robustode.bench.checking.verify import verify
 from robustode.bench.cli import main
+from robustode.bench.drawing.matrix import transfer_matrices
 from robustode.bench.headline import Headline
-from robustode.bench.leaderboard import leaderboard
-from robustode.bench.matrix import transfer_matrices
 from robustode.bench.plan import make_plan
 from robustode.bench.preset import load_preset
 from robustode.bench.records import REPLAY, Record
-from robustode.bench.replay import Source, _replay
 from robustode.bench.run import run_plan
 from robustode.bench.selection import current
 from robustode.bench.stats import WORST_CASE, summarise
 from robustode.bench.store import Store
-from robustode.bench.transfer import TransferOutcome, _model, replay_all
-from robustode.bench.verify import verify
 from robustode.bench.work import checkpoint_path
 
 EPS = 0.1
@@ -427,7 +427,7 @@ def test_a_run_whose_preset_says_so_ends_with_it(folder, tmp_path, digits):
 
 def test_a_model_that_answers_nan_is_a_failure_and_tried_again(folder, monkeypatch, capsys):
     nan = stubs.Faulty((1, 8, 8), 10, lambda logits, images: logits * torch.nan)
-    monkeypatch.setattr("robustode.bench.transfer.trained_model", lambda *a: nan)
+    monkeypatch.setattr("robustode.bench.checking.transfer.trained_model", lambda *a: nan)
     monkeypatch.setattr("robustode.bench.cli._show", lambda out: 0)
     assert main(["transfer", "--out", str(folder), "--models", "resnet"]) == 1
     assert "resnet seed 0 · transfer-linf 0.1: nonfinite" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from robustode._errors import InvalidArgument, UnknownName
 from robustode.bench import run_command
+from robustode.bench.cells import training_cell
 from robustode.bench.cli import main
 from robustode.bench.data import load_data
 from robustode.bench.plan import Plan, make_plan
@@ -83,7 +84,7 @@ def test_a_variant_differs_from_its_model_in_what_it_says_alone(tmp_path):
 
 def test_a_variant_is_other_work_than_its_model(tmp_path, few):
     plan = make_plan(preset(tmp_path, models='["resnet", "resnet-2", "resnet-3", "spare"]'))
-    cells = [plan.training_cell(spec, 0, few) for spec in plan.specs]
+    cells = [training_cell(plan, spec, 0, few) for spec in plan.specs]
     assert [cell.model for cell in cells] == ["resnet", "resnet-2", "resnet-3", "spare"]
     assert len({cell.key() for cell in cells}) == len({cell.variant() for cell in cells}) == 4
 

@@ -13,8 +13,11 @@ import pytest
 import robustode
 import stubs
 import torch
-from robustode.bench import recheck, unit
+from robustode.bench import unit
 from robustode.bench.breaks import Breaks, add_steps, pack, unpack
+from robustode.bench.checking import recheck
+from robustode.bench.checking.restate import without_pictures
+from robustode.bench.checking.verify import Verification, verify
 from robustode.bench.checkpoint import load_tensors, save_tensors
 from robustode.bench.cli import main
 from robustode.bench.data import Data, default_root
@@ -22,10 +25,8 @@ from robustode.bench.plan import make_plan
 from robustode.bench.preset import load_preset
 from robustode.bench.records import Record
 from robustode.bench.report import write_report
-from robustode.bench.restate import without_pictures
 from robustode.bench.run import run_plan
 from robustode.bench.store import Store, write_atomically
-from robustode.bench.verify import Verification, verify
 from robustode.bench.work import checkpoint_path
 
 CELLS = stubs.CELLS + stubs.FLOW_CELLS
@@ -371,7 +372,7 @@ def test_a_lost_plan_is_named(folder):
 
 def test_other_data_are_not_compared(folder, digits, monkeypatch):
     other: Data = dataclasses.replace(digits, index_sha256="0" * 64)
-    monkeypatch.setattr("robustode.bench.verify.load_data", lambda name, root: other)
+    monkeypatch.setattr("robustode.bench.checking.verify.load_data", lambda name, root: other)
     assert "it speaks of other samples than digits here" in only(folder)
 
 
@@ -388,7 +389,7 @@ def test_a_model_from_a_file_needs_its_file(tmp_path, few, capsys):
         "def flat(shape, classes):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))\n"
     )
-    from robustode.bench.external import load_external
+    from robustode.bench.outside.external import load_external
 
     plan = make_plan(load_preset(str(stubs.preset_file(tmp_path))), models=[load_external(f"{path}:flat")])
     run_plan(plan, few, Store(tmp_path / "out"), device=stubs.CPU)

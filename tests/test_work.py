@@ -7,6 +7,7 @@ import math
 import pytest
 import stubs
 import torch
+from robustode.bench.cells import training_cell
 from robustode.bench.describe import describe_flow, describe_solver
 from robustode.bench.estimate import Cost
 from robustode.bench.plan import Plan, make_plan
@@ -28,7 +29,7 @@ def test_everything_is_left_before_a_run_and_nothing_after_it(plan, few, tmp_pat
     (before,) = look_ahead(plan, few, store, stubs.CPU)
     assert not store.folder.exists()
     assert (before.model, before.cells, before.left) == ("stub", 2 * stubs.CELLS, 2 * stubs.CELLS)
-    training = plan.training_cell(plan.specs[0], 0, few)
+    training = training_cell(plan, plan.specs[0], 0, few)
     cells = cells_of(plan, training, None, few, stubs.CPU)
     assert before.seconds == pytest.approx(2 * sum(before.cost.of(cell, plan) for cell in cells))
     assert before.seconds > 0
@@ -47,7 +48,7 @@ def test_what_was_removed_is_left_again(plan, few, tmp_path):
         if record.cell.threat == "gaussian" and record.cell.training_seed == 1:
             store.path(record.cell).unlink()
     assert look_ahead(plan, few, store, stubs.CPU)[0].left == 2
-    checkpoint_path(store, plan.training_cell(plan.specs[0], 0, few)).write_bytes(b"damaged")
+    checkpoint_path(store, training_cell(plan, plan.specs[0], 0, few)).write_bytes(b"damaged")
     assert look_ahead(plan, few, store, stubs.CPU)[0].left == 2 + stubs.CELLS
 
 

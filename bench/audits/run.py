@@ -22,9 +22,9 @@ from ...models import MODELS, ModelSpec
 from ..data import load_data
 from ..describe import made_by
 from ..evaluate import failed
-from ..external import load_external
 from ..headline import Headline
 from ..limits import time_limit
+from ..outside.external import load_external
 from ..queries import one_line
 from ..records import Record
 from ..selection import Entry, current, entry

@@ -8,6 +8,7 @@ import pytest
 import stubs
 import torch
 from robustode.attacks import THREATS
+from robustode.bench.cells import accuracy_cells, training_cell
 from robustode.bench.data import Split
 from robustode.bench.evaluate import evaluate_cell, frozen
 from robustode.bench.plan import make_plan
@@ -66,7 +67,7 @@ def test_preset_standard(against, device, scale, tried, kind, name):
     """A fiftieth of it without curves, in its own batches: one strength of five, a tenth of the samples."""
     data = dataset(scale.train, scale.test, real=not tried)
     plan = make_plan(load_preset("standard"), models=[MODELS.get(name)], seeds=1)
-    cells = plan.accuracy_cells(plan.training_cell(plan.specs[0], 0, data), "0" * 64, None, data)
+    cells = accuracy_cells(plan, training_cell(plan, plan.specs[0], 0, data), "0" * 64, None, data)
     reported = {attack.threat.name: attack.plan.reported for attack in plan.attacks}
     share = {"clean": 5, "pgd-linf": 10, "pgd-l2": 10}  # clean has one strength, PGD a tenth of the samples
     part = [

@@ -1,0 +1,72 @@
+"""The file in which someone sends adversarial examples: read, or refused in one line."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..._errors import InvalidArgument
+
+LONGEST_ORIGIN = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """What a file holds: `index` int64 (k,), `images` float32 (k, c, h, w), who sent it, the file's hash."""
+
+    index: NDArray[np.int64]
+    images: NDArray[np.float32]
+    origin: str
+    sha256: str
+
+
+def read_submission(path: Path) -> Sent:
+    """Read ``FILE.npz`` with `index` (k,) and `image` (k, c, h, w); `origin`, a text, is optional.
+
+    Images are float in [0, 1], uint8 or uint16; `index` is each sample's number in its source, as in
+    ``Data.test.indices``.
+
+    Raises
+    ------
+    InvalidArgument
+        When it is anything else.
+    """
+    try:
+        content = path.read_bytes()
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            if absent := [name for name in ("index", "image") if name not in file]:
+                raise InvalidArgument(f"{path} has no array {' and no array '.join(absent)}")
+            index, image = file["index"], file["image"]
+            origin = str(file["origin"]) if "origin" in file else path.name
+    except InvalidArgument:
+        raise
+    except OSError as error:
+        raise InvalidArgument(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile):
+        raise InvalidArgument(
+            f"{path} is not an .npz file of plain arrays: write it with np.savez(FILE, index=..., image=...)"
+        ) from None
+    if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer) or not index.size:
+        raise InvalidArgument(
+            f"{path}: index must be a list of whole numbers, not {index.dtype} {index.shape}"
+        )
+    if image.ndim != 4 or len(image) != len(index):
+        raise InvalidArgument(
+            f"{path}: image must be ({len(index)}, c, h, w), one an index, not {image.shape}"
+        )
+    if image.dtype in (np.uint8, np.uint16):
+        image = image / np.iinfo(image.dtype).max
+    elif not np.issubdtype(image.dtype, np.floating):
+        raise InvalidArgument(f"{path}: image must be float, uint8 or uint16, not {image.dtype}")
+    return Sent(
+        index=index.astype(np.int64),
+        images=np.clip(image, -2, 2).astype(np.float32),  # what float32 cannot hold is out of the box anyway
+        origin=" ".join(origin.split())[:LONGEST_ORIGIN] or path.name,
+        sha256=hashlib.sha256(content).hexdigest(),
+    )

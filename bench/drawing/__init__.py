@@ -1,0 +1,1 @@
+"""The figures, one a file, from tables and records alone. No torch."""

@@ -1,0 +1,1 @@
+"""Models from elsewhere: a file, an installed package, a template."""

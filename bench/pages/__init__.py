@@ -1,0 +1,1 @@
+"""What stands on the pages, as plain data for their templates. No torch."""
