@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
+from pathlib import Path
 
 import pytest
+import robustode
 import torch
+from robustode._errors import DataUnavailable
 from robustode.attacks import THREATS
 from robustode.attacks._double import in_double
 from robustode.attacks._losses import margin
 from robustode.attacks._survivors import Survivors, under_attack
 from robustode.attacks.autoattack import _apgd_t
+from robustode.bench.data import load_data
 from robustode.bench.queries import QueriedModel
 from robustode.models import MODELS
 from test_masks import Masked, trained
@@ -215,3 +220,29 @@ def test_refined_samples_cost_what_is_declared_at_most(norm):
     assert queried.backwards == 10 * (15 + 2 + 9 * 15)
     assert queried.forwards <= 10 * forwards
     assert queried.backwards <= 10 * backwards
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("paper", "certified", "standard")]
+
+
+@pytest.mark.parametrize("name", ["digits", "sweep", *SLOW])
+def test_no_sample_of_a_published_model_is_refined(name):
+    """So their records are those of the cascade before it could refine, and keep its version."""
+    folder = Path(robustode.__file__).parent / "results" / name
+    trained = sorted((folder / "checkpoints").glob("*/*.safetensors"))
+    assert trained
+    for path in trained:
+        dataset, seed = re.fullmatch(r"(\w+)-seed(\d+)-\w+", path.stem).groups()
+        model = robustode.load_model(folder, path.parent.name, seed=int(seed))
+        test = stored(dataset).test.first(500)
+        with under_attack(model, test.images, test.labels, 0) as survivors:
+            survivors.refine()
+            assert bool(survivors.still.all()), "after one query all of them might be"
+            assert not bool(survivors.fine.any())
+
+
+def stored(dataset: str):
+    try:
+        return load_data(dataset)
+    except DataUnavailable as missing:
+        pytest.skip(str(missing))
