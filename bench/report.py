@@ -16,6 +16,7 @@ from .benchmarks import benchmarks_markdown, benchmarks_page, read_benchmarks
 from .board.leaderboard import leaderboard
 from .board.leaderboard_json import leaderboard_json
 from .board.leaderboard_tex import latex
+from .board.protocols import SideTable, protocol_tables, protocols_markdown, smoothing_tables
 from .board.tables import markdown
 from .drawing.matrix import transfer_markdown, transfer_tables
 from .figures import Picture, draw_all, labelled
@@ -23,7 +24,6 @@ from .headline import Headline
 from .pages.attack_parts import attack_parts, parts_tables
 from .pages.cards import cards
 from .pages.page import render
-from .pages.protocols import SideTable, protocol_tables, protocols_markdown, smoothing_tables
 from .records import Record
 from .selection import current
 from .stats import summarise

@@ -12,14 +12,14 @@ import synthetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from robustode.bench.board.leaderboard import leaderboard
-from robustode.bench.figures import labelled
-from robustode.bench.pages.protocols import (
+from robustode.bench.board.protocols import (
     MEANINGS,
     SideTable,
     protocol_tables,
     protocols_markdown,
     smoothing_tables,
 )
+from robustode.bench.figures import labelled
 from robustode.bench.records import Record
 from robustode.bench.report import write_report
 from robustode.bench.stats import summarise, wilson

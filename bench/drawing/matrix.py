@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..pages.protocols import SideTable
+from ..board.protocols import SideTable
 from ..records import REPLAY, Record
 from ..style import NORMS, QUIET, sns
 from .heatmap import HEATMAP_MODELS

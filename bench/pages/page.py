@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..audits.page import audit_lines, svg_uri
 from ..audits.sheet import Sheet
+from ..board.protocols import SideTable
 from ..figures import Picture, labelled
 from ..headline import Headline
 from ..records import SUBMISSION, Record
@@ -18,7 +19,6 @@ from ..style import key_name, strength_symbol
 from .citation import own_bibtex
 from .grid import evidence, flags, grid
 from .panels import chart_data
-from .protocols import SideTable
 from .sheets import badge, certificates, environments, sheet
 from .template import chart_style, embedded, script, template
 from .timing_tables import timing_tables
