@@ -16,13 +16,15 @@ from ..records import Record
 from ..style import key_name, sns, strength_symbol
 
 FEWEST = 3
-"""Rows of one architecture that make a curve."""
+"""Rows of one architecture and recipe that make a curve."""
 
 
 def draw_rates(
     records: Mapping[str, Sequence[Record]], board: pd.DataFrame, headline: Headline
 ) -> Iterator[tuple[str, Figure]]:
     """Draw clean, reported and certified accuracy against rho, for each architecture with enough rows.
+
+    Those of its commonest training recipe: a line between two recipes would show these, not the rate.
 
     Parameters
     ----------
@@ -31,6 +33,7 @@ def draw_rates(
     """
     for family, rates in sorted(_families(records).items()):
         rows = board[board["label"].isin(rates)]
+        rows = rows[rows["recipe"].isin(rows["recipe"].mode().head(1))]
         if len(rows) < FEWEST:
             continue
         rows = rows.assign(rate=rows["label"].map(rates)).sort_values("rate", kind="stable")
