@@ -127,7 +127,7 @@ def command_line() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     verify.add_argument(
-        "--models", metavar="FILE.py:FACTORY,...", help="models from files that its records speak of"
+        "--models", metavar="A,B|FILE.py:FACTORY", help="these models only, and where models from files are"
     )
     submit = commands.add_parser(
         "submit-attack",

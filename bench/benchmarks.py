@@ -75,10 +75,10 @@ def read_file(file: Path) -> BenchmarkFile:
     try:
         return _parse(file.read_text(encoding="utf-8"), file.name)
     except OSError as error:
-        raise InvalidArgument(f"--benchmarks {file}: cannot be read: {error.strerror}") from None
+        raise InvalidArgument(f"{file} cannot be read: {error.strerror}") from None
     except Exception as error:
         raise InvalidArgument(
-            f"--benchmarks {file}: not a pytest-benchmark file ({type(error).__name__}: {error})"
+            f"{file} is not a pytest-benchmark file ({type(error).__name__}: {error})"
         ) from None
 
 

@@ -91,13 +91,15 @@ def _report(arguments: Namespace) -> int:
 
 def _verify(arguments: Namespace) -> int:
     from .checking.verify import verify
-    from .outside.external import load_external
+    from .outside.external import named_models
 
     _find_plugins()
+    names, specs = named_models(names_in(arguments.models))
     done = verify(
         arguments.out,
         arguments.data_root,
-        [load_external(name) for name in names_in(arguments.models)],
+        specs,
+        only=names or None,
         say=lambda line: print(line, flush=True),
     )
     for note in done.notes:
@@ -154,31 +156,34 @@ def _submit_attack(arguments: Namespace) -> int:
         print(f"rejected {count}: {reason}")
     print(f"accepted {verdict.accepted} of {len(sent.index)}, from {sent.origin}")
     if not verdict.accepted:
-        print(f"nothing holds against {cell.model} in {cell.norm} {cell.strength:g}", file=sys.stderr)
+        new = " that was not sent before" if verdict.rejected["sent before"] else ""
+        against = f"{cell.model} in {cell.norm} {cell.strength:g}"
+        print(f"nothing{new} holds against {against}", file=sys.stderr)
         return 1
     where = f"{cell.model} seed {cell.training_seed}, {cell.norm} {cell.strength:g}"
-    stored = "" if verdict.new else " (stored already)"
-    print(f"{where}: worst case {verdict.before:.1%} -> {verdict.after:.1%}{stored}")
+    remark = "" if verdict.after < verdict.before else ": other attacks break all of these"
+    remark = remark if verdict.new else " (stored already)"
+    print(f"{where}: worst case {verdict.before:.1%} -> {verdict.after:.1%}{remark}")
     print(f"open {write_report(arguments.out).page.resolve()}")
     return 0
 
 
 def _transfer(arguments: Namespace) -> int:
     from .checking.transfer import replay_all
-    from .outside.external import load_external
+    from .outside.external import named_models
     from .store import Store
 
-    store, names = Store(arguments.out), names_in(arguments.models)
+    store = Store(arguments.out)
     if not store.records.is_dir():
         raise InvalidArgument(f"no records in {store.folder}: run `robustode run` first, or pass --out")
+    names, specs = named_models(names_in(arguments.models))
     if arguments.models is not None and not names:
         raise InvalidArgument("--models names no model")
-    specs = {name: load_external(name) for name in names if ".py" in name}
     with store.lock():
         done = replay_all(
             store,
-            names=[specs[name].name if name in specs else name for name in names] if names else None,
-            specs=list(specs.values()),
+            names=names or None,
+            specs=specs,
             data_root=arguments.data_root,
             say=lambda line: print(line, flush=True),
         )

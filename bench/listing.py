@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -74,9 +75,7 @@ def listing(what: str, *, as_json: bool) -> str:
     width = max(len(entry["name"]) for entry in found)
     lines = []
     for entry in found:
-        about = entry.get("summary") or ", ".join(
-            f"{key} {entry[key]}" for key in ("family", "norm", "strength") if entry.get(key)
-        )
+        about = entry.get("summary") or _threat(entry)
         extra = f"; {entry['cost']}" if what == "presets" and entry["cost"] else ""
         extra += f" (plug-in {entry['plugin']})" if entry.get("plugin") else ""
         lines.append(f"{entry['name']:<{width}}  {about}{extra}")
@@ -87,3 +86,10 @@ def listing(what: str, *, as_json: bool) -> str:
             for k, v in entry.get("expected_failures", {}).items()
         ]
     return "\n".join(lines)
+
+
+def _threat(entry: Mapping[str, Any]) -> str:
+    """What kind of threat it is, and what its strengths mean."""
+    if entry["name"] == entry["family"]:
+        return "the images as they are"
+    return f"{entry['family']}, {entry['strength']}{' in ' + entry['norm'] if entry['norm'] else ''}"

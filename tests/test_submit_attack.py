@@ -159,6 +159,42 @@ def test_the_same_file_again_changes_nothing(folder, stronger, tmp_path, capsys)
     assert contents() == before
 
 
+def test_the_same_examples_in_another_file_are_credited_to_the_first(folder, stronger, tmp_path, capsys):
+    index, image = stronger
+    standing = still_standing(folder)
+    half = standing[::2]
+    assert send(folder, tmp_path, index[half], image[half], origin="first") == 0
+    (first,) = [r for r in broken(folder) if r.cell.family == SUBMISSION]
+    held, rate = first.card["adversarial"]["count"], robust(folder)["resnet"]
+    capsys.readouterr()
+    assert send(folder, tmp_path, index[half], image[half], origin="second") == 1
+    out, err = capsys.readouterr()
+    assert f"rejected {held}: sent before\n" in out
+    assert err == "nothing that was not sent before holds against resnet in linf 0.1\n"
+    assert len([r for r in broken(folder) if r.cell.family == SUBMISSION]) == 1
+    # What is new in a file that repeats some of another is accepted, alone.
+    assert send(folder, tmp_path, index[standing], image[standing], origin="third") == 0
+    assert f"rejected {held}: sent before\n" in capsys.readouterr().out
+    assert robust(folder)["resnet"] < rate
+    counts = [r.card["adversarial"]["count"] for r in broken(folder) if r.cell.family == SUBMISSION]
+    assert held in counts
+    assert sum(counts) <= len(standing)
+    assert verify(folder).findings == []
+
+
+def test_it_is_said_that_examples_lower_nothing(folder, stronger, tmp_path, digits, capsys):
+    index, image = stronger
+    assert send(folder, tmp_path, index, image, origin="first") == 0
+    gone = np.setdiff1d(np.arange(40), still_standing(folder))
+    clean = digits.test.images[:40].numpy()
+    nearer = clean + 0.999 * (image - clean)  # other images, as adversarial as those of before
+    capsys.readouterr()
+    assert send(folder, tmp_path, index[gone], nearer[gone], origin="second") == 0
+    out = capsys.readouterr().out
+    rate = f"{robust(folder)['resnet']:.1%}"
+    assert f"worst case {rate} -> {rate}: other attacks break all of these\n" in out
+
+
 def test_two_submissions_count_together(folder, stronger, tmp_path):
     index, image = stronger
     standing = still_standing(folder)
@@ -196,8 +232,11 @@ def test_each_refused_example_is_counted_by_its_reason(folder, stronger, tmp_pat
     cases = {
         "not among the evaluated test samples": (digits.test.indices[300], clean[row]),
         "misclassified as it is": (index[wrong], clean[wrong]),
-        "not adversarial once stored": (index[rows[0]], clean[rows[0]]),
-        "out of budget": (index[rows[1]], np.clip(clean[rows[1]] + EPS + 0.01, 0, 1)),
+        "still classified correctly": (index[rows[0]], clean[rows[0]]),
+        "out of budget: linf up to 0.11, 0.1 allowed": (
+            index[rows[1]],
+            np.clip(clean[rows[1]] + EPS + 0.01, 0, 1),
+        ),
         "NaN or infinite": (index[rows[2]], np.full_like(clean[row], np.nan)),
         "outside the box [0, 1]": (index[rows[3]], clean[rows[3]] - 0.01),
         "its index was given before": (index[rows[3]], clean[rows[3]]),

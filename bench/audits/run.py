@@ -24,7 +24,7 @@ from ..describe import made_by
 from ..evaluate import failed
 from ..headline import Headline
 from ..limits import time_limit
-from ..outside.external import load_external
+from ..outside.external import load_external, named_models
 from ..queries import one_line
 from ..records import Record
 from ..selection import Entry, current, entry
@@ -119,8 +119,8 @@ def audit_folder(
         raise InvalidArgument(f"--seeds must be at least 1, not {seeds}")
     store = Store(folder)
     units = _units(store)
-    files = tuple(name for name in models if ".py:" in name)
-    wanted = {load_external(name).name if name in files else name for name in models}
+    files = tuple(name for name in models if ".py" in name)
+    wanted = set(named_models(models)[0])
     known = sorted({row[1] for row, _ in units})
     for name in sorted(wanted):
         if name not in known:

@@ -10,31 +10,23 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
 
 from ..._errors import InvalidArgument
 from ..._registry import unknown_name
-from ...attacks import BUDGET_TOLERANCE, distance, violation
 from ...models import MODELS
-from ..breaks import Breaks, add_steps, whole_steps
-from ..data import Data, Split, load_data
+from ..data import load_data
 from ..describe import made_by
-from ..evaluate import frozen
 from ..headline import Headline
 from ..outside.external import resolve_model
 from ..outside.plugins import load_plugins
-from ..queries import call_model
 from ..records import SUBMISSION, UNASKED, Cell, Record
 from ..selection import current, entry
 from ..stats import worst_case
 from ..store import Store
 from ..trained import trained_model
-from .margins import lead_alone_and_shuffled
+from .sift import judge, sent_before
 from .submission import Sent
 
 
@@ -47,7 +39,8 @@ class Verdict:
     accepted
         Examples that hold; `rejected` counts the others by reason.
     new
-        Whether a record was stored: not where the same file was accepted before, nor where nothing holds.
+        Whether a record was stored: not where the same file was accepted before, nor where nothing holds
+        that was not sent before.
     before, after
         Robust accuracy of this training seed, in the worst case over all attacks at that budget.
     """
@@ -128,7 +121,9 @@ def submit(
         samples=min(base.samples, clean.cell.samples),
     )
     net = trained_model(store, training, spec or MODELS.get(str(training.card.get("architecture", name))))
-    judged = _judge(sent, data, clean.outcomes["prediction"][0], cell, net)
+    earlier = [r.cell for r in bounded if r.cell.family == SUBMISSION and r.cell.key() != cell.key()]
+    known = sent_before(store, [other for other in earlier if other.strength == eps])
+    judged = judge(sent, data, clean.outcomes["prediction"][0], cell, net, known)
     record = Record(cell=cell, outcomes=judged.outcomes, environment=made_by(net, torch.device("cpu")))
     with store.lock():
         new = bool(len(judged.breaks)) and store.get(cell) is None
@@ -143,78 +138,6 @@ def submit(
         before=_robust([clean, *attacks]),
         after=_robust([clean, *attacks, record]),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Judged:
-    """The examples that hold, what a record says of them, and why the others do not hold."""
-
-    breaks: Breaks
-    outcomes: dict[str, NDArray[Any]]
-    rejected: Counter[str]
-
-
-def _judge(sent: Sent, data: Data, clean: NDArray[np.int16], cell: Cell, model: nn.Module) -> _Judged:
-    """Round each example as it will be stored, then hold it against box, budget and model."""
-    test = data.test.first(cell.samples)
-    labels, clean = test.labels.numpy(), clean[: cell.samples]
-    left, rejected = _first_of_each(sent.index, test, clean)
-    rows = np.array(sorted(left), np.int64)
-    images = sent.images[[left[int(row)] for row in rows]]
-
-    def sift(good: NDArray[np.bool_], reason: str) -> None:
-        nonlocal rows, images
-        if not good.all():
-            rejected[reason] += int((~good).sum())
-        rows, images = rows[good], images[good]
-
-    sift(np.asarray(np.isfinite(images).all(axis=(1, 2, 3))), "NaN or infinite")
-    tolerance = BUDGET_TOLERANCE * max(1.0, cell.strength)
-    bounds: tuple[tuple[Any, str], ...] = ((None, "outside the box [0, 1]"), (cell.norm, "out of budget"))
-    for norm, reason in bounds:
-        if len(rows):
-            excess = violation(torch.from_numpy(images), test.images[rows], cell.strength, norm)
-            sift(excess.numpy() <= tolerance, reason)
-    steps = whole_steps(images, test.images[rows].numpy())
-    stored = torch.from_numpy(add_steps(test.images[rows].numpy(), steps))
-    found = lead_alone_and_shuffled(model, stored, test.labels[rows], cell.batch_size, data.num_classes)
-    broken = np.stack(list(found.values())).min(0) > 0
-    sift(broken, "not adversarial once stored")
-    steps, stored = steps[broken], stored[torch.from_numpy(broken)]
-    prediction, length = clean.copy(), np.zeros(cell.samples, np.float32)
-    if len(rows):
-        with frozen(model), torch.no_grad():
-            alone = [call_model(model, image[None], data.num_classes).argmax() for image in stored]
-        prediction[rows] = torch.stack(alone).numpy()
-        length[rows] = distance(stored, test.images[rows], cell.norm).numpy()  # type: ignore[arg-type]
-    return _Judged(
-        breaks=Breaks(index=np.asarray(test.indices[rows], np.int64), label=labels[rows], steps=steps),
-        outcomes={
-            "prediction": prediction[None],
-            "correct": (prediction == labels)[None],
-            "norm": length[None],
-        },
-        rejected=rejected,
-    )
-
-
-def _first_of_each(
-    index: NDArray[np.int64], test: Split, clean: NDArray[np.int16]
-) -> tuple[dict[int, int], Counter[str]]:
-    """Position in the file by row of the test set, and why some have none."""
-    labels, rejected, left = test.labels.numpy(), Counter[str](), dict[int, int]()
-    where = {int(number): row for row, number in enumerate(test.indices)}
-    for position, number in enumerate(index):
-        row = where.get(int(number))
-        if row is None:
-            rejected["not among the evaluated test samples"] += 1
-        elif clean[row] != labels[row]:
-            rejected["misclassified as it is"] += 1
-        elif row in left:
-            rejected["its index was given before"] += 1
-        else:
-            left[row] = position
-    return left, rejected
 
 
 def _one_row(records: list[Record], headline: Headline) -> list[Record]:

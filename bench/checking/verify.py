@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import nn
 
 from ..._errors import InvalidArgument, RecordError, RobustodeError
+from ..._registry import unknown_name
 from ...models import MODELS, ModelSpec
 from ..data import Data, load_data
 from ..headline import Headline
@@ -84,7 +85,7 @@ def verify(
     Raises
     ------
     InvalidArgument
-        When the folder holds no record at all.
+        When the folder holds no record at all, or none of a model that `only` names.
     DataUnavailable
         When a dataset that the records speak of is not there.
     """
@@ -93,6 +94,9 @@ def verify(
     records, problems = store.load()
     if not records and not problems:
         raise InvalidArgument(f"no records in {folder}: run `robustode run` first, or pass --out")
+    known = {r.cell.model for r in records} | {problem.path.parent.name for problem in problems}
+    for name in sorted(set(only or ()) - known):
+        raise unknown_name(f"model of {folder}", name, sorted(known))
     done = Verification(records=len(records))
     say(f"{len(records)} records in {folder}: hashes, plan, tables")
     done.findings += [*check_listed(store, records, problems), *check_orphans(store, records)]

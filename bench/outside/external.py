@@ -9,7 +9,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -63,6 +63,18 @@ def resolve_model(name: str) -> ModelSpec:
         return load_external(name)
     load_plugins()
     return MODELS.get(name)
+
+
+def named_models(references: Sequence[str]) -> tuple[list[str], list[ModelSpec]]:
+    """Names of the models that `references` mean, and the specs of those that are ``FILE.py:factory``.
+
+    Raises
+    ------
+    InvalidArgument
+        As `load_external`.
+    """
+    specs = {reference: load_external(reference) for reference in references if ".py" in reference}
+    return [specs[r].name if r in specs else r for r in references], list(specs.values())
 
 
 def load_external(reference: str) -> ModelSpec:
