@@ -135,6 +135,9 @@ def _hash(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
+_IN_A_NORM = {"worst-case": "Worst case", "curve": "FMN and AutoAttack", "autoattack": "AutoAttack"}
+
+
 def threat_name(threat: str, norm: str | None = None) -> str:
     """Name a threat for people: ``pgd-linf`` is ``PGD ℓ∞``."""
     if threat in _NOISE:
@@ -144,7 +147,7 @@ def threat_name(threat: str, norm: str | None = None) -> str:
     if norm is None:
         return threat
     stem = threat.removesuffix(f"-{norm}")
-    stem = "Worst case" if stem == "worst-case" else stem.upper() if len(stem) <= 4 else stem
+    stem = _IN_A_NORM.get(stem) or (stem.upper() if len(stem) <= 4 else stem)
     return f"{stem} {NORMS.get(norm, norm)}"
 
 

@@ -311,6 +311,10 @@ def test_a_row_opens_the_sheet_of_its_model(page):
     assert "eprint        = {2106.00001}" in text
     titles = sheet.locator(".chart h4").all_inner_texts()
     assert titles == ["Attacks in ℓ∞", "Attacks in ℓ₂", "Gaussian noise"]
+    lines = sheet.get_by_role("list", name="Lines of attacks in ℓ∞").get_by_role("listitem")
+    assert lines.all_inner_texts() == ["Worst case ℓ∞", "FGSM ℓ∞", "PGD ℓ∞"]
+    dashes = lines.locator("line").evaluate_all("(all) => all.map((l) => l.getAttribute('stroke-dasharray'))")
+    assert len(set(dashes)) == 3, "no two kinds of line look alike"
     assert sheet.locator("figure img").first.evaluate("(image) => image.complete && image.naturalWidth > 0")
     numbers = sheet.locator(".numbers tbody tr", has_text="PGD ℓ∞").all_inner_texts()
     assert len(numbers) == 5

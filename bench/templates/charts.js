@@ -35,20 +35,30 @@ const dropCharts = (host) => {
   }
 };
 
-const swatch = (row, { dotted = false } = {}) => {
+// How a curve is drawn: what is certified as a row of round dots, all else in its own dashes or the model's.
+const styleOf = (curve) => (curve.dotted
+  ? { dash: [0.1, 6], width: 3, cap: "round" }
+  : { dash: curve.dash ?? dashOf(curve.row), width: curve.faint ? 1 : 1.8, cap: "butt" });
+const swatch = (curve) => {
+  const { dash, width, cap } = styleOf(curve);
+  const { row } = curve;
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const line = document.createElementNS("http://www.w3.org/2000/svg", "line");
   const set = (name, value) => line.setAttribute(name, value);
   ["x1", "y1", "x2", "y2"].forEach((name, i) => set(name, ["0", "50%", "100%", "50%"][i]));
-  set("stroke-dasharray", (dotted ? [2, 4] : dashOf(row)).join(" "));
-  set("stroke-width", dotted ? "1.6" : "2.2");
+  set("stroke-dasharray", dash.join(" "));
+  set("stroke-width", String(width + 0.4));
+  set("stroke-linecap", cap);
   line.style.stroke = `light-dark(${row.light}, ${row.dark})`;
   svg.setAttribute("aria-hidden", "true");
   svg.append(line);
   return svg;
 };
+const legendOf = (curves, label) => make("ul", { class: "legend", "aria-label": label }, ...curves.map((curve) => make(
+  "li", {}, make("span", { class: "item" }, swatch(curve), curve.label),
+)));
 
-// Draw curves with one axis. A curve is {label, row, points, dotted, faint}; points as `curveOf` gives them.
+// Draw curves with one axis. A curve is {label, row, points, dotted, faint, dash}; points as `curveOf` gives them.
 const draw = (host, { title, axis, symbol, curves, height = 176 }) => {
   const xs = [...new Set(curves.flatMap((curve) => curve.points.map((point) => point.x)))].sort((a, b) => a - b);
   // null is a failed or missing cell, and a gap; undefined is a strength that the curve was not asked at.
@@ -59,7 +69,7 @@ const draw = (host, { title, axis, symbol, curves, height = 176 }) => {
     const stroke = () => colourOf(curve.row);
     data.push(column(i, "value"));
     series.push({
-      label: curve.label, stroke, width: curve.faint ? 1 : 1.8, dash: curve.dotted ? [2, 4] : dashOf(curve.row),
+      label: curve.label, stroke, ...styleOf(curve),
       alpha: curve.faint ? 0.75 : 1, points: { show: !curve.dotted, size: 5, fill: stroke, width: 0 },
     });
     if (curve.dotted || curve.faint) return;
@@ -166,7 +176,7 @@ const explore = (figure) => {
     if (curves.length) drawn.push({ curves, ...draw(grid, { ...panel, curves }) });
   });
   for (const row of rows) {
-    const button = make("button", { type: "button", "aria-pressed": "true" }, swatch(row), row.label);
+    const button = make("button", { type: "button", "aria-pressed": "true" }, swatch({ row }), row.label);
     button.addEventListener("click", () => {
       const visible = button.getAttribute("aria-pressed") !== "true";
       button.setAttribute("aria-pressed", String(visible));

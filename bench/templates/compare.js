@@ -62,13 +62,13 @@ const showCompare = (ids) => {
     numbers.replaceChildren(numbersOf(rows, panels, `Numbers of the chart: ${panel.title}`));
   };
   select.addEventListener("change", () => show(drawable.find((panel) => panel.number === Number(select.value))));
-  const legend = make("ul", { class: "legend" }, ...rows.map((row) => make("li", {}, make("span", { class: "item" }, swatch(row), row.label))));
+  const legend = legendOf(rows.map((row) => ({ row, label: row.label })), "Models");
   const settings = settingsBeside(rows);
   const left = chosenRows.length - rows.length;
   body.replaceChildren(
     ...(left ? [make("p", { class: "notice" }, `${many(left, "model")} of another dataset, or beyond ${MOST}, left out.`)] : []),
     ...(first ? [make("div", { class: "picker" }, make("label", { for: "compare-threat" }, "Threat"), select), legend, host] : []),
-    make("p", { class: "quiet" }, "Bands are 95% Wilson intervals, dotted lines certified."),
+    make("p", { class: "quiet" }, "Bands are 95% Wilson intervals; round dots are certified, a lower bound."),
     make("h3", {}, "Side by side"), sideBySide(rows, numbersBeside(rows), "Value"),
     make("h3", {}, "Settings that differ"),
     settings.length ? sideBySide(rows, settings, "Setting") : make("p", { class: "quiet" }, "None."),

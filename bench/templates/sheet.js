@@ -21,6 +21,8 @@ const tilesOf = (id) => make("dl", { class: "tiles" }, ...cellsOf(id).filter((ce
   make("dd", {}, cell.text, cell.interval ? make("small", {}, cell.interval) : null, cell.tip ? make("small", {}, cell.tip) : null),
 )));
 
+// The worst case is solid, its attacks are not.
+const DASHES = [[], [6, 3], [2, 3], [9, 3, 2, 3], [9, 3, 2, 3, 2, 3]];
 const drawSheet = (row, host) => {
   for (const [, panels] of groupsOf(row.set)) {
     const shown = panels.filter((panel) => curveOf(row, panel.number).some((point) => point.value !== null && point.x > 0));
@@ -29,11 +31,13 @@ const drawSheet = (row, host) => {
     const own = shown.filter((panel) => panel.kind !== "certified" || curveOf(row, panel.number).some((point) => point.value > 0 && point.x > 0));
     const split = norm ? [own] : own.map((panel) => [panel]);
     for (const part of split) {
-      draw(host, {
-        ...part[0], title: norm ? `Attacks in ${part[0].group}` : part[0].title, curves: part.map((panel) => ({
-          label: panel.title, row, points: curveOf(row, panel.number), dotted: panel.kind === "certified", faint: panel.kind === "attack",
-        })),
-      });
+      const attacks = part.filter((panel) => panel.kind === "attack");
+      const curves = part.map((panel) => ({
+        label: panel.title, row, points: curveOf(row, panel.number),
+        dotted: panel.kind === "certified", faint: panel.kind === "attack", dash: DASHES[attacks.indexOf(panel) + 1] ?? [],
+      }));
+      const { chart } = draw(host, { ...part[0], title: norm ? `Attacks in ${part[0].group}` : part[0].title, curves });
+      if (curves.length > 1) chart.append(legendOf(curves, `Lines of attacks in ${part[0].group}`));
     }
   }
 };
