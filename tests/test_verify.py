@@ -475,3 +475,12 @@ def test_what_is_published_agrees_with_itself(name):
     assert found.notes == []
     assert found.predicted > 0
     assert found.models == {"digits": 7, "sweep": 8}.get(name, found.models)
+
+
+def test_models_by_name_are_checked_alone(sound, capsys):
+    assert main(["verify", "--out", str(sound), "--models", "resnet"]) == 0
+    assert "models 1," in capsys.readouterr().out
+    assert main(["verify", "--out", str(sound), "--models", "resnt"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert f"unknown model of {sound} 'resnt': did you mean resnet?" in err
