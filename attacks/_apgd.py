@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ._norms import Radius, project, radius_of
+from ._queries import Loss, points
 from ._seeds import derive
-from ._survivors import Loss, Survivors, points
+from ._survivors import Survivors
 from ._types import Norm
 from .noise import draw, normal, uniform_unit
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from ._apgd import random_start
 from ._losses import difference
 from ._norms import Radius, inside, radius_of
+from ._queries import points
 from ._seeds import derive
-from ._survivors import Survivors, points
+from ._survivors import Survivors
 from ._types import Norm
 
 

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from .._errors import NonFinite, TimeLimitExceeded
-from ._double import in_double
 from ._frozen import frozen
 from ._losses import margin, rounding
-from ._memory import Parts
+from ._queries import Loss, Queries, demand_finite, points
 from ._seeds import per_sample, seeded
 from ._types import Model, Seed
-
-Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""``loss(logits, rows)``: logits (n, K) of the samples `rows` (n,) to values (n,) that an attack raises."""
-
-
-def points(gradient: Tensor) -> Tensor:
-    """Which samples' gradient (n, C, H, W) is not exactly zero, bool (n,)."""
-    return (gradient != 0).flatten(1).any(1)
 
 
 @contextmanager
@@ -82,8 +71,7 @@ class Survivors:
     def __init__(
         self, model: Model, images: Tensor, labels: Tensor, seed: Seed, *, stop: bool = True
     ) -> None:
-        self._model, self._stop = model, stop
-        self._parts = Parts()
+        self._queries, self._stop = Queries(model), stop
         self.images, self.labels = images.detach(), labels
         self.seeds = per_sample(seed, len(images))
         self.best = self.images.clone()
@@ -94,7 +82,7 @@ class Survivors:
         self.fine = torch.zeros_like(self.standing)
         self._refined = False
         self._first: Tensor | None = None
-        self._demand(self.images, "pixels are")
+        demand_finite(self.images, "pixels are")
         self.logits = self._look(self.rows, self.images, None)[0] if len(images) else images.new_empty(0, 1)
 
     @property
@@ -124,7 +112,7 @@ class Survivors:
 
     def probe(self, rows: Tensor, x: Tensor) -> Tensor:
         """Margins as `ask` gives them, of images that are not to be kept."""
-        return margin(self._forward(x), self.labels[rows])
+        return margin(self._queries.forward(x), self.labels[rows])
 
     def ascend(
         self, rows: Tensor, x: Tensor, loss: Loss, inside: Tensor | None = None
@@ -159,7 +147,7 @@ class Survivors:
 
         x = self.images[rows]
         seen = points(self._slope(rows, x, own)[2])
-        finer = self._in_double(rows, x, own)
+        finer = self._finer(rows, x, own)
         if finer is not None:
             self.fine[rows] = points(finer[1]) & ~seen
             self._refined = bool(self.fine.any())
@@ -176,7 +164,7 @@ class Survivors:
     def _ascend_finely(
         self, rows: Tensor, x: Tensor, loss: Loss, inside: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        finer = self._in_double(rows, x, loss)
+        finer = self._finer(rows, x, loss)
         if finer is None:
             self.fine[rows] = False
             return self._ascend(rows, x, loss, inside)
@@ -185,42 +173,19 @@ class Survivors:
         largest = gradient.abs().amax((1, 2, 3), keepdim=True)
         return value, (gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)).to(x)
 
-    def _in_double(self, rows: Tensor, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor] | None:
-        """Values of `loss` and its gradient in double precision; None where the model fails there."""
-        try:
-            with in_double(self._model):
-                _, value, gradient = self._slope(rows, x.double(), loss)
-        except TimeLimitExceeded:
-            raise
-        except Exception:  # whatever it is, the same query in the model's own precision shows it again
-            return None
-        return value.double(), gradient
-
-    def _slope(self, rows: Tensor, x: Tensor, loss: Loss) -> tuple[Tensor, ...]:
-        """Logits at `x`, values of `loss` and its gradient."""
-
-        def part(x: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-            with torch.enable_grad():
-                x = x.detach().requires_grad_(True)
-                logits = self._model(x)
-                value = loss(logits, rows)
-                (gradient,) = torch.autograd.grad(value.sum(), x)
-            return logits.detach(), value.detach(), gradient
-
-        logits, value, gradient = self._parts(part, x, rows)
-        self._demand(logits, "logits are")
-        self._demand(gradient, "the input gradient is")
+    def _slope(self, rows: Tensor, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+        logits, value, gradient = self._queries.slope(rows, x, loss)
         self.blind[rows] &= ~points(gradient)
         return logits, value, gradient
 
-    def _forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            (logits,) = self._parts(lambda part: (self._model(part),), x)
-        self._demand(logits, "logits are")
-        return logits
+    def _finer(self, rows: Tensor, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor] | None:
+        finer = self._queries.slope_in_double(rows, x, loss)
+        if finer is not None:
+            self.blind[rows] &= ~points(finer[1])
+        return finer
 
     def _look(self, rows: Tensor, x: Tensor, inside: Tensor | None) -> tuple[Tensor, Tensor]:
-        logits = self._forward(x)
+        logits = self._queries.forward(x)
         return logits, self._keep(rows, x, logits, inside)
 
     def _keep(self, rows: Tensor, x: Tensor, logits: Tensor, inside: Tensor | None) -> Tensor:
@@ -240,9 +205,3 @@ class Survivors:
                 return found
             self.standing[gained] = found[better] <= rounding(logits[better])
         return found
-
-    @staticmethod
-    def _demand(values: Tensor, what: str) -> None:
-        if not bool(values.isfinite().all()):
-            broken = ~values.isfinite().flatten(1).all(1)
-            raise NonFinite(f"{what} NaN or infinite for {int(broken.sum())} of {len(broken)} samples")

@@ -122,8 +122,8 @@ def submit(
     )
     net = trained_model(store, training, spec or MODELS.get(str(training.card.get("architecture", name))))
     earlier = [r.cell for r in bounded if r.cell.family == SUBMISSION and r.cell.key() != cell.key()]
-    known = sent_before(store, [other for other in earlier if other.strength == eps])
-    judged = judge(sent, data, clean.outcomes["prediction"][0], cell, net, known)
+    before = sent_before(store, [other for other in earlier if other.strength == eps])
+    judged = judge(sent, data, clean.outcomes["prediction"][0], cell, net, before)
     record = Record(cell=cell, outcomes=judged.outcomes, environment=made_by(net, torch.device("cpu")))
     with store.lock():
         new = bool(len(judged.breaks)) and store.get(cell) is None
