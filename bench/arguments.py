@@ -127,7 +127,9 @@ def command_line() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     verify.add_argument(
-        "--models", metavar="A,B|FILE.py:FACTORY", help="these models only, and where models from files are"
+        "--models",
+        metavar="A,B|FILE.py:FACTORY",
+        help="the weights and examples of these alone; files alone say where models are, and all are checked",
     )
     submit = commands.add_parser(
         "submit-attack",

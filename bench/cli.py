@@ -94,12 +94,15 @@ def _verify(arguments: Namespace) -> int:
     from .outside.external import named_models
 
     _find_plugins()
-    names, specs = named_models(names_in(arguments.models))
+    references = names_in(arguments.models)
+    if arguments.models is not None and not references:
+        raise InvalidArgument("--models names no model")
+    names, specs = named_models(references)
     done = verify(
         arguments.out,
         arguments.data_root,
         specs,
-        only=names or None,
+        only=names if any(".py" not in reference for reference in references) else None,
         say=lambda line: print(line, flush=True),
     )
     for note in done.notes:
@@ -156,12 +159,12 @@ def _submit_attack(arguments: Namespace) -> int:
         print(f"rejected {count}: {reason}")
     print(f"accepted {verdict.accepted} of {len(sent.index)}, from {sent.origin}")
     if not verdict.accepted:
-        new = " that was not sent before" if verdict.rejected["sent before"] else ""
+        new = " that is not stored already" if verdict.rejected["stored already"] else ""
         against = f"{cell.model} in {cell.norm} {cell.strength:g}"
         print(f"nothing{new} holds against {against}", file=sys.stderr)
         return 1
     where = f"{cell.model} seed {cell.training_seed}, {cell.norm} {cell.strength:g}"
-    remark = "" if verdict.after < verdict.before else ": other attacks break all of these"
+    remark = "" if verdict.after < verdict.before else ": no sample falls that stood before"
     remark = remark if verdict.new else " (stored already)"
     print(f"{where}: worst case {verdict.before:.1%} -> {verdict.after:.1%}{remark}")
     print(f"open {write_report(arguments.out).page.resolve()}")

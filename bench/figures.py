@@ -14,13 +14,15 @@ from matplotlib.figure import Figure
 
 from .board.leaderboard import cleared, rank_column
 from .board.outcomes import outcomes
+from .drawing.bounds import bounds
 from .drawing.critical import draw_critical
 from .drawing.curves import draw_curves
 from .drawing.examples import draw_examples
+from .drawing.gap import draw_gap
 from .drawing.heatmap import draw_heatmap
 from .drawing.matrix import draw_transfer
 from .drawing.rates import draw_rates
-from .drawing.sandwich import bounds, draw_sandwich
+from .drawing.sandwich import draw_sandwich
 from .drawing.tradeoff import draw_tradeoff
 from .drawing.trajectories import draw_trajectories
 from .headline import Headline
@@ -30,6 +32,8 @@ from .stats import CERTIFICATE, traced
 from .style import NAMED_MODELS, RC, Style, key_name, strength_symbol, styles
 
 EXAMPLE_MODELS = 8
+PANELS = 12  # models of the sandwich
+BARS = 40  # models of the same in bars
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +109,14 @@ def _figures(
     if (curves["threat"] != "clean").any():
         alt = f"Line plots, one per threat: accuracy falls as strength grows. Highest ranked: {best}."
         yield "accuracy", "Accuracy against strength", alt, draw_curves(curves, board, looks, certified)
-    figure = draw_sandwich(bounds(accuracy, ours), list(ours)[:NAMED_MODELS], looks, headline)
+    both = bounds(accuracy, ours)
+    figure = draw_gap(both, list(ours)[:BARS], looks, headline)
+    if figure is not None:
+        alt = (
+            "Bars, one per model and norm: the proven share of samples, the share that survives every attack."
+        )
+        yield "gap", "Proven to broken at the reported strengths", alt, figure
+    figure = draw_sandwich(both, list(ours)[:PANELS], looks, headline)
     if figure is not None:
         alt = "Area plots, one per model and norm, over the perturbation: the proven share of samples below, "
         alt += "the share that survives every attack above, and the gap between them."

@@ -35,7 +35,7 @@ _COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#999933", "#
 _MARKERS = ("v", "P", "X", "p", "<", "h", ">", "d")
 _DASHES: tuple[tuple[float, ...], ...] = ((), (3, 1.2), (1.2, 1.2), (6, 1.5, 1.2, 1.5, 1.2, 1.5))
 
-NAMED_MODELS = 12  # a legend longer than this cannot be read; the others are drawn in grey
+NAMED_MODELS = 16  # a legend longer than this cannot be read; the others are drawn in grey
 OTHER = "#C8CCD2"  # lines of models that are not named in a figure
 INK = "#22262B"
 QUIET = "#6B7280"
@@ -177,3 +177,8 @@ def darker(color: str) -> tuple[float, ...]:
     while rgb @ [0.2126, 0.7152, 0.0722] > 0.33:
         rgb = rgb * 0.92
     return tuple(float(part) for part in rgb)
+
+
+def mixed(color: str, share: float) -> tuple[float, ...]:
+    """A colour on white at this opacity, as an opaque colour."""
+    return tuple(float(1 - share * (1 - part)) for part in to_rgb(color))

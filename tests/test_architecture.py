@@ -32,6 +32,8 @@ REPORTING = [
     "board.outcomes",
     "board.ranking",
     "board.papers",
+    "drawing.bounds",
+    "drawing.gap",
     "drawing.sandwich",
     "drawing.critical",
     "figures",

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from robustode.bench.board.leaderboard import leaderboard
 from robustode.bench.board.ranking import Outcomes, alike, p_values
+from robustode.bench.drawing.bounds import Bounds, bounds
 from robustode.bench.drawing.critical import _levels, draw_critical
-from robustode.bench.drawing.sandwich import Bounds, bounds, draw_sandwich
+from robustode.bench.drawing.gap import draw_gap
+from robustode.bench.drawing.sandwich import draw_sandwich
 from robustode.bench.drawing.tradeoff import frontier
 from robustode.bench.figures import draw_all
 from robustode.bench.headline import Headline
@@ -86,15 +88,36 @@ def test_the_sandwich_has_a_panel_for_each_model_and_norm() -> None:
     assert [ax.get_title("left") for ax in shown] == ["node", "resnet", "node", "resnet"]
     texts = [[t.get_text() for t in ax.texts] for ax in shown]
     assert ["no certificate" in each for each in texts] == [False, True, False, True]
-    gap = found["linf"]["resnet"].upper(np.array([0.1]))[0]
-    assert f"gap {100 * gap:.0f}" in texts[1]
+    one, at = found["linf"]["node"], np.array([0.1])
+    assert texts[0] == [f"gap {100 * (one.upper(at) - one.certified(at))[0]:.0f}"]
     assert len({ax.get_position().y0 for ax in alone.axes}) == 1  # its norms side by side
 
 
-def test_no_certificate_no_sandwich() -> None:
+def test_the_gap_has_a_bar_for_each_model_and_norm() -> None:
+    found = collected(made())
+    with mpl.rc_context(RC):
+        figure = draw_gap(found, ["node", "resnet"], styles(["node", "resnet"]), HEADLINE)
+    assert figure is not None
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["node", "resnet"]
+    for ax, (norm, eps) in zip(figure.axes, (("linf", 0.1), ("l2", 0.5)), strict=True):
+        at = np.array([eps])
+        node, resnet = found[norm]["node"], found[norm]["resnet"]
+        low, high = 100 * node.certified(at)[0], 100 * node.upper(at)[0]
+        widths = [bar.get_width() for bar in ax.patches]
+        assert widths == pytest.approx([100, high, low, 100, 100 * resnet.upper(at)[0], 0])
+        assert [t.get_text() for t in ax.texts] == [
+            f"{low:.1f} – {high:.1f}",
+            f"? – {100 * resnet.upper(at)[0]:.1f}",
+        ]
+
+
+def test_no_certificate_no_sandwich_and_no_gap() -> None:
     records = [r for r in made() if r.cell.kind != "certificate"]
-    assert draw_sandwich(collected(records), ["node", "resnet"], styles(["node", "resnet"]), HEADLINE) is None
-    assert draw_sandwich({}, ["node"], styles(["node"]), HEADLINE) is None
+    names = ["node", "resnet"]
+    for draw in (draw_sandwich, draw_gap):
+        assert draw(collected(records), names, styles(names), HEADLINE) is None
+        assert draw({}, ["node"], styles(["node"]), HEADLINE) is None
+    assert draw_gap(collected(made()), ["node"], styles(["node"]), HEADLINE) is None, "one bar shows nothing"
 
 
 def drawn(records: list[Record]) -> set[str]:
@@ -104,7 +127,7 @@ def drawn(records: list[Record]) -> set[str]:
 
 def test_both_figures_are_drawn_from_records_alone() -> None:
     records = made(seeds=(0,))
-    assert "digits-sandwich" in drawn(records)
+    assert {"digits-sandwich", "digits-gap"} <= drawn(records)
     assert "digits-critical" not in drawn(records), "an attack breaks what is certified: node is flagged"
     assert "digits-critical" in drawn([r for r in records if r.cell.kind != "certificate"])
 

@@ -38,7 +38,7 @@ def test_every_preset_is_described_with_its_cost(name):
 
 def test_every_module_of_the_harness_stands_in_the_architecture():
     section = README.split("## Architecture")[1]
-    files = [*(ROOT / "bench").glob("*.py"), *(ROOT / "bench" / "audits").glob("*.py")]
+    files = [*(ROOT / "bench").rglob("*.py"), *(ROOT / "attacks").glob("*.py")]
     modules = [path.stem for path in files if path.stem != "__init__"]
     assert [name for name in modules if not re.search(rf"\b{name}\b", section)] == []
 

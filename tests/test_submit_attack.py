@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 import robustode
 import stubs
 import torch
-from robustode.bench.breaks import Breaks, unpack
+from robustode._errors import InvalidArgument
+from robustode.bench.breaks import Breaks, add_steps, unpack
+from robustode.bench.checking.submission import read_submission
 from robustode.bench.checking.submit import _one_row
 from robustode.bench.checking.verify import verify
 from robustode.bench.cli import main
@@ -22,6 +25,7 @@ from robustode.bench.preset import load_preset
 from robustode.bench.records import SUBMISSION, Record
 from robustode.bench.report import write_report
 from robustode.bench.run import run_plan
+from robustode.bench.selection import current
 from robustode.bench.store import Store
 
 EPS = 0.1
@@ -169,12 +173,12 @@ def test_the_same_examples_in_another_file_are_credited_to_the_first(folder, str
     capsys.readouterr()
     assert send(folder, tmp_path, index[half], image[half], origin="second") == 1
     out, err = capsys.readouterr()
-    assert f"rejected {held}: sent before\n" in out
-    assert err == "nothing that was not sent before holds against resnet in linf 0.1\n"
+    assert f"rejected {held}: stored already\n" in out
+    assert err == "nothing that is not stored already holds against resnet in linf 0.1\n"
     assert len([r for r in broken(folder) if r.cell.family == SUBMISSION]) == 1
     # What is new in a file that repeats some of another is accepted, alone.
     assert send(folder, tmp_path, index[standing], image[standing], origin="third") == 0
-    assert f"rejected {held}: sent before\n" in capsys.readouterr().out
+    assert f"rejected {held}: stored already\n" in capsys.readouterr().out
     assert robust(folder)["resnet"] < rate
     counts = [r.card["adversarial"]["count"] for r in broken(folder) if r.cell.family == SUBMISSION]
     assert held in counts
@@ -192,7 +196,58 @@ def test_it_is_said_that_examples_lower_nothing(folder, stronger, tmp_path, digi
     assert send(folder, tmp_path, index[gone], nearer[gone], origin="second") == 0
     out = capsys.readouterr().out
     rate = f"{robust(folder)['resnet']:.1%}"
-    assert f"worst case {rate} -> {rate}: other attacks break all of these\n" in out
+    assert f"worst case {rate} -> {rate}: no sample falls that stood before\n" in out
+
+
+def test_what_an_attack_of_the_harness_found_is_no_news(folder, tmp_path, digits, capsys):
+    (record,) = broken(folder)
+    breaks = unpack(Store(folder).breaks_path(record.cell).read_bytes())
+    rows = np.array([digits.test.indices.tolist().index(n) for n in breaks.index])
+    image = add_steps(digits.test.images[rows].numpy(), breaks.steps)
+    assert send(folder, tmp_path, breaks.index, image) == 1
+    assert f"rejected {len(breaks)}: stored already\n" in capsys.readouterr().out
+
+
+def test_the_same_file_counts_anew_where_more_samples_are_attacked(folder, stronger, tmp_path):
+    index, image = stronger
+    assert send(folder, tmp_path, index, image) == 0
+    store = Store(folder)
+    (record,) = [r for r in broken(folder) if r.cell.family == SUBMISSION]
+    breaks = unpack(store.breaks_path(record.cell).read_bytes())
+    rate = robust(folder)["resnet"]
+    # As if it had been sent when 20 samples were attacked, and a later run had attacked 40.
+    fewer = dataclasses.replace(record.cell, samples=20)
+    facts = store.put_breaks(fewer, breaks.of(index[:20].tolist()))
+    outcomes = {name: values[:, :20] for name, values in record.outcomes.items()}
+    store.put(dataclasses.replace(record, cell=fewer, outcomes=outcomes, card={"adversarial": facts}))
+    store.path(record.cell).unlink()
+    store.breaks_path(record.cell).unlink()
+    assert send(folder, tmp_path, index, image) == 0
+    used, _ = current(store.load()[0])
+    (again,) = [r for r in used if r.cell.family == SUBMISSION]
+    assert again.cell.samples == 40
+    assert again.card["adversarial"]["count"] == len(breaks)
+    assert robust(folder)["resnet"] == rate
+
+
+def test_files_whose_hashes_begin_alike_stand_beside_each_other(folder, stronger, tmp_path):
+    index, image = stronger
+    assert send(folder, tmp_path, index, image) == 0
+    (record,) = [r for r in broken(folder) if r.cell.family == SUBMISSION]
+    other = {"origin": "other", "file_sha256": record.cell.parameters["file_sha256"][:8] + "0" * 56}
+    twin = dataclasses.replace(record, cell=dataclasses.replace(record.cell, parameters=other))
+    assert twin.cell.threat == record.cell.threat
+    assert current([record, twin]) == ([record, twin], 0)
+
+
+def test_a_file_damaged_anywhere_is_one_line(attacked, stronger, tmp_path):
+    path = tmp_path / "sent.npz"
+    np.savez_compressed(path, index=stronger[0], image=stronger[1])
+    whole = path.read_bytes()
+    for place in range(0, len(whole), len(whole) // 100):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        with suppress(InvalidArgument):
+            read_submission(path)
 
 
 def test_two_submissions_count_together(folder, stronger, tmp_path):
@@ -233,7 +288,7 @@ def test_each_refused_example_is_counted_by_its_reason(folder, stronger, tmp_pat
         "not among the evaluated test samples": (digits.test.indices[300], clean[row]),
         "misclassified as it is": (index[wrong], clean[wrong]),
         "still classified correctly": (index[rows[0]], clean[rows[0]]),
-        "out of budget: linf up to 0.11, 0.1 allowed": (
+        "out of budget: linf 0.1 exceeded by up to 0.01": (
             index[rows[1]],
             np.clip(clean[rows[1]] + EPS + 0.01, 0, 1),
         ),

@@ -13,6 +13,7 @@ import pytest
 import robustode
 import stubs
 import torch
+from robustode._errors import RecordError
 from robustode.bench import unit
 from robustode.bench.breaks import Breaks, add_steps, pack, unpack
 from robustode.bench.checking import recheck
@@ -477,10 +478,36 @@ def test_what_is_published_agrees_with_itself(name):
     assert found.models == {"digits": 7, "sweep": 8}.get(name, found.models)
 
 
-def test_models_by_name_are_checked_alone(sound, capsys):
-    assert main(["verify", "--out", str(sound), "--models", "resnet"]) == 0
+def test_models_by_name_are_checked_alone(tmp_path, digits, capsys):
+    two = stubs.PRESET.replace('models = ["resnet"]', 'models = ["resnet", "node"]')
+    out = tmp_path / "out"
+    run_plan(
+        make_plan(load_preset(str(stubs.preset_file(tmp_path, two)))), digits, Store(out), device=stubs.CPU
+    )
+    write_report(out)
+    for path in (out / "checkpoints" / "node").glob("*.safetensors"):
+        path.write_bytes(b"")
+    capsys.readouterr()
+    assert main(["verify", "--out", str(out), "--models", "resnet"]) == 0
     assert "models 1," in capsys.readouterr().out
-    assert main(["verify", "--out", str(sound), "--models", "resnt"]) == 2
+    assert main(["verify", "--out", str(out)]) == 1
+    assert "checkpoints/node/" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [("resnt", "unknown model of {} 'resnt': did you mean resnet?"), (",", "--models names no model")],
+)
+def test_a_model_that_is_not_there_is_one_line_and_status_2(sound, capsys, models, message):
+    assert main(["verify", "--out", str(sound), "--models", models]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert f"unknown model of {sound} 'resnt': did you mean resnet?" in err
+    assert message.format(sound) in err
+
+
+def test_a_file_of_examples_damaged_anywhere_is_no_file_of_examples(sound):
+    whole = pack(examples(sound))
+    for place in range(0, len(whole), max(1, len(whole) // 200)):
+        damaged = whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :]
+        with suppress(RecordError):  # some bytes, of a date say, are of no consequence
+            unpack(damaged)

@@ -1,12 +1,12 @@
-"""Each example that someone sends, held against what was sent before, box, budget and model."""
+"""Each example that someone sends, held against box, budget, what is stored already, and model."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -34,17 +34,24 @@ class Judged:
     rejected: Counter[str]
 
 
-def sent_before(store: Store, cells: Sequence[Cell]) -> set[tuple[int, bytes]]:
-    """Number and perturbation, as `judge` knows them, of every example that was accepted in `cells`."""
-    found = set[tuple[int, bytes]]()
+Known: TypeAlias = Mapping[int, Sequence[NDArray[np.int32]]]
+"""By a sample's number the perturbations of it that are stored, in steps, each (c, h, w)."""
+
+
+def stored_before(store: Store, cells: Sequence[Cell]) -> Known:
+    """Every example that is stored for `cells`."""
+    found: dict[int, list[NDArray[np.int32]]] = defaultdict(list)
     for cell in cells:
         with suppress(OSError, RecordError):  # what is damaged vouches for nothing, and `verify` names it
-            found.update(_named(unpack(store.breaks_path(cell).read_bytes())))
+            breaks = unpack(store.breaks_path(cell).read_bytes())
+            for number, steps in zip(breaks.index, breaks.steps, strict=True):
+                found[int(number)].append(steps)
     return found
 
 
-def _named(breaks: Breaks) -> list[tuple[int, bytes]]:
-    return [(int(n), s.astype("<i4").tobytes()) for n, s in zip(breaks.index, breaks.steps, strict=True)]
+def _is_news(number: int, steps: NDArray[np.int32], known: Known) -> bool:
+    """Whether no stored image is this one; rounding what was rounded once may take one step more."""
+    return all(steps.shape != old.shape or np.abs(steps - old).max() > 1 for old in known.get(number, ()))
 
 
 def judge(
@@ -53,9 +60,9 @@ def judge(
     clean: NDArray[np.int16],
     cell: Cell,
     model: nn.Module,
-    known: set[tuple[int, bytes]],
+    known: Known,
 ) -> Judged:
-    """Round each example as it will be stored, then hold it against those `known`, box, budget and model."""
+    """Round each example as it will be stored, then hold it against box, budget, those `known`, and model."""
     test = data.test.first(cell.samples)
     labels, clean = test.labels.numpy(), clean[: cell.samples]
     left, rejected = _first_of_each(sent.index, test, clean)
@@ -73,13 +80,12 @@ def judge(
     for norm in (None, cell.norm):
         if len(rows):
             excess = violation(torch.from_numpy(images), test.images[rows], cell.strength, norm).numpy()  # type: ignore[arg-type]
-            furthest = f"{cell.norm} up to {cell.strength + excess.max():.6g}, {cell.strength:g} allowed"
-            sift(excess <= tolerance, f"out of budget: {furthest}" if norm else "outside the box [0, 1]")
+            over = f"out of budget: {cell.norm} {cell.strength:g} exceeded by up to {excess.max():.2g}"
+            sift(excess <= tolerance, over if norm else "outside the box [0, 1]")
     steps = whole_steps(images, test.images[rows].numpy())
     numbers = np.asarray(test.indices[rows], np.int64)
-    named = _named(Breaks(index=numbers, label=labels[rows], steps=steps))
-    fresh = np.array([name not in known for name in named], bool)
-    sift(fresh, "sent before")
+    fresh = np.array([_is_news(int(n), each, known) for n, each in zip(numbers, steps, strict=True)], bool)
+    sift(fresh, "stored already")
     steps = steps[fresh]
     stored = torch.from_numpy(add_steps(test.images[rows].numpy(), steps))
     found = lead_alone_and_shuffled(model, stored, test.labels[rows], cell.batch_size, data.num_classes)

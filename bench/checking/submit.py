@@ -15,18 +15,18 @@ import torch
 
 from ..._errors import InvalidArgument
 from ..._registry import unknown_name
-from ...models import MODELS
+from ...models import MODELS, ModelSpec
 from ..data import load_data
 from ..describe import made_by
 from ..headline import Headline
 from ..outside.external import resolve_model
 from ..outside.plugins import load_plugins
 from ..records import SUBMISSION, UNASKED, Cell, Record
-from ..selection import current, entry
+from ..selection import current, entry, submission
 from ..stats import worst_case
 from ..store import Store
 from ..trained import trained_model
-from .sift import judge, sent_before
+from .sift import judge, stored_before
 from .submission import Sent
 
 
@@ -40,7 +40,7 @@ class Verdict:
         Examples that hold; `rejected` counts the others by reason.
     new
         Whether a record was stored: not where the same file was accepted before, nor where nothing holds
-        that was not sent before.
+        that is not stored already.
     before, after
         Robust accuracy of this training seed, in the worst case over all attacks at that budget.
     """
@@ -79,12 +79,26 @@ def submit(
     spec = resolve_model(model) if ".py" in model else None
     load_plugins()
     store = Store(folder)
-    records = store.load()[0]
+    if not store.records.is_dir():
+        raise InvalidArgument(f"no records in {folder}: run `robustode run` first, or pass --out")
+    with store.lock():  # of two that send the same at once, one is first
+        return _submit(store, sent, spec, spec.name if spec else model, norm, seed, data_root)
+
+
+def _submit(
+    store: Store,
+    sent: Sent,
+    spec: ModelSpec | None,
+    name: str,
+    norm: str | None,
+    seed: int,
+    data_root: Path | None,
+) -> Verdict:
+    folder, records = store.folder, store.load()[0]
     if not records:
         raise InvalidArgument(f"no records in {folder}: run `robustode run` first, or pass --out")
     headline = Headline.read(store.folder)
     used, _ = current(records, headline.preferred)
-    name = spec.name if spec else model
     known = sorted({record.cell.model for record in used})
     if name not in known:
         raise unknown_name("model", name, known)
@@ -121,15 +135,13 @@ def submit(
         samples=min(base.samples, clean.cell.samples),
     )
     net = trained_model(store, training, spec or MODELS.get(str(training.card.get("architecture", name))))
-    earlier = [r.cell for r in bounded if r.cell.family == SUBMISSION and r.cell.key() != cell.key()]
-    before = sent_before(store, [other for other in earlier if other.strength == eps])
-    judged = judge(sent, data, clean.outcomes["prediction"][0], cell, net, before)
+    known_before = stored_before(store, [r.cell for r in attacks if submission(r.cell) != submission(cell)])
+    judged = judge(sent, data, clean.outcomes["prediction"][0], cell, net, known_before)
     record = Record(cell=cell, outcomes=judged.outcomes, environment=made_by(net, torch.device("cpu")))
-    with store.lock():
-        new = bool(len(judged.breaks)) and store.get(cell) is None
-        if new:
-            facts = store.put_breaks(cell, judged.breaks)
-            store.put(dataclasses.replace(record, card={"adversarial": facts}))
+    new = bool(len(judged.breaks)) and store.get(cell) is None
+    if new:
+        facts = store.put_breaks(cell, judged.breaks)
+        store.put(dataclasses.replace(record, card={"adversarial": facts}))
     return Verdict(
         cell=cell,
         accepted=len(judged.breaks),

@@ -2,95 +2,25 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from ..headline import Headline
-from ..records import Record
-from ..stats import CERTIFICATE, WORST_CASE
-from ..style import INK, NORMS, Style, darker, strength_name
+from ..stats import WORST_CASE
+from ..style import INK, NORMS, Style, darker, mixed, strength_name
+from .bounds import Bounds
 
 WIDE = 4  # panels beside each other, at most
 BROKEN = "#F4F5F7"
 GAP, PROVEN = 0.28, 0.85  # of a model's colour
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """Bounds on the robust accuracy of one model in one norm, fractions.
-
-    Attributes
-    ----------
-    eps, attacked
-        Strengths that were attacked, ascending, from 0 on (clean), and the share of samples that no attack
-        up to there broke: the upper bound from each strength to the next.
-    radii
-        Certified radii of the attacked samples over all seeds, ascending; None without a certificate.
-    """
-
-    eps: NDArray[np.float64]
-    attacked: NDArray[np.float64]
-    radii: NDArray[np.float64] | None
-
-    def certified(self, eps: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Share of samples with a radius above each eps: the lower bound; 0 without a certificate."""
-        if self.radii is None:
-            return np.zeros_like(eps)
-        return 1.0 - np.searchsorted(self.radii, eps, side="right") / self.radii.size
-
-    def upper(self, eps: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Accuracy at the largest attacked strength up to each eps, which bounds that at eps from above."""
-        return np.asarray(self.attacked[np.searchsorted(self.eps, eps, side="right") - 1], float)
-
-
-def bounds(accuracy: pd.DataFrame, records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, Bounds]]:
-    """Collect both bounds, by norm and label.
-
-    Parameters
-    ----------
-    accuracy
-        Rows of the summary with statistic ``accuracy`` and a `label`.
-    records
-        By label the records that count.
-    """
-    clean = accuracy[accuracy["threat"] == "clean"].drop_duplicates("label").set_index("label")["value"]
-    worst = accuracy[(accuracy["threat"] == WORST_CASE) & (accuracy["protocol"] == "pixel")]
-    found: dict[str, dict[str, Bounds]] = defaultdict(dict)
-    for (norm, label), rows in worst.groupby(["norm", "label"], sort=False):
-        if label in clean.index and norm in ("l2", "linf"):
-            rows = rows.sort_values("strength")
-            found[str(norm)][str(label)] = Bounds(
-                eps=np.concatenate([[0.0], rows["strength"]]),
-                attacked=np.concatenate([[clean.at[label]], rows["value"]]),
-                radii=_radii(records.get(str(label), ()), str(norm)),
-            )
-    return dict(found)
-
-
-def _radii(records: Sequence[Record], norm: str) -> NDArray[np.float64] | None:
-    """Certified radii in `norm` of the samples that were attacked in it, of all seeds, ascending."""
-    samples = min(
-        (r.cell.samples for r in records if r.cell.norm == norm and r.cell.kind == "accuracy"), default=0
-    )
-    found = [
-        r.outcomes["radius"][:samples] / (1.0 if norm == "l2" else np.sqrt(r.measures["pixels"]))
-        for r in records
-        if r.cell.kind == "certificate" and r.cell.threat == CERTIFICATE and "radius" in r.outcomes
-    ]
-    return np.sort(np.concatenate(found).astype(float)) if found else None
 
 
 def draw_sandwich(
@@ -149,8 +79,8 @@ def draw_sandwich(
     handles = [
         Line2D([], [], color=INK, lw=1.4, label="survives every attack", **survives),
         Patch(fc=BROKEN, ec="#D5D8DD", lw=0.6, label="broken"),
-        Patch(fc=_mixed(grey, GAP), lw=0, label="neither broken nor proven"),
-        Patch(fc=_mixed(grey, PROVEN), lw=0, label="proven"),
+        Patch(fc=mixed(grey, GAP), lw=0, label="neither broken nor proven"),
+        Patch(fc=mixed(grey, PROVEN), lw=0, label="proven"),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles) if width > 2 else 2)
     return figure
@@ -171,11 +101,11 @@ def _panel(ax: Axes, one: Bounds, end: float, look: Style, at: float) -> None:
     ax.set_facecolor(BROKEN)
     ax.set_axisbelow(False)
     ax.grid(True, color="white", alpha=0.5)
-    ax.fill_between(eps, 0, attacked, step="post", color=_mixed(look.color, GAP), lw=0, zorder=1)
+    ax.fill_between(eps, 0, attacked, step="post", color=mixed(look.color, GAP), lw=0, zorder=1)
     if one.radii is not None:
         fine = np.linspace(0, min(end, float(one.radii[-1])), 81)
         proven = 100 * one.certified(fine)
-        ax.fill_between(fine, 0, proven, color=_mixed(look.color, PROVEN), lw=0, zorder=1.5)
+        ax.fill_between(fine, 0, proven, color=mixed(look.color, PROVEN), lw=0, zorder=1.5)
     ax.step(eps, attacked, where="post", color=look.color, lw=1.4, zorder=3)
     ax.plot(
         eps[:-1],
@@ -190,7 +120,7 @@ def _panel(ax: Axes, one: Bounds, end: float, look: Style, at: float) -> None:
     )
     ax.set_xlim(0, end)
     ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    if at:
+    if at and one.radii is not None:
         low, high = (100 * float(side(np.array([at]))[0]) for side in (one.certified, one.upper))
         ax.plot([at, at], [low, high], color=INK, lw=1.0, zorder=4)
         left = at > 0.6 * end
@@ -207,9 +137,4 @@ def _panel(ax: Axes, one: Bounds, end: float, look: Style, at: float) -> None:
             zorder=5,
         )
     if one.radii is None:
-        ax.text(0.03, 0.05, "no certificate", transform=ax.transAxes, fontsize=7.5, color=INK)
-
-
-def _mixed(color: str, share: float) -> tuple[float, ...]:
-    """A colour on white at this opacity, as an opaque colour."""
-    return tuple(float(1 - share * (1 - part)) for part in to_rgb(color))
+        ax.text(0.96, 0.93, "no certificate", transform=ax.transAxes, ha="right", va="top", fontsize=7.5)

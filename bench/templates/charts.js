@@ -159,7 +159,7 @@ const curvesAt = (row, panel, number) => {
 };
 
 // The first figure, alive: a chart a threat, models switched on and off together.
-const NAMED = 12;
+const NAMED = 16;
 const explore = (figure) => {
   const set = DATA.charts.find((one) => one.name === figure.dataset.explorer);
   if (!set) return;

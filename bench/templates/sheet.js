@@ -22,7 +22,7 @@ const tilesOf = (id) => make("dl", { class: "tiles" }, ...cellsOf(id).filter((ce
 )));
 
 // The worst case is solid, its attacks are not.
-const DASHES = [[], [6, 3], [2, 3], [9, 3, 2, 3], [9, 3, 2, 3, 2, 3]];
+const DASHES = [[6, 3], [2, 3], [9, 3, 2, 3], [9, 3, 2, 3, 2, 3]];
 const drawSheet = (row, host) => {
   for (const [, panels] of groupsOf(row.set)) {
     const shown = panels.filter((panel) => curveOf(row, panel.number).some((point) => point.value !== null && point.x > 0));
@@ -34,7 +34,7 @@ const drawSheet = (row, host) => {
       const attacks = part.filter((panel) => panel.kind === "attack");
       const curves = part.map((panel) => ({
         label: panel.title, row, points: curveOf(row, panel.number),
-        dotted: panel.kind === "certified", faint: panel.kind === "attack", dash: DASHES[attacks.indexOf(panel) + 1] ?? [],
+        dotted: panel.kind === "certified", faint: panel.kind === "attack", dash: attacks.includes(panel) ? DASHES[attacks.indexOf(panel) % DASHES.length] : [],
       }));
       const { chart } = draw(host, { ...part[0], title: norm ? `Attacks in ${part[0].group}` : part[0].title, curves });
       if (curves.length > 1) chart.append(legendOf(curves, `Lines of attacks in ${part[0].group}`));
