@@ -245,7 +245,7 @@ def load_model(folder: str | Path, name: str, *, seed: int = 0, model: str | Non
     InvalidArgument
         When no such training is stored.
     CheckpointError
-        When its weights are missing or do not match the hash in its record.
+        When its code has changed since, or its weights are missing or do not match the hash in its record.
     """
     from .outside.external import resolve_model
     from .outside.plugins import load_plugins

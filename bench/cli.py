@@ -163,7 +163,8 @@ def _submit_attack(arguments: Namespace) -> int:
         against = f"{cell.model} in {cell.norm} {cell.strength:g}"
         print(f"nothing{new} holds against {against}", file=sys.stderr)
         return 1
-    where = f"{cell.model} seed {cell.training_seed}, {cell.norm} {cell.strength:g}"
+    which = f"{cell.model} ({cell.recipe['name']}) seed {cell.training_seed}"
+    where = f"{which}, {cell.norm} {cell.strength:g}"
     remark = "" if verdict.after < verdict.before else ": no sample falls that stood before"
     remark = remark if verdict.new else " (stored already)"
     print(f"{where}: worst case {verdict.before:.1%} -> {verdict.after:.1%}{remark}")

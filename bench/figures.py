@@ -115,7 +115,8 @@ def _figures(
         alt = (
             "Bars, one per model and norm: the proven share of samples, the share that survives every attack."
         )
-        yield "gap", "Proven to broken at the reported strengths", alt, figure
+        what = "Proven, broken, and neither, at the reported strengths (?: no certificate)"
+        yield "gap", what, alt, figure
     figure = draw_sandwich(both, list(ours)[:PANELS], looks, headline)
     if figure is not None:
         alt = "Area plots, one per model and norm, over the perturbation: the proven share of samples below, "

@@ -20,8 +20,15 @@ def trained_model(store: Store, training: Record, spec: ModelSpec) -> nn.Module:
     Raises
     ------
     CheckpointError
-        When its weights are missing, do not match the hash in the record, or do not fit the model.
+        When `spec` is not of the version that was trained, or the weights are missing, do not match the
+        hash in the record, or do not fit the model.
     """
+    made = training.cell.model_version
+    if spec.full_version != made:
+        raise CheckpointError(
+            f"{training.cell.model} was made by version {made} of {spec.name}, which is {spec.full_version} "
+            "here: its code has changed since, so run it again"
+        )
     path = checkpoint_path(store, training.cell)
     tensors, sha256 = load_tensors(path)
     if sha256 != training.card["checkpoint_sha256"]:

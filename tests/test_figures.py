@@ -6,6 +6,7 @@ import itertools
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 import synthetic
 from robustode.bench.board.leaderboard import leaderboard
@@ -115,6 +116,19 @@ def test_a_failed_strength_is_a_gap_in_the_line() -> None:
     assert [0.0, 0.05] in pieces
     assert [0.2, 0.3] in pieces
     assert [0.0, 0.05, 0.1, 0.2, 0.3] in pieces
+
+
+def test_between_two_strengths_no_more_is_certified_than_at_the_larger() -> None:
+    records = synthetic.records(models=("node",), threats=("pgd-linf",), samples=20)
+    table = summarise(records).assign(label=lambda t: t["model"])
+    board = labelled(leaderboard(records, synthetic.HEADLINE))
+    proven = pd.DataFrame({"label": "node", "norm": "linf", "strength": [0.05, 0.1], "value": [0.5, 0.25]})
+    with mpl.rc_context(RC):
+        figure = draw_curves(table[table["statistic"] == "accuracy"], board, styles(["node"]), proven)
+    (line,) = [line for ax in figure.axes for line in ax.lines if line.get_linestyle() == ":"]
+    assert line.get_drawstyle() == "steps-pre", "a straight line promises more than is proven"
+    assert line.get_xdata().tolist() == [0.0, 0.05, 0.1]
+    assert line.get_ydata().tolist()[1:] == [50.0, 25.0]
 
 
 def test_direct_labels_do_not_overlap() -> None:

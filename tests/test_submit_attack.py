@@ -13,13 +13,14 @@ import pytest
 import robustode
 import stubs
 import torch
-from robustode._errors import InvalidArgument
+from robustode._errors import CheckpointError, InvalidArgument
 from robustode.bench.breaks import Breaks, add_steps, unpack
 from robustode.bench.checking.submission import read_submission
 from robustode.bench.checking.submit import _one_row
 from robustode.bench.checking.verify import verify
 from robustode.bench.cli import main
 from robustode.bench.headline import Headline
+from robustode.bench.outside.external import load_external
 from robustode.bench.plan import make_plan
 from robustode.bench.preset import load_preset
 from robustode.bench.records import SUBMISSION, Record
@@ -367,6 +368,33 @@ def test_what_the_folder_does_not_hold_is_one_line_and_status_2(
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert message in err
+
+
+@pytest.mark.usefixtures("registries")
+def test_a_model_from_a_file_is_judged_by_the_code_that_was_trained(tmp_path, digits, capsys):
+    path, out, sent = tmp_path / "net.py", tmp_path / "out", tmp_path / "sent.npz"
+    path.write_text(
+        "from torch import nn\n"
+        "def flat(shape, classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))\n"
+    )
+    plan = make_plan(load_preset(str(stubs.preset_file(tmp_path))), models=[load_external(f"{path}:flat")])
+    run_plan(plan, digits, Store(out), device=stubs.CPU)
+    np.savez(sent, index=digits.test.indices[:5], image=digits.test.images[:5].numpy())
+    argv = ["submit-attack", str(sent), "--out", str(out), "--model"]
+    assert main([*argv, "flat"]) == 2
+    assert (
+        "flat is no registered model: give its file with --model FOLDER/net.py:flat"
+        in capsys.readouterr().err
+    )
+    assert main([*argv, f"{path}:flat"]) == 1, "clean images break nothing"
+    assert isinstance(robustode.load_model(out, "flat", model=f"{path}:flat"), torch.nn.Module)
+    path.write_text(path.read_text() + "# edited\n")
+    capsys.readouterr()
+    assert main([*argv, f"{path}:flat"]) == 2
+    assert "its code has changed since" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="its code has changed since"):
+        robustode.load_model(out, "flat", model=f"{path}:flat")
 
 
 def test_of_several_recipes_the_one_last_run_is_meant():

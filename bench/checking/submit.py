@@ -134,7 +134,7 @@ def _submit(
         attack_seed=0,
         samples=min(base.samples, clean.cell.samples),
     )
-    net = trained_model(store, training, spec or MODELS.get(str(training.card.get("architecture", name))))
+    net = trained_model(store, training, spec or _registered(training))
     known_before = stored_before(store, [r.cell for r in attacks if submission(r.cell) != submission(cell)])
     judged = judge(sent, data, clean.outcomes["prediction"][0], cell, net, known_before)
     record = Record(cell=cell, outcomes=judged.outcomes, environment=made_by(net, torch.device("cpu")))
@@ -150,6 +150,14 @@ def _submit(
         before=_robust([clean, *attacks]),
         after=_robust([clean, *attacks, record]),
     )
+
+
+def _registered(training: Record) -> ModelSpec:
+    """The registered model behind a training; one from a file must be named by its file."""
+    name, file = str(training.card.get("architecture", training.cell.model)), training.card.get("file")
+    if file and name not in MODELS:
+        raise InvalidArgument(f"{name} is no registered model: give its file with --model FOLDER/{file}")
+    return MODELS.get(name)
 
 
 def _one_row(records: list[Record], headline: Headline) -> list[Record]:

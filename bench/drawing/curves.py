@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -108,11 +110,15 @@ def _curve(ax: Axes, data: pd.DataFrame, named: list[str], looks: dict[str, Styl
 def _lower_bounds(
     ax: Axes, data: pd.DataFrame, clean: pd.DataFrame, named: list[str], looks: dict[str, Style]
 ) -> None:
-    """Certified accuracy of each named model, from its clean accuracy on."""
+    """Certified accuracy of each named model, from its clean accuracy on.
+
+    In steps: between two strengths no more is proven here than at the larger one.
+    """
     for label in [name for name in named if name in set(data["label"])]:
         start = clean[clean["label"] == label]
         line = pd.concat([start, data[data["label"] == label]]).sort_values("strength")
-        ax.plot(line["strength"], 100 * line["value"], color=looks[label].color, ls=":", lw=1.3, zorder=1.5)
+        proven: Any = {"drawstyle": "steps-pre", "ls": ":", "lw": 1.3, "zorder": 1.5}
+        ax.plot(line["strength"], 100 * line["value"], color=looks[label].color, **proven)
 
 
 def _handle(look: Style, label: str) -> Line2D:

@@ -55,7 +55,7 @@ def draw_gap(
     handles = [
         Patch(fc=mixed(grey, PROVEN), lw=0, label="proven"),
         Patch(fc=mixed(grey, GAP), lw=0, label="neither proven nor broken"),
-        Patch(fc=BROKEN, ec="#D5D8DD", lw=0.6, label="broken"),
+        Patch(fc=BROKEN, ec="#D5D8DD", lw=0.6, label="broken, or wrong unperturbed"),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure

@@ -36,6 +36,8 @@ const dropCharts = (host) => {
 };
 
 // How a curve is drawn: what is certified as a row of round dots, all else in its own dashes or the model's.
+// Between two strengths no more is certified here than at the larger one.
+const stepsBefore = uPlot.paths.stepped({ align: -1 });
 const styleOf = (curve) => (curve.dotted
   ? { dash: [0.1, 6], width: 3, cap: "round" }
   : { dash: curve.dash ?? dashOf(curve.row), width: curve.faint ? 1 : 1.8, cap: "butt" });
@@ -69,7 +71,7 @@ const draw = (host, { title, axis, symbol, curves, height = 176 }) => {
     const stroke = () => colourOf(curve.row);
     data.push(column(i, "value"));
     series.push({
-      label: curve.label, stroke, ...styleOf(curve),
+      label: curve.label, stroke, ...styleOf(curve), paths: curve.dotted ? stepsBefore : undefined,
       alpha: curve.faint ? 0.75 : 1, points: { show: !curve.dotted, size: 5, fill: stroke, width: 0 },
     });
     if (curve.dotted || curve.faint) return;
