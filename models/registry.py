@@ -7,6 +7,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -137,6 +138,8 @@ MODELS: Registry[ModelSpec] = Registry("model")
 def register_model(name: str, **attributes: Any) -> Callable[[Build], Build]:
     """Register the decorated factory as the model `name`; `attributes` are those of `ModelSpec`.
 
+    A file that is imported a second time, by its path after its name say, takes the place of its own model.
+
     Examples
     --------
     >>> @register_model("linear-example", summary="a linear classifier")
@@ -150,7 +153,27 @@ def register_model(name: str, **attributes: Any) -> Callable[[Build], Build]:
     def decorate(build: Build) -> Build:
         if not callable(build):
             raise InvalidArgument(f"model {name!r}: register_model decorates a function, not {build!r}")
-        MODELS.register(ModelSpec(name=name, build=build, **attributes))
+        spec = ModelSpec(name=name, build=build, **attributes)
+        if name in MODELS and same_factory(MODELS.get(name).build, build):
+            MODELS.replace(spec)
+        else:
+            MODELS.register(spec)
         return build
 
     return decorate
+
+
+def same_factory(one: Build, other: Build) -> bool:
+    """Whether two functions are one definition in one file, which was imported under two names."""
+    if one is other:
+        return True
+    places = {_place(one), _place(other)}
+    return len(places) == 1 and None not in places
+
+
+def _place(build: Build) -> tuple[Path, int, str] | None:
+    """File, line and name of a function's definition; None for what has none in a file."""
+    code = getattr(build, "__code__", None)
+    if code is None or not Path(code.co_filename).is_file():
+        return None
+    return Path(code.co_filename).resolve(), code.co_firstlineno, code.co_name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import sys
 import textwrap
 from pathlib import Path
@@ -99,6 +100,23 @@ def test_loading_twice_gives_the_same_model(tmp_path):
     path = write(tmp_path / "net.py", DECORATED)
     one, two = load_external(f"{path}:build"), load_external(f"{path}:build")
     assert (one.name, one.source, one.claims) == (two.name, two.source, two.claims)
+
+
+@pytest.mark.parametrize("first", ["module", "file"])
+def test_a_file_may_be_imported_by_its_name_and_by_its_path(tmp_path, monkeypatch, registries, first):
+    path = write(tmp_path / f"imported_{first}_first.py", DECORATED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if first == "module":
+        importlib.import_module(path.stem)
+    spec = load_external(f"{path}:build")
+    if first == "file":
+        importlib.import_module(path.stem)
+    again = load_external(f"{path}:build")
+    assert (spec.name, spec.full_version) == (again.name, again.full_version)
+    assert again.name == "my-model"
+    assert again.claims == {"fixed_step"}
+    assert isinstance(build(again), torch.nn.Module)
+    monkeypatch.delitem(sys.modules, path.stem)
 
 
 def test_the_users_own_package_called_models_is_the_one_beside_the_file(tmp_path):

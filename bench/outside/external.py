@@ -19,7 +19,7 @@ from torch import nn
 
 from ..._errors import InvalidArgument, RobustodeError
 from ...models import MODELS, ModelSpec
-from ...models.registry import Build
+from ...models.registry import Build, same_factory
 from ..queries import one_line
 from .plugins import load_plugins
 
@@ -111,7 +111,10 @@ def load_external(reference: str) -> ModelSpec:
         raise InvalidArgument(
             f"model {reference!r}: {path.name} has no function {factory!r} (it has: {', '.join(found)})"
         )
-    registered = [spec for spec in MODELS if spec.name not in known and spec.build is build]
+    # What the file takes from elsewhere, a registered factory say, stays a model of its own.
+    own = getattr(getattr(build, "__code__", None), "co_filename", None)
+    here = own is not None and Path(own).resolve() == path
+    registered = [s for s in MODELS if same_factory(s.build, build) and (here or s.name not in known)]
     if registered:
         spec = registered[0]
     else:
@@ -120,7 +123,7 @@ def load_external(reference: str) -> ModelSpec:
             raise InvalidArgument(f"model {reference!r}: the name {spec.name!r} is taken: rename the factory")
     return dataclasses.replace(
         spec,
-        build=_at_home(spec.build, path.parent),
+        build=_at_home(build, path.parent),
         source=_source_sha256(path),
         file=f"{path.name}:{factory}",
     )
