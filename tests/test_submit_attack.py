@@ -245,10 +245,14 @@ def test_a_file_damaged_anywhere_is_one_line(attacked, stronger, tmp_path):
     path = tmp_path / "sent.npz"
     np.savez_compressed(path, index=stronger[0], image=stronger[1])
     whole = path.read_bytes()
-    for place in range(0, len(whole), len(whole) // 100):
+    places = range(0, len(whole), len(whole) // 100)
+    read = 0  # some bytes, of a date say, are of no consequence
+    for place in places:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         with suppress(InvalidArgument):
             read_submission(path)
+            read += 1
+    assert read < len(places) / 2, "most damage is seen, and as an InvalidArgument alone"
 
 
 def test_two_submissions_count_together(folder, stronger, tmp_path):

@@ -507,7 +507,10 @@ def test_a_model_that_is_not_there_is_one_line_and_status_2(sound, capsys, model
 
 def test_a_file_of_examples_damaged_anywhere_is_no_file_of_examples(sound):
     whole = pack(examples(sound))
-    for place in range(0, len(whole), max(1, len(whole) // 200)):
-        damaged = whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :]
-        with suppress(RecordError):  # some bytes, of a date say, are of no consequence
-            unpack(damaged)
+    places = range(0, len(whole), max(1, len(whole) // 200))
+    read = 0  # some bytes, of a date say, are of no consequence
+    for place in places:
+        with suppress(RecordError):
+            unpack(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+            read += 1
+    assert read < len(places) / 2, "most damage is seen, and as a RecordError alone"
