@@ -164,11 +164,17 @@ class Threat:
         return torch.cat([same, found])
 
     def check_strength(self, strength: float) -> float:
-        """Return `strength`; raise `InvalidArgument` when it is negative, not finite or too large."""
-        if not (math.isfinite(strength) and 0 <= strength <= self.max_strength):
-            upper = "" if math.isinf(self.max_strength) else f" and at most {self.max_strength:g}"
+        """Return `strength`; raise `InvalidArgument` when it is negative, not finite or too large.
+
+        In L-infinity more than 1, the whole range of a pixel, is taken for a mistake of units.
+        """
+        in_pixels = self.norm == "linf" and self.protocol == "pixel"
+        most = min(self.max_strength, 1.0) if in_pixels else self.max_strength
+        if not (math.isfinite(strength) and 0 <= strength <= most):
+            upper = "" if math.isinf(most) else f" and at most {most:g}"
+            hint = f" (pixels lie in [0, 1]: 8/255 is {8 / 255:.4f})" if in_pixels and strength > 1 else ""
             raise InvalidArgument(
-                f"threat {self.name}: {self.strength_name} must be at least 0{upper}, not {strength:g}"
+                f"threat {self.name}: {self.strength_name} must be at least 0{upper}, not {strength:g}{hint}"
             )
         return strength
 

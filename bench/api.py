@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .._errors import InvalidArgument, RecordError, UnknownName
+from .._errors import InvalidArgument, RecordError
 from .._registry import check_name, unknown_name
 from ..attacks import THREATS, Threat
 from ..models import MODELS
@@ -27,6 +27,7 @@ from .progress import Quiet, Reporter, shown
 from .queries import call_model, one_line
 from .random_state import random_state_kept
 from .records import Cell
+from .selection import newest_training
 from .stats import summarise
 from .store import Store
 from .through import evaluate_through
@@ -120,7 +121,9 @@ def evaluate(
         raise InvalidArgument("threats names no threat: see `robustode list threats`")
     place = _place(module, device)
     data = load_data(dataset, Path(data_root) if data_root else None)
-    count = min(samples or len(data.test), len(data.test))
+    count = samples or len(data.test)
+    if count > len(data.test):
+        raise InvalidArgument(f"{dataset} has {len(data.test)} test samples, not {samples}")
     cells = [
         Cell(
             kind="accuracy",
@@ -228,7 +231,9 @@ def _passes(cell: Cell) -> float:
     return (forwards + 2.0 * backwards + 1.0) * cell.samples * cell.draws
 
 
-def load_model(folder: str | Path, name: str, *, seed: int = 0, model: str | None = None) -> nn.Module:
+def load_model(
+    folder: str | Path, name: str, *, seed: int = 0, recipe: str | None = None, model: str | None = None
+) -> nn.Module:
     """Return the trained model called `name` from a results folder, in eval mode on the CPU.
 
     Parameters
@@ -237,19 +242,21 @@ def load_model(folder: str | Path, name: str, *, seed: int = 0, model: str | Non
         What ``--out`` named, for example ``results/quick``.
     seed
         Training seed.
+    recipe
+        The training recipe, where the folder holds the model by several; by default the one last run.
     model
         ``FILE.py:factory`` for a model that lives in a file.
 
     Raises
     ------
-    InvalidArgument
+    UnknownName, InvalidArgument
         When no such training is stored.
     CheckpointError
         When its code has changed since, or its weights are missing or do not match the hash in its record.
     """
     from .outside.external import resolve_model
     from .outside.plugins import load_plugins
-    from .trained import trained_model
+    from .trained import model_of, trained_model
 
     load_plugins(lambda line: warnings.warn(line, stacklevel=3))
     external = resolve_model(model) if model else None
@@ -265,18 +272,15 @@ def load_model(folder: str | Path, name: str, *, seed: int = 0, model: str | Non
     known = sorted({*MODELS.names(), *(r.cell.model for r in records)})
     if not trainings and not model and name not in known:
         raise unknown_name("model", name, known)
-    if not trainings:
+    try:
+        preferred = Headline.read(store.folder).preferred
+    except RecordError:
+        preferred = frozenset()
+    newest = newest_training(trainings, preferred, recipe)
+    if newest is None:
         have = ", ".join(sorted({f"{r.cell.model} {r.cell.training_seed}" for r in records})) or "nothing"
         raise InvalidArgument(
             f"{folder} holds no trained {name} with seed {seed}: train it with `robustode run`, or take one "
             f"of these models and seeds: {have}"
         )
-    try:
-        preferred = Headline.read(store.folder).preferred
-    except RecordError:
-        preferred = frozenset()
-    newest = max(trainings, key=lambda r: (r.cell.key() in preferred, str(r.environment.get("created", ""))))
-    architecture, file = str(newest.card.get("architecture", name)), newest.card.get("file")
-    if external is None and architecture not in MODELS and file:
-        raise UnknownName(f"{name} is no registered model: say where its file lies, model='FOLDER/{file}'")
-    return trained_model(store, newest, external or MODELS.get(architecture))
+    return trained_model(store, newest, external or model_of(newest, how="model='{}'"))

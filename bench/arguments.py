@@ -142,6 +142,9 @@ def command_line() -> argparse.ArgumentParser:
     submit.add_argument("--model", required=True, metavar="NAME|FILE.py:FACTORY", help="the attacked model")
     submit.add_argument("--seed", type=int, default=0, metavar="N", help="its training seed (default: 0)")
     submit.add_argument(
+        "--recipe", metavar="NAME", help="its training recipe, where it has several (default: the last run)"
+    )
+    submit.add_argument(
         "--norm", choices=("linf", "l2"), help="default: the norm that the leaderboard ranks by"
     )
     transfer = commands.add_parser(

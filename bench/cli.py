@@ -152,11 +152,15 @@ def _submit_attack(arguments: Namespace) -> int:
         arguments.model,
         norm=arguments.norm,
         seed=arguments.seed,
+        recipe=arguments.recipe,
         data_root=arguments.data_root,
     )
     cell = verdict.cell
     for reason, count in sorted(verdict.rejected.items()):
         print(f"rejected {count}: {reason}")
+    if arguments.norm is None and any(reason.startswith("out of budget") for reason in verdict.rejected):
+        other = "l2" if cell.norm == "linf" else "linf"
+        print(f"judged in {cell.norm}, by which the leaderboard ranks; --norm {other} judges in {other}")
     print(f"accepted {verdict.accepted} of {len(sent.index)}, from {sent.origin}")
     if not verdict.accepted:
         new = " that is not stored already" if verdict.rejected["stored already"] else ""

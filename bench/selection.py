@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 
+from .._registry import unknown_name
 from .records import SUBMISSION, Cell, Record
 
 Entry = tuple[str, str, str]
@@ -29,10 +30,7 @@ def current(records: Iterable[Record], preferred: Collection[str] = ()) -> tuple
         The records that count, in the order given, and how many do not.
     """
     given = list(records)
-    ages = {
-        id(record): (record.cell.key() in preferred, str(record.environment.get("created", "")))
-        for record in given
-    }
+    ages = {id(record): _age(record, preferred) for record in given}
     used = _newest(given, ages, lambda c: entry(c), lambda c: c.variant())
     used = _newest(
         used,
@@ -44,6 +42,28 @@ def current(records: Iterable[Record], preferred: Collection[str] = ()) -> tuple
     used = _newest(used, ages, lambda c: entry(c) if c.kind == "accuracy" else None, lambda c: c.index_sha256)
     used = _newest(used, ages, _question, lambda c: c.key())
     return used, len(given) - len(used)
+
+
+def newest_training(
+    records: Iterable[Record], preferred: Collection[str], recipe: str | None = None
+) -> Record | None:
+    """The training that the last run asked for, else the one made last; of `recipe` alone, if one is named.
+
+    Raises
+    ------
+    UnknownName
+        When there are trainings and none has that recipe.
+    """
+    trainings = [record for record in records if record.cell.kind == "training" and record.status == "ok"]
+    known = sorted({entry(record.cell)[2] for record in trainings})
+    if trainings and recipe is not None and recipe not in known:
+        raise unknown_name("recipe", recipe, known)
+    asked = [record for record in trainings if recipe in (None, entry(record.cell)[2])]
+    return max(asked, key=lambda record: _age(record, preferred), default=None)
+
+
+def _age(record: Record, preferred: Collection[str]) -> tuple[bool, str]:
+    return record.cell.key() in preferred, str(record.environment.get("created", ""))
 
 
 def _question(cell: Cell) -> Hashable:

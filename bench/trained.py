@@ -2,16 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from .._errors import CheckpointError
-from ..models import ModelSpec
+from .._errors import CheckpointError, UnknownName
+from ..models import MODELS, ModelSpec
 from .checkpoint import load_state, load_tensors
 from .records import Record
 from .store import Store
 from .work import checkpoint_path
+
+
+def model_of(
+    training: Record, given: Mapping[str, ModelSpec] | None = None, *, how: str = "--models {}"
+) -> ModelSpec:
+    """The model that `training` trained: the one of its name among `given`, else the registered one.
+
+    Parameters
+    ----------
+    given
+        Specs of models from files, by name.
+    how
+        How a file is given here, for the advice to do so.
+
+    Raises
+    ------
+    UnknownName
+        When there is none.
+    CheckpointError
+        When its code is not what was trained.
+    """
+    given, cell = given or {}, training.cell
+    name, file = str(training.card.get("architecture", cell.model)), training.card.get("file")
+    spec = given.get(cell.model) or given.get(name) or (MODELS.get(name) if name in MODELS else None)
+    if spec is None:
+        where = f"FOLDER/{file}" if file else "FILE.py:factory"
+        raise UnknownName(f"{name} is no registered model: give its file with {how.format(where)}")
+    return _as_trained(training, spec)
+
+
+def _as_trained(training: Record, spec: ModelSpec) -> ModelSpec:
+    made = training.cell.model_version
+    if spec.full_version != made:
+        raise CheckpointError(
+            f"{training.cell.model} was made by version {made} of {spec.name}, which is {spec.full_version} "
+            "here: its code has changed since, so run it again"
+        )
+    return spec
 
 
 def trained_model(store: Store, training: Record, spec: ModelSpec) -> nn.Module:
@@ -23,12 +62,7 @@ def trained_model(store: Store, training: Record, spec: ModelSpec) -> nn.Module:
         When `spec` is not of the version that was trained, or the weights are missing, do not match the
         hash in the record, or do not fit the model.
     """
-    made = training.cell.model_version
-    if spec.full_version != made:
-        raise CheckpointError(
-            f"{training.cell.model} was made by version {made} of {spec.name}, which is {spec.full_version} "
-            "here: its code has changed since, so run it again"
-        )
+    _as_trained(training, spec)
     path = checkpoint_path(store, training.cell)
     tensors, sha256 = load_tensors(path)
     if sha256 != training.card["checkpoint_sha256"]:

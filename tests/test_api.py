@@ -190,6 +190,8 @@ def test_progress_is_shown_in_a_notebook(monkeypatch, capsys, widgets, bar):
         ({"threats": [("pgd-l2", 0.1, 3)]}, r"a name or a pair \(name, strength\), not \('pgd-l2', 0.1, 3\)"),
         ({"threats": [3]}, r"a name or a pair \(name, strength\), not 3"),
         ({"dataset": "digit"}, "did you mean digits"),
+        ({"samples": 451}, "digits has 450 test samples, not 451"),
+        ({"threats": [("pgd-linf", 8.0)]}, "8/255 is 0.0314"),
         ({"samples": 0}, "samples must be at least 1, not 0"),
         ({"threats": []}, "names no threat"),
         ({"device": "tpu9"}, "device 'tpu9' cannot be used"),
@@ -304,7 +306,7 @@ def test_a_model_from_a_file_is_loaded_with_its_file(tmp_path, few):
     assert run_plan(plan, few, Store(tmp_path / "out"), device=stubs.CPU).failures == []
     model = robustode.load_model(tmp_path / "out", "flat", model=f"{path}:flat")
     assert isinstance(model, torch.nn.Sequential)
-    with pytest.raises(UnknownName, match=r"say where its file lies, model='FOLDER/net\.py:flat'"):
+    with pytest.raises(UnknownName, match=r"give its file with model='FOLDER/net\.py:flat'"):
         robustode.load_model(tmp_path / "out", "flat")
 
 

@@ -13,20 +13,18 @@ import pytest
 import robustode
 import stubs
 import torch
-from robustode._errors import CheckpointError, InvalidArgument
+from robustode._errors import CheckpointError, InvalidArgument, UnknownName
 from robustode.bench.breaks import Breaks, add_steps, unpack
 from robustode.bench.checking.submission import read_submission
-from robustode.bench.checking.submit import _one_row
 from robustode.bench.checking.verify import verify
 from robustode.bench.cli import main
-from robustode.bench.headline import Headline
 from robustode.bench.outside.external import load_external
 from robustode.bench.plan import make_plan
 from robustode.bench.preset import load_preset
 from robustode.bench.records import SUBMISSION, Record
 from robustode.bench.report import write_report
 from robustode.bench.run import run_plan
-from robustode.bench.selection import current
+from robustode.bench.selection import current, newest_training
 from robustode.bench.store import Store
 
 EPS = 0.1
@@ -290,7 +288,10 @@ def test_each_refused_example_is_counted_by_its_reason(folder, stronger, tmp_pat
     )
     rows = [int(r) for r in still_standing(folder)[:4]]
     cases = {
-        "not among the evaluated test samples": (digits.test.indices[300], clean[row]),
+        "not among the evaluated test samples, numbered as in Data.test.indices": (
+            digits.test.indices[300],
+            clean[row],
+        ),
         "misclassified as it is": (index[wrong], clean[wrong]),
         "still classified correctly": (index[rows[0]], clean[rows[0]]),
         "out of budget: linf 0.1 exceeded by up to 0.01": (
@@ -307,6 +308,7 @@ def test_each_refused_example_is_counted_by_its_reason(folder, stronger, tmp_pat
     out, err = capsys.readouterr()
     assert all(f"rejected 1: {reason}\n" in out for reason in cases)
     assert "accepted 0 of 7, from sent.npz" in out
+    assert "judged in linf, by which the leaderboard ranks; --norm l2 judges in l2\n" in out
     assert err == "nothing holds against resnet in linf 0.1\n"
     assert robust(folder) == before
     assert not [record for record in broken(folder) if record.cell.family == SUBMISSION]
@@ -329,6 +331,7 @@ def test_one_that_holds_is_kept_among_others_that_do_not(folder, stronger, tmp_p
         (b"not a zip", "is not an .npz file of plain arrays"),
         ({"index": np.arange(2)}, "has no array image"),
         ({"index": np.arange(2), "image": np.zeros((3, 1, 8, 8))}, "image must be (2, c, h, w)"),
+        ({"index": np.arange(0), "image": np.zeros((0, 1, 8, 8))}, "holds no examples: index is empty"),
         ({"index": np.arange(2.0), "image": np.zeros((2, 1, 8, 8))}, "index must be a list of whole numbers"),
         (
             {"index": np.arange(2), "image": np.zeros((2, 1, 8, 8), int)},
@@ -360,6 +363,7 @@ def test_a_bad_file_is_one_line_and_status_2(attacked, tmp_path, capsys, arrays,
         (["--model", "resnt"], "unknown model 'resnt': did you mean resnet"),
         (["--model", "resnet", "--seed", "3"], "holds no resnet with seed 3"),
         (["--model", "resnet", "--norm", "l2"], "trained and attacked in l2 at a reported strength"),
+        (["--model", "resnet", "--recipe", "plian"], "unknown recipe 'plian': did you mean plain"),
         (["--model", "resnet", "--out", "none"], "no records in none: run `robustode run` first"),
     ],
 )
@@ -404,9 +408,14 @@ def test_a_model_from_a_file_is_judged_by_the_code_that_was_trained(tmp_path, di
 def test_of_several_recipes_the_one_last_run_is_meant():
     plain = stubs.cell_for("clean", 0.0, 4, kind="training", recipe={"name": "plain"})
     given = dataclasses.replace(plain, recipe={"name": "given"})
+    of_clean = dataclasses.replace(plain, kind="accuracy")
     records = [
         Record(cell=cell, environment={"created": created})
-        for cell, created in ((plain, "2"), (dataclasses.replace(plain, kind="accuracy"), "2"), (given, "1"))
+        for cell, created in ((plain, "2"), (of_clean, "3"), (given, "1"))
     ]
-    assert _one_row(records, Headline()) == records[:2]
-    assert _one_row(records, Headline(cells={"digits/stub/0": [given.key()]})) == records[2:]
+    assert newest_training(records, ()) is records[0]
+    assert newest_training(records, {given.key()}) is records[2]
+    assert newest_training(records, {plain.key()}, "given") is records[2]
+    with pytest.raises(UnknownName, match="unknown recipe 'givn': did you mean given"):
+        newest_training(records, (), "givn")
+    assert newest_training(records[1:2], (), "givn") is None

@@ -143,6 +143,15 @@ def test_an_amount_above_one_is_refused():
     assert THREATS.get("salt-pepper").check_strength(1.0) == 1.0
 
 
+@pytest.mark.parametrize("name", ["fgsm-linf", "curve-linf"])
+def test_a_radius_in_other_units_is_refused(name):
+    message = r"eps must be at least 0 and at most 1, not 8 \(pixels lie in \[0, 1\]: 8/255 is 0\.0314\)"
+    with pytest.raises(InvalidArgument, match=message):
+        THREATS.get(name).check_strength(8)
+    assert THREATS.get(name).check_strength(1.0) == 1.0
+    assert THREATS.get(name.replace("linf", "l2")).check_strength(8.0) == 8.0
+
+
 def test_parameters_are_the_defaults_of_the_signature():
     assert dict(THREATS.get("pgd-linf").parameters) == {"steps": 20, "restarts": 2, "relative_step": 2.5}
     assert dict(THREATS.get("gaussian").parameters) == {}

@@ -413,7 +413,8 @@ def test_another_version_is_not_run_again(folder, monkeypatch):
     found = verify(folder)
     assert lines(found) == [UNRUN]
     assert [note.what for note in found.notes] == [
-        f"not run again: made by version {spec.version} of resnet, which is {raised.version} here"
+        f"not run again: resnet was made by version {spec.version} of resnet, which is {raised.version} "
+        "here: its code has changed since, so run it again"
     ]
 
 

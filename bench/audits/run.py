@@ -18,7 +18,6 @@ import torch
 from ..._errors import InvalidArgument, RecordError, RobustodeError
 from ..._registry import unknown_name
 from ...attacks._types import Norm
-from ...models import MODELS, ModelSpec
 from ..data import load_data
 from ..describe import made_by
 from ..evaluate import failed
@@ -29,7 +28,7 @@ from ..queries import one_line
 from ..records import Record
 from ..selection import Entry, current, entry
 from ..store import Store
-from ..trained import trained_model
+from ..trained import model_of, trained_model
 from .context import DEFAULT_EPS, Context
 from .evidence import Evidence
 from .library import all_audits
@@ -203,7 +202,7 @@ def audit_unit(task: Task, say: Callable[[str], None] = lambda line: None) -> Au
     training = next(r for r in records if r.cell.kind == "training" and r.status == "ok")
     label = f"{task.row[1]} seed {task.seed}"
     try:
-        spec = _spec(training, task.files)
+        spec = model_of(training, {spec.name: spec for spec in map(load_external, task.files)})
         if training.cell.index_sha256 != data.index_sha256:
             raise InvalidArgument(f"it was trained on other samples than {data.name} here")
         model = trained_model(store, training, spec).requires_grad_(False)
@@ -231,24 +230,6 @@ def audit_unit(task: Task, say: Callable[[str], None] = lambda line: None) -> Au
         done.lines.append(f"{label}: {mark:<14} {found.name}: {found.sentence} [{record.seconds:.1f} s]")
         say(done.lines[-1])
     return done
-
-
-def _spec(training: Record, files: Sequence[str]) -> ModelSpec:
-    """The model that `training` trained, from the registry or one of `files`."""
-    name = training.cell.model
-    architecture = str(training.card.get("architecture", name))
-    given = {spec.name: spec for spec in map(load_external, files)}
-    spec = given.get(name) or given.get(architecture)
-    if spec is None and architecture in MODELS:
-        spec = MODELS.get(architecture)
-    if spec is None:
-        raise InvalidArgument(
-            f"{architecture} is no registered model: give its file with --models FILE.py:factory"
-        )
-    if spec.full_version != training.cell.model_version:
-        made = training.cell.model_version
-        raise InvalidArgument(f"made by version {made} of {architecture}, which is {spec.full_version} here")
-    return spec
 
 
 def _records(

@@ -118,7 +118,7 @@ def _first_of_each(
     for position, number in enumerate(index):
         row = where.get(int(number))
         if row is None:
-            rejected["not among the evaluated test samples"] += 1
+            rejected["not among the evaluated test samples, numbered as in Data.test.indices"] += 1
         elif clean[row] != labels[row]:
             rejected["misclassified as it is"] += 1
         elif row in left:

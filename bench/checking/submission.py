@@ -51,7 +51,9 @@ def read_submission(path: Path) -> Sent:
         raise InvalidArgument(
             f"{path} is not an .npz file of plain arrays: write it with np.savez(FILE, index=..., image=...)"
         ) from None
-    if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer) or not index.size:
+    if not index.size:
+        raise InvalidArgument(f"{path} holds no examples: index is empty")
+    if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer):
         raise InvalidArgument(
             f"{path}: index must be a list of whole numbers, not {index.dtype} {index.shape}"
         )

@@ -15,17 +15,17 @@ import torch
 
 from ..._errors import InvalidArgument
 from ..._registry import unknown_name
-from ...models import MODELS, ModelSpec
+from ...models import ModelSpec
 from ..data import load_data
 from ..describe import made_by
 from ..headline import Headline
 from ..outside.external import resolve_model
 from ..outside.plugins import load_plugins
 from ..records import SUBMISSION, UNASKED, Cell, Record
-from ..selection import current, entry, submission
+from ..selection import current, entry, newest_training, submission
 from ..stats import worst_case
 from ..store import Store
-from ..trained import trained_model
+from ..trained import model_of, trained_model
 from .sift import judge, stored_before
 from .submission import Sent
 
@@ -60,6 +60,7 @@ def submit(
     *,
     norm: str | None = None,
     seed: int = 0,
+    recipe: str | None = None,
     data_root: Path | None = None,
 ) -> Verdict:
     """Verify `sent` against the trained `model` of a results folder, and store what holds.
@@ -70,10 +71,12 @@ def submit(
         A name, or ``FILE.py:factory``.
     norm
         ``linf`` or ``l2``, at the strength that the folder reports; by default the one it ranks by.
+    recipe
+        The training recipe, where the folder holds the model by several; by default the one last run.
 
     Raises
     ------
-    InvalidArgument
+    UnknownName, InvalidArgument
         When the folder holds no such model, or no attack in that norm at the reported strength.
     """
     spec = resolve_model(model) if ".py" in model else None
@@ -82,18 +85,31 @@ def submit(
     if not store.records.is_dir():
         raise InvalidArgument(f"no records in {folder}: run `robustode run` first, or pass --out")
     with store.lock():  # of two that send the same at once, one is first
-        return _submit(store, sent, spec, spec.name if spec else model, norm, seed, data_root)
+        target = _target(store, spec.name if spec else model, norm, seed, recipe)
+        return _submit(store, sent, target, spec, data_root)
 
 
-def _submit(
-    store: Store,
-    sent: Sent,
-    spec: ModelSpec | None,
-    name: str,
-    norm: str | None,
-    seed: int,
-    data_root: Path | None,
-) -> Verdict:
+@dataclass(frozen=True, kw_only=True)
+class _Target:
+    """One trained network and a budget: the records of it that a submission is held against.
+
+    Attributes
+    ----------
+    training, clean
+        How it was made, and what it says of images as they are.
+    attacks
+        What was tried within the budget, submissions included.
+    base
+        The largest cell of those at the budget: the samples that count.
+    """
+
+    training: Record
+    clean: Record
+    attacks: Sequence[Record]
+    base: Cell
+
+
+def _target(store: Store, name: str, norm: str | None, seed: int, recipe: str | None) -> _Target:
     folder, records = store.folder, store.load()[0]
     if not records:
         raise InvalidArgument(f"no records in {folder}: run `robustode run` first, or pass --out")
@@ -103,23 +119,33 @@ def _submit(
     if name not in known:
         raise unknown_name("model", name, known)
     ours = [r for r in used if (r.cell.model, r.cell.training_seed) == (name, seed) and r.status == "ok"]
-    ours = _one_row(ours, headline)
-    training = next((r for r in ours if r.cell.kind == "training"), None)
+    training = newest_training(ours, headline.preferred, recipe)
+    if training is not None:
+        ours = [record for record in ours if entry(record.cell) == entry(training.cell)]
     clean = next((r for r in ours if r.cell.family == "clean"), None)
     norm = norm or (headline.rank if headline.rank in ("linf", "l2") else "linf")
     eps = headline.reported.get(norm, -1.0)
     bounded = [r for r in ours if r.cell.kind == "accuracy" and r.cell.norm == norm]
     attacks = [r for r in bounded if r.cell.strength <= eps]
-    reported = [r for r in attacks if r.cell.strength == eps and r.cell.family not in UNASKED]
+    reported = [r.cell for r in attacks if r.cell.strength == eps and r.cell.family not in UNASKED]
     if training is None or clean is None or not reported:
         raise InvalidArgument(
             f"{folder} holds no {name} with seed {seed} that was trained and attacked in {norm} at a "
             "reported strength: run `robustode run` first, or choose --seed and --norm"
         )
-    base = max((r.cell for r in reported), key=lambda cell: cell.samples)
+    base = max(reported, key=lambda cell: cell.samples)
+    return _Target(training=training, clean=clean, attacks=attacks, base=base)
+
+
+def _submit(
+    store: Store, sent: Sent, target: _Target, spec: ModelSpec | None, data_root: Path | None
+) -> Verdict:
+    base, clean, attacks = target.base, target.clean, target.attacks
     data = load_data(base.dataset, data_root)
     if data.index_sha256 != base.index_sha256:
-        raise InvalidArgument(f"{base.dataset} here is not the one of {folder}: its index_sha256 differs")
+        raise InvalidArgument(
+            f"{base.dataset} here is not the one of {store.folder}: its index_sha256 differs"
+        )
     if sent.images.shape[1:] != tuple(data.input_shape):
         raise InvalidArgument(
             f"the images sent are {sent.images.shape[1:]}, those of {base.dataset} {tuple(data.input_shape)}"
@@ -134,7 +160,7 @@ def _submit(
         attack_seed=0,
         samples=min(base.samples, clean.cell.samples),
     )
-    net = trained_model(store, training, spec or _registered(training))
+    net = trained_model(store, target.training, spec or model_of(target.training, how="--model {}"))
     known_before = stored_before(store, [r.cell for r in attacks if submission(r.cell) != submission(cell)])
     judged = judge(sent, data, clean.outcomes["prediction"][0], cell, net, known_before)
     record = Record(cell=cell, outcomes=judged.outcomes, environment=made_by(net, torch.device("cpu")))
@@ -150,24 +176,6 @@ def _submit(
         before=_robust([clean, *attacks]),
         after=_robust([clean, *attacks, record]),
     )
-
-
-def _registered(training: Record) -> ModelSpec:
-    """The registered model behind a training; one from a file must be named by its file."""
-    name, file = str(training.card.get("architecture", training.cell.model)), training.card.get("file")
-    if file and name not in MODELS:
-        raise InvalidArgument(f"{name} is no registered model: give its file with --model FOLDER/{file}")
-    return MODELS.get(name)
-
-
-def _one_row(records: list[Record], headline: Headline) -> list[Record]:
-    """Those of one recipe, the one last run, where a model stands on the leaderboard with several."""
-    trainings = [record for record in records if record.cell.kind == "training"]
-    if not trainings:
-        return records
-    asked = headline.preferred
-    last = max(trainings, key=lambda r: (r.cell.key() in asked, str(r.environment.get("created", ""))))
-    return [record for record in records if entry(record.cell) == entry(last.cell)]
 
 
 def _robust(records: Sequence[Record]) -> float:

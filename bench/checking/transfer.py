@@ -16,7 +16,7 @@ from torch import nn
 
 from ..._errors import InvalidArgument, RecordError, RobustodeError
 from ..._registry import unknown_name
-from ...models import MODELS, ModelSpec
+from ...models import ModelSpec
 from ..breaks import unpack
 from ..data import Data, load_data
 from ..headline import Headline
@@ -24,7 +24,7 @@ from ..queries import one_line
 from ..records import REPLAY, REPLAYS, Cell, Record, digest
 from ..selection import current, entry
 from ..store import Store
-from ..trained import trained_model
+from ..trained import model_of, trained_model
 from ..unit import Outcome
 from .replay import Source, Unit, replay_cell
 
@@ -197,17 +197,11 @@ def _model(
     """The trained model; None, with a note, where it cannot be had."""
     cell = training.cell
     what = f"not replayed on {cell.model} seed {cell.training_seed}"
-    name = str(training.card.get("architecture", cell.model))
-    spec = given.get(cell.model) or given.get(name) or (MODELS.get(name) if name in MODELS.names() else None)
-    if spec is None or spec.full_version != cell.model_version:
-        made = f"made by version {cell.model_version}, which is {spec.full_version} here" if spec else ""
-        done.notes.append(f"{what}: {made or 'no registered model: give its file as FILE.py:factory'}")
-        return None
     if data.index_sha256 != cell.index_sha256:
         done.notes.append(f"{what}: {cell.dataset} here is another one (index_sha256 differs)")
         return None
     try:
-        return trained_model(store, training, spec)
+        return trained_model(store, training, model_of(training, given))
     except Exception as error:  # of the model's own code too
         kind = "" if isinstance(error, RobustodeError) else f"{type(error).__name__}: "
         done.notes.append(f"{what}: {kind}{one_line(error)}")

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..._errors import InvalidArgument, RecordError, RobustodeError
 from ..._registry import unknown_name
-from ...models import MODELS, ModelSpec
+from ...models import ModelSpec
 from ..data import Data, load_data
 from ..headline import Headline
 from ..outside.plugins import load_plugins
@@ -24,7 +24,7 @@ from ..queries import one_line
 from ..records import Record
 from ..selection import Entry, current, entry
 from ..store import Store
-from ..trained import trained_model
+from ..trained import model_of, trained_model
 from .recheck import Recheck, check_checkpoint
 from .restate import Finding, check_listed, check_orphans, check_tables
 
@@ -143,16 +143,11 @@ def _model(
     training = next((r for r in records if r.cell.kind == "training" and r.status == "ok"), None)
     if training is None:
         return None
-    file, cell = _file(store, training), training.cell
-    name = str(training.card.get("architecture", cell.model))
-    spec = given.get(cell.model) or given.get(name) or (MODELS.get(name) if name in MODELS.names() else None)
-    if spec is None or spec.full_version != cell.model_version:
-        reason = (
-            f"{name} is no registered model: give its file with --models FILE.py:factory"
-            if spec is None
-            else f"made by version {cell.model_version} of {name}, which is {spec.full_version} here"
-        )
-        done.findings.append(Finding(file=file, what=f"not run again: {reason}", note=True))
+    file = _file(store, training)
+    try:
+        spec = model_of(training, given)
+    except RobustodeError as error:
+        done.findings.append(Finding(file=file, what=f"not run again: {error}", note=True))
         return None
     try:
         return trained_model(store, training, spec)
