@@ -75,6 +75,12 @@ def _show(out: Path) -> int:
     Console(width=width).print(terminal_table(report.leaderboard, width))
     for problem in report.problems:
         print(f"not used: {problem}", file=sys.stderr)
+    board = report.leaderboard
+    if "audit_missing" in board and (unasked := int((board["audit_missing"] != "").sum())):
+        print(
+            f"{unasked} of {len(board)} rows were not asked every check that others were, and stand below "
+            f"those that were: `robustode audit --out {out}` asks the rest"
+        )
     if report.superseded:
         print(f"{report.superseded} records of older versions or checkpoints are not shown")
     print(f"open {report.page.resolve()}")

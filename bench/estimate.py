@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .._errors import RobustodeError
 from .data import Data
 from .limits import time_limit
 from .perturb import training_queries
 from .plan import Plan
-from .queries import call_model
+from .queries import call_model, one_line
 from .records import Cell
 
 ESTIMATE_LIMIT = 20.0
@@ -29,12 +30,20 @@ ESTIMATE_SAMPLES = 30
 class Cost:
     """Seconds per sample, forwards and backwards, of one model on one device.
 
-    `surrogates` are those of its solver surrogates, all of them together.
+    `surrogates` are those of its solver surrogates, all of them together; `problem` says why a model
+    could not be timed, and then costs nothing.
     """
 
     forward: float
     backward: float
     surrogates: tuple[float, float] = (0.0, 0.0)
+    problem: str = ""
+
+    @classmethod
+    def unknown(cls, error: Exception) -> Cost:
+        """That of a model that raised `error` when it was built or asked."""
+        kind = "" if isinstance(error, RobustodeError) else f"{type(error).__name__}: "
+        return cls(forward=0.0, backward=0.0, problem=f"{kind}{one_line(error)}")
 
     def of(self, cell: Cell, plan: Plan) -> float:
         """Estimated seconds for `cell`."""
@@ -97,8 +106,8 @@ def measure_cost(model: nn.Module, data: Data, batch_size: int, device: torch.de
                 )
                 _synchronise(device)
                 times.append((middle - begin, time.perf_counter() - middle))
-    except Exception:
-        return Cost(forward=0.0, backward=0.0)
+    except Exception as error:  # of the model's own code
+        return Cost.unknown(error)
     forward, backward = min(times, key=sum)
     return Cost(forward=forward / len(images), backward=backward / len(images))
 

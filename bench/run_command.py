@@ -40,7 +40,7 @@ def run_command(arguments: argparse.Namespace, preset: Preset, show: Callable[[P
     Returns
     -------
     int
-        Exit status: 1 where something failed, else what `show` returned; 0 after a dry run.
+        Exit status: 1 where something failed, else what `show` returned.
 
     Raises
     ------
@@ -59,8 +59,7 @@ def run_command(arguments: argparse.Namespace, preset: Preset, show: Callable[[P
         plan.given.check(build_model(spec.build, data, plan.hyperparameters(spec), 0))
     out = arguments.out or Path("results") / preset.name
     if arguments.dry_run:
-        _dry_run(arguments, plan, data, out, device)
-        return 0
+        return _dry_run(arguments, plan, data, out, device)
     console = Console()
     with nullcontext(Quiet()) if arguments.quiet else Terminal(console) as reporter:
         outcome = run_plan(
@@ -99,8 +98,11 @@ def _request(arguments: argparse.Namespace, preset: Preset) -> Request:
     )
 
 
-def _dry_run(arguments: argparse.Namespace, plan: Plan, data: Data, out: Path, device: torch.device) -> None:
-    """Print what is left of each model, how long all of it takes, and where the results go."""
+def _dry_run(arguments: argparse.Namespace, plan: Plan, data: Data, out: Path, device: torch.device) -> int:
+    """Print what is left of each model, how long all of it takes, and where the results go.
+
+    Returns 1 where a model that something is left of could not be asked for one batch.
+    """
     store = Store(out)
     if not arguments.fresh:
         plan = known_batch_sizes(plan, data, store, device)
@@ -109,7 +111,9 @@ def _dry_run(arguments: argparse.Namespace, plan: Plan, data: Data, out: Path, d
     processes = at_once(sum(len(outlook.busy) for outlook in outlooks), device, arguments.jobs)
     for outlook in outlooks:
         todo = f"{outlook.left} of {outlook.cells} cells to do"
-        print(f"{outlook.model:<24} {todo:>24}  about {duration(outlook.seconds)}")
+        problem = outlook.cost.problem if outlook.left else ""
+        time = f"not to be timed: {problem}" if problem else f"about {duration(outlook.seconds)}"
+        print(f"{outlook.model:<24} {todo:>24}  {time}")
     preset = plan.preset
     print(f"{preset.name}: {preset.title}; the preset says: {preset.cost}")
     how = "one after the other" if processes == 1 else f"{processes} at once"
@@ -118,3 +122,4 @@ def _dry_run(arguments: argparse.Namespace, plan: Plan, data: Data, out: Path, d
     if preset.batch_size == "auto":
         sizes = [f"{spec.name} {plan.batch_sizes.get(spec.name, 'to be measured')}" for spec in plan.specs]
         print(f"batch size auto: {', '.join(sizes)}")
+    return int(any(outlook.cost.problem and outlook.left for outlook in outlooks))

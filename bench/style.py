@@ -179,6 +179,17 @@ def darker(color: str) -> tuple[float, ...]:
     return tuple(float(part) for part in rgb)
 
 
+def readable_on(color: tuple[float, ...]) -> str:
+    """The ink, dark or white, that has the higher contrast on a colour (WCAG 2.2, relative luminance)."""
+
+    def luminance(rgb: tuple[float, ...]) -> float:
+        parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in rgb[:3]]
+        return float(np.dot(parts, [0.2126, 0.7152, 0.0722]))
+
+    behind, ink = luminance(color), luminance(to_rgb(INK))
+    return INK if (behind + 0.05) / (ink + 0.05) > 1.05 / (behind + 0.05) else "white"
+
+
 def mixed(color: str, share: float) -> tuple[float, ...]:
     """A colour on white at this opacity, as an opaque colour."""
     return tuple(float(1 - share * (1 - part)) for part in to_rgb(color))

@@ -145,8 +145,8 @@ def _try(spec: ModelSpec, plan: Plan, data: Data, device: torch.device) -> tuple
     try:
         with time_limit(3 * ESTIMATE_LIMIT, f"building {spec.name}"):  # the first pass may compile
             model = build_model(spec.build, data, plan.hyperparameters(spec), 0).to(device)
-    except Exception:
-        return None, Cost(forward=0.0, backward=0.0)
+    except Exception as error:  # of the model's own code
+        return None, Cost.unknown(error)
     size = plan.batch_size(spec.name)
     cost = measure_cost(model, data, size, device)
     if any(attack.threat.through == "solvers" for attack in plan.attacks):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -70,6 +71,16 @@ def test_the_list_of_checks_says_what_each_costs_and_follows(capsys):
     for audit in all_audits():
         assert f"cost: {audit.cost}\n" in out
         assert f"reference: {audit.reference}\n" in out
+
+
+def test_it_is_said_that_rows_which_nobody_audited_stand_below(folder, capsys):
+    store = Store(folder)
+    for record in store.load()[0]:
+        cell = dataclasses.replace(record.cell, model="node")
+        store.put(dataclasses.replace(record, cell=cell))
+    assert audit(folder, "--checks", FAST, "--models", "resnet") == 0
+    hint = "1 of 2 rows were not asked every check that others were, and stand below those that were"
+    assert f"{hint}: `robustode audit --out {folder}` asks the rest" in capsys.readouterr().out
 
 
 def test_only_the_first_seeds_are_audited_where_so_many_are_asked_for(tmp_path):

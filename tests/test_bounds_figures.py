@@ -76,6 +76,19 @@ def test_bounds_are_those_of_the_summary() -> None:
             assert (len(proven) > 0) == (model == "node")
 
 
+def test_both_bounds_at_one_strength() -> None:
+    one = Bounds(
+        eps=np.array([0.0, 0.5, 1.0]), attacked=np.array([0.9, 0.6, 0.2]), radii=np.array([0.1, 0.4])
+    )
+    assert [one.at(eps) for eps in (0.0, 0.2, 0.5, 0.99, 2.0)] == [
+        (1.0, 0.9),
+        (0.5, 0.9),
+        (0.0, 0.6),
+        (0.0, 0.6),
+        (0.0, 0.2),
+    ]
+
+
 def test_the_sandwich_has_a_panel_for_each_model_and_norm() -> None:
     found = collected(made())
     looks = styles(["node", "resnet"])

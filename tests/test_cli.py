@@ -137,6 +137,16 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(capsys, tmp_path, mo
     assert list(tmp_path.iterdir()) == [preset]
 
 
+def test_a_dry_run_says_which_model_cannot_be_asked(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.py").write_text("def bad(shape, classes):\n    raise ValueError('no')\n")
+    preset = stubs.preset_file(tmp_path)
+    assert run("run", "--preset", preset, "--models", "resnet,bad.py:bad", "--dry-run") == 1
+    good, bad = capsys.readouterr().out.splitlines()[:2]
+    assert re.search(r"resnet .*cells to do  about ", good)
+    assert bad.endswith("not to be timed: the model cannot be built: ValueError: no (bad.py:2)")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, list[str]]:
     """A folder with a finished run of two models, one of which always fails, and its arguments."""
@@ -194,7 +204,7 @@ def test_quiet_prints_no_progress(finished, capsys, monkeypatch):
 
 def test_a_finished_run_has_nothing_left_in_a_dry_run(finished, capsys):
     _, argv = finished
-    assert main([*argv, "--dry-run"]) == 0
+    assert main([*argv, "--dry-run"]) == 1, "one of the two still cannot be built"
     lines = capsys.readouterr().out.splitlines()
     assert f"0 of {stubs.CELLS + stubs.FLOW_CELLS} cells to do  about 0 s" in lines[0]
     assert f"{stubs.CELLS} of {stubs.CELLS} cells to do" in lines[1]

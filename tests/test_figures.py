@@ -9,13 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic
+from matplotlib.colors import to_rgb
 from robustode.bench.board.leaderboard import leaderboard
+from robustode.bench.drawing.heatmap import WIDEST_LINE, _wrapped, draw_heatmap
 from robustode.bench.drawing.tradeoff import draw_tradeoff
 from robustode.bench.figures import Picture, draw_all, draw_curves, labelled
 from robustode.bench.headline import Headline
 from robustode.bench.records import Record
 from robustode.bench.stats import current, summarise
-from robustode.bench.style import RC, styles
+from robustode.bench.style import INK, RC, styles
 
 
 def draw(records: list[Record], headline: Headline = synthetic.HEADLINE) -> list[Picture]:
@@ -90,6 +92,51 @@ def test_clean_alone_still_has_a_tradeoff_and_a_heatmap() -> None:
         "digits-tradeoff",
         "digits-examples-node",
     ]
+
+
+def test_every_number_of_the_heatmap_can_be_read_and_no_heading_is_wide() -> None:
+    records = synthetic.records(models=["a", "b"])
+    summary = summarise(records)
+    board = labelled(leaderboard(records, synthetic.HEADLINE, summary))
+    table = summary[summary["statistic"] == "accuracy"].merge(board[["model", "label"]], on="model")
+    spread = table.assign(value=np.linspace(0, 1, len(table)))
+    with mpl.rc_context(RC):
+        ax = draw_heatmap(spread, board, synthetic.HEADLINE).axes[0]
+    numbers = [text for text in ax.texts if text.get_text() not in ("n/a", "–")]
+    colours = ax.collections[0].get_facecolors()
+    columns = len(ax.get_xticks())
+    assert len(numbers) >= 8
+    inks = set()
+    for text in numbers:
+        x, y = (int(place) for place in text.get_position())
+        behind, ink = (luminance(colour) for colour in (colours[y * columns + x], text.get_color()))
+        contrast = (max(behind, ink) + 0.05) / (min(behind, ink) + 0.05)
+        assert contrast >= 3.9, "of ink and white the better one has at least 4 on any grey"
+        inks.add(text.get_color())
+    assert inks == {INK, "white"}
+    lines = [line for tick in ax.get_xticklabels() for line in tick.get_text().split("\n")]
+    assert max(map(len, lines)) <= WIDEST_LINE
+
+
+def luminance(colour: object) -> float:
+    """Relative luminance of sRGB, as WCAG 2.2 defines it."""
+    rgb = np.array(to_rgb(colour))
+    return float(
+        np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("Clean", "Clean"),
+        ("Worst case ℓ₂\nε = 1", "Worst case\nℓ₂\nε = 1"),
+        ("FMN and AutoAttack ℓ∞\nε = 0.1", "FMN and\nAutoAttack ℓ∞\nε = 0.1"),
+        ("darken\ns = 1", "darken\n\ns = 1"),
+    ],
+)
+def test_a_threat_is_written_in_three_lines(name: str, lines: str) -> None:
+    assert _wrapped(name) == lines
 
 
 def test_datasets_have_their_own_figures_and_names_are_safe() -> None:

@@ -41,6 +41,11 @@ class Bounds:
         """Accuracy at the largest attacked strength up to each eps, which bounds that at eps from above."""
         return np.asarray(self.attacked[np.searchsorted(self.eps, eps, side="right") - 1], float)
 
+    def at(self, eps: float) -> tuple[float, float]:
+        """Both bounds at one eps: proven, and not broken."""
+        lower, upper = (side(np.array([eps])) for side in (self.certified, self.upper))
+        return float(lower[0]), float(upper[0])
+
 
 def bounds(accuracy: pd.DataFrame, records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, Bounds]]:
     """Collect both bounds, by norm and label.

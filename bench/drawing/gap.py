@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from ..headline import Headline
 from ..style import INK, NORMS, QUIET, Style, darker, mixed
 from .bounds import Bounds
-from .sandwich import BROKEN, GAP, PROVEN
+from .sandwich import BROKEN, GAP, PROVEN, areas
 
 
 def draw_gap(
@@ -51,12 +49,7 @@ def draw_gap(
     for tick, label in zip(axes[0].get_yticklabels(), rows, strict=True):
         tick.set_color(darker(looks[label].color))
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
-    grey = "#7A828E"
-    handles = [
-        Patch(fc=mixed(grey, PROVEN), lw=0, label="proven"),
-        Patch(fc=mixed(grey, GAP), lw=0, label="neither proven nor broken"),
-        Patch(fc=BROKEN, ec="#D5D8DD", lw=0.6, label="broken, or wrong unperturbed"),
-    ]
+    handles = areas("proven", "neither proven nor broken", "broken, or wrong unperturbed")
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
 
@@ -69,7 +62,7 @@ def _column(
         one = found.get(label)
         if one is None:
             continue
-        low, high = (100 * float(side(np.array([eps]))[0]) for side in (one.certified, one.upper))
+        low, high = (100 * bound for bound in one.at(eps))
         color = looks[label].color
         ax.barh(place, 100, 0.72, color=BROKEN)
         ax.barh(place, high, 0.72, color=mixed(color, GAP))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -10,9 +12,10 @@ from matplotlib.patches import Rectangle
 
 from ..headline import Headline
 from ..stats import WORST_CASE
-from ..style import QUIET, sns, strength_name, threat_name
+from ..style import QUIET, readable_on, sns, strength_name, threat_name
 
 HEATMAP_MODELS = 40
+WIDEST_LINE = 14  # characters of a threat's name above its column
 
 
 def draw_heatmap(table: pd.DataFrame, board: pd.DataFrame, headline: Headline) -> Figure:
@@ -45,17 +48,18 @@ def draw_heatmap(table: pd.DataFrame, board: pd.DataFrame, headline: Headline) -
         names.append(threat_name(threat, norm).replace("Salt-and-pepper", "Salt-pepper") + at_strength)
     values = pd.DataFrame(grid, index=names, dtype=float).T
     height = 0.36 * len(shown) + 1.5
-    figure = Figure(figsize=(max(5.0, 0.86 * len(names) + 2.2), height), layout="constrained")
+    figure = Figure(figsize=(max(5.0, 0.95 * len(names) + 2.2), height), layout="constrained")
     FigureCanvasAgg(figure)
     ax = figure.subplots()
     text = values.map(lambda value: "–" if np.isnan(value) else f"{value:.1f}")
+    colours = sns.color_palette("blend:#FBFBF6,#BFD9DC,#5E9DB5,#2B5C8A,#14264B", as_cmap=True)
     sns.heatmap(
         values,
         annot=text,
         fmt="",
         vmin=0,
         vmax=100,
-        cmap=sns.color_palette("blend:#FBFBF6,#BFD9DC,#5E9DB5,#2B5C8A,#14264B", as_cmap=True),
+        cmap=colours,
         mask=values.isna(),
         linewidths=1.2,
         linecolor="white",
@@ -63,6 +67,9 @@ def draw_heatmap(table: pd.DataFrame, board: pd.DataFrame, headline: Headline) -
         cbar_kws={"label": "accuracy (%)", "shrink": min(1.0, 2.6 / height), "aspect": 14, "pad": 0.015},
         ax=ax,
     )
+    for number in ax.texts:
+        column, row = (int(place) for place in number.get_position())
+        number.set_color(readable_on(colours(values.iat[row, column] / 100)))
     for y, x in zip(*np.nonzero(values.isna().to_numpy()), strict=True):
         ax.add_patch(Rectangle((x, y), 1, 1, fc="#F1F2F4", ec="#D5D8DD", hatch="////", lw=0, zorder=0))
         ax.text(x + 0.5, y + 0.5, "n/a", ha="center", va="center", color=QUIET, fontsize=8)
@@ -85,5 +92,9 @@ def draw_heatmap(table: pd.DataFrame, board: pd.DataFrame, headline: Headline) -
 
 
 def _wrapped(name: str) -> str:
+    """A threat in three lines: two of its name, the second of which may be empty, and its strength."""
     head, _, tail = name.partition("\n")
-    return "\n".join([*head.rsplit(" ", 1), tail]) if " " in head else f"{head}\n\n{tail}" if tail else head
+    first, _, second = head.rpartition(" ")
+    if len(first) > WIDEST_LINE:
+        first, second = textwrap.wrap(head, WIDEST_LINE)[:2]
+    return "\n".join([first or second, second if first else "", tail]) if tail else head

@@ -74,16 +74,23 @@ def draw_sandwich(
         start += lines[norm]
     axes[0, 0].set_ylim(0, 100)
     axes[0, 0].set_yticks(range(0, 101, 25))
-    grey = "#7A828E"
     survives: Any = {"marker": "o", "ms": 3.5, "mec": "white", "mew": 0.5}
     handles = [
         Line2D([], [], color=INK, lw=1.4, label="survives every attack", **survives),
-        Patch(fc=BROKEN, ec="#D5D8DD", lw=0.6, label="broken"),
-        Patch(fc=mixed(grey, GAP), lw=0, label="neither broken nor proven"),
-        Patch(fc=mixed(grey, PROVEN), lw=0, label="proven"),
+        *reversed(areas("proven", "neither broken nor proven", "broken")),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles) if width > 2 else 2)
     return figure
+
+
+def areas(proven: str, gap: str, broken: str) -> list[Patch]:
+    """The legend of the three areas, in grey where a model's own colour stands."""
+    grey = "#7A828E"
+    return [
+        Patch(fc=mixed(grey, PROVEN), lw=0, label=proven),
+        Patch(fc=mixed(grey, GAP), lw=0, label=gap),
+        Patch(fc=BROKEN, ec="#D5D8DD", lw=0.6, label=broken),
+    ]
 
 
 def _end(one: Bounds) -> float:
@@ -121,7 +128,7 @@ def _panel(ax: Axes, one: Bounds, end: float, look: Style, at: float) -> None:
     ax.set_xlim(0, end)
     ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     if at and one.radii is not None:
-        low, high = (100 * float(side(np.array([at]))[0]) for side in (one.certified, one.upper))
+        low, high = (100 * bound for bound in one.at(at))
         ax.plot([at, at], [low, high], color=INK, lw=1.0, zorder=4)
         left = at > 0.6 * end
         ax.annotate(
