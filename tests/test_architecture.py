@@ -146,7 +146,7 @@ BELOW = {
     "timing": set(),
     "outside": set(),
     "audits": {"outside"},
-    "board": {"audits"},
+    "board": {"audits", "timing"},
     "pages": {"board", "audits", "timing"},
     "drawing": {"board"},
     "checking": {"outside"},

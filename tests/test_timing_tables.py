@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import synthetic
+from rich.console import Console
 from robustode.bench.board.leaderboard import leaderboard
+from robustode.bench.board.tables import TIMINGS
+from robustode.bench.board.terminal import terminal_table
 from robustode.bench.pages.timing_tables import timing_tables
 from robustode.bench.records import Record
 from robustode.bench.report import write_report
@@ -100,3 +106,40 @@ def test_a_timing_on_a_busy_machine_is_marked(tmp_path):
     assert table["busy"] == "10"
     synthetic.write(tmp_path, [*small(), *records])
     assert "other work took more than 10%" in write_report(tmp_path).page.read_text(encoding="utf-8")
+
+
+def test_a_busy_timing_is_marked_wherever_the_leaderboard_stands(tmp_path):
+    made = synthetic.records()
+    busy = [
+        dataclasses.replace(record, measures={**record.measures, "others_load": 0.4})
+        if record.cell.kind == "throughput" and record.cell.model == "node"
+        else record
+        for record in made
+    ]
+    for folder, records in ((tmp_path / "quiet", made), (tmp_path / "busy", busy)):
+        synthetic.write(folder, records)
+        write_report(folder)
+    quiet, marked = (
+        pd.read_csv(tmp_path / name / "report" / "leaderboard.csv") for name in ("quiet", "busy")
+    )
+    assert "busy" not in quiet
+    timings = [name for name in marked if name.partition("@")[0] in TIMINGS]
+    of_node = marked.set_index("model")["busy"].fillna("").to_dict()
+    assert of_node.pop("node").split("; ") == sorted(timings)
+    assert set(of_node.values()) == {""}
+
+    def texts(name: str) -> list[str]:
+        files = ("leaderboard.md", "leaderboard.tex", "index.html")
+        return [(tmp_path / name / "report" / file).read_text(encoding="utf-8") for file in files]
+
+    for before, after in zip(texts("quiet"), texts("busy"), strict=True):
+        assert "while this was timed" not in before
+        assert "while this was timed" in after
+    rows = json.loads((tmp_path / "busy" / "report" / "leaderboard.json").read_text())["rows"]
+    assert [sorted(row["busy"]) for row in rows if "busy" in row] == [sorted(timings)]
+    console = Console(width=200, file=io.StringIO())
+    console.print(terminal_table(write_report(tmp_path / "busy").leaderboard, 200))
+    said = console.file.getvalue()
+    assert "* other work took more than 10% of the machine while this was timed" in said
+    (line,) = [line for line in said.splitlines() if " node " in line]
+    assert line.count("*") == len(timings)

@@ -14,6 +14,7 @@ from ..headline import Headline
 from ..records import TRANSFER, UNASKED, Cell, Record, digest
 from ..selection import Entry, current, entry
 from ..stats import CERTIFICATE, WORST_CASE, summarise
+from ..timing.load import BUSY
 from .outcomes import CERTIFIED as CERTIFIED
 from .outcomes import outcomes
 from .papers import paper_link
@@ -41,6 +42,7 @@ def leaderboard(
     ``inference@<device>`` and ``training-step@<device>`` (samples per second, best over
     batch sizes); nfe, parameters, seeds, samples, status, updated (the day of the newest record),
     reference, paper (its address), expected_failures (names of the checks the model is known to fail);
+    where any was timed while other work took the machine, busy (the columns of those timings);
     where any sheet is told of also audits (what checks say, counted), audit_flags (those that withhold a
     rank) and audit_missing (those that another row was asked and this one not); p_leader, p_above, and
     ``rank@<column>``, the rank by each of the accuracies.
@@ -69,6 +71,11 @@ def leaderboard(
 
     values: dict[tuple[Any, ...], tuple[float, float, float, int, int]] = {}
     best: dict[tuple[Any, ...], float] = defaultdict(float)
+    crowded: dict[Entry, set[str]] = defaultdict(set)
+    for record in used:
+        if record.measures.get("others_load", 0.0) > BUSY:
+            cell = record.cell
+            crowded[entry(cell)].add(f"{cell.threat}@{cell.device or 'unknown device'}")
     spreads: dict[tuple[Any, ...], float] = {}
     devices: list[tuple[str, str]] = []
     for r in table.to_dict("records"):
@@ -147,6 +154,9 @@ def leaderboard(
         "; ".join(sorted(cards.get(row, {}).get("expected_failures") or {})) for row in statuses
     ]
     board["parameters"] = board["parameters"].astype("Int64")
+    busy = ["; ".join(sorted(name for name in crowded[row] if name in board)) for row in statuses]
+    if any(busy):
+        board["busy"] = busy
     audited = sheets(used, headline) if audited is None else audited
     if any(sheet.told for sheet in audited.values()):
         every = [audited[row] for row in statuses]

@@ -68,6 +68,7 @@ def _row(row: dict[Any, Any], columns: list[str]) -> dict[str, Any]:
         for task, at, device in [name.partition("@")]
         if at and task in TIMINGS
     ]
+    busy = [name for name in str(row.get("busy") or "").split("; ") if name]
     expected, flags = str(row["expected_failures"]), str(row.get("audit_flags") or "")
     return {
         "rank": _whole(row["rank"]),
@@ -76,6 +77,7 @@ def _row(row: dict[Any, Any], columns: list[str]) -> dict[str, Any]:
         "p_above": _number(row["p_above"]),
         "accuracies": accuracies,
         "throughput": rates,
+        **({"busy": busy} if busy else {}),
         "nfe": _number(row["nfe"]),
         "parameters": _whole(row["parameters"]),
         "seeds": int(row["seeds"]),

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ..text import missing, percent
-from .tables import Field, best, compact, shown
+from .tables import BUSY_NOTE, Field, best, compact, is_busy, written
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -61,6 +61,8 @@ def _table(dataset: str, rows: pd.DataFrame, title: str) -> list[str]:
     )
     if any(f"{f.name}_spread" in rows for f in columns):
         caption += " $\\pm$: standard deviation over training seeds."
+    if any(is_busy(f, row) for f in columns for _, row in rows.iterrows()):
+        caption += f" *: {escaped(BUSY_NOTE)}."
     label = re.sub(r"[^A-Za-z0-9-]+", "-", dataset).strip("-") or "dataset"
     tops = {f.name: best(rows, f) for f in columns}
     lines = [
@@ -100,7 +102,7 @@ def _note(field: Field) -> str:
 
 
 def _cell(field: Field, row: pd.Series[Any], bold: bool) -> str:
-    text = escaped(shown(field, row[field.name]))
+    text = escaped(written(field, row))
     if text and bold:
         text = f"\\textbf{{{text}}}"
     spread = row.get(f"{field.name}_spread")

@@ -11,8 +11,10 @@ import pandas as pd
 
 from ..style import key_name, strength_symbol
 from ..text import count, missing, percent
+from ..timing.load import BUSY
 from .leaderboard import TIMINGS, cleared
 
+BUSY_NOTE = f"other work took more than {BUSY:.0%} of the machine while this was timed"
 _SPARED = ("training-step", "updated", "paper")
 
 
@@ -92,6 +94,17 @@ def shown(field: Field, value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float | np.floating) else str(value)
 
 
+def is_busy(field: Field, row: pd.Series[Any]) -> bool:
+    """Whether `field` is a timing that was taken while other work took the machine."""
+    return field.kind == "rate" and field.name in str(row.get("busy", "")).split("; ")
+
+
+def written(field: Field, row: pd.Series[Any]) -> str:
+    """`shown`, with a star where `is_busy`."""
+    text = shown(field, row[field.name])
+    return f"{text}*" if text and is_busy(field, row) else text
+
+
 def best(board: pd.DataFrame, field: Field) -> set[int]:
     """Positions of the rows whose shown value is the best of `field`'s column; none where all are equal.
 
@@ -128,13 +141,14 @@ def markdown(board: pd.DataFrame, title: str) -> str:
         "attack of its norm, so it is an upper bound on robust accuracy; certified is a lower bound.",
         "Models of one rank cannot be told apart: McNemar's exact test on the samples, p ≥ 0.05.",
         "Blank: failed, not run, without a certificate, or (NFE) not counted.",
-        "",
     ]
+    parts += [f"\\*: {BUSY_NOTE}."] if "busy" in board else []
+    parts.append("")
     return "\n".join(parts)
 
 
 def _cell(field: Field, row: pd.Series[Any], bold: bool) -> str:
-    text = _plain(shown(field, row[field.name]))
+    text = _plain(written(field, row))
     if text and bold:
         text = f"**{text}**"
     if field.name == "model" and not missing(row.get("paper")) and row["paper"]:

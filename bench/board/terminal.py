@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .ranking import ALPHA
-from .tables import Field, best, fields, shown
+from .tables import BUSY_NOTE, Field, best, fields, is_busy, written
 
 WIDTH = 100
 _LONGEST = 24
@@ -33,7 +33,8 @@ def terminal_table(board: pd.DataFrame, width: int = WIDTH) -> Table:
     if not board.empty and board["dataset"].nunique() > 1:
         columns.insert(1, Field(name="dataset", group="", title="Dataset", kind="text"))
     heads = {f.name: _head(f) for f in columns}
-    texts = {f.name: [_shortened(shown(f, value)) for value in board[f.name]] for f in columns}
+    rows = [row for _, row in board.iterrows()]
+    texts = {f.name: [_shortened(written(f, row)) for row in rows] for f in columns}
     shared = board.duplicated(["dataset", "rank"], keep=False).tolist() if columns else []
     if columns:
         texts["rank"] = [f"={text}" if tie else text for text, tie in zip(texts["rank"], shared, strict=True)]
@@ -43,11 +44,14 @@ def terminal_table(board: pd.DataFrame, width: int = WIDTH) -> Table:
     spare += [n for n in reversed(names) if "@" in n and n not in spare]
     while spare and sum(widths[n] + 2 for n in names) > width:
         names.remove(spare.pop(0))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    if any(shared):
-        table.caption = Text(f"= cannot be told apart (McNemar's exact test on the samples, p ≥ {ALPHA:g})")
-        table.caption_justify = "left"
     kept = [f for f in columns if f.name in names]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    tied = f"= cannot be told apart (McNemar's exact test on the samples, p ≥ {ALPHA:g})"
+    notes = [tied] if any(shared) else []
+    notes += [f"* {BUSY_NOTE}"] if any(is_busy(f, row) for f in kept for row in rows) else []
+    if notes:
+        table.caption = Text("\n".join(notes))
+        table.caption_justify = "left"
     for f in kept:
         align = "left" if f.kind == "text" else "right"
         table.add_column(Text(heads[f.name]), justify=align, no_wrap=True, vertical="bottom")  # type: ignore[arg-type]

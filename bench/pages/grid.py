@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ..board.leaderboard import CERTIFIED, column, rank_column
-from ..board.tables import Field, best, fields, shown
+from ..board.tables import BUSY_NOTE, Field, best, fields, is_busy, shown
 from ..headline import Headline
 from ..stats import CERTIFICATE, WORST_CASE
 from ..text import missing, percent
@@ -134,11 +134,15 @@ def _cell(field: Field, row: pd.Series[Any], top: bool, behind: Evidence) -> dic
         tests = {"p_leader": "the first", "p_above": "the row above"}
         found = [f"p = {row[name]:.2g} against {of}" for name, of in tests.items() if _there(row, name)]
         parts.append(", ".join(found))
+    busy = is_busy(field, row)
+    if busy:
+        parts.append(BUSY_NOTE)
     text = shown(field, value)
+    interval = "" if missing(low) or missing(value) else f"{percent(low)} – {percent(high)}"
     return {
         "text": text,
         "sort": _sort(field, value),
-        "interval": "" if missing(low) or missing(value) else f"{percent(low)} – {percent(high)}",
+        "interval": "busy machine" if busy else interval,
         "tip": "; ".join(filter(None, parts)),
         "best": top,
         "kind": field.kind,
