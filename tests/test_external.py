@@ -102,6 +102,33 @@ def test_loading_twice_gives_the_same_model(tmp_path):
     assert (one.name, one.source, one.claims) == (two.name, two.source, two.claims)
 
 
+@pytest.mark.parametrize("wraps", [True, False])
+def test_two_factories_of_one_decorator_are_two_models(tmp_path, wraps):
+    path = write(
+        tmp_path / f"decorated_{wraps}.py",
+        "import functools\n"
+        "from robustode import register_model\n"
+        "from torch import nn\n"
+        "def flat(factory):\n"
+        + ("    @functools.wraps(factory)\n" if wraps else "")
+        + "    def build(shape, classes):\n"
+        "        return nn.Sequential(nn.Flatten(), factory(shape[0] * shape[1] * shape[2], classes))\n"
+        "    return build\n"
+        "@register_model('straight')\n"
+        "@flat\n"
+        "def straight(n, k):\n"
+        "    return nn.Linear(n, k)\n"
+        "@register_model('bent')\n"
+        "@flat\n"
+        "def bent(n, k):\n"
+        "    return nn.Sequential(nn.Linear(n, 3), nn.Tanh(), nn.Linear(3, k))\n",
+    )
+    one, two = (load_external(f"{path}:{name}") for name in ("straight", "bent"))
+    assert (one.name, two.name) == ("straight", "bent")
+    assert [len(spec.build((1, 2, 2), 10)[1].state_dict()) for spec in (one, two)] == [2, 4]
+    assert load_external(f"{path}:bent").name == "bent"
+
+
 @pytest.mark.parametrize("first", ["module", "file"])
 def test_a_file_may_be_imported_by_its_name_and_by_its_path(tmp_path, monkeypatch, registries, first):
     path = write(tmp_path / f"imported_{first}_first.py", DECORATED)
