@@ -7,38 +7,29 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from .._errors import CheckpointError
-from ..attacks import Threat
 from ..models import ModelSpec
-from .breaks import Breaks
 from .cells import training_cell
-from .certify import certify_cell
 from .checkpoint import Checkpoint, find_checkpoint, load_state, load_tensors
 from .data import Data
 from .describe import carried_by, describe_solver, made_by, summary_line, training_record
 from .device import environment
-from .dynamics import measure_dynamics
 from .estimate import Cost
-from .evaluate import evaluate_cell, failed
+from .evaluate import failed
 from .kept import Kept
 from .limits import time_limit
+from .measure import Measure
 from .plan import Plan
 from .progress import Quiet, Reporter
 from .queries import one_line
 from .records import Cell, Record
-from .smoothing import smooth_cell
 from .store import Store
-from .through import evaluate_through
-from .throughput import measure_cell
 from .timing.load import BUSY
-from .train import build_model, fit_normalisation, train
-from .whole_curve import evaluate_curve
+from .train import build_model, train
 from .work import cells_of, checkpoint_path
 
 _ADVICE = " (time_limit in the preset)"
@@ -104,8 +95,8 @@ class Unit:
         self.reporter, self.on_cells, self.settled = reporter or Quiet(), on_cells, settled
         self.training = training_cell(plan, spec, seed, data)
         self.outcome, self.sound = Outcome(), True
-        self._clean: tuple[int, np.ndarray] | None = None
         self.kept = Kept(plan, data, store, on_gpu=device.type == "cuda")
+        self._measure = Measure(plan, data, device, spec)
 
     def evaluate(self) -> list[str]:
         """Train, or load, and do every cell but timings; the keys of all of these cells."""
@@ -125,8 +116,7 @@ class Unit:
             if checkpoint is None:
                 raise CheckpointError(f"{path} is gone: run again to train it again")
             model = build_model(self.spec.build, self.data, self.training.hyperparameters, self.seed)
-            load_state(model, load_tensors(path)[0], path)
-            model.to(self.device).eval()
+            self._load(model)
         except Exception as error:
             line = f"{self.spec.name} seed {self.seed} · timings: {type(error).__name__}: {one_line(error)}"
             self.outcome.failures.append(line)
@@ -167,13 +157,11 @@ class Unit:
                 described["flow"] = carried_by(model, self.device)
                 checkpoint = None if fresh else find_checkpoint(path)
                 if checkpoint:
-                    load_state(model, load_tensors(path)[0], path)
-                    model.to(self.device).eval()
+                    self._load(model)
                 elif self.plan.given:
                     self.plan.given.check(model)
                     checkpoint, new = self.plan.given.keep(path, facts), True
-                    load_state(model, load_tensors(path)[0], path)
-                    model.to(self.device).eval()
+                    self._load(model)
                 else:
                     epochs = int(cell.recipe["epochs"])
                     self.reporter.say(f"{name} · training, {epochs} epochs")
@@ -205,36 +193,30 @@ class Unit:
         self.reporter.say(f"{name} · {what}")
         return model, checkpoint
 
+    def _load(self, model: nn.Module) -> None:
+        """Give `model` the stored weights, ready to be asked."""
+        path = checkpoint_path(self.store, self.training)
+        load_state(model, load_tensors(path)[0], path)
+        model.to(self.device).eval()
+
     def _grid(self, cells: list[Cell], model: nn.Module) -> list[Record]:
         """Do the cells of one threat that are not stored, at once where the threat can; their records."""
         missing = [cell for cell in cells if not self._stored(cell)]
-        if not missing or missing[0].kind != "accuracy" or self._threat(missing[0]).curve is None:
+        if not missing or missing[0].kind != "accuracy" or self._measure.threat(missing[0]).curve is None:
             return [self._cell(cell, model) for cell in missing]
         first, limit = missing[0], len(missing) * self.plan.preset.time_limit.cell
         self.reporter.doing(f"{first.label()} … {missing[-1].strength:g}" if missing[1:] else first.label())
         self.on_cells(missing)
         began = time.perf_counter()
         described = made_by(model, self.device)
-        work = sum(self.cost.of(cell, self.plan) for cell in missing)
-        breaks: dict[str, Breaks] = {}
+        advance = self._advance(sum(self.cost.of(cell, self.plan) for cell in missing), first.samples)
         try:
             with time_limit(limit, first.label(), f"{_ADVICE}, once for each strength"):
-                records = evaluate_curve(
-                    missing,
-                    model,
-                    self.data.test,
-                    self._threat(first),
-                    num_classes=self.data.num_classes,
-                    device=self.device,
-                    environment=described,
-                    clean=self._known(first),
-                    keep=lambda cell, found: breaks.update({cell.key(): found}),
-                    on_samples=self._advance(work, first.samples),
-                )
+                found = self._measure.curve(missing, model, described, advance)
         except Exception as error:
             share = (time.perf_counter() - began) / len(missing)
-            records = [failed(cell, error, seconds=share, environment=described) for cell in missing]
-        kept = [self.kept.store(r, breaks.get(r.cell.key())) for r in records]
+            found = [(failed(cell, error, seconds=share, environment=described), None) for cell in missing]
+        kept = [self.kept.store(record, breaks) for record, breaks in found]
         for record in kept:
             self._put(record)
         return kept
@@ -251,9 +233,6 @@ class Unit:
         self._remember(stored)
         return True
 
-    def _threat(self, cell: Cell) -> Threat:
-        return next(a.threat for a in self.plan.attacks if a.threat.name == cell.threat)
-
     def _cell(self, cell: Cell, model: nn.Module) -> Record:
         """Do one cell and store its record."""
         self.reporter.doing(cell.label())
@@ -263,55 +242,19 @@ class Unit:
         advance = self._advance(self.cost.of(cell, self.plan), cell.samples * cell.draws)
         try:
             with time_limit(self.plan.preset.time_limit.cell, cell.label(), _ADVICE):
-                record = self._measure(cell, model, described, advance)
+                record, breaks = self._measure.one(cell, model, described, advance)
         except Exception as error:
-            record = failed(cell, error, seconds=time.perf_counter() - began, environment=described)
+            seconds = time.perf_counter() - began
+            record, breaks = failed(cell, error, seconds=seconds, environment=described), None
+        record = self.kept.store(record, breaks)
         self._put(record)
         self._remember(record)
         return record
 
-    def _measure(
-        self, cell: Cell, model: nn.Module, described: dict[str, Any], advance: Callable[[int], None]
-    ) -> Record:
-        test, classes = self.data.test, self.data.num_classes
-        common: dict[str, Any] = {"device": self.device, "environment": described}
-        if cell.kind == "accuracy":
-            breaks: list[Breaks] = []
-            common |= {"clean": self._known(cell), "keep": breaks.append if cell.norm is not None else None}
-            threat = self._threat(cell)
-            how = evaluate_cell if threat.through == "model" else evaluate_through
-            record = how(cell, model, test, threat, num_classes=classes, on_samples=advance, **common)
-            return self.kept.store(record, breaks[0] if breaks else None)
-        if cell.threat == "smoothing":
-            return smooth_cell(cell, model, test, num_classes=classes, on_samples=advance, **common)
-        if cell.kind == "certificate":
-            record = certify_cell(cell, model, test, num_classes=classes, **common)
-        elif cell.kind == "dynamics":
-            record = measure_dynamics(cell, model, self._untrained(cell), test, **common)
-        else:
-            record = measure_cell(cell, model, test, num_classes=classes, **common)
-        advance(cell.samples)
-        return record
-
     def _remember(self, record: Record) -> None:
-        """Keep the clean predictions, with which every attack begins, and whose examples are stored."""
+        """Keep what later cells begin with, and whose examples are stored."""
+        self._measure.remember(record)
         self.kept.remember(record)
-        if record.cell.family == "clean" and record.status == "ok":
-            self._clean = record.cell.batch_size, record.outcomes["prediction"][0]
-
-    def _known(self, cell: Cell) -> np.ndarray | None:
-        if self._clean is None:
-            return None
-        batch_size, prediction = self._clean
-        same_batches = len(prediction) == cell.samples or not cell.samples % cell.batch_size
-        known = batch_size == cell.batch_size and len(prediction) >= cell.samples and same_batches
-        return prediction[: cell.samples] if known else None
-
-    def _untrained(self, cell: Cell) -> nn.Module:
-        """The model as training found it: built from the seed, its normalisation fitted."""
-        model = build_model(self.spec.build, self.data, cell.hyperparameters, cell.training_seed)
-        fit_normalisation(model, self.data)
-        return model
 
     def _put(self, record: Record) -> None:
         self.store.put(record)

@@ -14,7 +14,7 @@ from robustode._errors import InvalidArgument, NonFinite
 from robustode.attacks import BUDGET_TOLERANCE, THREATS, violation
 from robustode.attacks._curve import Curve
 from robustode.attacks._ledger import divided, keeping, part
-from robustode.bench import unit
+from robustode.bench import measure
 from robustode.bench.breaks import add_steps
 from robustode.bench.cells import accuracy_cells, training_cell
 from robustode.bench.pages.attack_parts import attack_parts
@@ -389,8 +389,8 @@ def test_a_run_stores_a_curve_and_finishes_one_that_is_partly_there(few, tmp_pat
     assert all(r.status == "ok" for r in ours)
     assert {r.cell.strength for r in ours if "adversarial" in r.card} == {0.05}
     calls = []
-    real = unit.evaluate_curve
-    monkeypatch.setattr(unit, "evaluate_curve", lambda c, *a, **k: calls.append(c) or real(c, *a, **k))
+    real = measure.evaluate_curve
+    monkeypatch.setattr(measure, "evaluate_curve", lambda c, *a, **k: calls.append(c) or real(c, *a, **k))
     gone = [r for r in ours if (r.cell.threat, r.cell.strength) in (("curve-linf", 0.1), ("fmn-linf", 0.05))]
     for record in gone:
         store.path(record.cell).unlink()

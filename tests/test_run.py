@@ -15,7 +15,7 @@ import pytest
 import stubs
 import torch
 from robustode._errors import InvalidArgument
-from robustode.bench import estimate, unit, work
+from robustode.bench import estimate, measure, unit, work
 from robustode.bench.breaks import unpack
 from robustode.bench.cells import training_cell
 from robustode.bench.data import load_data
@@ -96,8 +96,9 @@ def test_a_finished_run_is_not_done_again(few, tmp_path, monkeypatch):
     def never(*_args, **_kwargs):
         raise AssertionError("nothing is left to do")
 
-    for name in ("train", "evaluate_cell", "measure_cell"):
-        monkeypatch.setattr(unit, name, never)
+    monkeypatch.setattr(unit, "train", never)
+    for name in ("evaluate_cell", "measure_cell"):
+        monkeypatch.setattr(measure, name, never)
     assert do(plan, few, tmp_path / "out") == RunOutcome(done=0, skipped=stubs.CELLS)
     assert snapshot(tmp_path / "out") == before
 
@@ -115,7 +116,7 @@ def test_an_interrupted_run_goes_on_where_it_was(few, tmp_path, monkeypatch, cal
     plan = plan_of(tmp_path)
     do(plan, few, tmp_path / "whole")
     calls = []
-    real = unit.evaluate_cell
+    real = measure.evaluate_cell
 
     def interrupted(*args, **kwargs):
         calls.append(args)
@@ -123,7 +124,7 @@ def test_an_interrupted_run_goes_on_where_it_was(few, tmp_path, monkeypatch, cal
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(unit, "evaluate_cell", interrupted)
+    monkeypatch.setattr(measure, "evaluate_cell", interrupted)
     with pytest.raises(KeyboardInterrupt):
         do(plan, few, tmp_path / "out")
     monkeypatch.undo()

@@ -14,7 +14,7 @@ import robustode
 import stubs
 import torch
 from robustode._errors import RecordError
-from robustode.bench import unit
+from robustode.bench import measure
 from robustode.bench.breaks import Breaks, add_steps, pack, unpack
 from robustode.bench.checking import recheck
 from robustode.bench.checking.restate import without_pictures
@@ -124,7 +124,7 @@ def test_a_run_again_keeps_examples_and_makes_those_that_are_gone(sound, folder,
     path.unlink()
     assert run_plan(plan, digits, Store(folder), device=stubs.CPU).done == 1
     assert path.read_bytes() == before
-    monkeypatch.setattr(unit, "evaluate_cell", None)
+    monkeypatch.setattr(measure, "evaluate_cell", None)
     assert run_plan(plan, digits, Store(folder), device=stubs.CPU).done == 0
 
 
