@@ -80,7 +80,7 @@ def evaluate(
         Names, or (name, strength) pairs in pixel units; see ``robustode list threats``. A name alone stands
         for `DEFAULT_STRENGTHS`.
     samples
-        The first so many test samples; all of them by default.
+        The first so many test samples, at most all of them, which is the default.
     draws
         Repetitions of a random threat.
     seed

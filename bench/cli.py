@@ -76,7 +76,8 @@ def _show(out: Path) -> int:
     for problem in report.problems:
         print(f"not used: {problem}", file=sys.stderr)
     board = report.leaderboard
-    if "audit_missing" in board and (unasked := int((board["audit_missing"] != "").sum())):
+    complete = board[board["status"] == "ok"]
+    if "audit_missing" in board and (unasked := int((complete["audit_missing"] != "").sum())):
         print(
             f"{unasked} of {len(board)} rows were not asked every check that others were, and stand below "
             f"those that were: `robustode audit --out {out}` asks the rest"
@@ -164,9 +165,9 @@ def _submit_attack(arguments: Namespace) -> int:
     cell = verdict.cell
     for reason, count in sorted(verdict.rejected.items()):
         print(f"rejected {count}: {reason}")
-    if arguments.norm is None and any(reason.startswith("out of budget") for reason in verdict.rejected):
-        other = "l2" if cell.norm == "linf" else "linf"
-        print(f"judged in {cell.norm}, by which the leaderboard ranks; --norm {other} judges in {other}")
+    others = [norm for norm in verdict.norms if norm != cell.norm and arguments.norm is None]
+    if others and any(reason.startswith("out of budget") for reason in verdict.rejected):
+        print(f"judged in {cell.norm}; --norm {others[0]} judges in {others[0]}")
     print(f"accepted {verdict.accepted} of {len(sent.index)}, from {sent.origin}")
     if not verdict.accepted:
         new = " that is not stored already" if verdict.rejected["stored already"] else ""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .._errors import RobustodeError
+from .._errors import RobustodeError, TimeLimitExceeded
 from .data import Data
 from .limits import time_limit
 from .perturb import training_queries
@@ -30,20 +30,22 @@ ESTIMATE_SAMPLES = 30
 class Cost:
     """Seconds per sample, forwards and backwards, of one model on one device.
 
-    `surrogates` are those of its solver surrogates, all of them together; `problem` says why a model
-    could not be timed, and then costs nothing.
+    `surrogates` are those of its solver surrogates, all of them together. `problem` says why a model could
+    not be timed, which then costs nothing; it has `failed`, unless it only took too long.
     """
 
     forward: float
     backward: float
     surrogates: tuple[float, float] = (0.0, 0.0)
     problem: str = ""
+    failed: bool = False
 
     @classmethod
     def unknown(cls, error: Exception) -> Cost:
         """That of a model that raised `error` when it was built or asked."""
         kind = "" if isinstance(error, RobustodeError) else f"{type(error).__name__}: "
-        return cls(forward=0.0, backward=0.0, problem=f"{kind}{one_line(error)}")
+        failed = not isinstance(error, TimeLimitExceeded)
+        return cls(forward=0.0, backward=0.0, problem=f"{kind}{one_line(error)}", failed=failed)
 
     def of(self, cell: Cell, plan: Plan) -> float:
         """Estimated seconds for `cell`."""
@@ -89,9 +91,11 @@ def on_threads(threads: int | None) -> Iterator[None]:
 def measure_cost(model: nn.Module, data: Data, batch_size: int, device: torch.device) -> Cost:
     """Time forward and backward passes of `model` on a batch of training images; the fastest counts.
 
-    A model that fails here costs nothing: its failure is reported where it is trained.
+    A model that fails here costs nothing and says why.
     """
     images = data.train.images[:batch_size].clone().to(device)
+    trained: list[torch.Tensor] = [p for p in model.parameters() if p.requires_grad]
+    inputs = trained or [images.requires_grad_()]
     labels = data.train.labels[:batch_size].to(device)
     times: list[tuple[float, float]] = []
     try:
@@ -101,9 +105,7 @@ def measure_cost(model: nn.Module, data: Data, batch_size: int, device: torch.de
                 loss = F.cross_entropy(call_model(model, images, data.num_classes), labels)
                 _synchronise(device)
                 middle = time.perf_counter()
-                torch.autograd.grad(
-                    loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True
-                )
+                torch.autograd.grad(loss, inputs, allow_unused=True)
                 _synchronise(device)
                 times.append((middle - begin, time.perf_counter() - middle))
     except Exception as error:  # of the model's own code

@@ -101,7 +101,7 @@ def _request(arguments: argparse.Namespace, preset: Preset) -> Request:
 def _dry_run(arguments: argparse.Namespace, plan: Plan, data: Data, out: Path, device: torch.device) -> int:
     """Print what is left of each model, how long all of it takes, and where the results go.
 
-    Returns 1 where a model that something is left of could not be asked for one batch.
+    Returns 1 where a model that something is left of fails when it is asked for one batch.
     """
     store = Store(out)
     if not arguments.fresh:
@@ -112,14 +112,16 @@ def _dry_run(arguments: argparse.Namespace, plan: Plan, data: Data, out: Path, d
     for outlook in outlooks:
         todo = f"{outlook.left} of {outlook.cells} cells to do"
         problem = outlook.cost.problem if outlook.left else ""
-        time = f"not to be timed: {problem}" if problem else f"about {duration(outlook.seconds)}"
+        time = f"cannot be timed: {problem}" if problem else f"about {duration(outlook.seconds)}"
         print(f"{outlook.model:<24} {todo:>24}  {time}")
     preset = plan.preset
     print(f"{preset.name}: {preset.title}; the preset says: {preset.cost}")
     how = "one after the other" if processes == 1 else f"{processes} at once"
     seconds = elapsed(outlooks, processes)
-    print(f"about {duration(seconds)} here, {how}, from one batch of each model; results in {out}")
+    untimed = [outlook.model for outlook in outlooks if outlook.cost.problem and outlook.left]
+    without = f", without {', '.join(untimed)}" if untimed else ""
+    print(f"about {duration(seconds)} here, {how}, from one batch of each model{without}; results in {out}")
     if preset.batch_size == "auto":
         sizes = [f"{spec.name} {plan.batch_sizes.get(spec.name, 'to be measured')}" for spec in plan.specs]
         print(f"batch size auto: {', '.join(sizes)}")
-    return int(any(outlook.cost.problem and outlook.left for outlook in outlooks))
+    return int(any(outlook.cost.failed and outlook.left for outlook in outlooks))

@@ -38,8 +38,10 @@ def model_of(
     name, file = str(training.card.get("architecture", cell.model)), training.card.get("file")
     spec = given.get(cell.model) or given.get(name) or (MODELS.get(name) if name in MODELS else None)
     if spec is None:
-        where = f"FOLDER/{file}" if file else "FILE.py:factory"
-        raise UnknownName(f"{name} is no registered model: give its file with {how.format(where)}")
+        package = training.card.get("plugin")
+        where = how.format(f"FOLDER/{file}" if file else "FILE.py:factory")
+        advice = f"install {package}, which it came from" if package else f"give its file with {where}"
+        raise UnknownName(f"{name} is no registered model: {advice}")
     return _as_trained(training, spec)
 
 
@@ -48,7 +50,7 @@ def _as_trained(training: Record, spec: ModelSpec) -> ModelSpec:
     if spec.full_version != made:
         raise CheckpointError(
             f"{training.cell.model} was made by version {made} of {spec.name}, which is {spec.full_version} "
-            "here: its code has changed since, so run it again"
+            "here: its code has changed since; `robustode run` trains it anew"
         )
     return spec
 

@@ -164,20 +164,19 @@ def register_model(name: str, **attributes: Any) -> Callable[[Build], Build]:
 
 
 def same_factory(one: Build, other: Build) -> bool:
-    """Whether two functions are one definition in one file, which was imported under two names."""
+    """Whether two functions are one definition in one file, which was imported under two names.
+
+    Two that one decorator returned are not told apart.
+    """
     if one is other:
         return True
-    places = {definition(one), definition(other)}
+    places = {_place(one), _place(other)}
     return len(places) == 1 and None not in places
 
 
-def definition(build: Build) -> tuple[Path, int, str] | None:
-    """File, line and name of a function's definition, below what it is wrapped in.
-
-    None for what has none in a file, and for a function that depends on where it was made: two that one
-    decorator returns are defined in one place and are not the same.
-    """
-    code = getattr(inspect.unwrap(build), "__code__", None)
-    if code is None or code.co_freevars or not Path(code.co_filename).is_file():
+def _place(build: Build) -> tuple[Path, int, str] | None:
+    """File, line and name of a function's definition; None for what has none in a file."""
+    code = getattr(build, "__code__", None)
+    if code is None or not Path(code.co_filename).is_file():
         return None
     return Path(code.co_filename).resolve(), code.co_firstlineno, code.co_name

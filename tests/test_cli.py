@@ -142,9 +142,10 @@ def test_a_dry_run_says_which_model_cannot_be_asked(capsys, tmp_path, monkeypatc
     Path("bad.py").write_text("def bad(shape, classes):\n    raise ValueError('no')\n")
     preset = stubs.preset_file(tmp_path)
     assert run("run", "--preset", preset, "--models", "resnet,bad.py:bad", "--dry-run") == 1
-    good, bad = capsys.readouterr().out.splitlines()[:2]
+    good, bad, *_, total = capsys.readouterr().out.splitlines()
     assert re.search(r"resnet .*cells to do  about ", good)
-    assert bad.endswith("not to be timed: the model cannot be built: ValueError: no (bad.py:2)")
+    assert total.endswith("of each model, without bad; results in results/tiny")
+    assert bad.endswith("cannot be timed: the model cannot be built: ValueError: no (bad.py:2)")
 
 
 @pytest.fixture(scope="module")

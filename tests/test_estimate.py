@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import stubs
 import torch
+from robustode._errors import TimeLimitExceeded
 from robustode.bench.cells import accuracy_cells, throughput_cells, training_cell
 from robustode.bench.estimate import Cost, makespan, measure_cost, on_threads
 from robustode.bench.plan import make_plan
@@ -36,7 +37,22 @@ def test_a_failing_model_costs_nothing_and_stops_nothing(plan, few):
     def crash(logits, images):
         raise RuntimeError("no")
 
-    assert measure_cost(stubs.Faulty((1, 8, 8), 10, crash), few, 20, stubs.CPU) == Cost(forward=0, backward=0)
+    cost = measure_cost(stubs.Faulty((1, 8, 8), 10, crash), few, 20, stubs.CPU)
+    assert cost == Cost(forward=0, backward=0, problem=cost.problem, failed=True)
+    assert "RuntimeError: no" in cost.problem
+
+
+def test_a_slow_model_has_not_failed():
+    slow = Cost.unknown(TimeLimitExceeded("one batch took longer than its limit of 20 s"))
+    assert (slow.forward, slow.failed) == (0.0, False)
+    assert slow.problem.startswith("one batch took longer")
+
+
+def test_a_model_without_anything_to_train_is_timed(few):
+    frozen = stubs.Linear((1, 8, 8), 10).requires_grad_(False)
+    cost = measure_cost(frozen, few, 20, stubs.CPU)
+    assert cost.problem == ""
+    assert min(cost.forward, cost.backward) > 0
 
 
 @pytest.mark.parametrize(

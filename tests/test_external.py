@@ -129,6 +129,55 @@ def test_two_factories_of_one_decorator_are_two_models(tmp_path, wraps):
     assert load_external(f"{path}:bent").name == "bent"
 
 
+def test_factories_that_share_a_definition_keep_their_names(tmp_path):
+    path = write(
+        tmp_path / "shared.py",
+        "import functools\n"
+        "from robustode import register_model\n"
+        "from torch import nn\n"
+        "def base(shape, classes, width=4):\n"
+        "    pixels = shape[0] * shape[1] * shape[2]\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(pixels, width), nn.Linear(width, classes))\n"
+        "def wrapped(factory):\n"
+        "    return functools.wraps(factory)(lambda shape, classes: factory(shape, classes))\n"
+        "once = register_model('once')(wrapped(base))\n"
+        "twice = register_model('twice')(wrapped(wrapped(base)))\n"
+        "plain = register_model('plain')(base)\n"
+        "def partial(width):\n"
+        "    return functools.update_wrapper(functools.partial(base, width=width), base)\n"
+        "small, large = (register_model(n)(partial(w)) for n, w in (('small', 2), ('large', 9)))\n",
+    )
+    names = ["once", "twice", "plain", "small", "large"]
+    assert [load_external(f"{path}:{name}").name for name in names] == names
+    widths = [load_external(f"{path}:{name}").build((1, 2, 2), 3)[1].out_features for name in names]
+    assert widths == [4, 4, 4, 2, 9]
+
+
+def test_what_one_decorator_made_is_not_guessed_when_a_file_is_imported_twice(tmp_path, monkeypatch):
+    path = write(
+        tmp_path / "made_twice.py",
+        "from robustode import register_model\n"
+        "from torch import nn\n"
+        "def make(width):\n"
+        "    def build(shape, classes):\n"
+        "        pixels = shape[0] * shape[1] * shape[2]\n"
+        "        return nn.Sequential(nn.Flatten(), nn.Linear(pixels, width), nn.Linear(width, classes))\n"
+        "    return build\n"
+        "net8 = register_model('net-8')(make(8))\n",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("made_twice")
+    assert load_external(f"{path}:net8").name == "net-8", "one is not several"
+    monkeypatch.delitem(sys.modules, "made_twice")
+    path.write_text(path.read_text() + "net16 = register_model('net-16')(make(16))\n")
+    for name in [n for n in sys.modules if n.startswith(external._PREFIX)]:
+        monkeypatch.delitem(sys.modules, name)
+    assert load_external(f"{path}:net16").name == "net-16"
+    importlib.import_module("made_twice")
+    with pytest.raises(InvalidArgument, match="it may be any of net-8, net-16, which one decorator made"):
+        load_external(f"{path}:net16")
+
+
 @pytest.mark.parametrize("first", ["module", "file"])
 def test_a_file_may_be_imported_by_its_name_and_by_its_path(tmp_path, monkeypatch, registries, first):
     path = write(tmp_path / f"imported_{first}_first.py", DECORATED)

@@ -108,6 +108,24 @@ def test_a_timing_on_a_busy_machine_is_marked(tmp_path):
     assert "other work took more than 10%" in write_report(tmp_path).page.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("crowded", ["best", "other"])
+def test_the_mark_is_that_of_the_batch_size_which_is_shown(crowded):
+    made = small()
+    timed = [
+        r for r in made if (r.cell.kind, r.cell.model, r.cell.threat) == ("throughput", "node", "inference")
+    ]
+    best = max(timed, key=lambda r: r.measures["samples_per_second"]).cell.batch_size
+    assert len({r.cell.batch_size for r in timed}) > 1
+    records = [
+        dataclasses.replace(r, measures={**r.measures, "others_load": 0.4})
+        if any(r is one for one in timed) and (r.cell.batch_size == best) is (crowded == "best")
+        else r
+        for r in made
+    ]
+    board = leaderboard(records, synthetic.HEADLINE)
+    assert ("busy" in board) is (crowded == "best")
+
+
 def test_a_busy_timing_is_marked_wherever_the_leaderboard_stands(tmp_path):
     made = synthetic.records()
     busy = [
@@ -132,9 +150,13 @@ def test_a_busy_timing_is_marked_wherever_the_leaderboard_stands(tmp_path):
         files = ("leaderboard.md", "leaderboard.tex", "index.html")
         return [(tmp_path / name / "report" / file).read_text(encoding="utf-8") for file in files]
 
-    for before, after in zip(texts("quiet"), texts("busy"), strict=True):
+    for before, after, mark in zip(
+        texts("quiet"), texts("busy"), ("\\* |", "* &", "busy machine"), strict=True
+    ):
         assert "while this was timed" not in before
+        assert mark not in before
         assert "while this was timed" in after
+        assert mark in after
     rows = json.loads((tmp_path / "busy" / "report" / "leaderboard.json").read_text())["rows"]
     assert [sorted(row["busy"]) for row in rows if "busy" in row] == [sorted(timings)]
     console = Console(width=200, file=io.StringIO())

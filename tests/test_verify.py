@@ -414,7 +414,7 @@ def test_another_version_is_not_run_again(folder, monkeypatch):
     assert lines(found) == [UNRUN]
     assert [note.what for note in found.notes] == [
         f"not run again: resnet was made by version {spec.version} of resnet, which is {raised.version} "
-        "here: its code has changed since, so run it again"
+        "here: its code has changed since; `robustode run` trains it anew"
     ]
 
 

@@ -70,12 +70,7 @@ def leaderboard(
     reported = {key: strength for key, strength in headline.reported.items() if key in known}
 
     values: dict[tuple[Any, ...], tuple[float, float, float, int, int]] = {}
-    best: dict[tuple[Any, ...], float] = defaultdict(float)
-    crowded: dict[Entry, set[str]] = defaultdict(set)
-    for record in used:
-        if record.measures.get("others_load", 0.0) > BUSY:
-            cell = record.cell
-            crowded[entry(cell)].add(f"{cell.threat}@{cell.device or 'unknown device'}")
+    best: dict[tuple[Any, ...], tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     spreads: dict[tuple[Any, ...], float] = {}
     devices: list[tuple[str, str]] = []
     for r in table.to_dict("records"):
@@ -84,7 +79,7 @@ def leaderboard(
             if r["threat"] not in TIMINGS:
                 continue  # of a part of the model, its flow: never its throughput
             where = (row, r["threat"], r["protocol"])
-            best[where] = max(best[where], r["value"])
+            best[where] = max(best[where], (r["value"], r["strength"]))
             devices.append((r["threat"], r["protocol"]))
         elif r["statistic"].startswith("certified_accuracy") and r["threat"] != CERTIFICATE:
             continue  # a certificate of another classifier, the smoothed one
@@ -128,7 +123,7 @@ def leaderboard(
             if found[3] and (not samples or threat == headline.rank):
                 samples = found[3]
         for threat, device in timings:
-            line[f"{threat}@{device}"] = best.get((row, threat, device), np.nan)
+            line[f"{threat}@{device}"] = best.get((row, threat, device), (np.nan,))[0]
         line["nfe"] = values.get((row, "nfe", "clean", 0.0), (np.nan,))[0]
         line["parameters"] = values.get((row, "parameters", "model", 0.0), (np.nan,))[0]
         rows.append(line | {"seeds": seeds, "samples": samples, "status": status})
@@ -154,9 +149,9 @@ def leaderboard(
         "; ".join(sorted(cards.get(row, {}).get("expected_failures") or {})) for row in statuses
     ]
     board["parameters"] = board["parameters"].astype("Int64")
-    busy = ["; ".join(sorted(name for name in crowded[row] if name in board)) for row in statuses]
-    if any(busy):
-        board["busy"] = busy
+    busy = _busy(used, best)
+    if busy:
+        board["busy"] = ["; ".join(sorted(busy[row])) for row in statuses]
     audited = sheets(used, headline) if audited is None else audited
     if any(sheet.told for sheet in audited.values()):
         every = [audited[row] for row in statuses]
@@ -165,6 +160,20 @@ def leaderboard(
         board["audit_missing"] = ["; ".join(sheet.missing) for sheet in every]
     columns = {names[key]: (key, strength) for key, strength in shown.items() if names[key] in board}
     return _ranked(board, rank_column(board, headline), outcomes(used, columns))
+
+
+def _busy(
+    used: Iterable[Record], best: Mapping[tuple[Any, ...], tuple[float, float]]
+) -> Mapping[Entry, set[str]]:
+    """By row the columns of timings whose best batch size was timed while other work took the machine."""
+    found: dict[Entry, set[str]] = defaultdict(set)
+    for record in used:
+        cell, device = record.cell, record.cell.device or "unknown device"
+        if record.measures.get("others_load", 0.0) > BUSY:
+            where = (entry(cell), cell.threat, device)
+            if where in best and best[where][1] == cell.batch_size:
+                found[entry(cell)].add(f"{cell.threat}@{device}")
+    return found
 
 
 def rank_column(board: pd.DataFrame, headline: Headline) -> str:

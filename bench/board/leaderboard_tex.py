@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ..text import missing, percent
-from .tables import BUSY_NOTE, Field, best, compact, is_busy, written
+from .tables import BUSY_NOTE, Field, any_busy, best, compact, written
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -61,7 +61,7 @@ def _table(dataset: str, rows: pd.DataFrame, title: str) -> list[str]:
     )
     if any(f"{f.name}_spread" in rows for f in columns):
         caption += " $\\pm$: standard deviation over training seeds."
-    if any(is_busy(f, row) for f in columns for _, row in rows.iterrows()):
+    if any_busy(columns, rows):
         caption += f" *: {escaped(BUSY_NOTE)}."
     label = re.sub(r"[^A-Za-z0-9-]+", "-", dataset).strip("-") or "dataset"
     tops = {f.name: best(rows, f) for f in columns}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +100,11 @@ def is_busy(field: Field, row: pd.Series[Any]) -> bool:
     return field.kind == "rate" and field.name in str(row.get("busy", "")).split("; ")
 
 
+def any_busy(columns: Sequence[Field], rows: pd.DataFrame) -> bool:
+    """Whether one of these columns has a star in one of the rows."""
+    return any(is_busy(field, row) for _, row in rows.iterrows() for field in columns)
+
+
 def written(field: Field, row: pd.Series[Any]) -> str:
     """`shown`, with a star where `is_busy`."""
     text = shown(field, row[field.name])
@@ -142,7 +148,7 @@ def markdown(board: pd.DataFrame, title: str) -> str:
         "Models of one rank cannot be told apart: McNemar's exact test on the samples, p ≥ 0.05.",
         "Blank: failed, not run, without a certificate, or (NFE) not counted.",
     ]
-    parts += [f"\\*: {BUSY_NOTE}."] if "busy" in board else []
+    parts += [f"\\*: {BUSY_NOTE}."] if any_busy(compact(board), board) else []
     parts.append("")
     return "\n".join(parts)
 

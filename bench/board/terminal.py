@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .ranking import ALPHA
-from .tables import BUSY_NOTE, Field, best, fields, is_busy, written
+from .tables import BUSY_NOTE, Field, any_busy, best, fields, written
 
 WIDTH = 100
 _LONGEST = 24
@@ -48,7 +48,7 @@ def terminal_table(board: pd.DataFrame, width: int = WIDTH) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     tied = f"= cannot be told apart (McNemar's exact test on the samples, p ≥ {ALPHA:g})"
     notes = [tied] if any(shared) else []
-    notes += [f"* {BUSY_NOTE}"] if any(is_busy(f, row) for f in kept for row in rows) else []
+    notes += [f"* {BUSY_NOTE}"] if any_busy(kept, board) else []
     if notes:
         table.caption = Text("\n".join(notes))
         table.caption_justify = "left"

@@ -41,6 +41,8 @@ class Verdict:
     new
         Whether a record was stored: not where the same file was accepted before, nor where nothing holds
         that is not stored already.
+    norms
+        Those in which this network was attacked at the strength that is reported.
     before, after
         Robust accuracy of this training seed, in the worst case over all attacks at that budget.
     """
@@ -49,6 +51,7 @@ class Verdict:
     accepted: int
     rejected: Counter[str]
     new: bool
+    norms: Sequence[str]
     before: float
     after: float
 
@@ -101,12 +104,15 @@ class _Target:
         What was tried within the budget, submissions included.
     base
         The largest cell of those at the budget: the samples that count.
+    norms
+        Those with a budget.
     """
 
     training: Record
     clean: Record
     attacks: Sequence[Record]
     base: Cell
+    norms: Sequence[str]
 
 
 def _target(store: Store, name: str, norm: str | None, seed: int, recipe: str | None) -> _Target:
@@ -124,17 +130,20 @@ def _target(store: Store, name: str, norm: str | None, seed: int, recipe: str | 
         ours = [record for record in ours if entry(record.cell) == entry(training.cell)]
     clean = next((r for r in ours if r.cell.family == "clean"), None)
     norm = norm or (headline.rank if headline.rank in ("linf", "l2") else "linf")
+    bounded = [r for r in ours if r.cell.kind == "accuracy" and r.cell.norm is not None]
+    asked = [r.cell for r in bounded if r.cell.family not in UNASKED]
+    at = [cell for cell in asked if cell.strength == headline.reported.get(str(cell.norm))]
+    reported = [cell for cell in at if cell.norm == norm]
     eps = headline.reported.get(norm, -1.0)
-    bounded = [r for r in ours if r.cell.kind == "accuracy" and r.cell.norm == norm]
-    attacks = [r for r in bounded if r.cell.strength <= eps]
-    reported = [r.cell for r in attacks if r.cell.strength == eps and r.cell.family not in UNASKED]
+    attacks = [r for r in bounded if r.cell.norm == norm and r.cell.strength <= eps]
     if training is None or clean is None or not reported:
         raise InvalidArgument(
             f"{folder} holds no {name} with seed {seed} that was trained and attacked in {norm} at a "
             "reported strength: run `robustode run` first, or choose --seed and --norm"
         )
     base = max(reported, key=lambda cell: cell.samples)
-    return _Target(training=training, clean=clean, attacks=attacks, base=base)
+    norms = sorted({str(cell.norm) for cell in at})
+    return _Target(training=training, clean=clean, attacks=attacks, base=base, norms=norms)
 
 
 def _submit(
@@ -173,6 +182,7 @@ def _submit(
         accepted=len(judged.breaks),
         rejected=judged.rejected,
         new=new,
+        norms=target.norms,
         before=_robust([clean, *attacks]),
         after=_robust([clean, *attacks, record]),
     )

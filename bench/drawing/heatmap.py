@@ -92,9 +92,10 @@ def draw_heatmap(table: pd.DataFrame, board: pd.DataFrame, headline: Headline) -
 
 
 def _wrapped(name: str) -> str:
-    """A threat in three lines: two of its name, the second of which may be empty, and its strength."""
+    """A threat in three lines or more: its name in at least two, of which one may be empty; its strength."""
     head, _, tail = name.partition("\n")
-    first, _, second = head.rpartition(" ")
+    first, _, last = head.rpartition(" ")
+    lines = [first, last] if first else [last, ""]
     if len(first) > WIDEST_LINE:
-        first, second = textwrap.wrap(head, WIDEST_LINE)[:2]
-    return "\n".join([first or second, second if first else "", tail]) if tail else head
+        lines = textwrap.wrap(head, WIDEST_LINE)
+    return "\n".join([*lines, tail]) if tail else head

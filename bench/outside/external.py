@@ -19,7 +19,7 @@ from torch import nn
 
 from ..._errors import InvalidArgument, RobustodeError
 from ...models import MODELS, ModelSpec
-from ...models.registry import Build, definition, same_factory
+from ...models.registry import Build, same_factory
 from ..queries import one_line
 from .plugins import load_plugins
 
@@ -112,11 +112,18 @@ def load_external(reference: str) -> ModelSpec:
             f"model {reference!r}: {path.name} has no function {factory!r} (it has: {', '.join(found)})"
         )
     # What the file takes from elsewhere, a registered factory say, stays a model of its own.
-    defined = definition(build)
-    here = defined is not None and defined[0] == path
+    own = getattr(getattr(build, "__code__", None), "co_filename", None)
+    here = own is not None and Path(own).resolve() == path
     registered = [s for s in MODELS if same_factory(s.build, build) and (here or s.name not in known)]
+    registered = [s for s in registered if s.build is build] or registered
+    if len(registered) > 1:
+        names = ", ".join(s.name for s in registered)
+        raise InvalidArgument(
+            f"model {reference!r}: it may be any of {names}, which one decorator made; name them by one way, "
+            "the file's path or the module's name, not both"
+        )
     if registered:
-        spec = registered[0]
+        (spec,) = registered
     else:
         spec = ModelSpec(name=_slug(factory, path), build=build, summary=f"{path.name}:{factory}")
         if spec.name in known:
