@@ -31,7 +31,7 @@ from .selection import Entry, entry
 from .stats import CERTIFICATE, traced
 from .style import NAMED_MODELS, RC, Style, key_name, strength_symbol, styles
 
-EXAMPLE_MODELS = 8
+EXAMPLE_MODELS = 8  # with examples, where more models stand than have a name in figures; else all have them
 PANELS = 12  # models of the sandwich
 BARS = 40  # models of the same in bars
 
@@ -144,7 +144,8 @@ def _figures(
         yield f"rate-{family}", f"Accuracy against contraction rate: {family}", alt, figure
     for stem, title, alt, figure in draw_trajectories({k: ours[k] for k in list(ours)[:NAMED_MODELS]}, looks):
         yield stem, title, alt, figure
-    for label, mine in list(ours.items())[:EXAMPLE_MODELS]:
+    shown = len(ours) if len(ours) <= NAMED_MODELS else EXAMPLE_MODELS
+    for label, mine in list(ours.items())[:shown]:
         figure = draw_examples(mine, headline, f"{label} on {dataset}")
         if figure is not None:
             alt = f"Test images of {dataset} under each threat, with what {label} predicts for them."

@@ -202,3 +202,9 @@ def test_many_models_stay_few_figures() -> None:
     records = synthetic.records(models=models, threats=("gaussian", "pgd-linf"), samples=20)
     pictures = draw(records)
     assert len(pictures) == 3 + 8
+
+
+def test_of_few_models_each_has_its_examples() -> None:
+    models = [f"model-{i:02d}" for i in range(11)]
+    pictures = draw(synthetic.records(models=models, threats=("gaussian",), samples=20))
+    assert sorted(p.title for p in pictures if "-examples-" in p.name) == [f"Examples: {m}" for m in models]
