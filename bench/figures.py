@@ -31,7 +31,7 @@ from .selection import Entry, entry
 from .stats import CERTIFICATE, traced
 from .style import NAMED_MODELS, RC, Style, key_name, strength_symbol, styles
 
-EXAMPLE_MODELS = 8  # with examples, where more models stand than have a name in figures; else all have them
+EXAMPLE_MODELS = 4  # with examples, where more models stand than have a name in figures; else all have them
 PANELS = 12  # models of the sandwich
 BARS = 40  # models of the same in bars
 

@@ -201,7 +201,7 @@ def test_many_models_stay_few_figures() -> None:
     models = [f"model-{i:02d}" for i in range(45)]
     records = synthetic.records(models=models, threats=("gaussian", "pgd-linf"), samples=20)
     pictures = draw(records)
-    assert len(pictures) == 3 + 8
+    assert len(pictures) == 3 + 4
 
 
 def test_of_few_models_each_has_its_examples() -> None:
