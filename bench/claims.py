@@ -60,7 +60,8 @@ def check_fixed_step(model: nn.Module, images: Tensor) -> None:
             counts.append(count_nfe(model))
     if None in counts or 0 in counts:
         raise ContractBroken(
-            "no field evaluation is counted: solve through robustode.ODEBlock or set an int `nfe`"
+            "no field evaluation is counted: solve through robustode.ODEBlock or set an int `nfe`; a model "
+            "without a flow leaves the claim out"
         )
     if len(set(counts)) > 1:
         raise ContractBroken(

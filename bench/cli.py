@@ -80,7 +80,8 @@ def _show(out: Path) -> int:
     if "audit_missing" in board and (unasked := int((complete["audit_missing"] != "").sum())):
         print(
             f"{unasked} of {len(board)} rows were not asked every check that others were, and stand below "
-            f"those that were: `robustode audit --out {out}` asks the rest"
+            f"those that were: `robustode audit --out {out}` asks the rest, with --models FILE.py:FACTORY "
+            "for each that comes from a file"
         )
     if report.superseded:
         print(f"{report.superseded} records of older versions or checkpoints are not shown")
