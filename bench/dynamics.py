@@ -50,7 +50,9 @@ def measure_dynamics(
         return Record(cell=cell, seconds=time.perf_counter() - started, environment=environment, **rest)
 
     if not isinstance(getattr(model, "flow", None), ODEBlock):
-        return record(card={"no_dynamics": "model.flow is no robustode.ODEBlock"})
+        there = getattr(model, "flow", None) is not None
+        why = "model.flow is no robustode.ODEBlock" if there else "no flow (a robustode.ODEBlock, model.flow)"
+        return record(card={"no_dynamics": why})
     images = split.first(cell.samples).images.to(device, torch.float64)
     outcomes: dict[str, np.ndarray] = {}
     for name, module in (("trained", model), ("initial", initial)):
