@@ -102,6 +102,34 @@ def test_loading_twice_gives_the_same_model(tmp_path):
     assert (one.name, one.source, one.claims) == (two.name, two.source, two.claims)
 
 
+@pytest.mark.parametrize("changed", ["file", "beside"])
+def test_a_file_that_was_edited_runs_as_it_is_now(tmp_path, changed):
+    beside = write(tmp_path / "width_of_it.py", "WIDTH = 3\n")
+    path = write(
+        tmp_path / f"edited_{changed}.py",
+        "from robustode import register_model\n"
+        "from torch import nn\n"
+        "from width_of_it import WIDTH\n"
+        "@register_model('edited')\n"
+        "def build(shape, classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(4, WIDTH * 1), nn.Linear(WIDTH * 1, classes))\n",
+    )
+
+    def width() -> int:
+        return int(load_external(f"{path}:build").build((1, 2, 2), 3)[1].out_features)
+
+    first = load_external(f"{path}:build")
+    assert width() == 3
+    if changed == "file":
+        write(path, "# one line more\n" + path.read_text().replace("* 1", "* 4"))
+    else:
+        write(beside, "WIDTH = 12\n")
+    second = load_external(f"{path}:build")
+    assert (second.name, width()) == ("edited", 12)
+    assert second.full_version != first.full_version
+    assert int(first.build((1, 2, 2), 3)[1].out_features) == 3, "what was loaded before stays what it was"
+
+
 @pytest.mark.parametrize("wraps", [True, False])
 def test_two_factories_of_one_decorator_are_two_models(tmp_path, wraps):
     path = write(

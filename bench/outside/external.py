@@ -25,6 +25,7 @@ from .plugins import load_plugins
 
 _PREFIX = "_robustode_external_"
 _homes: dict[Path, dict[str, ModuleType]] = {}
+_imported: dict[str, tuple[str, set[str]]] = {}  # by module: the hash of its source, the models it registered
 
 
 @contextmanager
@@ -96,13 +97,16 @@ def load_external(reference: str) -> ModelSpec:
         )
     if not path.is_file():
         raise InvalidArgument(f"model {reference!r}: there is no file {path}")
-    known = set(MODELS.names())
     module_name = f"{_PREFIX}{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    source = _source_sha256(path)
+    _forget_unless(module_name, source, path.parent)
+    known = set(MODELS.names())
     if module_name in sys.modules:
         module = sys.modules[module_name]
         known -= {spec.name for spec in MODELS if getattr(spec.build, "__module__", "") == module_name}
     else:
         module = _import(path, module_name, reference)
+        _imported[module_name] = source, set(MODELS.names()) - known
     build = getattr(module, factory, None)
     if not callable(build):
         found = sorted(
@@ -131,9 +135,22 @@ def load_external(reference: str) -> ModelSpec:
     return dataclasses.replace(
         spec,
         build=_at_home(build, path.parent),
-        source=_source_sha256(path),
+        source=source,
         file=f"{path.name}:{factory}",
     )
+
+
+def _forget_unless(module_name: str, source: str, folder: Path) -> None:
+    """Let go of a file that was imported from another source than it has now: it is imported anew.
+
+    What it registered goes with it, and the modules beside it, of which one may be what has changed.
+    """
+    before, names = _imported.get(module_name, (source, set()))
+    if module_name in sys.modules and before != source:
+        del sys.modules[module_name]
+        _homes.pop(folder, None)
+        for name in names:
+            MODELS.unregister(name)
 
 
 def _source_sha256(path: Path) -> str:
