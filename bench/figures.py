@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ from .drawing.tradeoff import draw_tradeoff
 from .drawing.trajectories import draw_trajectories
 from .headline import Headline
 from .records import Record
+from .rendering import Render, Words, render_here
 from .selection import Entry, entry
 from .stats import CERTIFICATE, traced
 from .style import NAMED_MODELS, RC, Style, key_name, strength_symbol, styles
@@ -54,7 +54,7 @@ def draw_all(
     board: pd.DataFrame,
     headline: Headline,
     *,
-    rendered: bool = True,
+    render: Render = render_here,
 ) -> list[Picture]:
     """Draw every figure that the records allow, dataset by dataset.
 
@@ -64,28 +64,31 @@ def draw_all(
         The records that count (`stats.current`); used for example images only.
     summary, board
         ``stats.summarise(records)`` and ``leaderboard.leaderboard(records, headline)``.
-    rendered
-        Whether the pictures are wanted, or only what is said of them: rendering takes most of the time.
+    render
+        What makes bytes of figures, which takes most of the time.
     """
-    pictures: list[Picture] = []
-    names: set[str] = set()
     with mpl.rc_context(RC):
-        for dataset, rows in board.groupby("dataset", sort=True):
-            rows = labelled(rows)
-            table = summary[summary["dataset"] == dataset]
-            table = table.merge(rows[["model", "recipe", "label", "seeds"]], on=["model", "recipe"])
-            # A value that some training seed lacks is a gap in a figure, as it is on the leaderboard.
-            complete = (table["seeds_x"] == table["seeds_y"]) & table["statistic"].isin(
-                ["accuracy", "certified_accuracy"]
-            )
-            table = table[complete | (table["statistic"] == "throughput")]
-            for stem, title, alt, figure in _figures(str(dataset), records, table, rows, headline):
-                name = _file_name(f"{dataset}-{stem}", names)
-                svg, png = _both(figure) if rendered else (b"", b"")
-                pictures.append(
-                    Picture(name=name, dataset=str(dataset), title=title, alt=alt, svg=svg, png=png)
-                )
-    return pictures
+        drawn = render(_all_figures(records, summary, board, headline))
+    return [Picture(**words, svg=svg, png=png) for words, (svg, png) in drawn]
+
+
+def _all_figures(
+    records: list[Record], summary: pd.DataFrame, board: pd.DataFrame, headline: Headline
+) -> Iterator[tuple[Words, Figure]]:
+    """Every figure, dataset by dataset, after what a `Picture` says of it."""
+    names: set[str] = set()
+    for dataset, rows in board.groupby("dataset", sort=True):
+        rows = labelled(rows)
+        table = summary[summary["dataset"] == dataset]
+        table = table.merge(rows[["model", "recipe", "label", "seeds"]], on=["model", "recipe"])
+        # A value that some training seed lacks is a gap in a figure, as it is on the leaderboard.
+        complete = (table["seeds_x"] == table["seeds_y"]) & table["statistic"].isin(
+            ["accuracy", "certified_accuracy"]
+        )
+        table = table[complete | (table["statistic"] == "throughput")]
+        for stem, title, alt, figure in _figures(str(dataset), records, table, rows, headline):
+            name = _file_name(f"{dataset}-{stem}", names)
+            yield {"name": name, "dataset": str(dataset), "title": title, "alt": alt}, figure
 
 
 def labelled(board: pd.DataFrame) -> pd.DataFrame:
@@ -162,21 +165,6 @@ def _critical(
     found = outcomes(records, {by: (key, float(strength or 0.0))})[by]
     mine = {labels[row]: each for row, each in found.items() if row in labels}
     return draw_critical(dict(zip(rows["label"], rows[by], strict=True)), mine, xlabel, looks)
-
-
-def _both(figure: Figure) -> tuple[bytes, bytes]:
-    """The figure as SVG and as PNG; it is laid out once, for both."""
-    svg = _save(figure, "svg")
-    figure.set_layout_engine("none")
-    return svg, _save(figure, "png")
-
-
-def _save(figure: Figure, kind: str) -> bytes:
-    """Render without dates or versions, so that the bytes depend on the picture alone."""
-    buffer = io.BytesIO()
-    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-    return buffer.getvalue()
 
 
 def _file_name(text: str, taken: set[str]) -> str:

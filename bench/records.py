@@ -39,10 +39,12 @@ Status = Literal["ok", "error", "contract", "nonfinite", "budget", "timeout"]
 KINDS: tuple[str, ...] = ("training", "accuracy", "certificate", "dynamics", "throughput", "audit")
 STATUSES: tuple[str, ...] = ("ok", "error", "contract", "nonfinite", "budget", "timeout")
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
 
 def canonical_json(value: Any) -> str:
     """Serialise `value` so that equal values give equal text: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return _CANONICAL.encode(value)
 
 
 def digest(value: Any) -> str:

@@ -25,12 +25,15 @@ from .pages.attack_parts import attack_parts, parts_tables
 from .pages.cards import cards
 from .pages.page import render
 from .records import Record
+from .rendering import Render, helped, render_nothing
 from .selection import current
 from .stats import summarise
 from .store import Problem, Store, write_atomically
 
 PAGE = "index.html"
 """What the page is called."""
+MANY = 400
+"""Records from which on other processes help to draw: with fewer they would take longer to start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +72,15 @@ def write_report(folder: Path) -> Report:
     InvalidArgument
         When the folder holds no usable record; nothing is written then.
     """
-    with _without_collector():
-        return _write_report(Path(folder))
+    folder = Path(folder)
+    many = len(list(Store(folder).records.glob("*/*.json"))) >= MANY
+    with _without_collector(), helped(None if many else 0) as render:
+        return _write_report(folder, render)
 
 
-def _write_report(folder: Path) -> Report:
+def _write_report(folder: Path, render: Render) -> Report:
     store = Store(folder)
-    made = _make(folder)
+    made = _make(folder, render)
     drawn = {f"{p.name}.svg": p.svg for p in made.pictures} | {f"{p.name}.png": p.png for p in made.pictures}
     for name, data in drawn.items():
         write_atomically(store.report / "figures" / name, data)
@@ -102,7 +107,7 @@ def texts(folder: Path) -> dict[str, str]:
 
     The page's pictures are left empty.
     """
-    return _make(Path(folder), render_pictures=False).texts
+    return _make(Path(folder), render_nothing).texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +122,7 @@ class _Made:
     superseded: int
 
 
-def _make(folder: Path, *, render_pictures: bool = True) -> _Made:
+def _make(folder: Path, render_figures: Render) -> _Made:
     store = Store(folder)
     records, problems = store.load()
     if not records and problems:
@@ -136,7 +141,7 @@ def _make(folder: Path, *, render_pictures: bool = True) -> _Made:
     summary = summarise(used)
     audited = sheets(used, headline)
     board = leaderboard(used, headline, summary, audited)
-    pictures = draw_all(used, summary, board, headline, rendered=render_pictures)
+    pictures = draw_all(used, summary, board, headline, render=render_figures)
     protocols = protocol_tables(summary, labelled(board))
     transfers, parts = transfer_tables(used, labelled(board)), attack_parts(used)
     files = _tables(summary, board, headline, protocols, transfers, parts)

@@ -272,8 +272,8 @@ def _cost_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
             rate, passes = measures.get("samples_per_second"), record.outcomes.get("seconds")
             low = high = np.nan
             if rate is not None and passes is not None and passes.size and np.all(passes > 0):
-                middle = float(np.median(passes))
-                low, high = (rate * middle / float(np.percentile(passes, q)) for q in (95, 5))
+                slow, middle, fast = np.percentile(passes, [95, 50, 5]).tolist()
+                low, high = rate * middle / slow, rate * middle / fast
             samples = cell.batch_size * (0 if passes is None else passes.size)
             add(cell, device, batch, "throughput", rate, low, high, samples)
             add(cell, device, batch, "latency_median", measures.get("latency_median"))
@@ -292,5 +292,5 @@ def _cost_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
         where = (cell.dataset, "", cell.model, entry(cell)[2], "model", None, 0.0, "parameters")
         found.append((where, (size, np.nan, np.nan, 0, cell.training_seed)))
     for where, values in _grouped(found).items():
-        mean = [float(np.mean([value[i] for value in values])) for i in range(3)]
+        mean = [sum(value[i] for value in values) / len(values) for i in range(3)]
         yield (*where, *mean, max(value[3] for value in values), len({value[4] for value in values}))

@@ -68,12 +68,7 @@ class Store:
 
     def path(self, cell: Cell) -> Path:
         """Where the record of `cell` lies: readable first, unique by its key."""
-        what = cell.kind if cell.kind == "training" else f"{cell.threat}-{cell.strength:g}"
-        return (
-            self.records
-            / cell.model
-            / f"{cell.dataset}-{what}-seed{cell.training_seed}-{cell.key()[:12]}.json"
-        )
+        return self.records / cell.model / _file_name(cell)
 
     def checkpoint_path(self, cell: Cell) -> Path:
         """Where the weights that the training `cell` makes lie."""
@@ -122,7 +117,7 @@ class Store:
                 continue
             try:
                 record = from_json(path.read_text(encoding="utf-8"))
-                if path != self.path(record.cell):
+                if (path.parent.name, path.name) != (record.cell.model, _file_name(record.cell)):
                     raise RecordError("its name does not match its content")
             except (RecordError, OSError, ValueError, TypeError) as error:
                 problems.append(Problem(path=path, reason=str(error)))
@@ -157,3 +152,8 @@ class Store:
             yield
         finally:
             lock.release()
+
+
+def _file_name(cell: Cell) -> str:
+    what = cell.kind if cell.kind == "training" else f"{cell.threat}-{cell.strength:g}"
+    return f"{cell.dataset}-{what}-seed{cell.training_seed}-{cell.key()[:12]}.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 from urllib.parse import quote
 
@@ -37,6 +38,7 @@ def audit_lines(sheet: Sheet | None) -> list[dict[str, Any]]:
 
 
 _SAFE = " !()*,-./:;=?@[]^_{}|~$+"
+_FOREIGN = re.compile(r"[^\x00-\x7f]+")
 _ESCAPES = str.maketrans({chr(code): quote(chr(code), safe=_SAFE) for code in range(128)} | {"\n": " "})
 
 
@@ -51,5 +53,5 @@ def _number(value: float, unit: str) -> str:
 def svg_uri(svg: bytes) -> str:
     """An SVG as an address that holds it. Percent-encoded: smaller than base64, and it compresses."""
     text = svg.decode().translate(_ESCAPES)
-    text = text if text.isascii() else quote(text, safe=f"%{_SAFE}")
+    text = _FOREIGN.sub(lambda found: quote(found[0]), text)
     return f"data:image/svg+xml,{text}" if svg else ""

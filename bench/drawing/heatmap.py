@@ -69,6 +69,7 @@ def draw_heatmap(table: pd.DataFrame, board: pd.DataFrame, headline: Headline) -
     )
     for number in ax.texts:
         column, row = (int(place) for place in number.get_position())
+        number.set_in_layout(False)  # it lies in its cell; hundreds of them take long to measure
         number.set_color(readable_on(colours(values.to_numpy(float)[row, column] / 100)))
     for y, x in zip(*np.nonzero(values.isna().to_numpy()), strict=True):
         ax.add_patch(Rectangle((x, y), 1, 1, fc="#F1F2F4", ec="#D5D8DD", hatch="////", lw=0, zorder=0))

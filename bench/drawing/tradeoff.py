@@ -65,7 +65,7 @@ def draw_tradeoff(
     span = float(points["y1"].max() - points["y0"].min())
     bottom, top = points["y0"].min() - 0.08 * span - 1, points["y1"].max() + 0.08 * span + 1
     axes[0, 0].set_ylim(max(-2.0, bottom), min(103.0, top))
-    figure.canvas.draw()  # settle the layout before the labels look for room
+    figure.draw_without_rendering()  # settle the layout before the labels look for room
     for ax, device in zip(axes.flat, devices, strict=False):
         here = points[points["protocol"] == device].set_index("label")
         _labels(ax, here, [label for label in chosen if label in here.index], looks)
@@ -108,7 +108,7 @@ def _panel(ax: Axes, points: pd.DataFrame, named: list[str], looks: dict[str, St
     pad = max((high / low) ** 0.14, 1.35)
     ax.set_xlim(low / pad, high * pad)
     ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 60 else (1.0,)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
+    ax.xaxis.set_major_formatter(FuncFormatter(_count))
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
@@ -198,7 +198,7 @@ def _distance(box: Bbox, points: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.hypot(outside[:, 0], outside[:, 1]), float)
 
 
-def _count(value: float) -> str:
+def _count(value: float, _: object) -> str:
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:g}{suffix}"
