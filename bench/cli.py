@@ -245,8 +245,9 @@ def _check(arguments: Namespace) -> int:
 
     _find_plugins()
     console = Console(highlight=False)
-    passed = True
+    told: dict[str | None, str] = {}
     for result in check_model(resolve_model(arguments.model)):
-        passed &= result.passed
-        console.print(str(result), markup=False, soft_wrap=True)
-    return 0 if passed else 1
+        first = result.check if result.passed else told.setdefault(result.error, result.check)
+        line = str(result) if first == result.check else f"FAIL    {result.check}: for the reason of {first}"
+        console.print(line, markup=False, soft_wrap=True)
+    return 1 if told else 0

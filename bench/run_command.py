@@ -118,9 +118,13 @@ def _dry_run(arguments: argparse.Namespace, plan: Plan, data: Data, out: Path, d
     print(f"{preset.name}: {preset.title}; the preset says: {preset.cost}")
     how = "one after the other" if processes == 1 else f"{processes} at once"
     seconds = elapsed(outlooks, processes)
-    untimed = [outlook.model for outlook in outlooks if outlook.cost.problem and outlook.left]
+    ahead = [outlook for outlook in outlooks if outlook.left]
+    untimed = [outlook.model for outlook in ahead if outlook.cost.problem]
     without = f", without {', '.join(untimed)}" if untimed else ""
-    print(f"about {duration(seconds)} here, {how}, from one batch of each model{without}; results in {out}")
+    total = f"about {duration(seconds)} here, {how}, from one batch of each model{without}"
+    if ahead and len(untimed) == len(ahead):
+        total = "how long it takes cannot be told: no model could be timed"
+    print(f"{total}; results in {out}")
     if preset.batch_size == "auto":
         sizes = [f"{spec.name} {plan.batch_sizes.get(spec.name, 'to be measured')}" for spec in plan.specs]
         print(f"batch size auto: {', '.join(sizes)}")

@@ -146,6 +146,9 @@ def test_a_dry_run_says_which_model_cannot_be_asked(capsys, tmp_path, monkeypatc
     assert re.search(r"resnet .*cells to do  about ", good)
     assert total.endswith("of each model, without bad; results in results/tiny")
     assert bad.endswith("cannot be timed: the model cannot be built: ValueError: no (bad.py:2)")
+    assert run("run", "--preset", preset, "--models", "bad.py:bad", "--dry-run") == 1
+    total = capsys.readouterr().out.splitlines()[-1]
+    assert total == "how long it takes cannot be told: no model could be timed; results in results/tiny"
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +288,18 @@ def test_check_of_a_model_that_breaks_the_contract_ends_with_status_1(tmp_path, 
         "softmax.",
         "n/a     audit:lipschitz-bound: The model states no Lipschitz bound.",
     ]
+
+
+def test_check_tells_one_reason_once(tmp_path, capsys):
+    path = tmp_path / "no.py"
+    path.write_text("def build(shape, classes):\n    raise ValueError('no room')\n")
+    assert run("check", f"{path}:build") == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+    reasons = [line for line in failed if "no room" in line]
+    first = reasons[1].split()[1]  # `shapes`, before it, names an input
+    assert len(reasons) == 2
+    assert len(failed) > 10
+    assert all(line.endswith(f": for the reason of {first.rstrip(':')}") for line in failed[2:])
 
 
 def test_check_of_a_stated_exemption_passes(capsys):
