@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -29,7 +28,7 @@ from .records import Record
 from .rendering import Render, Words, render_here
 from .selection import Entry, entry
 from .stats import CERTIFICATE, traced
-from .style import NAMED_MODELS, RC, Style, key_name, strength_symbol, styles
+from .style import NAMED_MODELS, Style, house_style, key_name, strength_symbol, styles
 
 EXAMPLE_MODELS = 4  # with examples, where more models stand than have a name in figures; else all have them
 PANELS = 12  # models of the sandwich
@@ -67,7 +66,7 @@ def draw_all(
     render
         What makes bytes of figures, which takes most of the time.
     """
-    with mpl.rc_context(RC):
+    with house_style():
         drawn = render(_all_figures(records, summary, board, headline))
     return [Picture(**words, svg=svg, png=png) for words, (svg, png) in drawn]
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from typing import IO, cast
 
-import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .style import RC
+from .style import house_style
 
 Drawn = tuple[bytes, bytes]
 """A figure as SVG and as PNG."""
@@ -29,7 +29,15 @@ Render = Callable[[Figures], list[tuple[Words, Drawn]]]
 DPI = 150
 MOST = 3
 """Processes that help; one makes the figures, and does not keep more of them busy."""
-_PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from robustode.bench.rendering import _serve; _serve()"
+_READY = b"ready to render\n"
+_PROGRAM = """import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of its input ends it
+answers = os.fdopen(os.dup(1), "wb")
+os.dup2(2, 1)  # what anybody prints is no answer
+sys.path[:] = sys.argv[1:]
+from robustode.bench.rendering import serve
+serve(sys.stdin.buffer, answers)
+"""
 
 
 def render_here(figures: Figures) -> list[tuple[Words, Drawn]]:
@@ -44,83 +52,102 @@ def render_nothing(figures: Figures) -> list[tuple[Words, Drawn]]:
 
 @contextmanager
 def helped(helpers: int | None = None) -> Iterator[Render]:
-    """Render in `helpers` other processes and in this one, which renders too once all figures are made.
+    """Render in other processes and in this one, which renders too once all figures are made.
 
-    They start at once, so that they are ready when the first figure is. A figure whose helper fails is
-    rendered here, where an error of its own is raised.
+    They start at once, so that they are ready when the first figure is. What a helper fails at is rendered
+    here, where an error or a warning of the figure is met again.
 
     Parameters
     ----------
     helpers
-        As many as there are cores besides this process's own, at most `MOST`, when None.
+        How many; as many as there are cores besides this process's own, at most `MOST`, when None.
     """
-    count = min(MOST, _cores() - 1) if helpers is None else helpers
-    if count < 1:
+    started = _start(min(MOST, _cores() - 1) if helpers is None else helpers)
+    if not started:
         yield render_here
         return
-    processes = [_start() for _ in range(count)]
-    free = list(processes)
+    free, threads = list(started), ThreadPoolExecutor(len(started))
 
-    def ask(packed: bytes) -> Drawn | None:
-        process = free.pop()  # there are as many as threads
-        assert process.stdin is not None
-        assert process.stdout is not None
+    def ask(figure: Figure) -> Drawn | None:
+        helper = free.pop()  # there are as many as threads
         try:
-            pickle.dump(packed, process.stdin)
-            process.stdin.flush()
-            drawn: Drawn | None = pickle.load(process.stdout)
-            return drawn
+            return helper.ask(figure)
         finally:
-            free.append(process)
+            free.append(helper)
 
-    with ThreadPoolExecutor(count) as threads:
+    def render(figures: Figures) -> list[tuple[Words, Drawn]]:
+        made = [(words, figure, threads.submit(ask, figure)) for words, figure in figures]
+        drawn = []
+        for words, figure, asked in reversed(made):  # from the end, where the helpers come last
+            theirs = None if asked.cancel() else asked.result()
+            drawn.append((words, theirs or _both(figure)))
+        return drawn[::-1]
 
-        def render(figures: Figures) -> list[tuple[Words, Drawn]]:
-            made = [(words, figure, threads.submit(ask, pickle.dumps(figure))) for words, figure in figures]
-            # From the end, where the helpers come last.
-            return [(words, _settled(figure, asked)) for words, figure, asked in reversed(made)][::-1]
-
-        try:
-            yield render
-        finally:
-            threads.shutdown(cancel_futures=True)
-            for process in processes:
-                process.kill()  # it has nothing left to do, and nothing to lose
-                process.communicate()
-
-
-def _settled(figure: Figure, asked: Future[Drawn | None]) -> Drawn:
-    """What a helper made of the figure, or what is made of it here where none has begun or one failed."""
-    drawn = None
-    if not asked.cancel():
-        with suppress(OSError, EOFError, pickle.UnpicklingError):  # it is no more
-            drawn = asked.result()
-    return drawn or _both(figure)
+    try:
+        yield render
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+        for helper in started:
+            helper.process.kill()  # it has nothing to lose, and no thread waits for it any more
+        threads.shutdown()
+        for helper in started:
+            helper.process.communicate()
 
 
-def _start() -> subprocess.Popen[bytes]:
-    # A script without a guard of its main module is not run again by this, as multiprocessing would.
-    command = [sys.executable, "-c", _PROGRAM, *sys.path]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-
-def _serve() -> None:
+def serve(asked: IO[bytes], answers: IO[bytes]) -> None:
     """Render what comes in, until nothing does; the answer to what cannot be rendered is None."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of its input ends it
-    incoming, outgoing = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what anybody prints is not an answer
-    mpl.rcParams.update(RC)
-    _both(Figure())  # what is loaded at the first figure is loaded now
-    while True:
+    warnings.simplefilter("error", UserWarning)  # who asked meets it again, and warns as it likes
+    with house_style():
+        _both(Figure())  # what is loaded at the first figure is loaded now
+        answers.write(_READY)
+        answers.flush()
+        with suppress(EOFError):
+            while True:
+                packed, drawn = pickle.load(asked), None
+                with suppress(Exception):
+                    drawn = _both(pickle.loads(packed))
+                pickle.dump(drawn, answers)
+                answers.flush()
+
+
+class _Helper:
+    """Another process that renders. A script without a guard of its main module is not run again by it."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-c", _PROGRAM, *(path for path in sys.path if isinstance(path, str))]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._ready = False
+
+    def ask(self, figure: Figure) -> Drawn | None:
+        """What it makes of `figure`; None where it cannot, and ever after an answer that is none."""
         try:
-            packed = pickle.load(incoming)
-        except EOFError:
-            return
-        drawn = None
-        with suppress(Exception):  # who asked meets it again, and tells it
-            drawn = _both(pickle.loads(packed))
-        pickle.dump(drawn, outgoing)
-        outgoing.flush()
+            packed = pickle.dumps(figure)
+        except Exception:
+            return None
+        asked, answers = cast(IO[bytes], self.process.stdin), cast(IO[bytes], self.process.stdout)
+        try:
+            while not self._ready:
+                line = answers.readline()  # or what anybody printed before it began
+                if not line:
+                    return None
+                self._ready = line.endswith(_READY)
+            pickle.dump(packed, asked)
+            asked.flush()
+            drawn: Drawn | None = pickle.load(answers)
+            return drawn
+        except Exception:
+            self.process.kill()
+            return None
+
+
+def _start(count: int) -> list[_Helper]:
+    """Up to `count` helpers; none where no interpreter can be started."""
+    helpers: list[_Helper] = []
+    if sys.executable and not getattr(sys, "frozen", False):
+        with suppress(OSError, ValueError):
+            while len(helpers) < count:
+                helpers.append(_Helper())
+    return helpers
 
 
 def _cores() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
@@ -292,5 +293,5 @@ def _cost_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
         where = (cell.dataset, "", cell.model, entry(cell)[2], "model", None, 0.0, "parameters")
         found.append((where, (size, np.nan, np.nan, 0, cell.training_seed)))
     for where, values in _grouped(found).items():
-        mean = [sum(value[i] for value in values) / len(values) for i in range(3)]
+        mean = [math.fsum(value[i] for value in values) / len(values) for i in range(3)]
         yield (*where, *mean, max(value[3] for value in values), len({value[4] for value in values}))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 from matplotlib.colors import to_rgb
 
@@ -74,6 +77,12 @@ RC: Any = {
     "ytick.labelcolor": INK,
     "ytick.labelsize": 8,
 }
+
+
+def house_style() -> AbstractContextManager[None]:
+    """Draw in this style, whatever the user's own settings of matplotlib are."""
+    return mpl.style.context(["default", RC])
+
 
 NORMS = {"linf": "ℓ∞", "l2": "ℓ₂", "l1": "ℓ₁", "l0": "ℓ₀"}
 _NOISE = {

@@ -37,6 +37,7 @@ REPORTING = [
     "drawing.sandwich",
     "drawing.critical",
     "figures",
+    "rendering",
     "report",
     "checking.restate",
     "pages.cards",

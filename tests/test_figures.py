@@ -54,8 +54,9 @@ def test_a_model_keeps_its_look_unless_its_slot_is_contested() -> None:
 
 def test_every_figure_is_drawn_and_byte_identical() -> None:
     records = synthetic.records(models=("node", "resnet"), seeds=(0, 1), samples=40)
-    first, second = draw(records), draw(records)
-    assert first == second
+    first = draw(records)
+    with mpl.rc_context({"axes.unicode_minus": False, "savefig.transparent": True, "font.size": 20}):
+        assert draw(records) == first, "whatever the user's own settings are"
     assert [p.name for p in first] == [
         "digits-accuracy",
         "digits-heatmap",

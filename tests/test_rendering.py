@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
-import subprocess
+import pickle
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib as mpl
 import pytest
 import synthetic
 from matplotlib.figure import Figure
 from robustode.bench import rendering, report
 from robustode.bench.rendering import Drawn, Figures, Words, helped, render_here, render_nothing
 from robustode.bench.report import write_report
-from robustode.bench.style import RC
+from robustode.bench.style import house_style
 from test_report import contents, small
+
+RESULTS = Path(__file__).parent.parent / "results"
 
 
 @pytest.fixture(autouse=True)
-def house_style():
-    with mpl.rc_context(RC):
+def _style() -> Iterator[None]:
+    with house_style():
         yield
 
 
 @pytest.fixture
-def started(monkeypatch) -> list[subprocess.Popen[bytes]]:
+def started(monkeypatch) -> list[rendering._Helper]:
     """The helpers, as they are started."""
-    begin, processes = rendering._start, []
-    monkeypatch.setattr(rendering, "_start", lambda: processes.append(begin()) or processes[-1])
-    return processes
+    begin, helpers = rendering._start, []
+    monkeypatch.setattr(rendering, "_start", lambda count: helpers.extend(begin(count)) or helpers[:])
+    return helpers
+
+
+@pytest.fixture
+def here(monkeypatch) -> list[Figure]:
+    """The figures that this process renders itself; none is taken back from a helper."""
+    both, figures = rendering._both, []
+    monkeypatch.setattr(rendering, "_both", lambda figure: figures.append(figure) or both(figure))
+    monkeypatch.setattr("concurrent.futures.Future.cancel", lambda _: False)
+    return figures
 
 
 def figures(count: int) -> Figures:
@@ -52,38 +64,84 @@ def test_helpers_give_the_same_bytes_in_the_same_order(started):
     assert len({svg for _, (svg, _) in alone}) == len({png for _, (_, png) in alone}) == 6
     assert with_helpers(2, figures(6)) == alone
     assert len(started) == 2
-    assert all(process.returncode is not None for process in started), "left behind"
+    assert all(helper.process.returncode is not None for helper in started), "left behind"
 
 
-def test_a_helper_renders_every_figure_of_a_report_as_this_process_does(tmp_path: Path, monkeypatch, started):
-    """Folders alike to the byte, and more than one figure rendered elsewhere."""
-    folder = synthetic.write(tmp_path, small(seeds=(0, 1)))
+def test_a_report_of_many_records_is_rendered_elsewhere_alike(tmp_path: Path, monkeypatch, started, here):
+    folder = synthetic.write(tmp_path, small())
     write_report(folder)
-    alone = contents(folder / "report")
+    alone, count = contents(folder / "report"), len(here)
     assert not started
+    assert count >= 4
     monkeypatch.setattr(report, "MANY", 1)
     monkeypatch.setattr(rendering, "_cores", lambda: 2)
-    here: list[Figure] = []
-    # Nothing is taken back from the helper, so that each figure goes through it.
-    monkeypatch.setattr(rendering, "_settled", lambda figure, asked: asked.result() or here.append(figure))
     write_report(folder)
     assert contents(folder / "report") == alone
-    assert (len(started), here) == (1, [])
+    assert (len(started), len(here)) == (1, count)
 
 
-@pytest.mark.parametrize("program", ["raise SystemExit", "print('not a pickle', flush=True); input()"])
-def test_what_a_helper_fails_at_is_rendered_here(program, monkeypatch, started):
+def test_every_kind_of_figure_can_be_sent():
+    """What cannot be sent is rendered here, which takes longer and looks the same."""
+    names = []
+
+    def send(figures: Figures) -> list[tuple[Words, Drawn]]:
+        made = [(words, pickle.dumps(figure)) for words, figure in figures]
+        names.extend(words["name"] for words, _ in made)
+        return [(words, (b"", b"")) for words, _ in made]
+
+    for folder in (RESULTS / "digits", RESULTS / "sweep"):
+        report._make(folder, send)
+    kinds = {name.split("-", 1)[1].split("-")[0] for name in names}
+    drawn = {path.stem.split("-", 1)[1].split("-")[0] for path in RESULTS.glob("*/report/figures/*.svg")}
+    assert kinds == drawn
+
+
+PRINTS = "print('This host is managed', flush=True)\n"
+BREAKS = "print('ready to render', flush=True); print({}, flush=True); input()"
+
+
+@pytest.mark.parametrize(
+    ("program", "rendered"),
+    [
+        (PRINTS + rendering._PROGRAM, 0),
+        ("raise SystemExit", 3),
+        (BREAKS.format("'not a pickle'"), 3),
+        (BREAKS.format("'N.'"), 3),
+    ],
+    ids=["prints", "ends", "no pickle", "no answer"],
+)
+def test_what_a_helper_fails_at_is_rendered_here(program, rendered, monkeypatch, started, here):
     monkeypatch.setattr(rendering, "_PROGRAM", program)
-    assert with_helpers(1, figures(3)) == render_here(figures(3))
-    assert started[0].returncode is not None
+    drawn = with_helpers(1, figures(3))
+    assert len(here) == rendered
+    assert drawn == render_here(figures(3))
+    assert started[0].process.returncode is not None
 
 
-def test_a_figure_that_cannot_be_drawn_says_so_itself(started):
+@pytest.mark.parametrize("interpreter", [None, "", "/nowhere/python"])
+def test_without_an_interpreter_to_start_everything_is_rendered_here(interpreter, monkeypatch):
+    monkeypatch.setattr(sys, "executable", interpreter)
+    with helped(2) as render:
+        assert render is render_here
+
+
+def test_a_figure_that_cannot_be_sent_is_rendered_here(started, here):
+    [(words, figure)] = figures(1)
+    figure.axes[0].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    drawn = with_helpers(1, [(words, figure)])
+    assert here == [figure]
+    assert drawn[0][1][0].startswith(b"<?xml")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"), [(r"$\frac{1}$", "Expected"), ("\u4e2d", "Glyph 20013")], ids=["error", "warning"]
+)
+def test_a_figure_says_here_what_is_wrong_with_it(text, error, started):
     bad = Figure()
-    bad.text(0.5, 0.5, r"$\frac{1}$")
-    with pytest.raises(ValueError, match="Expected"):
+    bad.text(0.5, 0.5, text)
+    with pytest.raises((ValueError, UserWarning), match=error):
         with_helpers(1, [({"name": "bad"}, bad), *figures(1)])
-    assert started[0].returncode is not None
+    assert started[0].process.returncode is not None
 
 
 def test_on_one_core_nobody_is_asked_for_help(monkeypatch, started):
