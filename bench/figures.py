@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -54,8 +54,10 @@ def draw_all(
     headline: Headline,
     *,
     render: Render = render_here,
-) -> list[Picture]:
+) -> Callable[[], list[Picture]]:
     """Draw every figure that the records allow, dataset by dataset.
+
+    Returns what gives the pictures; with helpers they are being rendered until then.
 
     Parameters
     ----------
@@ -67,8 +69,8 @@ def draw_all(
         What makes bytes of figures, which takes most of the time.
     """
     with house_style():
-        drawn = render(_all_figures(records, summary, board, headline))
-    return [Picture(**words, svg=svg, png=png) for words, (svg, png) in drawn]
+        rendered = render(_all_figures(records, summary, board, headline))
+    return lambda: [Picture(**words, svg=svg, png=png) for words, (svg, png) in rendered()]
 
 
 def _all_figures(

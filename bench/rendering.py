@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import pickle
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, cast
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from .style import house_style
@@ -23,8 +25,10 @@ Drawn = tuple[bytes, bytes]
 Words = Mapping[str, str]
 """What is said of a figure; it goes through with it."""
 Figures = Iterable[tuple[Words, Figure]]
-Render = Callable[[Figures], list[tuple[Words, Drawn]]]
-"""What turns figures into bytes, in their order."""
+Rendered = Callable[[], list[tuple[Words, Drawn]]]
+"""What gives the bytes of figures, in their order, and waits for them where it must."""
+Render = Callable[[Figures], Rendered]
+"""What turns figures into bytes; all of them are made when it returns."""
 
 DPI = 150
 MOST = 3
@@ -40,19 +44,21 @@ serve(sys.stdin.buffer, answers)
 """
 
 
-def render_here(figures: Figures) -> list[tuple[Words, Drawn]]:
-    """Render in this process."""
-    return [(words, _both(figure)) for words, figure in figures]
+def render_here(figures: Figures) -> Rendered:
+    """Render in this process, at once."""
+    drawn = [(words, _both(figure)) for words, figure in figures]
+    return lambda: drawn
 
 
-def render_nothing(figures: Figures) -> list[tuple[Words, Drawn]]:
+def render_nothing(figures: Figures) -> Rendered:
     """Leave the figures as they are: for who wants only what is said of them."""
-    return [(words, (b"", b"")) for words, _ in figures]
+    drawn = [(words, (b"", b"")) for words, _ in figures]
+    return lambda: drawn
 
 
 @contextmanager
 def helped(helpers: int | None = None) -> Iterator[Render]:
-    """Render in other processes and in this one, which renders too once all figures are made.
+    """Render in other processes, and in this one too once somebody waits for the bytes.
 
     They start at once, so that they are ready when the first figure is. What a helper fails at is rendered
     here, where an error or a warning of the figure is met again.
@@ -75,13 +81,17 @@ def helped(helpers: int | None = None) -> Iterator[Render]:
         finally:
             free.append(helper)
 
-    def render(figures: Figures) -> list[tuple[Words, Drawn]]:
+    def render(figures: Figures) -> Rendered:
         made = [(words, figure, threads.submit(ask, figure)) for words, figure in figures]
-        drawn = []
-        for words, figure, asked in reversed(made):  # from the end, where the helpers come last
-            theirs = None if asked.cancel() else asked.result()
-            drawn.append((words, theirs or _both(figure)))
-        return drawn[::-1]
+
+        def rendered() -> list[tuple[Words, Drawn]]:
+            drawn = []
+            for words, figure, asked in reversed(made):  # from the end, where the helpers come last
+                theirs = None if asked.cancel() else asked.result()
+                drawn.append((words, theirs or _both(figure)))
+            return drawn[::-1]
+
+        return rendered
 
     try:
         yield render
@@ -97,17 +107,17 @@ def helped(helpers: int | None = None) -> Iterator[Render]:
 def serve(asked: IO[bytes], answers: IO[bytes]) -> None:
     """Render what comes in, until nothing does; the answer to what cannot be rendered is None."""
     warnings.simplefilter("error", UserWarning)  # who asked meets it again, and warns as it likes
-    with house_style():
-        _both(Figure())  # what is loaded at the first figure is loaded now
-        answers.write(_READY)
-        answers.flush()
-        with suppress(EOFError):
-            while True:
-                packed, drawn = pickle.load(asked), None
-                with suppress(Exception):
-                    drawn = _both(pickle.loads(packed))
-                pickle.dump(drawn, answers)
-                answers.flush()
+    _both(Figure())  # what is loaded at the first figure is loaded now
+    gc.freeze()  # and is not looked through for garbage at every other
+    answers.write(_READY)
+    answers.flush()
+    with suppress(EOFError):
+        while True:
+            packed, drawn = pickle.load(asked), None
+            with suppress(Exception):
+                drawn = _both(pickle.loads(packed))
+            pickle.dump(drawn, answers)
+            answers.flush()
 
 
 class _Helper:
@@ -157,12 +167,14 @@ def _cores() -> int:
 def _both(figure: Figure) -> Drawn:
     """The figure as SVG and as PNG, laid out once for both.
 
-    Without dates or versions, so that the bytes depend on the picture alone.
+    Without dates or versions, so that the bytes depend on the picture alone. Printed by the canvases
+    themselves: `savefig` draws everything once more before, for a layout that drawing makes as well.
     """
     svg, png = io.BytesIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", dpi=DPI, metadata={"Date": None, "Creator": None})
-    figure.set_layout_engine("none")
-    figure.set_dpi(DPI)
-    # `savefig` draws twice, the first time for a layout that there is already.
-    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+    with house_style():
+        figure.set_dpi(DPI)
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+        figure.set_layout_engine("none")
+        figure.set_dpi(DPI)
+        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
     return svg.getvalue(), png.getvalue()

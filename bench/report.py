@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -141,7 +142,7 @@ def _make(folder: Path, render_figures: Render) -> _Made:
     summary = summarise(used)
     audited = sheets(used, headline)
     board = leaderboard(used, headline, summary, audited)
-    pictures = draw_all(used, summary, board, headline, render=render_figures)
+    drawn = cache(draw_all(used, summary, board, headline, render=render_figures))
     protocols = protocol_tables(summary, labelled(board))
     transfers, parts = transfer_tables(used, labelled(board)), attack_parts(used)
     files = _tables(summary, board, headline, protocols, transfers, parts)
@@ -156,7 +157,7 @@ def _make(folder: Path, render_figures: Render) -> _Made:
         summary=summary,
         board=board,
         headline=headline,
-        pictures=pictures,
+        pictures=drawn,
         protocols=protocols,
         smoothing=smoothing_tables(summary, labelled(board)),
         transfers=transfers,
@@ -168,7 +169,7 @@ def _make(folder: Path, render_figures: Render) -> _Made:
     )
     return _Made(
         texts=files,
-        pictures=pictures,
+        pictures=drawn(),
         board=board,
         failures=failures,
         problems=problems,

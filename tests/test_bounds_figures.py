@@ -135,7 +135,8 @@ def test_no_certificate_no_sandwich_and_no_gap() -> None:
 
 def drawn(records: list[Record]) -> set[str]:
     summary = summarise(records)
-    return {p.name for p in draw_all(records, summary, leaderboard(records, HEADLINE, summary), HEADLINE)}
+    pictures = draw_all(records, summary, leaderboard(records, HEADLINE, summary), HEADLINE)
+    return {picture.name for picture in pictures()}
 
 
 def test_both_figures_are_drawn_from_records_alone() -> None:

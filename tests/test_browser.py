@@ -46,7 +46,7 @@ def made() -> list[Record]:
     return records + synthetic.records(("node", "anode"), samples=60, threats=threats, dataset="mnist")
 
 
-def drawn(*_: object, render: object) -> list[Picture]:
+def drawn() -> list[Picture]:
     """Pictures as the report draws them, in name and kind; what is in them is tested elsewhere."""
     svg = b'<svg xmlns="http://www.w3.org/2000/svg" width="80" height="40"><path d="M0 0L80 40"/></svg>'
     names = [("accuracy", "Accuracy against strength"), ("heatmap", "Accuracy at the reported strengths")]
@@ -65,7 +65,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     folder = synthetic.write(tmp_path_factory.mktemp("browser"), made(), headline)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "draw_all", drawn)
+        patch.setattr(report, "draw_all", lambda *_, render: drawn)
         return report.write_report(folder).page.as_uri()
 
 

@@ -23,7 +23,7 @@ from robustode.bench.style import INK, RC, styles
 def draw(records: list[Record], headline: Headline = synthetic.HEADLINE) -> list[Picture]:
     used, _ = current(records)
     summary = summarise(used)
-    return draw_all(used, summary, leaderboard(used, headline, summary), headline)
+    return draw_all(used, summary, leaderboard(used, headline, summary), headline)()
 
 
 def test_core_models_have_fixed_and_distinct_looks() -> None:

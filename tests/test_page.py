@@ -315,7 +315,7 @@ def test_a_row_that_was_not_asked_is_below_those_that_were():
 
 
 def test_audits_stand_on_the_page_only_where_there_are_any(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(report_module, "draw_all", lambda *_, render: [])
+    monkeypatch.setattr(report_module, "draw_all", lambda *_, render: lambda: [])
     folder = synthetic.write(tmp_path, of("node") + of("resnet"))
     plain = write_report(folder).page.read_text(encoding="utf-8")
     assert "Gradient masking" not in plain

@@ -11,7 +11,7 @@ import pytest
 import synthetic
 from matplotlib.figure import Figure
 from robustode.bench import rendering, report
-from robustode.bench.rendering import Drawn, Figures, Words, helped, render_here, render_nothing
+from robustode.bench.rendering import Drawn, Figures, Rendered, Words, helped, render_here, render_nothing
 from robustode.bench.report import write_report
 from robustode.bench.style import house_style
 from test_report import contents, small
@@ -55,11 +55,11 @@ def figures(count: int) -> Figures:
 
 def with_helpers(count: int, asked: Figures) -> list[tuple[Words, Drawn]]:
     with helped(count) as render:
-        return render(asked)
+        return render(asked)()
 
 
 def test_helpers_give_the_same_bytes_in_the_same_order(started):
-    alone = render_here(figures(6))
+    alone = render_here(figures(6))()
     assert [words["name"] for words, _ in alone] == list("012345")
     assert len({svg for _, (svg, _) in alone}) == len({png for _, (_, png) in alone}) == 6
     assert with_helpers(2, figures(6)) == alone
@@ -84,10 +84,10 @@ def test_every_kind_of_figure_can_be_sent():
     """What cannot be sent is rendered here, which takes longer and looks the same."""
     names = []
 
-    def send(figures: Figures) -> list[tuple[Words, Drawn]]:
+    def send(figures: Figures) -> Rendered:
         made = [(words, pickle.dumps(figure)) for words, figure in figures]
         names.extend(words["name"] for words, _ in made)
-        return [(words, (b"", b"")) for words, _ in made]
+        return lambda: [(words, (b"", b"")) for words, _ in made]
 
     for folder in (RESULTS / "digits", RESULTS / "sweep"):
         report._make(folder, send)
@@ -114,7 +114,7 @@ def test_what_a_helper_fails_at_is_rendered_here(program, rendered, monkeypatch,
     monkeypatch.setattr(rendering, "_PROGRAM", program)
     drawn = with_helpers(1, figures(3))
     assert len(here) == rendered
-    assert drawn == render_here(figures(3))
+    assert drawn == render_here(figures(3))()
     assert started[0].process.returncode is not None
 
 
@@ -154,4 +154,4 @@ def test_on_one_core_nobody_is_asked_for_help(monkeypatch, started):
 
 
 def test_nothing_is_rendered_for_who_wants_words_alone():
-    assert render_nothing(figures(2)) == [({"name": "0"}, (b"", b"")), ({"name": "1"}, (b"", b""))]
+    assert render_nothing(figures(2))() == [({"name": "0"}, (b"", b"")), ({"name": "1"}, (b"", b""))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -32,7 +32,7 @@ def render(
     summary: pd.DataFrame,
     board: pd.DataFrame,
     headline: Headline,
-    pictures: Sequence[Picture],
+    pictures: Callable[[], Sequence[Picture]],
     protocols: Sequence[SideTable],
     smoothing: Sequence[SideTable],
     transfers: Sequence[SideTable],
@@ -48,6 +48,8 @@ def render(
     ----------
     records
         The records that count.
+    pictures
+        Gives the pictures; asked last, since they may be rendered until then.
     parts
         What ``attack_parts.parts_tables`` makes.
     problems
@@ -72,11 +74,24 @@ def render(
         grid(str(name), mine, headline, behind, anchors, badges)
         for name, mine in board.groupby("dataset", sort=True)
     ]
-    shown = [_picture(p) for p in pictures]
-    mine_of = {key: _pictures_of(shown, row.dataset, row.label) for key, row in zip(keys, rows, strict=True)}
-    taken = {p["name"] for found in mine_of.values() for p in found}
+    cards = [
+        sheet(
+            row,
+            by_row[key],
+            headline,
+            anchor=anchors[key],
+            certificates=proven.get(key, ()),
+            audits=checked[key],
+        )
+        for key, row in zip(keys, rows, strict=True)
+    ]
+    throughput = timing_tables(summary, records)
+    charts = chart_data(summary, board, anchors)
     failures = [(r.cell.dataset, r.cell.label(), r.error or r.status) for r in records if r.status != "ok"]
     code, code_hash = script()
+    shown = [_picture(p) for p in pictures()]
+    mine_of = {key: _pictures_of(shown, row.dataset, row.label) for key, row in zip(keys, rows, strict=True)}
+    taken = {p["name"] for found in mine_of.values() for p in found}
     text = template("index.html.j2").render(
         headline=headline,
         rank_by=_rank_name(headline),
@@ -88,21 +103,10 @@ def render(
         protocols=protocols,
         smoothing=smoothing,
         transfers=transfers,
-        throughput=timing_tables(summary, records),
+        throughput=throughput,
         parts=parts,
         submissions=[_submission(r) for r in records if r.cell.family == SUBMISSION],
-        cards=[
-            sheet(
-                row,
-                by_row[key],
-                headline,
-                anchor=anchors[key],
-                certificates=proven.get(key, ()),
-                pictures=mine_of[key],
-                audits=checked[key],
-            )
-            for key, row in zip(keys, rows, strict=True)
-        ],
+        cards=[card | {"pictures": mine_of[key]} for key, card in zip(keys, cards, strict=True)],
         failures=failures,
         problems=problems,
         benchmarks=benchmarks,
@@ -112,7 +116,7 @@ def render(
         own_bibtex=own_bibtex(),
         data=embedded(
             {
-                "charts": chart_data(summary, board, anchors),
+                "charts": charts,
                 "ranks": {table["name"]: table["ranks"] for table in tables if table["ranks"]},
             }
         ),

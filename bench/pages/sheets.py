@@ -29,7 +29,6 @@ def sheet(
     *,
     anchor: str,
     certificates: Sequence[Mapping[str, Any]],
-    pictures: Sequence[Mapping[str, Any]],
     audits: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The sheet of one row for the template.
@@ -40,8 +39,8 @@ def sheet(
         A row of the leaderboard with the column `label`, as a named tuple.
     records
         Its records.
-    certificates, pictures
-        Its `certificates`, and the pictures that show this model alone.
+    certificates
+        Its `certificates`.
     audits
         Its audits, each with the keys `AUDIT_FIELDS`; the verdict is ``pass``, ``flag``, ``failed`` or
         ``not applicable``, ``exempt`` the model's reason for a flag, ``plot`` a data URI. Any may be absent.
@@ -72,7 +71,6 @@ def sheet(
         "certificates": list(certificates),
         "no_certificate": str(card.get("no_certificate") or ""),
         "audits": [audit_row(audit) for audit in audits],
-        "pictures": list(pictures),
         "parameters": "" if missing(row.parameters) else f"{int(row.parameters):,}",
         "last_epoch": cell.recipe.get("select") == "last",
         "version": cell.model_version,
