@@ -5,13 +5,13 @@ from __future__ import annotations
 import pkgutil
 from importlib import import_module
 
-from ._norms import BUDGET_TOLERANCE, distance, project, violation
+from .core.norms import BUDGET_TOLERANCE, distance, project, violation
 from .registry import THREATS, Threat, register_closest, register_threat
 
 for _module in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")):
     import_module(f".{_module}", __name__)
 
-from .minimal import closest  # noqa: E402  (it registers threats, in the order of the files)
+from .minimum_norm import closest  # noqa: E402  (it registers threats, in the order of the files)
 
 __all__ = [
     "BUDGET_TOLERANCE",

@@ -16,15 +16,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ._apgd import apgd
-from ._fab import fab
-from ._ledger import part
-from ._losses import cross_entropy, difference, dlr_targeted
-from ._norms import Radius
-from ._slopes import slopes
-from ._square import square
-from ._survivors import Survivors, under_attack
-from ._types import Model, Norm, Seed
+from .algorithms.apgd import apgd
+from .algorithms.fab import fab
+from .algorithms.finite_differences import slopes
+from .algorithms.square import square
+from .core.batch_state import Survivors, under_attack
+from .core.cost_log import part
+from .core.losses import cross_entropy, difference, dlr_targeted
+from .core.norms import Radius
+from .core.types import Model, Norm, Seed
 from .registry import Craft, register_threat
 
 _CROCE = "Croce, Hein, ICML 2020, arXiv 2003.01690"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._types import Model, Seed
+from .core.types import Model, Seed
 from .registry import register_threat
 
 

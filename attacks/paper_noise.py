@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._types import Model, Seed
-from .noise import draw, normal, uniform_unit
+from .core.sampling import draw, normal, uniform_unit
+from .core.types import Model, Seed
 from .registry import register_threat
 
 MEAN, STD = 0.1307, 0.3081

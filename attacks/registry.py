@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .._errors import InvalidArgument
 from .._registry import Registry, check_name, unknown_name
-from ._room import at_each
-from ._types import Family, Model, Norm, Seed
+from .core.rounding import at_each
+from .core.types import Family, Model, Norm, Seed
 
 Craft: TypeAlias = Callable[..., Tensor]
 """``craft(model, images, labels, strength, seed, **parameters)`` returns perturbed images.

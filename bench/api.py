@@ -17,20 +17,20 @@ from .._errors import InvalidArgument, RecordError
 from .._registry import check_name, unknown_name
 from ..attacks import THREATS, Threat
 from ..models import MODELS
+from .config.plan import attack_norm
+from .config.pretrained import RECIPE
 from .data import DATASETS, Data, load_data
-from .describe import made_by, summary_line
-from .evaluate import evaluate_cell, frozen
-from .given import RECIPE
-from .headline import Headline
-from .plan import attack_norm
-from .progress import Quiet, Reporter, shown
-from .queries import call_model, one_line
-from .random_state import random_state_kept
-from .records import Cell
-from .selection import newest_training
-from .stats import summarise
-from .store import Store
-from .through import evaluate_through
+from .evaluation.accuracy import evaluate_cell, frozen
+from .evaluation.solver_transfer import evaluate_through
+from .records.headline import Headline
+from .records.latest import newest_training
+from .records.record import Cell
+from .records.store import Store
+from .report.statistics import summarise
+from .runtime.checked_model import call_model, one_line
+from .runtime.progress import Quiet, Reporter, shown
+from .runtime.random_state import random_state_kept
+from .training.provenance import made_by, summary_line
 
 DEFAULT_STRENGTHS: Mapping[str, float] = {
     "clean": 0.0,
@@ -254,9 +254,9 @@ def load_model(
     CheckpointError
         When its code has changed since, or its weights are missing or do not match the hash in its record.
     """
-    from .outside.external import resolve_model
-    from .outside.plugins import load_plugins
-    from .trained import model_of, trained_model
+    from .plugins.entry_points import load_plugins
+    from .plugins.model_file import resolve_model
+    from .training.load_trained import model_of, trained_model
 
     load_plugins(lambda line: warnings.warn(line, stacklevel=3))
     external = resolve_model(model) if model else None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pkgutil
 from importlib import import_module
 
-from ._bounds import LipschitzParts, NoCertificate, convolution_bound
-from ._ode import ODEBlock, count_nfe
-from ._solver import Solver, SolverFailure
-from ._stem import Normalise
-from ._surrogates import solver_surrogates, with_solver
-from ._tanh import TanhField
+from .ode.block import ODEBlock, count_nfe
+from .ode.lipschitz import LipschitzParts, NoCertificate, convolution_bound
+from .ode.solver import Solver, SolverFailure
+from .ode.surrogates import solver_surrogates, with_solver
+from .ode.tanh_field import TanhField
+from .pixel_network import Normalise
 from .registry import CLAIMS, MODELS, ModelSpec, register_model
 
 for _module in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ._ode import ODEBlock
-from ._solver import Solver
-from ._stem import ChannelLayer, PixelNetwork
-from ._tanh import TanhField
+from .ode.block import ODEBlock
+from .ode.solver import Solver
+from .ode.tanh_field import TanhField
+from .pixel_network import ChannelLayer, PixelNetwork
 from .registry import register_model
 
 

@@ -64,7 +64,7 @@ def registries() -> Iterator[None]:
 
     from robustode.attacks import THREATS
     from robustode.bench.data import DATASETS
-    from robustode.bench.outside import external
+    from robustode.bench.plugins import model_file as external
     from robustode.models import MODELS
 
     before = [(registry, set(registry.names())) for registry in (MODELS, THREATS, DATASETS)]

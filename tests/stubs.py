@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from robustode.attacks import THREATS, Threat
 from robustode.bench.data import Split
-from robustode.bench.progress import Quiet
-from robustode.bench.records import Cell
+from robustode.bench.records.record import Cell
+from robustode.bench.runtime.progress import Quiet
 from robustode.models import ModelSpec
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode

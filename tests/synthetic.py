@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from robustode.bench.headline import Headline
-from robustode.bench.records import Cell, Record
-from robustode.bench.store import Store
+from robustode.bench.records.headline import Headline
+from robustode.bench.records.record import Cell, Record
+from robustode.bench.records.store import Store
 from sklearn.datasets import load_digits
 
 CORE = ("resnet", "node", "h-node", "ch-node")

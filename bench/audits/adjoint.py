@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint_adjoint
 
 from ...models import ODEBlock, SolverFailure
-from ...models._solver import Field
+from ...models.ode.solver import Field
 
 
 class _Adjoint(ODEBlock):

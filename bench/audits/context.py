@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ...attacks import THREATS, Threat
-from ...attacks._seeds import sample_seeds
-from ...attacks._types import Norm
+from ...attacks.core.seeds import sample_seeds
+from ...attacks.core.types import Norm
 from ...models import ModelSpec
-from ..describe import describe_solver
-from ..evaluate import frozen
-from ..queries import QueriedModel
-from ..records import Cell
+from ..evaluation.accuracy import frozen
+from ..records.record import Cell
+from ..runtime.checked_model import QueriedModel
+from ..training.provenance import describe_solver
 from .evidence import Evidence
 
 T = TypeVar("T")

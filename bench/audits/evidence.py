@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ..records import SUBMISSION, Record
+from ..records.record import SUBMISSION, Record
 
 
 @dataclass(frozen=True, kw_only=True)

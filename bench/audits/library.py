@@ -52,4 +52,4 @@ def audit_names() -> list[str]:
 
 def _load(modules: Iterable[str]) -> None:
     for module in modules:
-        import_module(f".{module}", __package__)
+        import_module(f".checks.{module}", __package__)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..records import Cell, Record
+from ..records.record import Cell, Record
 from .evidence import Evidence
 from .registry import Audit, Verdict
 

@@ -17,18 +17,18 @@ import torch
 
 from ..._errors import InvalidArgument, RecordError, RobustodeError
 from ..._registry import unknown_name
-from ...attacks._types import Norm
+from ...attacks.core.types import Norm
 from ..data import load_data
-from ..describe import made_by
-from ..evaluate import failed
-from ..headline import Headline
-from ..limits import time_limit
-from ..outside.external import load_external, named_models
-from ..queries import one_line
-from ..records import Record
-from ..selection import Entry, current, entry
-from ..store import Store
-from ..trained import model_of, trained_model
+from ..evaluation.accuracy import failed
+from ..plugins.model_file import load_external, named_models
+from ..records.headline import Headline
+from ..records.latest import Entry, current, entry
+from ..records.record import Record
+from ..records.store import Store
+from ..runtime.checked_model import one_line
+from ..runtime.time_limit import time_limit
+from ..training.load_trained import model_of, trained_model
+from ..training.provenance import made_by
 from .context import DEFAULT_EPS, Context
 from .evidence import Evidence
 from .library import all_audits

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..headline import Headline
-from ..records import Record
-from ..selection import Entry, entry
+from ..records.headline import Headline
+from ..records.latest import Entry, entry
+from ..records.record import Record
 from .evidence import Evidence
 from .library import MODEL, records_audits
 from .outcome import Finding, read_finding, stored_finding

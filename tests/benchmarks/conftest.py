@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
-from robustode.bench.device import device_name, environment
+from robustode.bench.runtime.device import device_name, environment
 
 ROOT = Path(__file__).parents[2]
 MOST_ROUNDS = 200

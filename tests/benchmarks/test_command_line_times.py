@@ -13,7 +13,7 @@ CASES = [
     pytest.param("help", ["-m", "robustode", "--help"], "seconds < 0.3", id="help"),
     pytest.param("list presets", ["-m", "robustode", "list", "presets"], None, id="list"),
     pytest.param("import robustode", ["-c", "import robustode"], None, id="import"),
-    pytest.param("import the report", ["-c", "import robustode.bench.report"], None, id="report"),
+    pytest.param("import the report", ["-c", "import robustode.bench.report.report"], None, id="report"),
 ]
 
 

@@ -10,8 +10,8 @@ import robustode
 import stubs
 from robustode.attacks import THREATS
 from robustode.bench.data import load_data
-from robustode.bench.evaluate import evaluate_cell
-from robustode.bench.whole_curve import evaluate_curve
+from robustode.bench.evaluation.accuracy import evaluate_cell
+from robustode.bench.evaluation.curve import evaluate_curve
 
 ROOT = Path(__file__).parents[2]
 GRIDS = {

@@ -8,12 +8,12 @@ import pytest
 import stubs
 import torch
 from robustode.attacks import THREATS
-from robustode.bench.cells import accuracy_cells, training_cell
+from robustode.bench.config.cells import accuracy_cells, training_cell
+from robustode.bench.config.plan import make_plan
+from robustode.bench.config.preset import load_preset
 from robustode.bench.data import Split
-from robustode.bench.evaluate import evaluate_cell, frozen
-from robustode.bench.plan import make_plan
-from robustode.bench.preset import load_preset
-from robustode.bench.throughput import peak_memory
+from robustode.bench.evaluation.accuracy import evaluate_cell, frozen
+from robustode.bench.throughput.measure import peak_memory
 from robustode.models import MODELS
 from timed import CLASSES, EVERY, Recorder, build, dataset, images, replay, trained
 

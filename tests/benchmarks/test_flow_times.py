@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from robustode.bench.timing.operations import flow_work
+from robustode.bench.throughput.flop_count import flow_work
 from timed import EAGER, EVERY, FIXED_GRID, LOOP, build, eager, loop, state_of
 from torch import Tensor
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from robustode.attacks import THREATS
-from robustode.bench.evaluate import frozen
-from robustode.bench.queries import QueriedModel
-from robustode.bench.throughput import inference
+from robustode.bench.evaluation.accuracy import frozen
+from robustode.bench.runtime.checked_model import QueriedModel
+from robustode.bench.throughput.measure import inference
 from timed import CLASSES, EAGER, EVERY, build, eager, images
 from torch.nn import functional as F
 

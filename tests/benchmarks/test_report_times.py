@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import synthetic
-from robustode.bench.report import write_report
-from robustode.bench.store import Store
+from robustode.bench.records.store import Store
+from robustode.bench.report.report import write_report
 
 
 @pytest.mark.benchmark(group="report")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from robustode.bench.preset import Recipe
-from robustode.bench.throughput import train_once
-from robustode.bench.train import build_model, train
+from robustode.bench.config.preset import Recipe
+from robustode.bench.throughput.measure import train_once
+from robustode.bench.training.train import build_model, train
 from robustode.models import MODELS
 from timed import CLASSES, EAGER, FIXED_GRID, build, dataset, eager, images
 

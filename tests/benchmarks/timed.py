@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from robustode.bench.data import Data, Split, default_root, load_data
-from robustode.bench.train import fit_normalisation, training_step
+from robustode.bench.training.train import fit_normalisation, training_step
 from robustode.models import MODELS
-from robustode.models._fused import eager_flows
-from robustode.models._ode import ODEBlock
+from robustode.models.ode.block import ODEBlock
+from robustode.models.ode.kernels.fixed_step import eager_flows
 from torch import Tensor, nn
 
 SHAPE, CLASSES = (1, 28, 28), 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from .base import Case, Sin, audit_case, context_of
+from robustode.tests.gallery.base import Case, Sin, audit_case, context_of
 
 FILES = (
     "batch_coupling",

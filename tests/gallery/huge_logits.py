@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Case, Sin, fitted
+from robustode.tests.gallery.base import Case, Sin, fitted
 
 
 def sinner(seed: int) -> Case:

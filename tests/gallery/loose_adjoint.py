@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from robustode.models import ODEBlock, Solver
+from robustode.tests.gallery.base import Case, Sin, fit, fitted
 from torch import Tensor, nn
 from torchdiffeq import odeint_adjoint
-
-from .base import Case, Sin, fit, fitted
 
 
 class AdjointBlock(ODEBlock):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from robustode.tests.gallery.base import Case, Sin, Wrapped, honest
 from torch import Tensor
-
-from .base import Case, Sin, Wrapped, honest
 
 
 class Rounded(Wrapped):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 
 import torch
+from robustode.tests.gallery.base import Case, Sin, fit, honest
 from torch import Tensor, nn
-
-from .base import Case, Sin, fit, honest
 
 
 class Saturated(nn.Module):

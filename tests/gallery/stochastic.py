@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
+from robustode.tests.gallery.base import Case, Sin, Wrapped, honest
 from torch import Tensor, nn
-
-from .base import Case, Sin, Wrapped, honest
 
 
 class Noisy(Wrapped):

@@ -14,8 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from robustode.bench.audits.library import audit_names
 from robustode.bench.audits.registry import Verdict
-
-from . import SINS, audit_case
+from robustode.tests.gallery import SINS, audit_case
 
 SEEDS = (0, 1, 2)
 Counts = Mapping[tuple[str, str], Mapping[str, int]]

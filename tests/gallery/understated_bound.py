@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from robustode.models import LipschitzParts
+from robustode.tests.gallery.base import Case, Sin, Wrapped, fitted
 from torch import nn
-
-from .base import Case, Sin, Wrapped, fitted
 
 
 class States(Wrapped):

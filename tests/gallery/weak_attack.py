@@ -6,10 +6,9 @@ import stubs
 import torch
 from robustode.attacks import THREATS
 from robustode.bench.audits.evidence import Evidence
-from robustode.bench.evaluate import evaluate_cell
-from robustode.bench.records import Record
-
-from .base import EPS, SAMPLES, Case, Sin, digits, honest
+from robustode.bench.evaluation.accuracy import evaluate_cell
+from robustode.bench.records.record import Record
+from robustode.tests.gallery.base import EPS, SAMPLES, Case, Sin, digits, honest
 
 
 def _stored(seed: int, **parameters: float) -> Evidence:

@@ -1,0 +1,1 @@
+"""The attack algorithms, one per file."""

@@ -1,0 +1,1 @@
+"""What all attacks share: norms, losses, seeds, the queried model, memory, costs."""

@@ -1,0 +1,207 @@
+"""The samples under attack: who is still classified correctly, and every sample's best image so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from .frozen_model import frozen
+from .losses import margin, rounding
+from .oracle import Loss, Queries, demand_finite, points
+from .seeds import per_sample, seeded
+from .types import Model, Seed
+
+
+@contextmanager
+def under_attack(
+    model: Model, images: Tensor, labels: Tensor, seed: Seed, *, stop: bool = True
+) -> Iterator[Survivors]:
+    """The samples of a batch, all of them to be broken: images (N, C, H, W) in [0, 1], labels (N,).
+
+    In the block the model is `frozen` and torch's generators are forked, for a model that draws from them.
+    `stop` is that of `Survivors`.
+    """
+    with frozen(model), seeded(seed, restart=0, device=images.device):
+        yield Survivors(model, images, labels, seed, stop=stop)
+
+
+class Survivors:
+    """A batch under attack, handed from one stage to the next.
+
+    Every query is looked at: the image of the largest margin is kept per sample, and a sample that is broken
+    takes no part in later queries. All of it is per sample, so that no result depends on the batch.
+
+    Attributes
+    ----------
+    images, labels, seeds
+        The N samples as they were given, and one seed for each.
+    stop
+        Whether a broken sample is let go; one that is meant for another model had better not be.
+    logits
+        Of the images as they are, (N, K); a sample that is wrong already is left alone.
+    best
+        Best images so far, (N, C, H, W).
+    margin
+        Their margins max_{k != y} z_k - z_y, float64 (N,).
+    standing
+        Which samples are not broken yet, bool (N,).
+    blind
+        Samples whose input gradient was exactly zero whenever it was asked for, bool (N,).
+    still
+        Samples the logit of whose class was exactly the same in every answer, bool (N,): it is rounded or
+        saturated, and gradients show what moves the other logits alone.
+    fine
+        Samples whose gradients are taken in double precision, bool (N,); see `refine`.
+
+    Notes
+    -----
+    A sample is broken here once its margin is positive by more than rounding: the harness predicts it again
+    in a batch of another size, where the last digits of its logits differ. Closer ones are searched on.
+
+    Raises
+    ------
+    NonFinite
+        The images, or a query's logits or input gradient, are NaN or infinite: comparisons with NaN are
+        false and the sign of NaN passes for 0, so that either would score as robust.
+    """
+
+    def __init__(
+        self, model: Model, images: Tensor, labels: Tensor, seed: Seed, *, stop: bool = True
+    ) -> None:
+        self._queries, self._stop = Queries(model), stop
+        self.images, self.labels = images.detach(), labels
+        self.seeds = per_sample(seed, len(images))
+        self.best = self.images.clone()
+        self.margin = images.new_full((len(images),), -torch.inf, dtype=torch.float64)
+        self.standing = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        self.blind = torch.ones_like(self.standing)
+        self.still = torch.ones_like(self.standing)
+        self.fine = torch.zeros_like(self.standing)
+        self._refined = False
+        self._first: Tensor | None = None
+        demand_finite(self.images, "pixels are")
+        self.logits = self._look(self.rows, self.images, None)[0] if len(images) else images.new_empty(0, 1)
+
+    @property
+    def rows(self) -> Tensor:
+        """Numbers of the samples that are not broken yet, (n,)."""
+        return self.standing.nonzero().flatten()
+
+    def seeds_of(self, rows: Tensor) -> list[int]:
+        """The seeds of the samples `rows`."""
+        return [self.seeds[row] for row in rows.tolist()]
+
+    def target(self, rank: int) -> Tensor:
+        """The class of the `rank`-th largest logit of the unperturbed image among the wrong ones, (N,)."""
+        wrong = self.logits.scatter(1, self.labels[:, None], -torch.inf)
+        return wrong.argsort(dim=1, descending=True, stable=True)[:, rank - 1]
+
+    def ask(self, rows: Tensor, x: Tensor, inside: Tensor | None = None) -> Tensor:
+        """Margins, float64 (n,), of the samples `rows` perturbed to `x` (n, C, H, W); no graph is built.
+
+        `inside`, bool (n,), tells which of `x` keep the budget, if not all do: only these are kept.
+        """
+        return self._look(rows, x, inside)[1]
+
+    def read(self, rows: Tensor, x: Tensor, inside: Tensor | None = None) -> Tensor:
+        """Logits (n, K) of the samples `rows` perturbed to `x`, which is kept as in `ask`."""
+        return self._look(rows, x, inside)[0]
+
+    def probe(self, rows: Tensor, x: Tensor) -> Tensor:
+        """Margins as `ask` gives them, of images that are not to be kept."""
+        return margin(self._queries.forward(x), self.labels[rows])
+
+    def ascend(
+        self, rows: Tensor, x: Tensor, loss: Loss, inside: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Values, float64 (n,), of `loss` at `x` (n, C, H, W) and a gradient there; `x` is kept as in `ask`.
+
+        The gradient of a `fine` sample is scaled to a largest entry of 1, and costs a forward pass more.
+        """
+        if not self._refined:
+            return self._ascend(rows, x, loss, inside)
+        value, gradient = torch.zeros_like(self.margin[rows]), torch.zeros_like(x)
+        fine = self.fine[rows]
+        for mask, ascend in ((fine, self._ascend_finely), (~fine, self._ascend)):
+            if bool(mask.any()):
+                within = None if inside is None else inside[mask]
+                value[mask], gradient[mask] = ascend(rows[mask], x[mask], loss, within)
+        return value, gradient
+
+    def refine(self) -> None:
+        """From here on take the gradients of saturated samples in double precision.
+
+        They stand `still`, and their own logit has a slope at the unperturbed image in double precision and
+        none in single: two queries forwards and backwards of each that stands still. What counts remains what
+        the model answers in its own precision. A model that fails in double precision is left as it is.
+        """
+        rows = (self.still & self.standing).nonzero().flatten()
+        if not len(rows):
+            return
+
+        def own(logits: Tensor, rows: Tensor) -> Tensor:
+            return logits.gather(1, self.labels[rows][:, None])[:, 0]
+
+        x = self.images[rows]
+        seen = points(self._slope(rows, x, own)[2])
+        finer = self._finer(rows, x, own)
+        if finer is not None:
+            self.fine[rows] = points(finer[1]) & ~seen
+            self._refined = bool(self.fine.any())
+
+    def finely(self, rows: Tensor) -> bool:
+        """Whether the samples `rows`, of one sort, are `fine`: a loss is asked about the two sorts apart."""
+        return self._refined and bool(self.fine[rows].any())
+
+    def _ascend(self, rows: Tensor, x: Tensor, loss: Loss, inside: Tensor | None) -> tuple[Tensor, Tensor]:
+        logits, value, gradient = self._slope(rows, x, loss)
+        self._keep(rows, x, logits, inside)
+        return value.double(), gradient
+
+    def _ascend_finely(
+        self, rows: Tensor, x: Tensor, loss: Loss, inside: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        finer = self._finer(rows, x, loss)
+        if finer is None:
+            self.fine[rows] = False
+            return self._ascend(rows, x, loss, inside)
+        self._look(rows, x, inside)
+        value, gradient = finer
+        largest = gradient.abs().amax((1, 2, 3), keepdim=True)
+        return value, (gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)).to(x)
+
+    def _slope(self, rows: Tensor, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+        logits, value, gradient = self._queries.slope(rows, x, loss)
+        self.blind[rows] &= ~points(gradient)
+        return logits, value, gradient
+
+    def _finer(self, rows: Tensor, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor] | None:
+        finer = self._queries.slope_in_double(rows, x, loss)
+        if finer is not None:
+            self.blind[rows] &= ~points(finer[1])
+        return finer
+
+    def _look(self, rows: Tensor, x: Tensor, inside: Tensor | None) -> tuple[Tensor, Tensor]:
+        logits = self._queries.forward(x)
+        return logits, self._keep(rows, x, logits, inside)
+
+    def _keep(self, rows: Tensor, x: Tensor, logits: Tensor, inside: Tensor | None) -> Tensor:
+        found = margin(logits, self.labels[rows])
+        own = logits.gather(1, self.labels[rows][:, None])[:, 0]
+        if self._first is None:
+            self._first = own.clone()
+        self.still[rows] &= own == self._first[rows]
+        better = found > self.margin[rows]
+        if inside is not None:
+            better &= inside
+        if bool(better.any()):
+            gained = rows[better]
+            self.best[gained] = x[better].detach()
+            self.margin[gained] = found[better]
+            if not self._stop:
+                return found
+            self.standing[gained] = found[better] <= rounding(logits[better])
+        return found

@@ -1,0 +1,268 @@
+"""What the minimal-norm attacks share: asking the model, and each sample's closest adversarial image.
+
+Nothing here looks across samples, so a sample's result does not depend on its batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..._errors import NonFinite
+from .frozen_model import frozen
+from .memory import Parts
+from .norms import distance, onto_ball
+from .sampling import draw, normal, uniform_unit
+from .seeds import seeded
+from .types import Model, Norm, Seed
+
+Fill = Callable[[np.random.Generator, np.ndarray], None]
+ORDER: dict[Norm, float] = {"linf": torch.inf, "l2": 2}
+
+Run = Callable[["Search", Tensor, Tensor | None], None]
+"""``run(search, start, target)``: one descent from `start` (N, C, H, W) towards the classes `target` (N,).
+
+None stands for the strongest other class at each iterate. What is found is kept by `search`.
+"""
+Watch = Callable[[Tensor, Tensor, Tensor | None], None]
+"""``watch(images, logits, gradient)`` sees each answer of the model; no gradient where none was asked for."""
+
+
+class Search:
+    """A search for the closest adversarial image of each of N samples.
+
+    Attributes
+    ----------
+    images, labels
+        The unperturbed images (N, C, H, W) and their classes (N,).
+    best
+        The closest adversarial images so far, (N, C, H, W); the unperturbed ones where none is known.
+    distance
+        Their distances, float64 (N,), in pixel units; infinity where none is known.
+    farthest
+        The distance to the farthest corner of the box, (N,): no image is farther.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        norm: Norm,
+        seed: Seed,
+        watch: Watch = lambda images, logits, gradient: None,
+    ) -> None:
+        self.images, self.labels, self.norm = images.detach(), labels, norm
+        self.best = self.images.clone()
+        self.distance = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
+        corner = torch.where(self.images < 0.5, 1.0, 0.0).to(self.images)
+        self.farthest = distance(corner, self.images, norm).to(images)
+        self._model, self._seed, self._watch = model, seed, watch
+        self._parts = Parts()
+        self._clean: Tensor | None = None
+        self._noise: Tensor | None = None
+        self._runs = 0
+        self._pixels_finite = self.images.isfinite().flatten(1).all(1)
+        self._logits_finite = self._gradient_finite = torch.ones_like(self._pixels_finite)
+
+    def descend(self, images: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Ask for logits and a gradient at `images`: one forward, one backward.
+
+        Returns
+        -------
+        f
+            ``z_y - z_target``, or ``z_y - max_{k != y} z_k`` without a target, (N,).
+        gradient
+            That of f, (N, C, H, W), without the pixels that rest at an edge of the box and that a descent
+            would only push out: they would use up the length of its step. Where nothing is left it is
+            `noise` of length 1e-12 instead: a plateau is no minimum, and 0/0 no direction.
+        adversarial
+            Whether the prediction is not y, bool (N,).
+        """
+
+        def part(x: Tensor, labels: Tensor, *targets: Tensor) -> tuple[Tensor, ...]:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_(True)
+                logits = self._model(x)
+                f = difference(logits, labels, targets[0] if targets else None)
+                (gradient,) = torch.autograd.grad(f.sum(), x)
+            return logits.detach(), f.detach(), gradient
+
+        x, targets = images.detach(), () if target is None else (target,)
+        logits, f, gradient = self._parts(part, x, self.labels, *targets)
+        with torch.no_grad():
+            self._watch(x, logits, gradient)
+            self._gradient_finite = self._gradient_finite & gradient.isfinite().flatten(1).all(1)
+            gradient = gradient.nan_to_num(0, 0, 0)
+            stuck = (x == self.images) & (((x <= 0) & (gradient > 0)) | ((x >= 1) & (gradient < 0)))
+            gradient = torch.where(stuck, 0, gradient)
+            flat = (gradient == 0).flatten(1).all(1)
+            gradient = torch.where(spread(flat), 1e-12 * self.noise, gradient)
+            return f.to(x).nan_to_num(0), gradient, self._keep(x, logits)
+
+    @torch.no_grad()
+    def look(self, images: Tensor) -> Tensor:
+        """Ask for the prediction at `images`, without a graph; whether it is not y, bool (N,)."""
+        (logits,) = self._parts(lambda x: (self._model(x),), images)
+        self._watch(images, logits, None)
+        return self._keep(images, logits)
+
+    def _keep(self, images: Tensor, logits: Tensor) -> Tensor:
+        if self._clean is None:
+            self._clean = logits
+        finite = logits.isfinite().all(1)
+        self._logits_finite = self._logits_finite & finite
+        adversarial = (logits.argmax(1) != self.labels) & finite
+        length = distance(images, self.images, self.norm)
+        closer = adversarial & (length < self.distance)
+        self.distance = torch.where(closer, length, self.distance)
+        self.best = torch.where(spread(closer), images, self.best)
+        return adversarial
+
+    @property
+    def noise(self) -> Tensor:
+        """A random direction of each sample's own, of length 1 in l2; another one in each run."""
+        if self._noise is None:
+            self._noise = unit(self._drawn(normal))
+        return self._noise
+
+    def _drawn(self, fill: Fill) -> Tensor:
+        def latest(rng: np.random.Generator, array: np.ndarray) -> None:
+            for _ in range(self._runs + 1):
+                fill(rng, array)
+
+        return draw(self.images, self._seed, latest)
+
+    def others(self) -> Tensor:
+        """The other classes, (N, K - 1), by descending logit at the first image asked about."""
+        if self._clean is None:
+            raise RuntimeError("the model has not been asked yet")
+        logits = self._clean.scatter(1, self.labels[:, None], -torch.inf)
+        return logits.argsort(dim=1, descending=True, stable=True)[:, :-1]
+
+    def restart(self) -> Tensor:
+        """A random start for one more run: at the distance known from each image, or anywhere in the box."""
+        self._noise, self._runs = None, self._runs + 1
+        known = self.distance.isfinite()
+        radius = self.distance.where(known, 0).to(self.images)
+        away = self.noise * spread(radius / lengths(self.noise, ORDER[self.norm]))
+        return torch.where(spread(known), (self.images + away).clamp(0, 1), self._drawn(uniform_unit))
+
+    def refine(self, steps: int) -> None:
+        """Bisect from each closest image towards the unperturbed one: `steps` forwards.
+
+        In l2 along the segment; in L-infinity by clipping the perturbation, which keeps more of it than
+        scaling does at the same length.
+        """
+        far, low, high = self.best, torch.zeros_like(self.farthest), torch.ones_like(self.farthest)
+        length = distance(far, self.images, self.norm).to(far)
+        for _ in range(steps):
+            middle = (low + high) / 2
+            adversarial = self.look(onto_ball(far, self.images, middle * length, self.norm).clamp(0, 1))
+            low, high = torch.where(adversarial, low, middle), torch.where(adversarial, middle, high)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Ask once more about every closest image, and return them with their distances.
+
+        Raises
+        ------
+        NonFinite
+            Some pixel or some answer during the search was NaN or infinite: what was found says nothing.
+        """
+        best, length = self.best, self.distance
+        adversarial = self.look(best) & length.isfinite()
+        for finite, what in (
+            (self._pixels_finite, "pixels are"),
+            (self._logits_finite, "logits are"),
+            (self._gradient_finite, "the input gradient is"),
+        ):
+            if not bool(finite.all()):
+                raise NonFinite(f"{what} NaN or infinite for {int((~finite).sum())} of {len(finite)} samples")
+        return torch.where(spread(adversarial), best, self.images), length.where(adversarial, torch.inf)
+
+
+def search(
+    run: Run,
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    seed: Seed,
+    norm: Norm,
+    restarts: int,
+    refine: int,
+    **watch: Watch,
+) -> tuple[Tensor, Tensor]:
+    """Run `run` `restarts` times, refine, and ask again; see `Search.result`.
+
+    The first run starts at the image and descends towards the strongest other class, wherever that
+    changes. Run r > 0 is for what it missed: it aims at the class of the (r + 1)-th largest logit among the
+    others, in a circle, and starts at random, at the distance known or anywhere if none is.
+
+    In both the model is `frozen`; a `watch` sees what it answers.
+    """
+    found = Search(model, images, labels, norm, seed, **watch)
+    # a model may draw from the global generators
+    with frozen(model), seeded(seed, restart=0, device=images.device):
+        run(found, found.images, None)
+        for restart in range(1, restarts):
+            others = found.others()
+            run(found, found.restart(), others[:, restart % others.shape[1]])
+        found.refine(refine)
+        return found.result()
+
+
+def improve(
+    run: Run,
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    seed: Seed,
+    norm: Norm,
+    start: Tensor,
+    refine: int,
+    **watch: Watch,
+) -> tuple[Tensor, Tensor]:
+    """Look for closer adversarial images than `start`: one run from there, then as in `search`."""
+    found = Search(model, images, labels, norm, seed, **watch)
+    with frozen(model), seeded(seed, restart=0, device=images.device):
+        found.look(start)
+        run(found, start, None)
+        found.refine(refine)
+        return found.result()
+
+
+def difference(logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
+    """Logit of the label less that of `target` (N,), or of the strongest other class; shape (N,)."""
+    true = logits.gather(1, labels[:, None])[:, 0]
+    if target is None:
+        return true - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    return true - logits.gather(1, target[:, None])[:, 0]
+
+
+def spread(values: Tensor) -> Tensor:
+    """View (N,) as (N, 1, 1, 1)."""
+    return values.view(-1, 1, 1, 1)
+
+
+def lengths(images: Tensor, order: float = 2) -> Tensor:
+    """The length of each sample in the norm l_order, (N,): positive, and without overflow or underflow."""
+    flat = images.flatten(1)
+    largest = flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(images.dtype).tiny)
+    length: Tensor = largest[:, 0] * torch.linalg.vector_norm(flat / largest, ord=order, dim=1)
+    return length.clamp(torch.finfo(images.dtype).tiny, torch.finfo(images.dtype).max)
+
+
+def unit(images: Tensor) -> Tensor:
+    """Scale each sample to length 1 in l2."""
+    largest = images.abs().flatten(1).amax(1).clamp_min(torch.finfo(images.dtype).tiny)
+    images = images / spread(largest)
+    return images / spread(lengths(images))
+
+
+def cosine(first: float, last: float, step: int, steps: int) -> float:
+    """Cosine annealing from `first` at step 0 towards `last` at step `steps`."""
+    return last + (first - last) * (1 + math.cos(math.pi * step / steps)) / 2

@@ -1,0 +1,93 @@
+"""Distances between images in float64, projection onto a ball, and the violation of a budget."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from .types import Norm
+
+Radius: TypeAlias = float | Tensor
+"""One radius for all samples, or one for each: float64 (N,), in pixel units."""
+
+BUDGET_TOLERANCE = 1e-6
+"""How far a float32 attack may overstep its norm or the box [0, 1]: in pixel units, times eps above 1."""
+
+
+def distance(images: Tensor, others: Tensor, norm: Norm) -> Tensor:
+    """Distance per sample between two batches (N, C, H, W), computed in float64; shape (N,)."""
+    difference = (images.double() - others.double()).flatten(1)
+    length: Tensor = torch.linalg.vector_norm(difference, ord=torch.inf if norm == "linf" else 2, dim=1)
+    return length
+
+
+def radius_of(radius: Radius, rows: Tensor, images: Tensor) -> Radius:
+    """The radii of the samples `rows` (n,), to be multiplied with `images`: a number, or (n, 1, 1, 1)."""
+    return radius[rows].view(-1, 1, 1, 1).to(images) if isinstance(radius, Tensor) else radius
+
+
+def inside(images: Tensor, center: Tensor, radius: Radius, rows: Tensor, norm: Norm) -> Tensor:
+    """Which of `images` (n, C, H, W) lie within the radii of the samples `rows`, bool (n,)."""
+    return distance(images, center, norm) <= (radius[rows] if isinstance(radius, Tensor) else radius)
+
+
+def project(images: Tensor, center: Tensor, radius: Radius, norm: Norm) -> Tensor:
+    """Nearest point to each of `images` (n, C, H, W) in the ball around `center` that lies in the box [0, 1].
+
+    `radius` is one for all samples or one for each of them, in pixel units; `center` lies in the box. The
+    nearest point of ball and box together, in l2 too: going to the ball first and clipping then, as attacks
+    are wont to, ends well inside the ball wherever the box is met, which on dark images is nearly everywhere.
+    """
+    if norm == "linf":
+        return onto_ball(images, center, radius, norm).clamp(0, 1)
+    delta = images - center
+    return (center + _within(delta, center, radius).view(-1, 1, 1, 1) * delta).clamp(0, 1)
+
+
+def onto_ball(images: Tensor, center: Tensor, radius: Radius, norm: Norm) -> Tensor:
+    """Nearest point to each of `images` (n, C, H, W) in the ball around `center`, wherever the box is."""
+    delta = images - center
+    if norm == "linf":
+        bound = radius.view(-1, 1, 1, 1) if isinstance(radius, Tensor) else torch.tensor(radius)
+        return center + torch.maximum(torch.minimum(delta, bound), -bound)
+    length = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp_min(torch.finfo(delta.dtype).tiny)
+    radius = radius.view(-1) if isinstance(radius, Tensor) else radius
+    nearest: Tensor = center + delta * (radius / length).clamp_max(1).view(-1, 1, 1, 1)
+    return nearest
+
+
+def _within(delta: Tensor, center: Tensor, radius: Radius) -> Tensor:
+    """The largest s <= 1, (n,), for which center + s delta, clipped to the box, lies in the l2 ball.
+
+    By the conditions of Karush, Kuhn and Tucker the nearest point of ball and box is of that form. With the
+    coordinates that are clipped at s known, s is the root of a quadratic equation; clipping none at first,
+    each root clips more of them and is larger, until none is added.
+    """
+    moves = delta.flatten(1).abs()
+    room = torch.where(delta > 0, 1 - center, center).flatten(1)
+    budget = (radius.view(-1) if isinstance(radius, Tensor) else torch.full_like(moves[:, 0], radius)) ** 2
+    share = torch.zeros_like(moves[:, 0])
+    while True:
+        free = share[:, None] * moves < room
+        rest = (moves * free).square().sum(1)
+        spent = room.where(~free, 0).square().sum(1)
+        root = ((budget - spent).clamp_min(0) / rest).sqrt().nan_to_num(1.0, 1.0).clamp_max(1)
+        if not bool((root > share).any()):
+            return share
+        share = torch.maximum(share, root)
+
+
+def violation(
+    images: Tensor, center: Tensor, radius: float, norm: Norm | None, box: tuple[float, float] = (0.0, 1.0)
+) -> Tensor:
+    """How far each sample lies outside its budget and `box`, in float64; shape (N,), 0 inside.
+
+    A non-finite image violates by infinity. With `norm` None only the box counts.
+    """
+    low, high = (extreme.double() for extreme in images.flatten(1).aminmax(dim=1))
+    outside = torch.maximum(box[0] - low, high - box[1]).clamp_min(0)
+    if norm is not None:
+        outside = torch.maximum(outside, (distance(images, center, norm) - radius).clamp_min(0))
+    return torch.where(low.isfinite() & high.isfinite(), outside, torch.inf)

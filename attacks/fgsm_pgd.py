@@ -1,0 +1,135 @@
+"""Gradient attacks on the cross-entropy: FGSM and PGD, in L-infinity and L2, through torchattacks.
+
+Each takes `stop`, see `Threat.stops`: whether it lets go of a sample once it is broken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torchattacks
+from torch import Tensor
+
+from .algorithms.torchattacks_adapter import strongest
+from .core.types import Model, Seed
+from .registry import register_threat
+
+_MADRY = "Madry, Makelov, Schmidt, Tsipras, Vladu, ICLR 2018, arXiv 1706.06083"
+_GOODFELLOW = "Goodfellow, Shlens, Szegedy, ICLR 2015, arXiv 1412.6572"
+
+
+def _pgd_queries(parameters: Mapping[str, Any]) -> tuple[int, int]:
+    steps, restarts = int(parameters["steps"]), int(parameters["restarts"])
+    return (steps + 1) * restarts, steps * restarts
+
+
+@register_threat(
+    "fgsm-linf",
+    family="gradient",
+    norm="linf",
+    strength_name="eps",
+    needs_gradient=True,
+    stops=True,
+    queries=lambda _: (2, 1),
+    reference=_GOODFELLOW,
+)
+def fgsm_linf(
+    model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed, stop: bool = True
+) -> Tensor:
+    """One step x + eps sign(grad)."""
+    return strongest(lambda m: torchattacks.FGSM(m, eps=strength), model, images, labels, seed, stop=stop)
+
+
+@register_threat(
+    "fgsm-l2",
+    family="gradient",
+    norm="l2",
+    strength_name="eps",
+    needs_gradient=True,
+    stops=True,
+    queries=lambda _: (2, 1),
+    reference=_GOODFELLOW,
+)
+def fgsm_l2(
+    model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed, stop: bool = True
+) -> Tensor:
+    """One step x + eps grad/|grad|_2: PGD in L2 with a single full step from the image itself."""
+    return strongest(
+        lambda m: torchattacks.PGDL2(m, eps=strength, alpha=strength, steps=1, random_start=False),
+        model,
+        images,
+        labels,
+        seed,
+        stop=stop,
+    )
+
+
+@register_threat(
+    "pgd-linf",
+    family="gradient",
+    norm="linf",
+    strength_name="eps",
+    needs_gradient=True,
+    stops=True,
+    queries=_pgd_queries,
+    reference=_MADRY,
+)
+def pgd_linf(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    strength: float,
+    seed: Seed,
+    stop: bool = True,
+    *,
+    steps: int = 20,
+    restarts: int = 2,
+    relative_step: float = 2.5,
+) -> Tensor:
+    """`steps` steps of size relative_step * eps / steps from random starts; best iterate kept."""
+    alpha = relative_step * strength / steps
+    return strongest(
+        lambda m: torchattacks.PGD(m, eps=strength, alpha=alpha, steps=steps),
+        model,
+        images,
+        labels,
+        seed,
+        stop=stop,
+        restarts=restarts,
+    )
+
+
+@register_threat(
+    "pgd-l2",
+    family="gradient",
+    norm="l2",
+    strength_name="eps",
+    needs_gradient=True,
+    stops=True,
+    queries=_pgd_queries,
+    reference=_MADRY,
+)
+def pgd_l2(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    strength: float,
+    seed: Seed,
+    stop: bool = True,
+    *,
+    steps: int = 20,
+    restarts: int = 2,
+    relative_step: float = 2.5,
+) -> Tensor:
+    """`steps` normalised-gradient steps of length relative_step * eps / steps; best iterate kept."""
+    alpha = relative_step * strength / steps
+    return strongest(
+        lambda m: torchattacks.PGDL2(m, eps=strength, alpha=alpha, steps=steps),
+        model,
+        images,
+        labels,
+        seed,
+        stop=stop,
+        restarts=restarts,
+    )

@@ -1,0 +1,83 @@
+"""Do a sample's logits depend on the samples beside it?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ....models import ODEBlock
+from ....models.ode.surrogates import with_solver
+from ..context import Context, array, normalised
+from ..registry import Verdict, judged, register_audit
+
+SAMPLES, BATCHES = 32, 3
+LIMIT, BASELINES = 1e-4, 10
+TIE = 1e-5
+"""Two largest normalised logits closer than this are a tie, which rounding decides."""
+
+
+@register_audit(
+    "batch-independence",
+    title="a sample's logits do not depend on its batch-mates",
+    needs="model",
+    cost="8 forwards an image, a quarter of them one by one, 32 images",
+    fast=True,
+    reference="torchdiffeq accepts or rejects a step by one norm over the whole batch (misc.py)",
+)
+def check(context: Context) -> Verdict:
+    """Logits alone against the same sample in 3 random batches.
+
+    Any change of class flags, ties aside; so do normalised logits that differ by more than 1e-4 and by more
+    than ten times what they do with the same weights on a fixed grid.
+    """
+    context = context.first(SAMPLES)
+    moved, flips, alone, among = _distances(context, context.model)
+    value = float(moved.max())
+    baseline = 0.0
+    if value > LIMIT and any(isinstance(m, ODEBlock) and m.solver.adaptive for m in context.model.modules()):
+        fixed = with_solver(context.model, method="rk4", steps=16)
+        baseline = float(_distances(context, fixed)[0].max())
+    fails = flips > 0 or (value > LIMIT and value > BASELINES * baseline)
+    sentence = f"Alone and in a batch, normalised logits differ by up to {value:.2g}"
+    sentence += f" and {flips} of {len(context.images)} samples change class." if flips else "."
+    worst = int(moved.amax(0).argmax())
+    return judged(
+        value,
+        LIMIT,
+        sentence,
+        fails=fails,
+        unit="distance",
+        arrays={
+            "x": array(torch.arange(alone.shape[1])),
+            "alone": array(alone[worst]),
+            "in a batch": array(among[worst]),
+        },
+        axes=("class", "normalised logits of the sample that moves most"),
+    )
+
+
+def _distances(context: Context, model: nn.Module) -> tuple[Tensor, int, Tensor, Tensor]:
+    """How far each sample moves in each batch (batches, N), changes of class, logits alone and in a batch."""
+    images, count = context.images, len(context.images)
+    single = [normalised(context.logits(image[None], model)) for image in images]
+    alone = torch.cat(single)
+    generator = torch.Generator().manual_seed(context.seed)
+    moved, others = [], []
+    flipped = torch.zeros(count, dtype=torch.bool, device=alone.device)
+    for batch in range(BATCHES):
+        order = torch.randperm(count, generator=generator)
+        mates = torch.rand(images.shape, generator=generator).to(images)
+        mates = (mates.round(), mates, mates * 0)[batch]
+        crowd = torch.cat([images[order], mates])
+        asked = context.batch_size
+        together = torch.cat(
+            [normalised(context.logits(part, model)) for part in crowd.split(max(asked, len(crowd)))]
+        )
+        found = torch.empty_like(alone)
+        found[order] = together[:count]
+        top = alone.topk(2, dim=1).values
+        flipped |= (found.argmax(1) != alone.argmax(1)) & (top[:, 0] - top[:, 1] > TIE)
+        moved.append((found - alone).norm(dim=1))
+        others.append(found)
+    distances = torch.stack(moved)
+    return distances, int(flipped.sum()), alone, others[int(distances.amax(1).argmax())]

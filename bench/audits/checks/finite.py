@@ -1,0 +1,81 @@
+"""Are logits and gradients numbers, wherever an attack may go?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...._errors import NonFinite
+from ...evaluation.accuracy import frozen
+from ...runtime.checked_model import ask_model
+from ..context import Context
+from ..registry import Verdict, judged, register_audit
+
+
+@register_audit(
+    "finite",
+    title="logits and gradients are finite numbers",
+    needs="model",
+    cost="7 forwards and 7 backwards an image",
+    fast=True,
+    reference="a comparison with NaN is false and the sign of NaN passes for 0: either scores as robust",
+)
+def check(context: Context) -> Verdict:
+    """Share of probes with NaN or infinite logits or input gradient: any flags.
+
+    Probes are the test images, these pushed to the corners of their ball and of the box, noise, and flat,
+    black and white images.
+    """
+    bad = total = 0
+    where: list[str] = []
+    with frozen(context.model):
+        for name, images in _probes(context):
+            count = _broken(context, images)
+            bad, total = bad + count, total + len(images)
+            if count:
+                where.append(f"{count} of {len(images)} {name}")
+    sentence = (
+        f"Logits or gradients are NaN or infinite for {', '.join(where)}."
+        if bad
+        else f"All of {total} probes, corners of the pixel box among them, gave finite logits and gradients."
+    )
+    return judged(bad / total, 0.0, sentence, unit="share")
+
+
+def _probes(context: Context) -> Iterator[tuple[str, Tensor]]:
+    images = context.images
+    generator = torch.Generator().manual_seed(context.seed)
+    noise = torch.rand(images.shape, generator=generator).to(images)
+    levels = torch.linspace(0, 1, min(len(images), 16)).to(images)
+    yield "test images", images
+    yield "images in corners of their ball", (images + context.eps * (2 * noise.round() - 1)).clamp(0, 1)
+    yield "negatives", 1 - images
+    yield "images in corners of the box", noise.round()
+    yield "images of noise", noise
+    yield "brightened images", (images + noise).clamp(0, 1)
+    yield "flat images", levels.view(-1, 1, 1, 1).expand(-1, *images.shape[1:]).clone()
+
+
+def _broken(context: Context, images: Tensor) -> int:
+    """Images whose logits or gradient are not finite; a model that raises on NaN counts as NaN."""
+    bad = 0
+    for part in images.split(context.batch_size):
+        x = part.clone().requires_grad_(True)
+        try:
+            with torch.enable_grad():
+                logits = ask_model(context.model, x, context.num_classes)
+                loss = F.cross_entropy(logits, logits.detach().argmax(1), reduction="sum")
+        except NonFinite:
+            bad += len(part)
+            continue
+        wrong = ~logits.detach().isfinite().all(1)
+        if loss.requires_grad:
+            (gradient,) = torch.autograd.grad(loss, x, allow_unused=True)
+            if gradient is not None:
+                # Samples do not mix: a NaN elsewhere in the batch leaves a sample's own gradient alone.
+                wrong |= ~gradient.isfinite().flatten(1).all(1)
+        bad += int(wrong.sum())
+    return bad

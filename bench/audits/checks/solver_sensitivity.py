@@ -1,0 +1,106 @@
+"""Is it the flow that classifies, or the steps of its solver?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ...._errors import ModelFailure
+from ....models import ODEBlock, count_nfe
+from ....models.ode.surrogates import with_solver
+from ..context import Context, array, share
+from ..registry import Verdict, judged, not_applicable, register_audit
+
+ACCURACY, CLASSES = 0.01, 0.01
+TIGHT = 1e-6
+FEWEST = 32
+"""Steps at least of a grid that an adaptive solver is held against."""
+
+
+@register_audit(
+    "solver-sensitivity",
+    title="a finer solver gives the same answers",
+    needs="model",
+    cost="9 to 13 forwards an image by the model's own solver, and one of an adaptive solver at 1e-6",
+    fast=True,
+    reference="Ott, Katiyar, Hennig, Tiemann, ICLR 2021, arXiv 2007.15386",
+    version=2,
+)
+def check(context: Context) -> Verdict:
+    """Accuracy and classes with finer grids, another method and a tight adaptive solver.
+
+    Of a fixed grid: h/2, h/4, rk4 at h/2 (ssprk3 where the model has rk4) and dopri5 at 1e-6. Of an adaptive
+    solver: rk4 on two grids finer than its own steps, where these agree with each other, and dopri5 at 1e-6.
+    More than 1 point of accuracy or 1% of classes changed flags: the step size is part of the model, which is
+    a discrete network, and what is known of the flow says nothing of it. The tight solve, which a stiff field
+    keeps busy for minutes, is left out where the others have said so.
+    """
+    blocks = [module for module in context.model.modules() if isinstance(module, ODEBlock)]
+    if not blocks:
+        return not_applicable("The model has no ODE block, so no solver to refine.")
+    own, accuracy = context.logits(context.images).argmax(1), share(context.correct())
+    found, fails = [("own solver", 0.0, 0.0)], False
+    others = _of_adaptive(context) if blocks[0].solver.adaptive else _of_grid(context, blocks[0])
+    tight = _tight(context)
+    for name, answer in (pair for answers in (others, tight) if not fails for pair in answers):
+        if isinstance(answer, ModelFailure):
+            found.append((name, 1.0, accuracy))
+            failure = f"With {name} the solver fails ({answer}): the flow cannot be followed."
+            return _verdict(found, failure, fails=True)
+        classes = answer.argmax(1)
+        found.append((name, share(classes != own), abs(share(classes == context.labels) - accuracy)))
+        fails = fails or found[-1][1] > CLASSES or found[-1][2] > ACCURACY
+    name, value, _ = max(found[1:], key=lambda one: one[1])
+    moved = max(one[2] for one in found)
+    sentence = (
+        f"With {name}, {value:.1%} of the classes change; accuracy moves by at most {100 * moved:.1f} points"
+    )
+    sentence += ": this is a discrete network, its step size is part of it." if fails else "."
+    return _verdict(found, sentence, fails=fails)
+
+
+def _verdict(found: list[tuple[str, float, float]], sentence: str, *, fails: bool) -> Verdict:
+    return judged(
+        max(one[1] for one in found),
+        CLASSES,
+        sentence,
+        fails=fails,
+        unit="share",
+        arrays={
+            "x": array(torch.arange(len(found))),
+            "classes changed": array([100 * one[1] for one in found]),
+            "accuracy moved": array([100 * one[2] for one in found]),
+        },
+        axes=(", ".join(one[0] for one in found), "percent of samples"),
+    )
+
+
+def _asked(context: Context, **solver: object) -> Tensor | ModelFailure:
+    """Logits (N, K) of the model with another solver, or why it has none."""
+    try:
+        return context.logits(context.images, with_solver(context.model, **solver))  # type: ignore[arg-type]
+    except ModelFailure as failure:
+        return failure
+
+
+def _of_grid(context: Context, block: ODEBlock) -> Iterator[tuple[str, Tensor | ModelFailure]]:
+    steps, method = block.steps_per_layer() * len(block.layers), block.solver.method
+    other = "ssprk3" if method == "rk4" else "rk4"
+    for name, how, times in (("h/2", method, 2), ("h/4", method, 4), (f"{other} at h/2", other, 2)):
+        yield name, _asked(context, method=how, steps=times * steps)
+
+
+def _of_adaptive(context: Context) -> Iterator[tuple[str, Tensor | ModelFailure]]:
+    """Two rk4 grids of more steps than the model's last solve had evaluations; nothing where they differ."""
+    counts = [steps := max(FEWEST, count_nfe(context.model) or 0), 2 * steps]
+    coarse, fine = (_asked(context, method="rk4", steps=count) for count in counts)
+    if isinstance(coarse, ModelFailure) or isinstance(fine, ModelFailure):
+        return  # a uniform grid that a stiff start throws off says nothing of an adaptive solver
+    if share(coarse.argmax(1) != fine.argmax(1)) <= CLASSES:
+        yield from zip((f"rk4 in {count} steps" for count in counts), (coarse, fine), strict=True)
+
+
+def _tight(context: Context) -> Iterator[tuple[str, Tensor | ModelFailure]]:
+    yield "a tight adaptive solver", _asked(context, method="dopri5", rtol=TIGHT, atol=TIGHT)

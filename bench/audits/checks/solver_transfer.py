@@ -1,0 +1,80 @@
+"""Does an attack through another solver of the same flow do better than one through the model's own?"""
+
+from __future__ import annotations
+
+import torch
+
+from ...._errors import ModelFailure
+from ....models.ode.surrogates import solver_surrogates
+from ...evaluation.accuracy import frozen
+from ..context import Context, array, normalised, share
+from ..registry import Verdict, judged, not_applicable, register_audit
+
+POINTS = 0.01
+MODES = 1e-4
+
+
+@register_audit(
+    "solver-transfer",
+    title="an attack through another solver is not stronger",
+    needs="model",
+    cost="PGD-20 with two restarts, 5 times, up to 16 times as dear a step on the finest grid",
+    reference="Huang, Yu, Zhang, Ghosh, Xing, Wang, PMLR 145, 2021; Carrara et al., arXiv 1908.09559",
+)
+def check(context: Context) -> Verdict:
+    """PGD-20 through euler and rk4 grids of 16 and 64 steps, scored on the model: over 1 point lower flags.
+
+    One sample alone decides nothing, however few there are.
+
+    So does a model whose logits differ by more than 1e-4, normalised, when gradients are recorded: what is
+    attacked is not what is scored.
+    """
+    apart = _modes(context)
+    if apart > MODES:
+        sentence = (
+            f"With gradients recorded, normalised logits differ by up to {apart:.2g}: the attacked model "
+            "is not the scored one."
+        )
+        return judged(apart, MODES, sentence, unit="distance")
+    surrogates = solver_surrogates(context.model)
+    if not surrogates:
+        return not_applicable("The model has no ODE block, so no other solver to attack through.")
+    own = share(context.pgd())
+    threat = context.threat("pgd", steps=20, restarts=2)
+    scores: dict[str, float] = {}
+    for name, surrogate in surrogates.items():
+        try:
+            scores[name] = share(context.survives(threat, model=surrogate))
+        except ModelFailure:
+            continue  # a grid too coarse for the field gives no numbers, and no attack
+    if not scores:
+        return not_applicable(
+            "No other grid carries this flow: every surrogate gave numbers that are not finite."
+        )
+    name = min(scores, key=lambda one: scores[one])
+    value = 100 * (own - scores[name])
+    sentence = (
+        f"The strongest attack through another grid ({name}) leaves {scores[name]:.1%}, the one through the "
+        f"model's own leaves {own:.1%}."
+    )
+    return judged(
+        value,
+        100 * POINTS,
+        sentence,
+        fails=round(value, 9) > 100 * POINTS and round(value / 100 * len(context.images)) > 1,
+        unit="points",
+        arrays={
+            "x": array(torch.arange(len(scores) + 1)),
+            "robust accuracy": array([100 * v for v in (own, *scores.values())]),
+        },
+        axes=(", ".join(["own", *scores]), "percent"),
+    )
+
+
+def _modes(context: Context) -> float:
+    """Largest distance of normalised logits between scoring and attacking."""
+    scored = context.logits(context.images)
+    with frozen(context.model), torch.enable_grad():
+        parts = context.images.split(context.batch_size)
+        attacked = torch.cat([context.queried(part.clone().requires_grad_(True)).detach() for part in parts])
+    return float((normalised(scored) - normalised(attacked)).norm(dim=1).max())

@@ -1,0 +1,104 @@
+"""Does the solver get through, at a cost that does not explode, on steps that the field allows?"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...._errors import ModelFailure
+from ....models import ODEBlock, count_nfe
+from ....models.ode.solver import Field
+from ...evaluation.dynamics import WIDEST, flow_inputs
+from ..context import Context, array, in_double
+from ..registry import Verdict, judged, not_applicable, register_audit
+
+SPREAD, STIFF = 5.0, 2.0
+SAMPLES, STATES = 32, 64
+
+
+@register_audit(
+    "nfe-and-stiffness",
+    title="the solver's cost is even and its steps suit the field",
+    needs="model",
+    cost="1 forward of 32 images one by one, and the field's Jacobian at 64 states of every step",
+    fast=True,
+    reference="Hairer, Wanner, Solving Ordinary Differential Equations II, section IV.2",
+    version=2,
+)
+def check(context: Context) -> Verdict:
+    """NFE p99 over median above 5, h times the Jacobian's norm above 2, any solver failure: flags.
+
+    h |Jacobian| is formed of a flow on a fixed grid whose state is small; else the verdict rests on the
+    evaluations alone, and the sentence says so. Where neither was measured there is nothing to judge.
+    """
+    context = context.first(SAMPLES)
+    counts: list[int] = []
+    try:
+        for image in context.images:
+            context.logits(image[None])
+            evaluations = count_nfe(context.model)
+            counts += [] if evaluations is None else [evaluations]
+    except ModelFailure as error:
+        return judged(math.inf, SPREAD, f"The solver fails on a test image: {error}.", unit="ratio")
+    growth = _stiffness(context.model, context.images)
+    if isinstance(growth, str) and not counts:
+        return not_applicable(
+            f"The model counts no field evaluations, and h |Jacobian| was not formed: {growth}."
+        )
+    parts, measured = [], []
+    if counts:
+        spread = float(np.percentile(counts, 99) / max(np.median(counts), 1))
+        measured.append((spread, SPREAD))
+        parts.append(f"The dearest samples cost {spread:.2g} times the median in field evaluations")
+    if isinstance(growth, str):
+        parts.append(
+            f"h times the norm of the field's Jacobian was not formed ({growth}), so this alone is judged"
+        )
+        lines = {"x": array(torch.arange(len(counts))), "NFE, sorted": np.sort(np.array(counts, float))}
+        axes = ("sample", "field evaluations")
+    else:
+        measured.append((float(growth.max()), STIFF))
+        parts.append(f"h times the norm of the field's Jacobian reaches {growth.max():.3g}")
+        parts[-1] += ": an explicit step of this size cannot follow the field" if growth.max() > STIFF else ""
+        lines = {"x": np.arange(growth.size, dtype=float), "h |Jacobian|": growth}
+        axes = ("solver step", "h times the Jacobian's norm")
+    value, threshold = max(measured, key=lambda one: one[0] / one[1])
+    sentence = "; ".join(parts) + "."
+    return judged(value, threshold, sentence, fails=value > threshold, unit="ratio", arrays=lines, axes=axes)
+
+
+def _stiffness(model: nn.Module, images: Tensor) -> np.ndarray | str:
+    """Largest h |Jacobian|_2 of the field at real states, before every step; or why it is not formed."""
+    flow = getattr(model, "flow", None)
+    if not isinstance(flow, ODEBlock):
+        return "the model has no ODE block as its flow"
+    if flow.solver.adaptive:
+        return "the steps of an adaptive solver are its own"
+    largest = []
+    with in_double(model) as double:
+        flow = double.flow
+        assert isinstance(flow, ODEBlock)
+        state = flow_inputs(double, images.double())
+        if state.ndim != 2 or len(state) > WIDEST:
+            return f"the state is no vector of at most {WIDEST} channels"
+        state = state[:, :: max(1, state.shape[1] // STATES)]
+        fields = dict(zip(map(id, flow.layers), flow.fields(), strict=True))
+        for step in flow.step_maps():
+            field = fields[id(step.layer)]
+            norm = torch.linalg.matrix_norm(_jacobians(field, state), ord=2).max()
+            largest.append(float(norm) * step.duration)
+            state = step(state).detach()
+    finite: np.ndarray = np.nan_to_num(np.array(largest), nan=np.finfo(float).max)
+    return finite
+
+
+def _jacobians(field: Field, states: Tensor) -> Tensor:
+    """Jacobians (M, n, n) of the field at the states (n, M); one backward pass a row."""
+    x = states.detach().requires_grad_(True)
+    with torch.enable_grad():
+        derivative = field(x)
+        rows = [torch.autograd.grad(row.sum(), x, retain_graph=True)[0] for row in derivative]
+    return torch.stack(rows).permute(2, 0, 1)

@@ -1,1 +1,0 @@
-"""What is stored, looked at again: verification, submissions, and examples shown to other models."""

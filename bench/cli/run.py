@@ -1,0 +1,131 @@
+"""What `robustode run` does with its arguments: a request, then a dry run or the run and its outcome."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ..._errors import InvalidArgument
+from ..config.plan import Plan
+from ..config.preset import Preset
+from ..config.pretrained import Given
+from ..config.run_request import Request
+from ..data import Data
+from ..records.store import Store
+from ..runner.batch_size import known_batch_sizes
+from ..runner.run import run_plan
+from ..runner.schedule import elapsed, look_ahead
+from ..runner.workers import at_once
+from ..runtime.device import pick_device
+from ..runtime.progress import Quiet, Terminal, duration
+from ..training.train import build_model
+from .arguments import names_in
+
+
+def run_command(arguments: argparse.Namespace, preset: Preset, show: Callable[[Path], int]) -> int:
+    """Run `preset` as the arguments change it, or say with ``--dry-run`` what that would be.
+
+    Parameters
+    ----------
+    show
+        Writes the report of a results folder, prints the leaderboard and returns an exit status.
+
+    Returns
+    -------
+    int
+        Exit status: 1 where something failed, else what `show` returned.
+
+    Raises
+    ------
+    RobustodeError
+        For arguments that cannot be run, data that are not there and a results folder in use.
+    """
+    request = _request(arguments, preset)
+    plan = request.plan()
+    device = pick_device(arguments.device)
+    if arguments.batch_size is None and device.type == "cuda":
+        request = dataclasses.replace(request, batch_size="auto")
+        plan = request.plan()
+    data = request.data()
+    if plan.given:
+        spec = plan.specs[0]
+        plan.given.check(build_model(spec.build, data, plan.hyperparameters(spec), 0))
+    out = arguments.out or Path("results") / preset.name
+    if arguments.dry_run:
+        return _dry_run(arguments, plan, data, out, device)
+    console = Console()
+    with nullcontext(Quiet()) if arguments.quiet else Terminal(console) as reporter:
+        outcome = run_plan(
+            plan,
+            data,
+            Store(out),
+            device=device,
+            fresh=arguments.fresh,
+            reporter=reporter,
+            request=request,
+            jobs=arguments.jobs,
+        )
+    if not arguments.quiet:
+        print(f"{outcome.done} cells done, {outcome.skipped} stored already")
+    status = show(out)
+    for line in outcome.failures:
+        print(f"failed: {line}", file=sys.stderr)
+    for problem in outcome.problems:
+        print(f"set aside and done again: {problem}", file=sys.stderr)
+    return 1 if outcome.failures else status
+
+
+def _request(arguments: argparse.Namespace, preset: Preset) -> Request:
+    names = names_in(arguments.models)
+    if arguments.models is not None and not names:
+        raise InvalidArgument("--models names no model")
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise InvalidArgument(f"--jobs must be at least 1, not {arguments.jobs}")
+    return Request(
+        preset=preset,
+        models=tuple(dict.fromkeys(names)) if names else None,
+        seeds=arguments.seeds,
+        data_root=arguments.data_root,
+        batch_size=arguments.batch_size,
+        given=Given.read(arguments.weights) if arguments.weights else None,
+    )
+
+
+def _dry_run(arguments: argparse.Namespace, plan: Plan, data: Data, out: Path, device: torch.device) -> int:
+    """Print what is left of each model, how long all of it takes, and where the results go.
+
+    Returns 1 where a model that something is left of fails when it is asked for one batch.
+    """
+    store = Store(out)
+    if not arguments.fresh:
+        plan = known_batch_sizes(plan, data, store, device)
+    threads = torch.get_num_threads() // at_once(len(plan.units), device, arguments.jobs)
+    outlooks = look_ahead(plan, data, store, device, fresh=arguments.fresh, threads=max(1, threads))
+    processes = at_once(sum(len(outlook.busy) for outlook in outlooks), device, arguments.jobs)
+    for outlook in outlooks:
+        todo = f"{outlook.left} of {outlook.cells} cells to do"
+        problem = outlook.cost.problem if outlook.left else ""
+        time = f"cannot be timed: {problem}" if problem else f"about {duration(outlook.seconds)}"
+        print(f"{outlook.model:<24} {todo:>24}  {time}")
+    preset = plan.preset
+    print(f"{preset.name}: {preset.title}; the preset says: {preset.cost}")
+    how = "one after the other" if processes == 1 else f"{processes} at once"
+    seconds = elapsed(outlooks, processes)
+    ahead = [outlook for outlook in outlooks if outlook.left]
+    untimed = [outlook.model for outlook in ahead if outlook.cost.problem]
+    without = f", without {', '.join(untimed)}" if untimed else ""
+    total = f"about {duration(seconds)} here, {how}, from one batch of each model{without}"
+    if ahead and len(untimed) == len(ahead):
+        total = "how long it takes cannot be told: no model could be timed"
+    print(f"{total}; results in {out}")
+    if preset.batch_size == "auto":
+        sizes = [f"{spec.name} {plan.batch_sizes.get(spec.name, 'to be measured')}" for spec in plan.specs]
+        print(f"batch size auto: {', '.join(sizes)}")
+    return int(any(outlook.cost.failed and outlook.left for outlook in outlooks))

@@ -1,0 +1,1 @@
+"""From a preset and arguments to a plan and its cells."""

@@ -1,0 +1,166 @@
+"""A plan becomes cells: what is trained, attacked, certified, followed and timed. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ...attacks import Threat
+from ...models import ModelSpec
+from ..data import Data
+from ..records.record import Cell
+from ..throughput.roofline import FLOW_TIMINGS
+from .perturbation import recipe_facts
+from .plan import Plan, attack_norm
+from .preset import ThreatPlan
+
+LIPSCHITZ_VERSION, SMOOTHING_VERSION, DYNAMICS_VERSION = 2, 1, 2
+"""Raise one by hand when its algorithm changes: stored records of older versions are not reused."""
+TRAJECTORY_IMAGES = 8
+"""Test images whose states are followed through the flow."""
+
+
+def training_cell(plan: Plan, spec: ModelSpec, seed: int, data: Data) -> Cell:
+    """The cell that trains `spec` with `seed`, or takes the given weights."""
+    recipe = plan.recipe(spec)
+    return Cell(
+        kind="training",
+        dataset=data.name,
+        index_sha256=data.index_sha256,
+        model=spec.name,
+        model_version=spec.full_version,
+        hyperparameters=plan.hyperparameters(spec),
+        recipe=plan.given.recipe() if plan.given else recipe_facts(recipe),
+        training_seed=seed,
+        samples=0 if plan.given else len(data.train),
+        batch_size=0 if plan.given else recipe.batch_size,
+    )
+
+
+def accuracy_cells(
+    plan: Plan,
+    training: Cell,
+    checkpoint_sha256: str,
+    solver: str | None,
+    data: Data,
+    *,
+    on_gpu: bool = False,
+) -> list[Cell]:
+    """One cell for each threat and strength, on the weights that `training` made.
+
+    What works through other solvers is asked of models with an ODE block, which `solver` tells. With
+    `on_gpu` the samples are those that the preset wants on one.
+    """
+    return [
+        dataclasses.replace(
+            training,
+            kind="accuracy",
+            checkpoint_sha256=checkpoint_sha256,
+            solver=solver,
+            threat=threat.name,
+            threat_version=threat.version,
+            family=threat.family,
+            norm=attack_norm(threat),
+            protocol=threat.protocol,
+            parameters=_parameters(plan, threat, wish),
+            strength=strength,
+            draws=wish.draws if threat.stochastic else 1,
+            attack_seed=wish.seed,
+            samples=min(wish.samples_on(gpu=on_gpu) or len(data.test), len(data.test)),
+            batch_size=wish.batch_size or plan.batch_size(training.model),
+        )
+        for threat, wish in ((attack.threat, attack.plan) for attack in plan.attacks)
+        if threat.through == "model" or solver is not None
+        for strength in wish.strengths
+    ]
+
+
+def samples_in_common(plan: Plan, norm: str, data: Data, *, on_gpu: bool = False) -> int:
+    """How many test samples every attack in `norm` is given: the worst case is taken over these."""
+    plans = [attack.plan for attack in plan.attacks if attack_norm(attack.threat) == norm]
+    return min([p.samples_on(gpu=on_gpu) or len(data.test) for p in plans] + [len(data.test)])
+
+
+def _parameters(plan: Plan, threat: Threat, wish: ThreatPlan) -> dict[str, object]:
+    """Everything but the strength that what `threat` finds depends on."""
+    if not threat.grid_matters:
+        return dict(threat.parameters)
+    reported = plan.headline().reported.get(attack_norm(threat) or threat.name)
+    grid = {"strengths": wish.strengths, "reported": [] if reported is None else [reported]}
+    return {**threat.parameters, **grid}
+
+
+def certificate_cells(
+    plan: Plan, training: Cell, checkpoint_sha256: str, solver: str | None, data: Data
+) -> list[Cell]:
+    """The cells that certify test samples, on the weights that `training` made."""
+    lipschitz = dataclasses.replace(
+        training,
+        kind="certificate",
+        checkpoint_sha256=checkpoint_sha256,
+        solver=solver,
+        threat="lipschitz",
+        threat_version=LIPSCHITZ_VERSION,
+        family="certificate",
+        norm="l2",
+        samples=len(data.test),
+        batch_size=plan.batch_size(training.model),
+        dtype="float64",
+    )
+    if (wish := plan.preset.smoothing) is None:
+        return [lipschitz]
+    smoothing = dataclasses.replace(
+        lipschitz,
+        threat="smoothing",
+        threat_version=SMOOTHING_VERSION,
+        strength=wish.sigma,
+        parameters=wish.model_dump(include={"n0", "n", "alpha"}),
+        samples=min(wish.samples, len(data.test)),
+        dtype="float32",
+    )
+    return [lipschitz, smoothing]
+
+
+def dynamics_cell(plan: Plan, training: Cell, checkpoint_sha256: str, solver: str | None) -> Cell:
+    """The cell that follows the flow along its time, on the weights that `training` made."""
+    return dataclasses.replace(
+        training,
+        kind="dynamics",
+        checkpoint_sha256=checkpoint_sha256,
+        solver=solver,
+        threat="trajectories",
+        threat_version=DYNAMICS_VERSION,
+        family="dynamics",
+        samples=TRAJECTORY_IMAGES,
+        batch_size=TRAJECTORY_IMAGES,
+        dtype="float64",
+    )
+
+
+def throughput_cells(
+    plan: Plan, training: Cell, checkpoint_sha256: str, solver: str | None, device: str
+) -> list[Cell]:
+    """One cell for each batch size, for inference and for a training step.
+
+    Of a model with an ODE block, which `solver` tells, the flow alone besides, at the largest batch size.
+    """
+    timing = plan.preset.throughput
+    if timing is None:
+        return []
+    timed = [(what, size) for what in ("inference", "training-step") for size in timing.batch_sizes]
+    if solver is not None:
+        timed += [(what, max(timing.batch_sizes)) for what in FLOW_TIMINGS]
+    return [
+        dataclasses.replace(
+            training,
+            kind="throughput",
+            checkpoint_sha256=checkpoint_sha256,
+            solver=solver,
+            threat=what,
+            family="timing",
+            parameters={"seconds": timing.seconds, "passes": timing.passes},
+            samples=batch_size,
+            batch_size=batch_size,
+            device=device,
+        )
+        for what, batch_size in timed
+    ]

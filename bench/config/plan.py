@@ -1,0 +1,201 @@
+"""Preset and arguments become a plan. Pure: nothing is read or written here."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from ..._errors import InvalidArgument
+from ...attacks import THREATS, Threat
+from ...attacks.core.types import Norm
+from ...models import ModelSpec
+from ..data import DATASETS
+from ..records.headline import Headline
+from .model_selection import choose_models, find_model, row_names, variant_specs
+from .perturbation import perturbing_threat
+from .preset import Preset, Recipe, ThreatPlan, first_line
+from .pretrained import RECIPE, Given
+
+BATCH_SIZE = 100
+"""Samples at once where the size is to be measured and has not been."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """A configured threat, and how the preset wants it applied."""
+
+    threat: Threat
+    plan: ThreatPlan
+
+    @property
+    def queries(self) -> tuple[float, float]:
+        """Forwards and backwards per sample and draw, the harness's own two predictions included.
+
+        Of a threat that does its whole grid in one run: the share of one strength.
+        """
+        forwards, backwards = self.threat.queries(self.threat.parameters)
+        share = 1 if self.threat.curve is None else len(self.plan.strengths)
+        own = 1 if self.threat.family in ("clean", "noise") else 2
+        return forwards / share + own, backwards / share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything a run will do, resolved and checked.
+
+    Attributes
+    ----------
+    specs
+        The models.
+    seeds
+        Training seeds 0 .. seeds - 1.
+    fewer
+        Models that the preset trains from fewer seeds than that, and how many.
+    attacks
+        The threats with their grids.
+    batch_sizes
+        By model, what was measured where the preset says "auto".
+    given
+        Weights that stand in the place of training; None to train.
+    """
+
+    preset: Preset
+    specs: tuple[ModelSpec, ...]
+    seeds: int
+    fewer: Mapping[str, int] = field(default_factory=dict)
+    attacks: tuple[Attack, ...]
+    batch_sizes: Mapping[str, int] = field(default_factory=dict)
+    given: Given | None = None
+
+    def batch_size(self, model: str) -> int:
+        """How many samples `model` is given at once where a threat does not say."""
+        wish = self.preset.batch_size
+        return self.batch_sizes.get(model, BATCH_SIZE) if wish == "auto" else wish
+
+    def seeds_of(self, spec: ModelSpec) -> range:
+        """The training seeds of `spec`."""
+        return range(min(self.seeds, self.fewer.get(spec.name, self.seeds)))
+
+    @property
+    def units(self) -> list[tuple[ModelSpec, int]]:
+        """Every model and training seed; the first seed of all models comes first."""
+        return [(s, seed) for seed in range(self.seeds) for s in self.specs if seed in self.seeds_of(s)]
+
+    def hyperparameters(self, spec: ModelSpec) -> dict[str, object]:
+        """Every hyperparameter of `spec` under this preset."""
+        override = self.preset.overrides.get(spec.name)
+        return spec.resolve(override.hyperparameters if override else None)
+
+    def recipe(self, spec: ModelSpec) -> Recipe:
+        """The preset's recipe, the model's own wishes over it, the preset's override over both."""
+        override = self.preset.overrides.get(spec.name)
+        body = {**self.preset.recipe.model_dump(), **spec.recipe, **(override.recipe if override else {})}
+        try:
+            recipe = Recipe.model_validate(body)
+        except ValidationError as error:
+            raise InvalidArgument(f"recipe of {spec.name}: {first_line(error, Recipe)}") from None
+        if recipe.name == RECIPE:
+            raise InvalidArgument(f"recipe of {spec.name}: {RECIPE!r} is what --weights is called: rename it")
+        if recipe.perturb:
+            perturbing_threat(recipe.perturb)
+        return recipe
+
+    def headline(self) -> Headline:
+        """What the report needs to know of the plan."""
+        reported = {
+            attack_norm(attack.threat) or attack.threat.name: attack.plan.reported
+            for attack in self.attacks
+            if attack.plan.reported is not None
+        }
+        preset = self.preset
+        return Headline(preset=preset.name, title=preset.title, reported=reported, rank=preset.rank)
+
+
+def attack_norm(threat: Threat) -> Norm | None:
+    """The norm whose worst case a threat takes part in; noise takes part in none, bounded or not."""
+    return None if threat.family == "noise" else threat.norm
+
+
+def make_plan(
+    preset: Preset,
+    *,
+    models: Sequence[ModelSpec] | None = None,
+    seeds: int | None = None,
+    given: Given | None = None,
+) -> Plan:
+    """Resolve every name and check every value of `preset`, with `models` and `seeds` over it.
+
+    With `given` weights there is one model, and one seed.
+
+    Raises
+    ------
+    InvalidArgument
+        For anything that cannot be run; nothing has been done by then.
+    """
+    DATASETS.get(preset.dataset)
+    specs = tuple(models) if models is not None else tuple(choose_models(preset, row_names(preset)))
+    if seeds is not None and seeds < 1:
+        raise InvalidArgument(f"--seeds must be at least 1, not {seeds}")
+    for name in preset.overrides:
+        if name not in preset.all_variants():
+            find_model(name, variant_specs(preset))
+    attacks: list[Attack] = []
+    for grid in preset.threats:
+        threat = THREATS.get(grid.name).configure(**grid.parameters)
+        for strength in (*grid.strengths, *([grid.reported] if grid.reported is not None else [])):
+            threat.check_strength(strength)
+        if grid.reported is not None and grid.reported not in grid.strengths:
+            raise InvalidArgument(
+                f"preset {preset.name}: {grid.name}: reported = {grid.reported:g} is not among its strengths"
+            )
+        if threat.grid_matters and grid.strengths != sorted(set(grid.strengths)):
+            raise InvalidArgument(f"preset {preset.name}: {grid.name}: its strengths must ascend")
+        if grid.samples_on_gpu is not None and (grid.samples or math.inf) > grid.samples_on_gpu:
+            raise InvalidArgument(
+                f"preset {preset.name}: {grid.name}: samples_on_gpu = {grid.samples_on_gpu} is fewer than "
+                f"samples{'' if grid.samples is None else f' = {grid.samples}'}"
+            )
+        if any(threat.name == attack.threat.name for attack in attacks):
+            raise InvalidArgument(
+                f"preset {preset.name}: threat {grid.name} is listed twice: give it one grid"
+            )
+        attacks.append(Attack(threat=threat, plan=grid))
+    _check_reported(preset, attacks)
+    twice = [name for name, count in Counter(spec.name for spec in specs).items() if count > 1]
+    if twice:
+        raise InvalidArgument(f"two models are called {twice[0]!r}: rename one of the factories or files")
+    if given and (len(specs) != 1 or (seeds or 1) != 1):
+        what = f"these are {len(specs)} models" if len(specs) != 1 else f"not --seeds {seeds}"
+        raise InvalidArgument(f"--weights belong to one model and one seed, {what}: name one with --models")
+    count = 1 if given else seeds or preset.seeds
+    rows = {**preset.overrides, **preset.all_variants()} if seeds is None else {}
+    fewer = {name: row.seeds for name, row in rows.items() if row.seeds is not None}
+    plan = Plan(preset=preset, specs=specs, seeds=count, fewer=fewer, attacks=tuple(attacks), given=given)
+    reported = plan.headline().reported
+    if preset.rank not in reported:
+        raise InvalidArgument(
+            f"preset {preset.name}: rank = {preset.rank!r} has no reported strength "
+            f"(known: {', '.join(reported)})"
+        )
+    for spec in (*specs, *variant_specs(preset).values()):
+        plan.hyperparameters(spec)
+        plan.recipe(spec)
+    return plan
+
+
+def _check_reported(preset: Preset, attacks: Sequence[Attack]) -> None:
+    """A worst case is reported at one strength, and every attack of its norm is run there."""
+    for norm in ("linf", "l2"):
+        ours = [attack for attack in attacks if attack_norm(attack.threat) == norm]
+        reported = {attack.plan.reported for attack in ours} - {None}
+        if len(reported) > 1:
+            raise InvalidArgument(f"preset {preset.name}: the attacks in {norm} report different strengths")
+        for attack in ours:
+            if not reported <= set(attack.plan.strengths):
+                raise InvalidArgument(
+                    f"preset {preset.name}: {attack.threat.name} lacks the reported strength of {norm}"
+                )

@@ -1,0 +1,274 @@
+"""What a preset says: a TOML file, checked key by key, with one clear line for each mistake. No torch."""
+
+from __future__ import annotations
+
+import math
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PlainValidator,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from ..._errors import InvalidArgument
+from ..._registry import check_name, unknown_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+class Perturbation(_Table):
+    """A registered threat that every training batch passes before the model is trained on it.
+
+    With noise this is augmentation, with a gradient attack adversarial training (Madry et al., ICLR 2018,
+    arXiv 1706.06083, eq. 2.1). The strength grows from 0 in equal parts over the first `ramp` epochs.
+    """
+
+    threat: str
+    strength: PositiveFloat
+    parameters: dict[str, Any] = {}
+    ramp: NonNegativeFloat = 0.0
+
+
+class Recipe(_Table):
+    """How a model is trained: Adam, its learning rate multiplied by `decay` after every epoch.
+
+    `select` says which epoch's weights count: the best on held-out training samples, perturbed like those of
+    training where there is a `perturb`, or the last.
+    """
+
+    name: str = "plain"
+    epochs: PositiveInt
+    batch_size: PositiveInt = 100
+    learning_rate: PositiveFloat = 0.01
+    decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    weight_decay: NonNegativeFloat = 0.0
+    select: Literal["validation", "last"] = "validation"
+    perturb: Perturbation | None = None
+
+
+class ThreatPlan(_Table):
+    """One threat over its grid of strengths.
+
+    `reported` is the strength shown on the leaderboard; `samples` the number of test samples, all of
+    them unless given, and `samples_on_gpu` theirs where the run is on a GPU.
+    """
+
+    name: str
+    strengths: Annotated[list[NonNegativeFloat], Field(min_length=1)]
+    reported: NonNegativeFloat | None = None
+    draws: PositiveInt = 1
+    samples: PositiveInt | None = None
+    samples_on_gpu: PositiveInt | None = None
+    batch_size: PositiveInt | None = None
+    seed: int = 0
+    parameters: dict[str, Any] = {}
+
+    def samples_on(self, *, gpu: bool) -> int | None:
+        """How many test samples are attacked; None for all."""
+        return self.samples_on_gpu if gpu and self.samples_on_gpu is not None else self.samples
+
+
+class ThroughputPlan(_Table):
+    """Which batch sizes are timed, for at least so many seconds and passes each."""
+
+    batch_sizes: Annotated[list[PositiveInt], Field(min_length=1)]
+    seconds: PositiveFloat = 0.5
+    passes: PositiveInt = 10
+
+
+class Smoothing(_Table):
+    """Randomised smoothing: standard deviation in pixel units, and how many noisy copies vote.
+
+    `n0` copies choose the class, `n` others certify it with probability 1 - `alpha`, on the first `samples`.
+    """
+
+    sigma: PositiveFloat
+    samples: PositiveInt = 100
+    n0: PositiveInt = 100
+    n: PositiveInt = 100_000
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
+
+
+class TimeLimits(_Table):
+    """Seconds after which a unit of work is stopped and stored as a timeout."""
+
+    training: PositiveFloat
+    cell: PositiveFloat
+
+
+class ModelOverride(_Table):
+    """What a preset changes in one model; `seeds`, where it is trained from fewer than the others."""
+
+    seeds: PositiveInt | None = None
+    hyperparameters: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+
+
+class Variant(ModelOverride):
+    """A row of its own: the registered `model`, with other hyperparameters or another recipe."""
+
+    model: str
+
+
+def _number(value: Any) -> int | float:
+    """Let whole numbers stay whole: a hyperparameter may count layers."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("input should be a finite number")
+    return value
+
+
+Number = Annotated[int | float, PlainValidator(_number)]
+
+
+class Sweep(ModelOverride):
+    """A row for each of `values` of one hyperparameter of `model`, called ``<model>-<name>-<value>``."""
+
+    model: str
+    hyperparameter: str
+    values: Annotated[list[Number], Field(min_length=2)]
+
+    def variants(self) -> dict[str, Variant]:
+        """The rows, by name."""
+        stem = f"{self.model}-{self.hyperparameter.replace('_', '-')}"
+        names = [f"{stem}-{value:g}".replace("+", "") for value in self.values]
+        if len(set(names)) < len(names):
+            raise InvalidArgument(f"sweep over {self.hyperparameter} of {self.model}: two values read alike")
+        return {
+            name: Variant(
+                model=self.model,
+                hyperparameters={**self.hyperparameters, self.hyperparameter: value},
+                recipe=self.recipe,
+            )
+            for name, value in zip(names, self.values, strict=True)
+        }
+
+
+class Preset(_Table):
+    """A benchmark: dataset, models, seeds, recipe, threats, throughput.
+
+    `cost` states, in words, what the whole preset takes on two cores. `models` may be ``["all"]`` and may
+    name rows of `variants`, which otherwise wait to be named by ``--models``; the rows of `sweeps` join by
+    themselves.
+    `batch_size` is how many samples are attacked at once; "auto" measures it for each model.
+    `rank` names what models are ranked by: a threat, or the norm of a worst case.
+    """
+
+    name: str
+    title: str
+    cost: str
+    dataset: str
+    models: Annotated[list[str], Field(min_length=1)]
+    seeds: PositiveInt = 1
+    batch_size: PositiveInt | Literal["auto"] = 100
+    rank: str
+    recipe: Recipe
+    threats: Annotated[list[ThreatPlan], Field(min_length=1)]
+    throughput: ThroughputPlan | None = None
+    smoothing: Smoothing | None = None
+    transfer: bool = False
+    time_limit: TimeLimits
+    overrides: dict[str, ModelOverride] = {}
+    variants: dict[str, Variant] = {}
+    sweeps: list[Sweep] = []
+
+    def all_variants(self) -> dict[str, Variant]:
+        """Every row that is not a registered model, by name; those of the sweeps included."""
+        found = dict(self.variants)
+        for sweep in self.sweeps:
+            for name, variant in sweep.variants().items():
+                if name in found:
+                    raise InvalidArgument(f"preset {self.name}: two rows are called {name!r}: rename one")
+                found[name] = variant
+        return found
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with robustode."""
+    folder = files("robustode.bench") / "presets"
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def load_preset(name: str) -> Preset:
+    """Read a preset by its name, or from a path that ends in ``.toml``.
+
+    Raises
+    ------
+    InvalidArgument
+        When the file is missing, is not TOML, or a key or value in it is wrong.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise InvalidArgument(f"preset {name}: cannot be read: {reason}") from None
+        stem = path.stem.lower()
+    else:
+        if name not in preset_names():
+            raise unknown_name("preset", name, preset_names())
+        text = (files("robustode.bench") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+        stem = name
+    try:
+        body = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidArgument(f"preset {name}: not valid TOML: {error}") from None
+    return parse_preset({"name": stem, **body}, origin=name)
+
+
+def parse_preset(body: dict[str, Any], *, origin: str) -> Preset:
+    """Check the content of a preset; every mistake is one line that names the key."""
+    try:
+        preset = Preset.model_validate(body)
+    except ValidationError as error:
+        raise InvalidArgument(f"preset {origin}: {first_line(error)}") from None
+    check_name(preset.name, "preset")
+    check_name(preset.recipe.name, "recipe")
+    return preset
+
+
+def first_line(error: ValidationError, table: type[BaseModel] | None = None) -> str:
+    """The first mistake in one line; `table` is what was validated, a `Preset` unless given."""
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    if first["type"] == "extra_forbidden":
+        *parents, key = first["loc"]
+        known = _keys(table or Preset, parents)
+        return f"{unknown_name('key', str(key), known)}" + (
+            f" (in {'.'.join(map(str, parents))})" if parents else ""
+        )
+    if first["type"] == "missing":
+        return f"key {where!r} is missing"
+    return f"{where} = {first['input']!r}: {first['msg'].lower()}"
+
+
+def _keys(table: type[BaseModel], path: list[Any]) -> list[str]:
+    for part in path:
+        if isinstance(part, int) or part not in table.model_fields:
+            continue
+        stack = [table.model_fields[part].annotation]
+        while stack:
+            annotation = stack.pop()
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                table = annotation
+                break
+            stack.extend(get_args(annotation))
+    return list(table.model_fields)

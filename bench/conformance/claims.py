@@ -1,0 +1,143 @@
+"""What a model says of itself, measured on its own field in double precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..._errors import ContractBroken
+from ...models import ODEBlock, count_nfe
+from ...models.ode.solver import Field
+
+PAIRS = 512
+"""States, or pairs of states, per layer and scale."""
+SCALES = (0.01, 0.1, 1.0, 10.0)
+"""Spread of the random states: within the linear part of tanh, and far outside it."""
+GAINS = (1.0, 5.0)
+"""Factors on all weights of a flow: a claim by construction holds at any weights."""
+
+
+def _flow(model: nn.Module) -> ODEBlock:
+    flow = getattr(model, "flow", None)
+    if not isinstance(flow, ODEBlock):
+        raise ContractBroken(
+            "the claim is about a flow, but model.flow is not a robustode.ODEBlock: expose it"
+        )
+    return flow
+
+
+def _states(width: int) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    for scale in SCALES:
+        yield scale * torch.randn(width, PAIRS, dtype=torch.float64, generator=generator)
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[Field, nn.Module, int]]:
+    """Every field of the flow, with its layer and its state dimension, at several sizes of the weights."""
+    flow = _flow(model)
+    original = {name: p.detach().clone() for name, p in flow.named_parameters()}
+    try:
+        for gain in GAINS:
+            with torch.no_grad():
+                for name, parameter in flow.named_parameters():
+                    parameter.copy_(gain * original[name])
+            for field, layer in zip(flow.fields(), flow.layers, strict=True):
+                yield field, layer, next(layer.parameters()).shape[0]
+    finally:
+        with torch.no_grad():
+            for name, parameter in flow.named_parameters():
+                parameter.copy_(original[name])
+
+
+def check_fixed_step(model: nn.Module, images: Tensor) -> None:
+    """The number of field evaluations is positive and the same for every input."""
+    counts = []
+    with torch.no_grad():
+        for batch in (images, images[:1], torch.zeros_like(images), 1 - images):
+            model(batch)
+            counts.append(count_nfe(model))
+    if None in counts or 0 in counts:
+        raise ContractBroken(
+            "no field evaluation is counted: solve through robustode.ODEBlock or set an int `nfe`; a model "
+            "without a flow leaves the claim out"
+        )
+    if len(set(counts)) > 1:
+        raise ContractBroken(
+            f"the number of field evaluations depends on the input: {sorted(set(counts), key=str)}"
+        )
+
+
+def check_contractive(model: nn.Module, images: Tensor) -> None:
+    """mu_2 of the Jacobian is negative at every state, so the exact flow brings any two states closer.
+
+    References
+    ----------
+    Zakwan, Xu, Ferrari-Trecate, arXiv 2203.11805, Definition 1; Soderlind, "The logarithmic norm",
+    BIT Numerical Mathematics 46, 2006, eq. 1.5.
+    """
+    flow = _flow(model.double())
+    if flow.has_tanh_fields():
+        # tanh' takes every value in (0, 1], so the vertices are the exact supremum.
+        _refuse_growth(max(form.logarithmic_norm() for form in flow.tanh_forms()))
+    for field, _, width in _layers(model):
+        for states in _states(width):
+            jacobian = torch.func.vmap(torch.func.jacrev(_at_one_state(field)), in_dims=1)(states).detach()
+            _refuse_growth(float(torch.linalg.eigvalsh((jacobian + jacobian.mT) / 2).amax()))
+
+
+def _refuse_growth(rate: float) -> None:
+    if not rate < 0:
+        raise ContractBroken(f"two states can drift apart at rate {rate:.3g}: the flow is not contractive")
+
+
+def _at_one_state(field: Field) -> Field:
+    return lambda state: field(state[:, None])[:, 0]
+
+
+def check_hamiltonian(model: nn.Module, images: Tensor) -> None:
+    """<grad H(x), f(x)> = 0: the exact flow conserves the energy that its layers report."""
+    for field, layer, width in _layers(model.double()):
+        energy = getattr(layer, "energy", None)
+        if not callable(energy):
+            raise ContractBroken("a Hamiltonian layer reports its energy through a method energy(state)")
+        for x in _states(width):
+            x.requires_grad_(True)
+            (gradient,) = torch.autograd.grad(energy(x).sum(), x)
+            derivative = field(x).detach()
+            scale = gradient.norm(dim=0) * derivative.norm(dim=0)
+            leak = float(((gradient * derivative).sum(0).abs() / scale.clamp_min(1e-300)).max())
+            if leak > 1e-9:
+                raise ContractBroken(
+                    f"the energy changes along the field: |<grad H, f>| = {leak:.3g} |grad H| |f|"
+                )
+
+
+def states_tanh_fields(model: nn.Module) -> bool:
+    """Whether the layers of the model's flow state the matrices of their fields."""
+    flow = getattr(model, "flow", None)
+    return isinstance(flow, ODEBlock) and flow.has_tanh_fields()
+
+
+def check_tanh_fields(model: nn.Module) -> None:
+    """The matrices that layers state are those of their fields; asked where `states_tanh_fields`."""
+    flow = _flow(model)
+    flow.double()
+    for field, stated in zip(flow.fields(), flow.tanh_fields(), strict=True):
+        for states in _states(len(stated.B)):
+            derivative = field(states)
+            size = derivative.abs().max().clamp_min(1e-300)
+            apart = float((derivative - stated(states)).abs().max() / size)
+            if apart > 1e-9:
+                raise ContractBroken(
+                    f"tanh_field and forward of a layer differ by {apart:.2g} of their size: "
+                    "they must be one field"
+                )
+
+
+CLAIM_CHECKS: Mapping[str, Callable[[nn.Module, Tensor], None]] = {
+    "fixed_step": check_fixed_step,
+    "contractive": check_contractive,
+    "hamiltonian": check_hamiltonian,
+}

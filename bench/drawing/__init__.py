@@ -1,1 +1,0 @@
-"""The figures, one a file, from tables and records alone. No torch."""

@@ -1,0 +1,1 @@
+"""One cell evaluated: perturb, check, predict. Nothing is written here."""

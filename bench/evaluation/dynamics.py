@@ -1,0 +1,213 @@
+"""What a flow does between its input and its output: distances, sensitivities and energy along time.
+
+Measured in float64 on the states that the first test images give, with the solver of the model, step by
+step. Nothing here is proven; it is set beside what is.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...models import ODEBlock
+from ...models.ode.block import StepMap
+from ..data import Split
+from ..records.record import Cell, Record
+from .accuracy import frozen
+
+COLUMNS = 256
+"""States that are followed, spread evenly over the flow's columns."""
+NEAR, FAR = 1e-3, 1.0
+"""Initial distances of the pairs, in the state's own units."""
+POWER_ITERATIONS = (20, 5)
+"""For the first step, and for each later time from the direction that was worst at the time before."""
+WIDEST = 512
+"""Largest n for which the Jacobian of every state is formed."""
+
+
+def measure_dynamics(
+    cell: Cell,
+    model: nn.Module,
+    initial: nn.Module,
+    split: Split,
+    *,
+    device: torch.device,
+    environment: Mapping[str, Any],
+) -> Record:
+    """Follow trajectories of ``model.flow``; `initial` is the same model before training.
+
+    A model whose ``flow`` is no `ODEBlock` gets a record that carries the reason and nothing else.
+    """
+    started = time.perf_counter()
+
+    def record(**rest: Any) -> Record:
+        return Record(cell=cell, seconds=time.perf_counter() - started, environment=environment, **rest)
+
+    if not isinstance(getattr(model, "flow", None), ODEBlock):
+        there = getattr(model, "flow", None) is not None
+        why = "model.flow is no robustode.ODEBlock" if there else "no flow (a robustode.ODEBlock, model.flow)"
+        return record(card={"no_dynamics": why})
+    images = split.first(cell.samples).images.to(device, torch.float64)
+    outcomes: dict[str, np.ndarray] = {}
+    for name, module in (("trained", model), ("initial", initial)):
+        double = copy.deepcopy(module).to(device).double()
+        with frozen(double):
+            states = flow_inputs(double, images)
+            if states.ndim != 2:
+                return record(card={"no_dynamics": "the flow's states are not columns (n, M)"})
+            maps = double.flow.step_maps()  # type: ignore[union-attr, operator]
+            times, path = follow(maps, states)
+            outcomes[f"sensitivity_{name}"] = sensitivity(maps, path)
+            if name == "trained":
+                outcomes["time"] = times
+                outcomes["layer"] = layer_numbers(maps)
+                outcomes |= distances(maps, states, path, cell.attack_seed)
+                drift = energy_drift(maps, path)
+                outcomes |= {} if drift is None else {"energy_drift": drift}
+    finite = {k: v.astype(np.float64) for k, v in outcomes.items()}
+    return record(outcomes=finite, forwards=2 * cell.samples)
+
+
+@torch.no_grad()
+def flow_inputs(model: nn.Module, images: Tensor) -> Tensor:
+    """The different states (n, M) that `images` give to the model's flow, at most `COLUMNS` of them."""
+    seen: list[Tensor] = []
+    flow: Any = model.flow
+    handle = flow.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        model(images)
+    finally:
+        handle.remove()
+    if seen[0].ndim != 2:
+        return seen[0]
+    states = torch.unique(seen[0], dim=1)  # most pixels of a digit are the same background
+    pick = torch.linspace(0, states.shape[1] - 1, min(COLUMNS, states.shape[1])).long()
+    picked: Tensor = states[:, pick.to(states.device)].clone()
+    return picked
+
+
+@torch.no_grad()
+def follow(maps: Sequence[StepMap], states: Tensor) -> tuple[np.ndarray, list[Tensor]]:
+    """Times (steps + 1,), and the states (n, M) at each."""
+    path, times = [states], [0.0]
+    for step in maps:
+        path.append(step(path[-1]))
+        times.append(times[-1] + step.duration)
+    return np.array(times), path
+
+
+def layer_numbers(maps: Sequence[StepMap]) -> np.ndarray:
+    """The number of the layer that ends at or spans each time, (steps + 1,), counted from 0."""
+    seen = list(dict.fromkeys(id(step.layer) for step in maps))
+    return np.array([0, *(seen.index(id(step.layer)) for step in maps)])
+
+
+def distances(
+    maps: Sequence[StepMap], states: Tensor, path: list[Tensor], seed: int
+) -> dict[str, np.ndarray]:
+    """Growth |x(t) - y(t)| / |x(0) - y(0)| of pairs: random ones, near and far, and adversarial ones.
+
+    A random pair is followed along the whole time axis; an adversarial one is sought anew for each time, so
+    that its growth there is near the norm of the Jacobian dx(t)/dx(0).
+
+    Returns
+    -------
+    dict
+        ``growth_random`` (steps + 1, 2 M) and ``growth_adversarial`` (steps + 1, M).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(states.shape, dtype=states.dtype, generator=generator).to(states)
+    noise = noise / noise.norm(dim=0)
+    growth = []
+    for offset in (NEAR * noise, FAR * noise):
+        _, other = follow(maps, states + offset)
+        growth.append(torch.stack([_ratio(a, b, offset) for a, b in zip(other, path, strict=True)]))
+    worst, adversarial = noise, [torch.ones_like(states[0])]
+    for k in range(1, len(path)):
+        flow = _compose(maps[:k])
+        worst = worst_direction(flow, states, worst, POWER_ITERATIONS[k > 1])
+        with torch.no_grad():
+            adversarial.append(_ratio(flow(states + NEAR * worst), path[k], NEAR * worst))
+    return {
+        "growth_random": torch.cat(growth, 1).cpu().numpy(),
+        "growth_adversarial": torch.stack(adversarial).cpu().numpy(),
+    }
+
+
+def worst_direction(
+    flow: Callable[[Tensor], Tensor], states: Tensor, start: Tensor, iterations: int = POWER_ITERATIONS[0]
+) -> Tensor:
+    """Unit vectors (n, M) that the flow's Jacobian stretches most, by power iteration from `start`."""
+    v, step = start, 1e-6
+    states = states.detach().requires_grad_(True)
+    final = flow(states)
+    for _ in range(iterations):
+        with torch.no_grad():
+            stretched = (flow(states + step * v) - final) / step
+        (v,) = torch.autograd.grad(final, states, stretched, retain_graph=True)
+        v = v / v.norm(dim=0).clamp_min(torch.finfo(v.dtype).tiny)
+    return v
+
+
+def _ratio(state: Tensor, other: Tensor, offset: Tensor) -> Tensor:
+    ratio: Tensor = (state - other).norm(dim=0) / offset.norm(dim=0)
+    return ratio
+
+
+def sensitivity(maps: Sequence[StepMap], path: list[Tensor]) -> np.ndarray:
+    """Norms |dx(T)/dx(t)|_2 of the backward sensitivity matrix, shape (steps + 1, M); empty for a wide state.
+
+    References
+    ----------
+    Zakwan, Xu, Ferrari-Trecate, arXiv 2203.11805, section III.C.
+    """
+    n, columns = path[0].shape
+    if n > WIDEST:
+        return np.empty((0, columns))
+    total = torch.eye(n).to(path[0]).expand(columns, n, n)
+    norms = [torch.linalg.matrix_norm(total, ord=2)]
+    for step, states in zip(reversed(maps), reversed(path[:-1]), strict=True):
+        total = total @ _jacobians(step, states)
+        norms.append(torch.linalg.matrix_norm(total, ord=2))
+    return torch.stack(norms[::-1]).cpu().numpy()
+
+
+@torch.no_grad()
+def energy_drift(maps: Sequence[StepMap], path: list[Tensor]) -> np.ndarray | None:
+    """Relative change (H(x(t)) - H(x(t_j))) / H(x(t_j)) since the start t_j of the layer, (steps + 1, M).
+
+    None when a layer reports no energy. At the end of a layer the change is that of the layer's own H.
+    """
+    if not all(callable(getattr(step.layer, "energy", None)) for step in maps):
+        return None
+    start = torch.zeros(path[0].shape[1]).to(path[0])
+    drift, layer, reference = [start], None, start
+    for step, before, after in zip(maps, path[:-1], path[1:], strict=True):
+        energy: Any = step.layer.energy
+        if step.layer is not layer:
+            layer, reference = step.layer, energy(before)
+        drift.append((energy(after) - reference) / reference.clamp_min(torch.finfo(reference.dtype).tiny))
+    return torch.stack(drift).cpu().numpy()
+
+
+def _jacobians(step: StepMap, states: Tensor) -> Tensor:
+    """dx(t + h)/dx(t) of every state (n, M), shape (M, n, n); one backward pass per row."""
+    states = states.detach().requires_grad_(True)
+    after = step(states)
+    rows = [torch.autograd.grad(row.sum(), states, retain_graph=True)[0] for row in after]
+    return torch.stack(rows).permute(2, 0, 1)
+
+
+def _compose(maps: Sequence[StepMap]) -> Callable[[Tensor], Tensor]:
+    def flow(state: Tensor) -> Tensor:
+        for step in maps:
+            state = step(state)
+        return state
+
+    return flow

@@ -1,0 +1,50 @@
+"""By how much a wrong class leads: whether an image is adversarial alone and among others."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..runtime.checked_model import call_model
+from .accuracy import frozen
+
+TIE = 1e-4
+"""A lead of the true class below this, relative to the largest logit, may be another machine's rounding."""
+
+
+def leads(
+    model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, num_classes: int
+) -> NDArray[np.float64]:
+    """By how much the best wrong class leads the true one, relative to the largest logit; shape (k,).
+
+    Positive where the prediction is wrong.
+
+    Raises
+    ------
+    ModelFailure
+        When the model raises, breaks its contract or answers NaN.
+    """
+    found = [np.zeros(0)]
+    with frozen(model), torch.no_grad():
+        for start in range(0, len(images), batch_size):
+            part = slice(start, start + batch_size)
+            logits = call_model(model, images[part].clone(), num_classes).double()
+            true = labels[part, None]
+            own = logits.gather(1, true).squeeze(1)
+            other = logits.scatter(1, true, -torch.inf).amax(1)
+            size = logits.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
+            found.append(((other - own) / size).numpy())
+    return np.concatenate(found)
+
+
+def lead_alone_and_shuffled(
+    model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, num_classes: int
+) -> dict[str, NDArray[np.float64]]:
+    """`leads` of each image by itself, and among others in an order of a fixed seed."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    shuffled = np.empty(len(images))
+    shuffled[order.numpy()] = leads(model, images[order], labels[order], batch_size, num_classes)
+    alone = leads(model, images, labels, 1, num_classes)
+    return {"at batch size 1": alone, "in shuffled batches": shuffled}

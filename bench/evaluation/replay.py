@@ -1,0 +1,149 @@
+"""One replay: what broke other models shown to one model, each example held against box, budget and model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..._errors import RobustodeError
+from ...attacks import BUDGET_TOLERANCE, distance, violation
+from ..data import Data
+from ..records.adversarial_examples import Breaks, add_steps
+from ..records.latest import Entry
+from ..records.record import Cell, Record
+from ..records.store import Store
+from ..runtime.checked_model import QueriedModel, call_model
+from ..training.provenance import made_by
+from .accuracy import failed, frozen
+from .margins import lead_alone_and_shuffled, leads
+
+Unit = tuple[Entry, int]
+"""A row of the leaderboard and a training seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The stored examples of one attack on one trained model."""
+
+    unit: Unit
+    threat: str
+    sha256: str
+    breaks: Breaks
+
+
+def replay_cell(
+    store: Store,
+    cell: Cell,
+    sources: Sequence[Source],
+    model: nn.Module,
+    data: Data,
+    clean: NDArray[np.int16],
+) -> Record:
+    """The record of one replay, its breaks stored; of a failure where the model fails.
+
+    Parameters
+    ----------
+    sources
+        In the order in which they are tried.
+    clean
+        What `model` predicts for at least ``cell.samples`` samples as they are.
+
+    Returns
+    -------
+    Record
+        Its card's ``transfer`` says of each source model and training seed how many examples were ``tried``
+        and how many ``broke`` the model.
+    """
+    described, began = made_by(model, torch.device("cpu")), time.perf_counter()
+    queried = QueriedModel(model, data.num_classes)
+    try:
+        outcomes, breaks, tally = _replay(cell, sources, queried, data, clean[: cell.samples])
+    except RobustodeError as error:
+        return failed(cell, error, seconds=time.perf_counter() - began, environment=described)
+    return Record(
+        cell=cell,
+        outcomes=outcomes,
+        card={"adversarial": store.put_breaks(cell, breaks), "transfer": tally},
+        forwards=queried.forwards,
+        nfe=queried.nfe,
+        seconds=time.perf_counter() - began,
+        environment=described,
+    )
+
+
+def _replay(
+    cell: Cell, sources: Sequence[Source], model: nn.Module, data: Data, clean: NDArray[np.int16]
+) -> tuple[dict[str, NDArray[Any]], Breaks, list[dict[str, Any]]]:
+    """Outcomes, the first example of each sample that holds, and for each source how many broke the model.
+
+    An example counts as tried where the model classifies its sample correctly. It breaks the model by what it
+    predicts in a batch; what lowers the score must do so alone and among others too.
+    """
+    test = data.test.first(cell.samples)
+    labels = test.labels.numpy()
+    where = {int(number): row for row, number in enumerate(test.indices)}
+    first: dict[int, NDArray[np.int32]] = {}
+    tally: dict[Unit, list[int]] = {}
+    for source in sources:
+        counts = tally.setdefault(source.unit, [0, 0])
+        if source.breaks.steps.shape[1:] != test.images.shape[1:]:
+            continue
+        rows, steps = _tried(source.breaks, where, labels, clean)
+        if not len(rows):
+            continue
+        original = test.images[torch.from_numpy(rows)]
+        images = torch.from_numpy(add_steps(original.numpy(), steps))
+        excess = violation(images, original, cell.strength, cell.norm).numpy()  # type: ignore[arg-type]
+        inside = excess <= BUDGET_TOLERANCE * max(1.0, cell.strength)
+        rows, steps, images = rows[inside], steps[inside], images[torch.from_numpy(inside)]
+        targets = test.labels[torch.from_numpy(rows)]
+        broken = leads(model, images, targets, cell.batch_size, data.num_classes) > 0
+        counts[0] += len(rows)
+        counts[1] += int(broken.sum())
+        new = np.flatnonzero(broken & ~np.isin(rows, list(first)))
+        if len(new):
+            part = torch.from_numpy(new)
+            found = lead_alone_and_shuffled(
+                model, images[part], targets[part], cell.batch_size, data.num_classes
+            )
+            holds = np.stack(list(found.values())).min(0) > 0
+            first |= {int(rows[i]): steps[i] for i in new[holds]}
+    rows = np.array(sorted(first), np.int64)
+    none = np.zeros((0, *test.images.shape[1:]), np.int32)
+    steps = np.stack([first[int(row)] for row in rows]) if len(rows) else none
+    prediction, length = clean.copy(), np.zeros(cell.samples, np.float32)
+    if len(rows):
+        original = test.images[torch.from_numpy(rows)]
+        stored = torch.from_numpy(add_steps(original.numpy(), steps))
+        with frozen(model), torch.no_grad():
+            alone = [call_model(model, image[None], data.num_classes).argmax() for image in stored]
+        prediction[rows] = torch.stack(alone).numpy()
+        length[rows] = distance(stored, original, cell.norm).numpy()  # type: ignore[arg-type]
+    outcomes = {
+        "prediction": prediction[None],
+        "correct": (prediction == labels)[None],
+        "norm": length[None],
+    }
+    breaks = Breaks(index=np.asarray(test.indices[rows], np.int64), label=labels[rows], steps=steps)
+    return outcomes, breaks, [_line(unit, *counts) for unit, counts in tally.items()]
+
+
+def _tried(
+    breaks: Breaks, where: Mapping[int, int], labels: NDArray[np.int64], clean: NDArray[np.int16]
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Rows of the test set and perturbations of the samples that the model gets right as they are."""
+    rows = np.array([where.get(int(index), -1) for index in breaks.index], np.int64)
+    right = (rows >= 0) & (clean[rows] == labels[rows])
+    return rows[right], breaks.steps[right]
+
+
+def _line(unit: Unit, tried: int, broke: int) -> dict[str, Any]:
+    (_, model, recipe), seed = unit
+    return {"model": model, "recipe": recipe, "seed": seed, "tried": tried, "broke": broke}

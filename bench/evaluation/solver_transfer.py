@@ -1,0 +1,177 @@
+"""One accuracy cell of a threat that works through surrogates: crafted on each, scored on the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..._errors import InvalidArgument, ModelFailure
+from ...attacks import Threat
+from ...models import ODEBlock, solver_surrogates
+from ...models.ode.solver import FIXED_GRID
+from ..data import Split
+from ..records.adversarial_examples import Breaks
+from ..records.record import Cell, Record
+from ..runtime.checked_model import QueriedModel, one_line
+from .accuracy import evaluate_cell
+
+MOST_VALUES = 6_000_000
+"""Pixel values times field evaluations whose graph is held at once: 30 MNIST images, 64 steps of rk4."""
+
+
+class SurrogateFailure(ModelFailure):
+    """A surrogate that raised or answered NaN: it gives no examples, which says nothing of the model."""
+
+
+def evaluate_through(
+    cell: Cell,
+    model: nn.Module,
+    split: Split,
+    threat: Threat,
+    *,
+    num_classes: int,
+    device: torch.device,
+    environment: Mapping[str, Any],
+    clean: np.ndarray | None = None,
+    keep: Callable[[Breaks], None] | None = None,
+    on_samples: Callable[[int], None] = lambda samples: None,
+) -> Record:
+    """As `evaluate_cell`, the threat's `craft` being handed `solver_surrogates` of `model` one by one.
+
+    Every surrogate is tried on every sample. A sample is broken by the first whose example breaks `model`.
+
+    Returns
+    -------
+    Record
+        Its measures hold ``surrogate.<name>.accuracy``, that of `model` under the examples of one surrogate,
+        or ``surrogate.<name>.left_out`` where the surrogate failed; the card then says how. The queries of
+        the surrogates count, those of a surrogate that failed too.
+
+    Raises
+    ------
+    InvalidArgument
+        When `model` has no ODE block.
+    SurrogateFailure
+        When every surrogate failed, so that nothing was tried.
+    ModelFailure, NonFinite, BudgetViolation
+        As `evaluate_cell`, of the model itself and of the attack.
+    """
+    started = time.perf_counter()
+    surrogates = solver_surrogates(model)
+    if not surrogates:
+        raise InvalidArgument(f"{threat.name} needs a model with an ODE block: this one has none")
+    found: list[tuple[Record, Breaks | None]] = []
+    measures: dict[str, float] = {}
+    reasons: dict[str, str] = {}
+    asked: list[QueriedModel] = []
+    for number, (name, surrogate) in enumerate(surrogates.items(), start=1):
+        asked.append(QueriedModel(surrogate, num_classes, patient=device.type != "cpu"))
+        breaks: list[Breaks] = []
+        try:
+            record = evaluate_cell(
+                cell,
+                model,
+                split,
+                _handing(threat, asked[-1]),
+                num_classes=num_classes,
+                device=device,
+                environment=environment,
+                clean=clean,
+                keep=None if keep is None else breaks.append,
+            )
+        except SurrogateFailure as error:
+            measures[f"surrogate.{name}.left_out"] = 1.0
+            reasons[name] = one_line(error)
+        else:
+            measures[f"surrogate.{name}.accuracy"] = record.accuracy
+            found.append((record, breaks[0] if breaks else None))
+        total = cell.samples * cell.draws
+        on_samples(total * number // len(surrogates) - total * (number - 1) // len(surrogates))
+    if not found:
+        raise SurrogateFailure(
+            f"every surrogate failed; {next(iter(reasons))}: {next(iter(reasons.values()))}"
+        )
+    if keep is not None:
+        keep(_first_breaks([breaks for _, breaks in found if breaks is not None]))
+    records = [record for record, _ in found]
+    evaluations = [r.nfe * r.forwards for r in records if r.nfe is not None]
+    evaluations += [float(one.evaluations) for one in asked if one.evaluations is not None]
+    forwards = sum(r.forwards for r in records) + sum(one.forwards for one in asked)
+    return dataclasses.replace(
+        _merged(records),
+        measures=measures,
+        card={"surrogates_left_out": reasons} if reasons else {},
+        forwards=forwards,
+        backwards=sum(r.backwards for r in records) + sum(one.backwards for one in asked),
+        nfe=sum(evaluations) / forwards if evaluations else None,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _handing(threat: Threat, surrogate: QueriedModel) -> Threat:
+    """`threat`, its craft handed `surrogate` whatever model is being evaluated."""
+    evaluations = _evaluations(surrogate)
+
+    def craft(
+        _model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        strength: float,
+        seeds: list[int],
+        **parameters: Any,
+    ) -> Tensor:
+        size = max(1, MOST_VALUES // (evaluations * math.prod(images.shape[1:])))
+        try:
+            parts = [
+                threat.craft(
+                    surrogate,
+                    images[i : i + size],
+                    labels[i : i + size],
+                    strength,
+                    seeds[i : i + size],
+                    **parameters,
+                )
+                for i in range(0, len(images), size)
+            ]
+            surrogate.settle()
+        except ModelFailure as error:
+            raise SurrogateFailure(one_line(error)) from error
+        return torch.cat(parts)
+
+    return dataclasses.replace(threat, craft=craft)
+
+
+def _evaluations(model: nn.Module) -> int:
+    """Field evaluations of a forward pass, all flows solved on fixed grids."""
+    solvers = [module.solver for module in model.modules() if isinstance(module, ODEBlock)]
+    return sum(int(solver.steps) * FIXED_GRID[solver.method] for solver in solvers)
+
+
+def _merged(records: list[Record]) -> Record:
+    """What the first record that breaks a sample says of it; of the others what the last says."""
+    outcomes = {name: values.copy() for name, values in records[-1].outcomes.items()}
+    examples = {name: values.copy() for name, values in records[-1].examples.items()}
+    for record in reversed(records[:-1]):
+        broken = ~record.outcomes["correct"]
+        for name, values in record.outcomes.items():
+            outcomes[name] = np.where(broken, values, outcomes[name])
+        first = broken[0, : len(examples["image"])]
+        for name in ("prediction", "image"):
+            examples[name][first] = record.examples[name][first]
+    return dataclasses.replace(records[-1], outcomes=outcomes, examples=examples)
+
+
+def _first_breaks(found: list[Breaks]) -> Breaks:
+    """Each sample once, with the first of the perturbations that broke it, by index."""
+    index = np.concatenate([breaks.index for breaks in found])
+    index, first = np.unique(index, return_index=True)
+    label = np.concatenate([breaks.label for breaks in found])
+    steps = np.concatenate([breaks.steps for breaks in found])
+    return Breaks(index=index, label=label[first], steps=steps[first])

@@ -1,0 +1,219 @@
+"""Models from a file anywhere: ``FILE.py:factory``, with the file's own packages beside it."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from ..._errors import InvalidArgument, RobustodeError
+from ...models import MODELS, ModelSpec
+from ...models.registry import Build, same_factory
+from ..runtime.checked_model import one_line
+from .entry_points import load_plugins
+
+_PREFIX = "_robustode_external_"
+_homes: dict[Path, dict[str, ModuleType]] = {}
+_imported: dict[str, tuple[str, set[str]]] = {}  # by module: the hash of its source, the models it registered
+
+
+@contextmanager
+def _imports_from(folder: Path) -> Iterator[None]:
+    """Import as a script in `folder` would, and leave no trace of its modules afterwards.
+
+    Each folder keeps its own modules, so two model files may each have a package called ``models``.
+    """
+    own = _homes.setdefault(folder, {})
+    path = str(folder)
+    before = set(sys.modules)
+    sys.path.insert(0, path)
+    sys.modules.update(own)
+    try:
+        yield
+    finally:
+        sys.path.remove(path)
+        for name in set(sys.modules) - before:
+            if _belongs_to(sys.modules[name], path):
+                own[name] = sys.modules.pop(name)
+
+
+def _belongs_to(module: ModuleType, folder: str) -> bool:
+    """Whether a module was found in `folder` itself rather than in an environment inside it."""
+    name = module.__name__.partition(".")[0]
+    places = [getattr(module, "__file__", None), *list(getattr(module, "__path__", []))]
+    inside = any(
+        place and place.startswith(folder + os.sep) and "site-packages" not in place for place in places
+    )
+    return inside and name != __name__.partition(".")[0] and not name.startswith(_PREFIX)
+
+
+def resolve_model(name: str) -> ModelSpec:
+    """Return the model called `name`: a registered one, or ``FILE.py:factory``."""
+    if ".py" in name:
+        return load_external(name)
+    load_plugins()
+    return MODELS.get(name)
+
+
+def named_models(references: Sequence[str]) -> tuple[list[str], list[ModelSpec]]:
+    """Names of the models that `references` mean, and the specs of those that are ``FILE.py:factory``.
+
+    Raises
+    ------
+    InvalidArgument
+        As `load_external`.
+    """
+    specs = {reference: load_external(reference) for reference in references if ".py" in reference}
+    return [specs[r].name if r in specs else r for r in references], list(specs.values())
+
+
+def load_external(reference: str) -> ModelSpec:
+    """Load ``FILE.py:factory``.
+
+    The factory may be decorated with ``robustode.register_model``, which gives it a name, hyperparameters
+    and claims, or be plain: then it is called after itself.
+
+    Raises
+    ------
+    InvalidArgument
+        When the file or the factory is missing, or the file cannot be imported.
+    """
+    file, colon, factory = reference.rpartition(":")
+    path = Path(file if colon else reference).expanduser().resolve()
+    if not colon or not factory.isidentifier():
+        raise InvalidArgument(
+            f"model {reference!r}: write FILE.py:factory, naming the function that builds the model"
+        )
+    if not path.is_file():
+        raise InvalidArgument(f"model {reference!r}: there is no file {path}")
+    module_name = f"{_PREFIX}{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    source = _source_sha256(path)
+    _forget_unless(module_name, source, path.parent)
+    known = set(MODELS.names())
+    if module_name in sys.modules:
+        module = sys.modules[module_name]
+        known -= {spec.name for spec in MODELS if getattr(spec.build, "__module__", "") == module_name}
+    else:
+        module = _import(path, module_name, reference)
+        _imported[module_name] = source, set(MODELS.names()) - known
+    build = getattr(module, factory, None)
+    if not callable(build):
+        found = sorted(
+            n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module_name
+        )
+        raise InvalidArgument(
+            f"model {reference!r}: {path.name} has no function {factory!r} (it has: {', '.join(found)})"
+        )
+    # What the file takes from elsewhere, a registered factory say, stays a model of its own.
+    own = getattr(getattr(build, "__code__", None), "co_filename", None)
+    here = own is not None and Path(own).resolve() == path
+    registered = [s for s in MODELS if same_factory(s.build, build) and (here or s.name not in known)]
+    registered = [s for s in registered if s.build is build] or registered
+    if len(registered) > 1:
+        names = ", ".join(s.name for s in registered)
+        raise InvalidArgument(
+            f"model {reference!r}: it may be any of {names}, which one decorator made; name them by one way, "
+            "the file's path or the module's name, not both"
+        )
+    if registered:
+        (spec,) = registered
+    else:
+        spec = ModelSpec(name=_slug(factory, path), build=build, summary=f"{path.name}:{factory}")
+        if spec.name in known:
+            raise InvalidArgument(f"model {reference!r}: the name {spec.name!r} is taken: rename the factory")
+    return dataclasses.replace(
+        spec,
+        build=_at_home(build, path.parent),
+        source=source,
+        file=f"{path.name}:{factory}",
+    )
+
+
+def _forget_unless(module_name: str, source: str, folder: Path) -> None:
+    """Let go of a file that was imported from another source than it has now: it is imported anew.
+
+    What it registered goes with it, and the modules beside it, of which one may be what has changed.
+    """
+    before, names = _imported.get(module_name, (source, set()))
+    if module_name in sys.modules and before != source:
+        del sys.modules[module_name]
+        _homes.pop(folder, None)
+        for name in names:
+            MODELS.unregister(name)
+
+
+def _source_sha256(path: Path) -> str:
+    """Hash of the file and of every module or package beside it that it imports, at any depth."""
+    total, seen, left = hashlib.sha256(), set[Path](), [path]
+    while left:
+        file = left.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (OSError, SyntaxError, ValueError):
+            continue
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            for name in names:
+                beside = path.parent / name.partition(".")[0]
+                left += (
+                    [beside.with_suffix(".py")]
+                    if beside.with_suffix(".py").is_file()
+                    else beside.rglob("*.py")
+                )
+    for file in sorted(seen):
+        total.update(str(file.relative_to(path.parent)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return total.hexdigest()
+
+
+def _import(path: Path, module_name: str, reference: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise InvalidArgument(f"model {reference!r}: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    names = set(MODELS.names())
+    sys.modules[module_name] = module
+    try:
+        with _imports_from(path.parent):
+            spec.loader.exec_module(module)
+    except BaseException as error:
+        sys.modules.pop(module_name, None)
+        for name in set(MODELS.names()) - names:
+            MODELS.unregister(name)
+        if isinstance(error, RobustodeError | KeyboardInterrupt):
+            raise
+        raise InvalidArgument(
+            f"model {reference!r}: {path.name} cannot be imported: {type(error).__name__}: {one_line(error)}"
+        ) from error
+    return module
+
+
+def _at_home(build: Build, folder: Path) -> Build:
+    """Wrap a factory so that imports inside it find the packages beside its file."""
+
+    def at_home(input_shape: tuple[int, int, int], num_classes: int, **hyperparameters: Any) -> nn.Module:
+        with _imports_from(folder):
+            return build(input_shape, num_classes, **hyperparameters)
+
+    at_home.__wrapped__ = build  # type: ignore[attr-defined]
+    return at_home
+
+
+def _slug(factory: str, path: Path) -> str:
+    name = path.stem if factory in ("build", "factory", "model", "make", "make_model") else factory
+    return re.sub(r"[^a-z0-9.-]+", "-", name.lower()).strip("-.") or "external"

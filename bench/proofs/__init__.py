@@ -1,0 +1,1 @@
+"""Lower bounds on robustness, one prover per file."""

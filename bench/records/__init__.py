@@ -1,0 +1,1 @@
+"""Records and files of a results folder. No torch but for checkpoints."""

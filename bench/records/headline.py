@@ -1,0 +1,99 @@
+"""What the leaderboard shows: the plan snapshot ``<out>/plan.json`` that a run writes. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..._errors import RecordError
+from .record import Record
+from .store import write_atomically
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """The strengths that the leaderboard reports, and the one it ranks by.
+
+    Attributes
+    ----------
+    preset, title
+        The preset's name, and what the page is called.
+    reported
+        Strength by key, in pixel units; a key is a noise threat's name (``gaussian``) or the norm of
+        an attack (``linf``, the worst case over every attack of that norm).
+    rank
+        The key of `reported` that models are ranked by.
+    cells
+        Keys of the cells that the last run of each model asked for, by ``dataset/model/seed``: these
+        records count, whatever else the folder holds.
+    """
+
+    preset: str = ""
+    title: str = "robustode leaderboard"
+    reported: Mapping[str, float] = field(default_factory=dict)
+    rank: str = ""
+    cells: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def preferred(self) -> frozenset[str]:
+        """All keys in `cells`."""
+        return frozenset(key for keys in self.cells.values() for key in keys)
+
+    @classmethod
+    def read(cls, folder: Path) -> Headline:
+        """Read ``<folder>/plan.json``.
+
+        Raises
+        ------
+        RecordError
+            When the file is absent, damaged, or of a schema this version does not know.
+        """
+        try:
+            body = json.loads((Path(folder) / "plan.json").read_text(encoding="utf-8"))
+            if body["schema_version"] != SCHEMA_VERSION:
+                raise RecordError(f"schema version {body['schema_version']!r} is not known")
+            reported = {str(name): float(strength) for name, strength in body["reported"].items()}
+            rank = str(body["rank"])
+            if rank not in reported and reported:
+                raise RecordError(f"it ranks by {rank!r}, which it does not report")
+            cells = {str(where): [str(key) for key in keys] for where, keys in body.get("cells", {}).items()}
+            return cls(
+                preset=str(body["preset"]),
+                title=str(body["title"]),
+                reported=reported,
+                rank=rank,
+                cells=cells,
+            )
+        except RecordError:
+            raise
+        except Exception as error:
+            raise RecordError(f"not a plan: {type(error).__name__}: {error}") from None
+
+    @classmethod
+    def guess(cls, records: Iterable[Record]) -> Headline:
+        """Choose the middle strength of each grid; rank by ``linf`` if it is there, else the first key."""
+        grids: dict[str, set[float]] = defaultdict(set)
+        for record in records:
+            cell = record.cell
+            if cell.kind == "accuracy" and cell.family != "clean":
+                grids[cell.norm or cell.threat].add(cell.strength)
+        reported = {name: sorted(grid)[(len(grid) - 1) // 2] for name, grid in sorted(grids.items())}
+        return cls(reported=reported, rank="linf" if "linf" in reported else next(iter(reported), ""))
+
+    def write(self, folder: Path) -> None:
+        """Write ``<folder>/plan.json``, whole or not at all."""
+        body = {
+            "schema_version": SCHEMA_VERSION,
+            "preset": self.preset,
+            "title": self.title,
+            "reported": dict(self.reported),
+            "rank": self.rank,
+            "cells": {where: list(keys) for where, keys in sorted(self.cells.items())},
+        }
+        text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        write_atomically(Path(folder) / "plan.json", text.encode())

@@ -1,0 +1,281 @@
+"""What a unit of work is (`Cell`) and what is kept of it (`Record`). No torch.
+
+A record is one JSON object. Arrays are little-endian, zlib-compressed and base64-encoded; booleans
+are packed eight to a byte. `sha256` covers everything else in the object, so a truncated or edited
+file is recognised.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from ..._errors import RecordError
+
+SCHEMA_VERSION = 1
+SUBMISSION = "submission"
+"""Family of the records of adversarial examples that someone sent."""
+REPLAY = "replay"
+"""Family of the records of other models' stored adversarial examples."""
+REPLAYS = {"linf": "transfer-linf", "l2": "transfer-l2"}
+"""What they are called, by norm."""
+TRANSFER = "transfer"
+"""Family of attacks through other solvers of the same flow: asked of models with an ODE block alone."""
+UNASKED = frozenset({SUBMISSION, REPLAY})
+"""Families that lower a score and that no model need have been attacked with."""
+
+Kind = Literal["training", "accuracy", "certificate", "dynamics", "throughput", "audit"]
+Status = Literal["ok", "error", "contract", "nonfinite", "budget", "timeout"]
+KINDS: tuple[str, ...] = ("training", "accuracy", "certificate", "dynamics", "throughput", "audit")
+STATUSES: tuple[str, ...] = ("ok", "error", "contract", "nonfinite", "budget", "timeout")
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def canonical_json(value: Any) -> str:
+    """Serialise `value` so that equal values give equal text: sorted keys, no spaces, no NaN."""
+    return _CANONICAL.encode(value)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of `value`, in hexadecimal."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One unit of work. Two cells are the same work exactly when their keys are equal.
+
+    Attributes
+    ----------
+    kind
+        ``training``, ``accuracy`` (one threat at one strength), ``certificate``, ``dynamics`` (trajectories
+        of the flow), ``throughput`` or ``audit`` (`threat` is then the name of the check).
+    model_version, threat_version
+        Raised by hand when the algorithm changes; a model from a file carries its file's hash.
+    hyperparameters, recipe
+        What the model was built with, and how it was trained (``recipe["name"]`` is its label).
+    threat, family, norm, protocol, parameters
+        The threat; `family` is its own, ``submission`` for examples that someone sent, ``replay`` for those
+        stored of other models, or ``timing``;
+        `norm` is ``linf``, ``l2`` or None; `protocol` says in which space strengths are measured
+        (``pixel``).
+    strength
+        Standard deviation, amount, radius or eps, in units of the pixel range [0, 1].
+    draws
+        Independent repetitions of a stochastic threat, stored side by side.
+    samples
+        The first `samples` test indices are evaluated.
+    device
+        Named only where the result depends on it (throughput); None otherwise.
+    checkpoint_sha256
+        The weights; None for training.
+    """
+
+    kind: Kind
+    dataset: str
+    index_sha256: str
+    model: str
+    model_version: str
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    training_seed: int = 0
+    checkpoint_sha256: str | None = None
+    solver: str | None = None
+    threat: str = "training"
+    threat_version: int = 1
+    family: str = "training"
+    norm: str | None = None
+    protocol: str = "pixel"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    strength: float = 0.0
+    draws: int = 1
+    attack_seed: int = 0
+    samples: int = 0
+    batch_size: int = 0
+    dtype: str = "float32"
+    device: str | None = None
+
+    def key(self) -> str:
+        """SHA-256 of the cell's canonical JSON: what makes this work this work."""
+        return self._key
+
+    def variant(self) -> str:
+        """Hash of what makes the model this model: version, hyperparameters, recipe."""
+        return self._variant
+
+    @cached_property
+    def _key(self) -> str:
+        return digest({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+
+    @cached_property
+    def _variant(self) -> str:
+        return digest([self.model_version, dict(self.hyperparameters), dict(self.recipe)])
+
+    def label(self) -> str:
+        """A short name for people: ``ch-node seed 0 · gaussian 0.1``."""
+        what = f"{self.model} seed {self.training_seed}"
+        if self.kind == "training":
+            return f"{what} · training"
+        if self.kind in ("certificate", "dynamics", "audit"):
+            return f"{what} · {self.threat}"
+        if self.family == "clean":
+            return f"{what} · clean"
+        if self.kind == "throughput":
+            return f"{what} · {self.threat} at batch size {self.batch_size}"
+        return f"{what} · {self.threat} {self.strength:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A cell and what came of it.
+
+    Attributes
+    ----------
+    status, error
+        ``ok``, or what went wrong and one line about it. Only ``ok`` records carry outcomes.
+    outcomes
+        Arrays by name. Accuracy: ``prediction`` int16 (draws, samples) and ``correct`` bool
+        (draws, samples), and for a bounded attack ``norm`` float32 (draws, samples), the distance
+        measured in float64. Certificate: ``radius`` float32 (samples,), an l2
+        radius in pixel units, 0 where misclassified; none where there is no certificate.
+        Dynamics: float64, along ``time`` (t,): ``layer`` (t,), ``growth_random``, ``growth_adversarial``,
+        ``sensitivity_initial``, ``sensitivity_trained``, ``energy_drift``, each (t, states).
+        Throughput: ``seconds`` float64 (passes,). Training: ``train_loss``,
+        ``validation_loss``, ``validation_accuracy`` float64 (epochs,). Audit: ``x`` and lines over it,
+        float64 (k,).
+    examples
+        Of the first few samples under the first draw: ``index``, ``label``, ``prediction``
+        int64 (k,) and ``image`` uint8 (k, c, h, w), for pictures only.
+    measures
+        Scalars by name (``samples_per_second``, ``peak_memory_bytes``, ``parameters``, ...). Of a flow's
+        timing also its ``operations`` and ``bytes``, the device's ``copy_bandwidth`` (bytes/s) and
+        ``arithmetic_rate`` (operations/s), ``floor_seconds``, and ``achieved``, that over the median.
+    card
+        Training: what the model says of itself: summary, reference, claims, expected failures. An attack
+        whose examples are kept: ``adversarial``, their file, its hash and their count. Audit: ``verdict``,
+        ``sentence``, ``unit``, ``axes``, and ``exempt``, the model's reason where it expects a flag.
+    forwards, backwards
+        Samples passed through the model forwards and backwards.
+    nfe
+        Mean number of field evaluations per forward pass; None for models that do not count.
+    seconds
+        Wall time.
+    environment
+        Versions, commit, device and the time of writing; not part of the cell's key.
+    """
+
+    cell: Cell
+    status: Status = "ok"
+    error: str | None = None
+    outcomes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    examples: Mapping[str, np.ndarray] = field(default_factory=dict)
+    measures: Mapping[str, float] = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)
+    forwards: int = 0
+    backwards: int = 0
+    nfe: float | None = None
+    seconds: float = 0.0
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of (draw, sample) pairs classified correctly; NaN without outcomes."""
+        correct = self.outcomes.get("correct")
+        return float(np.mean(correct)) if correct is not None and correct.size else math.nan
+
+
+def encode_array(array: np.ndarray) -> dict[str, Any]:
+    """Turn an array into a JSON object; the inverse of `decode_array`."""
+    array = np.asarray(array)
+    if array.dtype == bool:
+        raw = np.packbits(array.ravel()).tobytes()
+    else:
+        raw = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).tobytes()
+    data = base64.b64encode(zlib.compress(raw, 9)).decode("ascii")
+    return {"dtype": array.dtype.newbyteorder("=").name, "shape": list(array.shape), "data": data}
+
+
+def decode_array(value: Mapping[str, Any]) -> np.ndarray:
+    """Turn a JSON object back into the array that `encode_array` was given."""
+    shape = tuple(value["shape"])
+    raw = zlib.decompress(base64.b64decode(value["data"], validate=True))
+    if value["dtype"] == "bool":
+        size = math.prod(shape)
+        return np.unpackbits(np.frombuffer(raw, np.uint8), count=size).astype(bool).reshape(shape)
+    stored = np.dtype(value["dtype"]).newbyteorder("<")
+    return np.frombuffer(raw, stored).reshape(shape).astype(stored.newbyteorder("="))
+
+
+def to_json(record: Record) -> str:
+    """Serialise a record, its own hash included, as indented JSON with a final newline."""
+    body = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+    body["cell"] = dataclasses.asdict(record.cell)
+    for name in ("outcomes", "examples"):
+        body[name] = {k: encode_array(v) for k, v in body[name].items()}
+    body["key"] = record.cell.key()
+    body["sha256"] = digest(body)
+    return json.dumps(body, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def from_json(text: str) -> Record:
+    """Read a record back.
+
+    Raises
+    ------
+    RecordError
+        When the text is truncated, edited, or of a schema this version does not know.
+    """
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"not valid JSON, perhaps truncated ({error})") from None
+    if not isinstance(body, dict):
+        raise RecordError("not a record: the file holds no JSON object")
+    version = body.get("schema_version")
+    if isinstance(version, int) and version in _UPGRADES:
+        body = _UPGRADES[version](body)
+    elif version != SCHEMA_VERSION:
+        raise RecordError(f"schema version {version!r} is not known to this robustode: upgrade it")
+    stored = body.pop("sha256", None)
+    try:
+        if stored != digest(body):
+            raise RecordError("its hash does not match its content: edited by hand or damaged")
+        key = body.pop("key")
+        body["cell"] = Cell(**body["cell"])
+        for name in ("outcomes", "examples"):
+            body[name] = {k: decode_array(v) for k, v in body[name].items()}
+        record = Record(**body)
+    except RecordError:
+        raise
+    except Exception as error:
+        raise RecordError(f"not a record: {type(error).__name__}: {error}") from None
+    _check(record, key)
+    return record
+
+
+def _check(record: Record, key: str) -> None:
+    if record.cell.key() != key:
+        raise RecordError("its key does not match its cell")
+    if record.status not in STATUSES or record.cell.kind not in KINDS:
+        raise RecordError(f"unknown status {record.status!r} or kind {record.cell.kind!r}")
+    if record.status == "ok" and record.cell.kind == "accuracy":
+        shape = (record.cell.draws, record.cell.samples)
+        for name in ("prediction", "correct"):
+            if name not in record.outcomes or record.outcomes[name].shape != shape:
+                raise RecordError(f"outcome {name!r} is missing or not of shape {shape}")
+
+
+# From an older schema version to the next: {1: upgrade_1_to_2, ...}.
+_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}

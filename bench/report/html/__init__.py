@@ -1,0 +1,1 @@
+"""The page and its parts, as plain data for the templates. No torch."""

@@ -1,0 +1,77 @@
+"""What each part of an attack cost and broke, from the measures of records. No torch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ...records.latest import entry
+from ...records.record import Record
+from ..style import strength_symbol
+from ..text import count, duration, missing
+
+PREFIX = "part."
+_WHAT = ("samples", "broken", "seconds", "forwards", "backwards", "evaluations")
+_KEYS = ("dataset", "model", "recipe", "threat", "strength", "part")
+COLUMNS = (*_KEYS, *_WHAT, "seeds")
+_ORDER = (
+    "start",
+    "fmn",
+    "apgd-ce",
+    "apgd-t",
+    "fab-t",
+    "square",
+    "slopes",
+    "carried",
+    "shrink",
+)
+
+
+def attack_parts(records: Iterable[Record]) -> pd.DataFrame:
+    """One row for each part of an attack at a strength, columns `COLUMNS`; means over training seeds.
+
+    `samples` are those that stood when the part began, `broken` those of them that it broke; `evaluations`
+    are evaluations of the field times samples, over all forward passes, missing in records of before they
+    were counted. Where the strengths of a curve were done in one run, what it cost is the strength's share.
+    """
+    found: dict[tuple[Any, ...], list[list[float]]] = defaultdict(list)
+    for record in records:
+        cell = record.cell
+        names = {k[len(PREFIX) :].rpartition(".")[0] for k in record.measures if k.startswith(PREFIX)}
+        for name in names:
+            values = [record.measures.get(f"{PREFIX}{name}.{what}", np.nan) for what in _WHAT]
+            found[(*entry(cell), cell.threat, cell.strength, name)].append(values)
+    rows = [(*where, *np.mean(values, axis=0), len(values)) for where, values in found.items()]
+    rows.sort(key=lambda row: (*row[:5], _ORDER.index(row[5]) if row[5] in _ORDER else len(_ORDER), row[5]))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def parts_tables(parts: pd.DataFrame) -> list[dict[str, Any]]:
+    """For the page: one table a dataset, model and recipe, with the numbers as people read them."""
+    tables = []
+    for (dataset, model, recipe), rows in parts.groupby(["dataset", "model", "recipe"], sort=True):
+        lines = [
+            {
+                "threat": row.threat,
+                "strength": f"{row.strength:g}",
+                "part": row.part,
+                "numbers": [
+                    (f"{row.samples:.4g}", f"{row.samples:.10g}"),
+                    (f"{row.broken:.4g}", f"{row.broken:.10g}"),
+                    (duration(row.seconds), f"{row.seconds:.10g}"),
+                    (count(row.forwards), f"{row.forwards:.10g}"),
+                    (count(row.backwards), f"{row.backwards:.10g}"),
+                    (count(row.evaluations), "" if missing(row.evaluations) else f"{row.evaluations:.10g}"),
+                ],
+            }
+            for row in rows.itertuples()
+        ]
+        symbol = strength_symbol("linf")
+        tables.append(
+            {"dataset": dataset, "model": model, "recipe": recipe, "symbol": symbol, "lines": lines}
+        )
+    return tables

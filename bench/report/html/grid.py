@@ -1,0 +1,204 @@
+"""The leaderboard as the page shows it: columns, cells and what is behind them, filters. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from ...records.headline import Headline
+from ..leaderboard.columns import BUSY_NOTE, Field, best, fields, is_busy, shown
+from ..leaderboard.leaderboard import CERTIFIED, column, rank_column
+from ..statistics import CERTIFICATE, WORST_CASE
+from ..text import missing, percent
+
+NUMERIC = ("fraction", "rate", "number")
+Evidence = Mapping[tuple[Any, ...], tuple[int, int]]
+
+
+def evidence(summary: pd.DataFrame) -> Evidence:
+    """Samples and training seeds behind each accuracy, by (dataset, model, recipe, leaderboard column).
+
+    Parameters
+    ----------
+    summary
+        ``stats.summarise(records)``.
+    """
+    kept = summary[summary["statistic"].isin(["accuracy", "certified_accuracy"])]
+    found: dict[tuple[Any, ...], tuple[int, int]] = {}
+    for f in kept.to_dict("records"):
+        if f["statistic"] == "certified_accuracy":
+            if f["threat"] != CERTIFICATE:
+                continue
+            name = column(f"{CERTIFIED}{f['norm']}", f["strength"])
+        elif f["threat"] == "clean":
+            name = "clean"
+        else:
+            name = column(f["norm"] if f["threat"] == WORST_CASE else f["threat"], f["strength"])
+        key = (f["dataset"], f["model"], f["recipe"], name)
+        if key not in found or f["protocol"] == "pixel":
+            found[key] = int(f["samples"]), int(f["seeds"])
+    return found
+
+
+def grid(
+    name: str,
+    rows: pd.DataFrame,
+    headline: Headline,
+    behind: Evidence,
+    anchors: Mapping[Any, str],
+    badges: Mapping[Any, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """One dataset's leaderboard for the template.
+
+    Parameters
+    ----------
+    rows
+        The leaderboard's rows of this dataset, in order, with the column `label`.
+    behind
+        `evidence` of the summary.
+    anchors, badges
+        Each row's id, and what its audits come to (`sheets.badge`), by (dataset, model, recipe).
+    """
+    # What a row's status and its audits say stands with the model's name, before any number.
+    columns = [f for f in fields(rows) if f.name not in ("status", "audits")]
+    keys = rows[["dataset", "model", "recipe"]].itertuples(index=False, name=None)
+    if any(badges.get(key) for key in keys):
+        place = sum(f.group == "" for f in columns)
+        columns.insert(place, Field(name="audits", group="", title="Audits", kind="badge"))
+    groups: list[list[Any]] = []
+    for f in columns:
+        if not groups or groups[-1][0] != f.group:
+            groups.append([f.group, 0])
+        groups[-1][1] += 1
+    tops = {f.name: best(rows, f) for f in columns if f.name in rows}
+    lines = []
+    for i, (_, row) in enumerate(rows.iterrows()):
+        key = row["dataset"], row["model"], row["recipe"]
+        badge = badges.get(key) or {}
+        cells = [
+            _badge(badge) if f.kind == "badge" else _cell(f, row, i in tops[f.name], behind) for f in columns
+        ]
+        lines.append(
+            {
+                "anchor": anchors[key],
+                "label": row["label"],
+                "below": _below(row, badge),
+                "status": _status(row, badge),
+                "recipe": row["recipe"],
+                "flags": _flags(row, badge),
+                "cells": cells,
+            }
+        )
+    return {
+        "name": name,
+        "columns": [_column(f) for f in columns],
+        "groups": groups,
+        "lines": lines,
+        "rank": rank_column(rows, headline),
+        "ranks": {
+            str(c).removeprefix("rank@"): [None if missing(v) else int(v) for v in rows[c]]
+            for c in rows
+            if str(c).startswith("rank@")
+        },
+    }
+
+
+def _column(field: Field) -> dict[str, Any]:
+    numeric = field.kind in NUMERIC
+    first = "descending" if numeric and field.group != "Cost" and field.name != "rank" else "ascending"
+    key = field.name.partition("@")[0].removeprefix(CERTIFIED) if field.kind == "fraction" else ""
+    return {
+        "name": field.name,
+        "title": field.title,
+        "note": "" if field.kind == "rate" else field.note,
+        "text": not numeric,
+        "first": first,
+        "threat": "" if key == "clean" else key,
+        "ranks": field.kind == "fraction",
+    }
+
+
+def _cell(field: Field, row: pd.Series[Any], top: bool, behind: Evidence) -> dict[str, Any]:
+    value = row[field.name]
+    low, high = row.get(f"{field.name}_low"), row.get(f"{field.name}_high")
+    spread = row.get(f"{field.name}_spread")
+    counts = behind.get((row["dataset"], row["model"], row["recipe"], field.name))
+    parts = []
+    if not missing(value) and counts:
+        parts.append(f"{_many(counts[0], 'sample')}, {_many(counts[1], 'seed')}")
+    if not missing(spread):
+        parts.append(f"standard deviation over seeds {percent(spread)}")
+    if field.name == "rank":
+        tests = {"p_leader": "the first", "p_above": "the row above"}
+        found = [f"p = {row[name]:.2g} against {of}" for name, of in tests.items() if _there(row, name)]
+        parts.append(", ".join(found))
+    busy = is_busy(field, row)
+    if busy:
+        parts.append(BUSY_NOTE)
+    text = shown(field, value)
+    interval = "" if missing(low) or missing(value) else f"{percent(low)} – {percent(high)}"
+    return {
+        "text": text,
+        "sort": _sort(field, value),
+        "interval": "busy machine" if busy else interval,
+        "tip": "; ".join(filter(None, parts)),
+        "best": top,
+        "kind": field.kind,
+        "link": text if text.startswith("https://") else "",
+        "bar": f"{100 * float(value):.1f}" if field.kind == "fraction" and not missing(value) else "",
+    }
+
+
+def _badge(badge: Mapping[str, Any]) -> dict[str, Any]:
+    text, flagged = str(badge.get("text", "")), bool(badge.get("flagged") or badge.get("unasked"))
+    plain = {"interval": "", "best": False, "kind": "badge", "link": "", "bar": ""}
+    return {**plain, "text": text, "sort": text, "tip": badge.get("tip", ""), "flagged": flagged}
+
+
+def _below(row: pd.Series[Any], badge: Mapping[str, Any]) -> int:
+    """What a row is ordered by before its values: complete, not cleared by audits, failed or incomplete."""
+    return 2 if row["status"] != "ok" else int(bool(badge.get("flagged") or badge.get("unasked")))
+
+
+def _status(row: pd.Series[Any], badge: Mapping[str, Any]) -> str:
+    return str(badge.get("status", "")) if _below(row, badge) == 1 else str(row["status"])
+
+
+def _there(row: pd.Series[Any], name: str) -> bool:
+    return name in row and not missing(row[name])
+
+
+def _sort(field: Field, value: Any) -> str:
+    """What a column is sorted by: a number in full, or the text."""
+    if missing(value):
+        return ""
+    return f"{float(value):.10g}" if field.kind in NUMERIC else str(value)
+
+
+def _flags(row: pd.Series[Any], badge: Mapping[str, Any]) -> list[str]:
+    """What a reader may want to filter rows by."""
+    found = {
+        "audit": badge.get("flagged", False),
+        "unaudited": badge.get("unasked", False),
+        "expected": bool(row.get("expected_failures")) and not missing(row.get("expected_failures")),
+        "incomplete": row["status"] != "ok",
+    }
+    return [name for name, holds in found.items() if holds]
+
+
+def flags(tables: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The flags that any row carries, as (value, words)."""
+    words = {
+        "audit": "flagged by an audit",
+        "unaudited": "not fully audited",
+        "expected": "known to fail a check",
+        "incomplete": "failed or incomplete",
+    }
+    present = {flag for table in tables for line in table["lines"] for flag in line["flags"]}
+    return [(flag, text) for flag, text in words.items() if flag in present]
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

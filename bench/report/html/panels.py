@@ -1,0 +1,149 @@
+"""The curves of the page as compact data: what its interactive charts draw. No torch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from ..statistics import CERTIFICATE, WORST_CASE, traced
+from ..style import NORMS, key_name, strength_name, styles, threat_name
+from ..text import missing
+
+_DARK = "#1b1f23"
+_CONTRAST = 4.0  # of a line with the dark background; 3 is what WCAG asks of a graphic
+
+Row = tuple[str, str]
+
+
+def chart_data(
+    summary: pd.DataFrame, board: pd.DataFrame, anchors: Mapping[Any, str]
+) -> list[dict[str, Any]]:
+    """The curves of each dataset, in the order of `board`.
+
+    A dataset is ``{name, panels, rows}``. A panel is one threat, of those `traced`: ``title``, ``group``
+    (panels of one group share an axis: a norm, or a noise), ``kind`` (``worst``, ``attack``, ``noise`` or
+    ``certified``), ``symbol``, ``axis``, and ``x``, its strengths, 0 for the clean test set. A row is one
+    model: ``id``, ``label``, colours on light and dark, ``dash``, and ``curves``, by panel a list of values,
+    low ends, high ends (percent; null where missing), samples and training seeds (one number where all are
+    equal).
+
+    Parameters
+    ----------
+    summary
+        ``stats.summarise(records)``.
+    board
+        The leaderboard with the column `label`.
+    anchors
+        The id of each row's sheet, by (dataset, model, recipe).
+    """
+    certified = (summary["statistic"] == "certified_accuracy") & (summary["threat"] == CERTIFICATE)
+    kept = pd.concat([traced(summary[summary["statistic"] == "accuracy"]), summary[certified]])
+    by_dataset: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for figure in kept.to_dict("records"):
+        by_dataset[str(figure["dataset"])].append({str(k): v for k, v in figure.items()})
+    return [
+        _dataset(str(name), by_dataset[str(name)], list(rows.itertuples()), anchors)
+        for name, rows in board.groupby("dataset", sort=True)
+    ]
+
+
+def _dataset(
+    name: str, figures: list[dict[str, Any]], rows: list[Any], anchors: Mapping[Any, str]
+) -> dict[str, Any]:
+    clean: dict[Row, list[dict[str, Any]]] = defaultdict(list)
+    found: dict[tuple[Any, ...], dict[Row, dict[float, dict[str, Any]]]] = defaultdict(dict)
+    for figure in figures:
+        row = figure["model"], figure["recipe"]
+        if figure["threat"] == "clean":
+            clean[row].append(figure)
+            continue
+        norm = None if missing(figure["norm"]) else figure["norm"]
+        panel = figure["threat"], norm, figure["protocol"]
+        found[panel].setdefault(row, {})[round(figure["strength"], 9)] = figure
+    panels = sorted(found, key=_order)
+    strengths = [sorted({s for grid in found[p].values() for s in grid}) for p in panels]
+    curves: dict[Row, dict[str, Any]] = defaultdict(dict)
+    needed = {(row.model, row.recipe): row.seeds for row in rows}
+    for number, (panel, grid) in enumerate(zip(panels, strengths, strict=True)):
+        for row, points in found[panel].items():
+            start = next((f for f in clean[row] if f["protocol"] == panel[2]), None)
+            line = [start, *(points.get(strength) for strength in grid)]
+            curves[row][str(number)] = _curve(line, needed.get(row, 0))
+    looks = styles(sorted(row.label for row in rows))
+    return {
+        "name": name,
+        "panels": [_panel(p, [0.0, *grid]) for p, grid in zip(panels, strengths, strict=True)],
+        "rows": [
+            {
+                "id": anchors[row.dataset, row.model, row.recipe],
+                "label": row.label,
+                "light": looks[row.label].color,
+                "dark": on_dark(looks[row.label].color),
+                "dash": list(looks[row.label].dash),
+                "curves": curves[row.model, row.recipe],
+            }
+            for row in rows
+        ],
+    }
+
+
+def _order(panel: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Attacks first, L-infinity before the others; in a norm the worst case, its lower bound, its attacks."""
+    threat, norm, protocol = panel
+    within = {WORST_CASE: 0, CERTIFICATE: 1}.get(threat, 2)
+    return norm is None, norm != "linf", norm or "", protocol != "pixel", within, threat
+
+
+def _panel(panel: tuple[Any, ...], grid: list[float]) -> dict[str, Any]:
+    threat, norm, _ = panel
+    symbol, axis = strength_name(threat, norm)
+    kind = "noise" if norm is None else {WORST_CASE: "worst", CERTIFICATE: "certified"}.get(threat, "attack")
+    return {
+        "title": key_name(f"certified-{norm}") if kind == "certified" else threat_name(threat, norm),
+        "group": threat_name(threat) if norm is None else NORMS.get(norm, norm),
+        "key": threat if norm is None else norm,
+        "kind": kind,
+        "symbol": symbol,
+        "axis": axis,
+        "x": grid,
+    }
+
+
+def _curve(line: Iterable[Mapping[str, Any] | None], seeds: int) -> list[Any]:
+    """Values, low ends, high ends, samples, seeds; a value that some training seed lacks is missing."""
+    points = [None if p is None or missing(p["value"]) or p["seeds"] < seeds else p for p in line]
+
+    def column(name: str) -> list[float | None]:
+        return [
+            None if p is None or missing(p[name]) else round(100 * float(p[name]), 2) + 0.0 for p in points
+        ]
+
+    def counts(name: str) -> Any:
+        values = [0 if p is None else int(p[name]) for p in points]
+        some = {value for value in values if value}
+        return some.pop() if len(some) == 1 else values
+
+    return [column("value"), column("low"), column("high"), counts("samples"), counts("seeds")]
+
+
+def on_dark(colour: str) -> str:
+    """Lighten a colour, its hue kept, until it stands out from the dark background."""
+    rgb = _channels(colour)
+    for step in range(21):
+        mixed = [channel + (255 - channel) * step / 20 for channel in rgb]
+        if (_luminance(mixed) + 0.05) / (_luminance(_channels(_DARK)) + 0.05) >= _CONTRAST:
+            break
+    return "#" + "".join(f"{round(channel):02x}" for channel in mixed)
+
+
+def _channels(colour: str) -> list[float]:
+    return [float(int(colour[i : i + 2], 16)) for i in (1, 3, 5)]
+
+
+def _luminance(rgb: Iterable[float]) -> float:
+    """Relative luminance, as WCAG 2 defines it."""
+    linear = [c / 255 / 12.92 if c <= 10.0 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

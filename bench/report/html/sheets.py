@@ -1,0 +1,194 @@
+"""What stands on a model's sheet: what is known, proven and audited, and how to get it again. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ...records.headline import Headline
+from ...records.record import Record
+from ..statistics import CERTIFICATE
+from ..style import NORMS
+from ..text import duration, missing, percent
+from .citation import bibtex, linked
+from .reproduce import command
+
+_CERTIFIED = ("certified_accuracy", "certified_accuracy_full")
+AUDIT_FIELDS = ("name", "title", "seed", "verdict", "value", "threshold", "sentence", "exempt", "plot")
+_AGAINST = ("flag", "failed")  # verdicts that count against a model that does not explain them
+
+
+def sheet(
+    row: Any,
+    records: Sequence[Record],
+    headline: Headline,
+    *,
+    anchor: str,
+    certificates: Sequence[Mapping[str, Any]],
+    audits: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The sheet of one row for the template.
+
+    Parameters
+    ----------
+    row
+        A row of the leaderboard with the column `label`, as a named tuple.
+    records
+        Its records.
+    certificates
+        Its `certificates`.
+    audits
+        Its audits, each with the keys `AUDIT_FIELDS`; the verdict is ``pass``, ``flag``, ``failed`` or
+        ``not applicable``, ``exempt`` the model's reason for a flag, ``plot`` a data URI. Any may be absent.
+    """
+    card: Mapping[str, Any] = next((r.card for r in records if r.cell.kind == "training"), {})
+    cell = records[0].cell
+    training = sorted((r for r in records if r.cell.kind == "training"), key=lambda r: r.cell.training_seed)
+    claims = card.get("claims") or []
+    expected = card.get("expected_failures") or {}
+    reference = str(card.get("reference") or "")
+    line, note = command(headline, records)
+    return {
+        "label": row.label,
+        "anchor": anchor,
+        "dataset": row.dataset,
+        "rank": row.rank,
+        "status": row.status,
+        "summary": str(card.get("summary") or ""),
+        "reference": linked(reference),
+        "bibtex": bibtex(row.model, reference),
+        "command": line,
+        "command_note": note,
+        "claims": [str(c) for c in claims] if isinstance(claims, list | tuple) else [str(claims)],
+        "expected": {str(k): str(v) for k, v in expected.items()} if isinstance(expected, Mapping) else {},
+        "solver": str(card.get("solver") or ""),
+        "settings": {"Hyperparameters": _pairs(cell.hyperparameters), "Recipe": _pairs(cell.recipe)},
+        "flows": [(r.cell.training_seed, flow) for r in training if (flow := _flow(r))],
+        "certificates": list(certificates),
+        "no_certificate": str(card.get("no_certificate") or ""),
+        "audits": [audit_row(audit) for audit in audits],
+        "parameters": "" if missing(row.parameters) else f"{int(row.parameters):,}",
+        "last_epoch": cell.recipe.get("select") == "last",
+        "version": cell.model_version,
+        "seeds": sorted({r.cell.training_seed for r in records}),
+        "training": [_training(record) for record in training if record.status == "ok"],
+        "failures": [(r.cell.label(), r.status, r.error or "") for r in records if r.status != "ok"],
+    }
+
+
+def certificates(summary: pd.DataFrame) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+    """Certified accuracies by (dataset, model, recipe), as text with what is behind each."""
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for f in summary[summary["statistic"].isin(_CERTIFIED)].to_dict("records"):
+        smoothed = f["threat"] != CERTIFICATE
+        over = "all that were certified" if f["statistic"] == _CERTIFIED[1] else "those that were attacked"
+        found.setdefault((f["dataset"], f["model"], f["recipe"]), []).append(
+            {
+                "what": f"{NORMS.get(f['norm'], f['norm'])}, ε = {f['strength']:g}",
+                "how": f["protocol"].partition(", ")[2] if smoothed else "Lipschitz bound",
+                "value": percent(f["value"]),
+                "interval": f"{percent(f['low'])} – {percent(f['high'])}",
+                "over": over,
+                "samples": f"{int(f['samples']):,}",
+                "seeds": int(f["seeds"]),
+            }
+        )
+    return found
+
+
+def audit_row(audit: Mapping[str, Any]) -> dict[str, Any]:
+    """One audit as text; whatever it lacks is blank, and no other picture than an embedded one is shown."""
+    row = {name: "" if missing(audit.get(name)) else _text(audit[name]) for name in AUDIT_FIELDS}
+    row["plot"] = row["plot"] or str(audit.get("uri") or "")
+    if not row["plot"].startswith("data:image/"):
+        row["plot"] = ""
+    row["verdict"] = row["verdict"].replace("-", " ")
+    row["title"] = row["title"] or row["name"]
+    return row | {"bad": row["verdict"] in _AGAINST and not row["exempt"]}
+
+
+def badge(
+    audits: Sequence[Mapping[str, Any]], coverage: str = "", missing: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What a model's audits come to in a few words; empty without any.
+
+    Parameters
+    ----------
+    coverage, missing
+        What it was not asked, in a few words, and the checks that other rows were asked and it was not.
+    """
+    if not audits and not coverage:
+        return {}
+    rows = [audit_row(audit) for audit in audits]
+    names = {row["name"] for row in rows}
+    against = {row["name"] for row in rows if row["bad"]}
+    explained = {row["name"] for row in rows if row["verdict"] in ("flag", "explained flag")} - against
+    passed = {row["name"] for row in rows if row["verdict"] == "pass"} - against - explained
+    counts = {"flagged": len(against), "explained": len(explained), "passed": len(passed)}
+    reasons = {row["name"]: row["exempt"] for row in rows if row["name"] in explained and row["exempt"]}
+    parts = [coverage] if coverage else []
+    parts += [f"{count} {word}" for word, count in counts.items() if count]
+    total = f"{len(names)} check{'' if len(names) == 1 else 's'}"
+    tips = {
+        "flagged": sorted(against),
+        "explained": [f"{name} ({reasons[name]})" if name in reasons else name for name in sorted(explained)],
+        "not asked": missing,
+    }
+    told = "; ".join(f"{what}: {', '.join(found)}" for what, found in tips.items() if found)
+    return {
+        "flagged": bool(against),
+        "unasked": bool(missing),
+        "text": ", ".join(parts) or "none applies",
+        "tip": told or total,
+        "status": f"flagged: {', '.join(sorted(against))}" if against else coverage,
+    }
+
+
+def environments(records: Iterable[Record]) -> list[list[tuple[str, str]]]:
+    """What made the numbers: each different environment once, the time of writing left out."""
+    found = {tuple(_pairs({k: v for k, v in r.environment.items() if k != "created"})) for r in records}
+    return [list(one) for one in sorted(found) if one]
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
+
+
+def _flow(record: Record) -> list[tuple[str, str]]:
+    """What is proven of the trained flow: Lipschitz bounds, contraction constants."""
+    others = ("best_epoch", "parameters")
+    return [(name, f"{value:.4g}") for name, value in sorted(record.measures.items()) if name not in others]
+
+
+def _training(record: Record) -> dict[str, Any]:
+    curve = {name: np.asarray(values, float).ravel() for name, values in record.outcomes.items()}
+    epochs = max((values.size for values in curve.values()), default=0)
+    chosen = record.measures.get("best_epoch")
+    # Ten epochs at most, the first and the last among them.
+    rows = sorted({round(i) for i in np.linspace(0, epochs - 1, min(10, epochs))}) if epochs else []
+
+    def at(name: str, i: int) -> float | None:
+        values = curve.get(name)
+        return float(values[i]) if values is not None and i < values.size and np.isfinite(values[i]) else None
+
+    names = ("train_loss", "validation_loss", "validation_accuracy")
+    return {
+        "seed": record.cell.training_seed,
+        "epochs": epochs,
+        "given": str(record.cell.recipe.get("weights_sha256", "")),
+        "best": "" if missing(chosen) else f"{chosen:g}",
+        "seconds": duration(record.seconds),
+        "rows": [(i + 1, *(at(name, i) for name in names)) for i in rows],
+    }
+
+
+def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def text(value: Any) -> str:
+        plain = isinstance(value, str | int | float)
+        return str(value) if plain else json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
+
+    return [(str(name), text(values[name])) for name in sorted(values)]

@@ -1,0 +1,1 @@
+"""The leaderboard: rows, ranks and its formats. No torch."""

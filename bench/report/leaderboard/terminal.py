@@ -1,0 +1,91 @@
+"""The leaderboard for a terminal, within its width. No torch."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pandas as pd
+from rich import box
+from rich.cells import cell_len
+from rich.table import Table
+from rich.text import Text
+
+from .columns import BUSY_NOTE, Field, any_busy, best, fields, written
+from .ranking import ALPHA
+
+WIDTH = 100
+_LONGEST = 24
+# What goes first when the table is too wide.
+_SPARE = ("paper", "updated", "training-step", "samples", "parameters", "inference", "seeds", "nfe")
+
+
+def terminal_table(board: pd.DataFrame, width: int = WIDTH) -> Table:
+    """Make a table of the leaderboard: percentages, the best values in bold, shared ranks marked with =.
+
+    Parameters
+    ----------
+    board
+        What ``leaderboard.leaderboard`` returns; its texts are shown as they are, never as markup.
+    width
+        Columns of the terminal; columns of the table that do not fit are left out, the least telling first.
+    """
+    columns = fields(board) if not board.empty else []
+    if not board.empty and board["dataset"].nunique() > 1:
+        columns.insert(1, Field(name="dataset", group="", title="Dataset", kind="text"))
+    heads = {f.name: _head(f) for f in columns}
+    rows = [row for _, row in board.iterrows()]
+    texts = {f.name: [_shortened(written(f, row)) for row in rows] for f in columns}
+    shared = board.duplicated(["dataset", "rank"], keep=False).tolist() if columns else []
+    if columns:
+        texts["rank"] = [f"={text}" if tie else text for text, tie in zip(texts["rank"], shared, strict=True)]
+    widths = {name: max(_width(heads[name]), *map(cell_len, texts[name])) for name in heads}
+    names = [f.name for f in columns]
+    spare = [n for key in _SPARE for n in reversed(names) if n.partition("@")[0] == key]
+    spare += [n for n in reversed(names) if "@" in n and n not in spare]
+    while spare and sum(widths[n] + 2 for n in names) > width:
+        names.remove(spare.pop(0))
+    kept = [f for f in columns if f.name in names]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    tied = f"= cannot be told apart (McNemar's exact test on the samples, p ≥ {ALPHA:g})"
+    notes = [tied] if any(shared) else []
+    notes += [f"* {BUSY_NOTE}"] if any_busy(kept, board) else []
+    if notes:
+        table.caption = Text("\n".join(notes))
+        table.caption_justify = "left"
+    for f in kept:
+        align = "left" if f.kind == "text" else "right"
+        table.add_column(Text(heads[f.name]), justify=align, no_wrap=True, vertical="bottom")  # type: ignore[arg-type]
+    tops = {f.name: _tops(board, f) for f in kept}
+    for i in range(len(board)):
+        ok = board["status"].iloc[i] == "ok"
+        base = "" if ok else "dim"
+        row = [Text(texts[f.name][i], style="bold" if i in tops[f.name] else base) for f in kept]
+        table.add_row(*row)
+    return table
+
+
+def _tops(board: pd.DataFrame, field: Field) -> set[int]:
+    """Best rows of each dataset apart, as positions in the whole board."""
+    found: set[int] = set()
+    for positions in board.reset_index(drop=True).groupby("dataset").indices.values():
+        found |= {int(positions[i]) for i in best(board.iloc[positions], field)}
+    return found
+
+
+def _head(field: Field) -> str:
+    """A heading on narrow lines: the strength below the name, the device below the timing."""
+    lines = textwrap.wrap(field.title.replace("Worst case", "Worst"), 9)
+    if field.kind == "rate":
+        lines += [_shortened(field.note, 14), "samples/s"]
+    elif field.kind == "fraction":
+        lines.append(field.note or "%")
+    return "\n".join(lines)
+
+
+def _shortened(text: str, longest: int = _LONGEST) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _width(text: str) -> int:
+    return max(cell_len(line) for line in text.split("\n"))

@@ -1,0 +1,75 @@
+"""Proven to attacked at the reported strengths, a bar for each model: the sandwich in one look. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ...records.headline import Headline
+from ..style import INK, NORMS, QUIET, Style, darker, mixed
+from .bounds import Bounds
+from .sandwich import BROKEN, GAP, PROVEN, areas
+
+
+def draw_gap(
+    found: Mapping[str, Mapping[str, Bounds]],
+    labels: Sequence[str],
+    looks: Mapping[str, Style],
+    headline: Headline,
+) -> Figure | None:
+    """Draw a column for each norm, and in it a bar for each model: proven, neither, broken.
+
+    Parameters
+    ----------
+    found
+        What `bounds` returns.
+    labels
+        The models to draw, best first.
+
+    Returns
+    -------
+    figure
+        None when fewer than two models were attacked at a reported strength, or none has a certificate.
+    """
+    norms = [norm for norm in ("linf", "l2") if headline.reported.get(norm) and found.get(norm)]
+    rows = [label for label in labels if any(label in found[norm] for norm in norms)]
+    if len(rows) < 2 or all(one.radii is None for norm in norms for one in found[norm].values()):
+        return None
+    height = 0.27 * len(rows) + 1.0
+    figure = Figure(figsize=(1.9 + 3.2 * len(norms), height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(norms), squeeze=False, sharey=True)[0]
+    for ax, norm in zip(axes, norms, strict=True):
+        _column(ax, found[norm], rows, looks, headline.reported[norm])
+        ax.set_xlabel(f"{NORMS[norm]} accuracy (%), ε = {headline.reported[norm]:g}")
+    axes[0].set_yticks(range(len(rows)), rows)
+    for tick, label in zip(axes[0].get_yticklabels(), rows, strict=True):
+        tick.set_color(darker(looks[label].color))
+    axes[0].set_ylim(len(rows) - 0.4, -0.6)
+    handles = areas("proven", "neither proven nor broken", "broken, or wrong unperturbed")
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    return figure
+
+
+def _column(
+    ax: Axes, found: Mapping[str, Bounds], rows: Sequence[str], looks: Mapping[str, Style], eps: float
+) -> None:
+    ax.grid(False)
+    for place, label in enumerate(rows):
+        one = found.get(label)
+        if one is None:
+            continue
+        low, high = (100 * bound for bound in one.at(eps))
+        color = looks[label].color
+        ax.barh(place, 100, 0.72, color=BROKEN)
+        ax.barh(place, high, 0.72, color=mixed(color, GAP))
+        ax.barh(place, low, 0.72, color=mixed(color, PROVEN))
+        known = f"{low:.1f} – {high:.1f}" if one.radii is not None else f"? – {high:.1f}"
+        ax.text(102, place, known, va="center", fontsize=7.5, color=INK if one.radii is not None else QUIET)
+    ax.set_xlim(0, 100)
+    ax.tick_params(left=False)
+    for side in ("left", "top", "right"):
+        ax.spines[side].set_visible(False)

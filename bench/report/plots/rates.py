@@ -1,0 +1,77 @@
+"""Accuracy against contraction rate, over the rows of one architecture: what a sweep shows. No torch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ...records.headline import Headline
+from ...records.record import Record
+from ..leaderboard.leaderboard import CERTIFIED, column
+from ..style import key_name, sns, strength_symbol
+
+FEWEST = 3
+"""Rows of one architecture and recipe that make a curve."""
+
+
+def draw_rates(
+    records: Mapping[str, Sequence[Record]], board: pd.DataFrame, headline: Headline
+) -> Iterator[tuple[str, Figure]]:
+    """Draw clean, reported and certified accuracy against rho, for each architecture with enough rows.
+
+    Those of its commonest training recipe: a line between two recipes would show these, not the rate.
+
+    Parameters
+    ----------
+    records
+        The records that count, by the label of their row; rho is the mean over their training seeds.
+    """
+    for family, rates in sorted(_families(records).items()):
+        rows = board[board["label"].isin(rates)]
+        rows = rows[rows["recipe"].isin(rows["recipe"].mode().head(1))]
+        if len(rows) < FEWEST:
+            continue
+        rows = rows.assign(rate=rows["label"].map(rates)).sort_values("rate", kind="stable")
+        yield family, _draw(rows, headline, family)
+
+
+def _families(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for label, mine in records.items():
+        trainings = [r for r in mine if r.cell.kind == "training" and r.measures.get("rho", 0) > 0]
+        if trainings:
+            family = str(trainings[0].card.get("architecture", trainings[0].cell.model))
+            found[family][label] = float(np.mean([r.measures["rho"] for r in trainings]))
+    return found
+
+
+def _draw(rows: pd.DataFrame, headline: Headline, family: str) -> Figure:
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    keys = {"clean": "clean"}
+    for prefix in ("", CERTIFIED):
+        keys |= {column(prefix + key, s): prefix + key for key, s in headline.reported.items()}
+    shown = {name: key for name, key in keys.items() if name in rows and rows[name].notna().any()}
+    colors = sns.color_palette("colorblind", len(shown))
+    for (name, key), color in zip(shown.items(), colors, strict=True):
+        strength = name.partition("@")[2]
+        label = "Clean" if key == "clean" else f"{key_name(key)}, {strength_symbol(key)} = {strength}"
+        certified = key.startswith(CERTIFIED)
+        ax.fill_between(
+            rows["rate"], 100 * rows[f"{name}_low"], 100 * rows[f"{name}_high"], color=color, alpha=0.12, lw=0
+        )
+        ax.plot(
+            rows["rate"], 100 * rows[name], color=color, marker="o", ls=":" if certified else "-", label=label
+        )
+    ax.set_xscale("log")
+    ax.set_xlabel(f"contraction rate ρ of the trained {family} (per unit of time)")
+    ax.set_ylabel("accuracy (%)")
+    ax.set_ylim(-2, 102)
+    figure.legend(loc="outside right upper")
+    return figure

@@ -1,0 +1,147 @@
+"""Certified to attacked: what is proven and what is broken, and the gap that is neither. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from ...records.headline import Headline
+from ..statistics import WORST_CASE
+from ..style import INK, NORMS, Style, darker, mixed, strength_name
+from .bounds import Bounds
+
+WIDE = 4  # panels beside each other, at most
+BROKEN = "#F4F5F7"
+GAP, PROVEN = 0.28, 0.85  # of a model's colour
+
+
+def draw_sandwich(
+    found: Mapping[str, Mapping[str, Bounds]],
+    labels: Sequence[str],
+    looks: Mapping[str, Style],
+    headline: Headline,
+) -> Figure | None:
+    """Draw a panel for each model and norm: certified below, attacked above, the gap in the model's colour.
+
+    Parameters
+    ----------
+    found
+        What `bounds` returns.
+    labels
+        The models to draw, best first.
+
+    Returns
+    -------
+    figure
+        None when none of the models was attacked, or none has a certificate.
+    """
+    norms = sorted((norm for norm in found if set(labels) & found[norm].keys()), key=lambda n: n != "linf")
+    if all(found[norm][label].radii is None for norm in norms for label in labels if label in found[norm]):
+        return None
+    panels = {norm: [label for label in labels if label in found[norm]] for norm in norms}
+    most = max(map(len, panels.values()))
+    # A single model has its norms side by side; else each norm has lines of its own.
+    width = len(norms) if most == 1 else min(WIDE, most)
+    lines = {norm: 1 if most == 1 else -(-len(panels[norm]) // width) for norm in norms}
+    total = 1 if most == 1 else sum(lines.values())
+    figure = Figure(figsize=(max(2.1 * width + 0.7, 4.9), 1.95 * total + 0.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(total, width, squeeze=False, sharey=True)
+    for ax in axes.flat:
+        ax.set_visible(False)
+    start = 0
+    for column, norm in enumerate(norms):
+        # One range of eps a norm, so that panels can be compared: as far as anything stands.
+        at = headline.reported.get(norm, 0.0)
+        end = 1.05 * max(at, *(_end(found[norm][label]) for label in panels[norm]))
+        for i, label in enumerate(panels[norm]):
+            ax = axes[0, column] if most == 1 else axes[start + i // width, i % width]
+            first = i % width == 0
+            ax.set_visible(True)
+            _panel(ax, found[norm][label], end, looks[label], at)
+            ax.set_title(label, color=darker(looks[label].color), fontsize=9)
+            ax.tick_params(left=first, labelleft=first, labelbottom=True)
+            ax.set_ylabel(f"{NORMS[norm]} accuracy (%)" if first else "")
+            ax.set_xlabel(strength_name(WORST_CASE, norm)[1] if i + width >= len(panels[norm]) else "")
+        start += lines[norm]
+    axes[0, 0].set_ylim(0, 100)
+    axes[0, 0].set_yticks(range(0, 101, 25))
+    survives: Any = {"marker": "o", "ms": 3.5, "mec": "white", "mew": 0.5}
+    handles = [
+        Line2D([], [], color=INK, lw=1.4, label="survives every attack", **survives),
+        *reversed(areas("proven", "neither broken nor proven", "broken")),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles) if width > 2 else 2)
+    return figure
+
+
+def areas(proven: str, gap: str, broken: str) -> list[Patch]:
+    """The legend of the three areas, in grey where a model's own colour stands."""
+    grey = "#7A828E"
+    return [
+        Patch(fc=mixed(grey, PROVEN), lw=0, label=proven),
+        Patch(fc=mixed(grey, GAP), lw=0, label=gap),
+        Patch(fc=BROKEN, ec="#D5D8DD", lw=0.6, label=broken),
+    ]
+
+
+def _end(one: Bounds) -> float:
+    """The first attacked strength at which next to nothing stands, or the last one."""
+    gone = one.eps[one.attacked <= 0.01]
+    return float(gone[0] if gone.size else one.eps[-1])
+
+
+def _panel(ax: Axes, one: Bounds, end: float, look: Style, at: float) -> None:
+    known = one.eps <= end
+    eps, attacked = (
+        np.append(one.eps[known], end),
+        100 * np.append(one.attacked[known], one.attacked[known][-1]),
+    )
+    ax.set_facecolor(BROKEN)
+    ax.set_axisbelow(False)
+    ax.grid(True, color="white", alpha=0.5)
+    ax.fill_between(eps, 0, attacked, step="post", color=mixed(look.color, GAP), lw=0, zorder=1)
+    if one.radii is not None:
+        fine = np.linspace(0, min(end, float(one.radii[-1])), 81)
+        proven = 100 * one.certified(fine)
+        ax.fill_between(fine, 0, proven, color=mixed(look.color, PROVEN), lw=0, zorder=1.5)
+    ax.step(eps, attacked, where="post", color=look.color, lw=1.4, zorder=3)
+    ax.plot(
+        eps[:-1],
+        attacked[:-1],
+        "o",
+        color=look.color,
+        ms=3.5,
+        mec="white",
+        mew=0.5,
+        zorder=3.5,
+        clip_on=False,
+    )
+    ax.set_xlim(0, end)
+    ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    if at and one.radii is not None:
+        low, high = (100 * bound for bound in one.at(at))
+        ax.plot([at, at], [low, high], color=INK, lw=1.0, zorder=4)
+        left = at > 0.6 * end
+        ax.annotate(
+            f"gap {high - low:.0f}",
+            (at, min(max((low + high) / 2, 7.0), 93.0)),
+            xytext=(-5 if left else 5, 0),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            va="center",
+            fontsize=7.5,
+            color=INK,
+            bbox={"fc": "white", "alpha": 0.7, "lw": 0, "pad": 1.2},
+            zorder=5,
+        )
+    if one.radii is None:
+        ax.text(0.96, 0.93, "no certificate", transform=ax.transAxes, ha="right", va="top", fontsize=7.5)

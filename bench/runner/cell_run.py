@@ -1,0 +1,116 @@
+"""What measures each kind of cell, and what one cell of a model leaves to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...attacks import Threat
+from ...models import ModelSpec
+from ..config.plan import Plan
+from ..data import Data
+from ..evaluation.accuracy import evaluate_cell
+from ..evaluation.curve import evaluate_curve
+from ..evaluation.dynamics import measure_dynamics
+from ..evaluation.solver_transfer import evaluate_through
+from ..proofs.lipschitz import certify_cell
+from ..proofs.randomized_smoothing import smooth_cell
+from ..records.adversarial_examples import Breaks
+from ..records.record import Cell, Record
+from ..throughput.measure import measure_cell
+from ..training.train import build_model, fit_normalisation
+
+
+class Measure:
+    """Measures the cells of one trained model.
+
+    Clean predictions, with which every attack begins, are remembered from cell to cell. Nothing is stored
+    here.
+    """
+
+    def __init__(self, plan: Plan, data: Data, device: torch.device, spec: ModelSpec) -> None:
+        self.plan, self.data, self.device, self.spec = plan, data, device, spec
+        self._clean: tuple[int, np.ndarray] | None = None
+
+    def one(
+        self, cell: Cell, model: nn.Module, described: Mapping[str, Any], advance: Callable[[int], None]
+    ) -> tuple[Record, Breaks | None]:
+        """The record of one cell and, of a bounded attack, what it broke.
+
+        Parameters
+        ----------
+        described
+            The environment, for the record.
+        advance
+            Called with the samples that are done.
+        """
+        test, classes = self.data.test, self.data.num_classes
+        common: dict[str, Any] = {"device": self.device, "environment": dict(described)}
+        if cell.kind == "accuracy":
+            breaks: list[Breaks] = []
+            common |= {"clean": self._known(cell), "keep": breaks.append if cell.norm is not None else None}
+            threat = self.threat(cell)
+            how = evaluate_cell if threat.through == "model" else evaluate_through
+            record = how(cell, model, test, threat, num_classes=classes, on_samples=advance, **common)
+            return record, breaks[0] if breaks else None
+        if cell.threat == "smoothing":
+            return smooth_cell(cell, model, test, num_classes=classes, on_samples=advance, **common), None
+        if cell.kind == "certificate":
+            record = certify_cell(cell, model, test, num_classes=classes, **common)
+        elif cell.kind == "dynamics":
+            record = measure_dynamics(cell, model, self._untrained(cell), test, **common)
+        else:
+            record = measure_cell(cell, model, test, num_classes=classes, **common)
+        advance(cell.samples)
+        return record, None
+
+    def curve(
+        self,
+        cells: Sequence[Cell],
+        model: nn.Module,
+        described: Mapping[str, Any],
+        advance: Callable[[int], None],
+    ) -> list[tuple[Record, Breaks | None]]:
+        """What `one` returns, of all strengths of one threat in one run."""
+        breaks: dict[str, Breaks] = {}
+        records = evaluate_curve(
+            cells,
+            model,
+            self.data.test,
+            self.threat(cells[0]),
+            num_classes=self.data.num_classes,
+            device=self.device,
+            environment=described,
+            clean=self._known(cells[0]),
+            keep=lambda cell, found: breaks.update({cell.key(): found}),
+            on_samples=advance,
+        )
+        return [(record, breaks.get(record.cell.key())) for record in records]
+
+    def threat(self, cell: Cell) -> Threat:
+        """The threat of `cell`, as the plan sets it up."""
+        return next(a.threat for a in self.plan.attacks if a.threat.name == cell.threat)
+
+    def remember(self, record: Record) -> None:
+        """Keep what later cells begin with."""
+        if record.cell.family == "clean" and record.status == "ok":
+            self._clean = record.cell.batch_size, record.outcomes["prediction"][0]
+
+    def _known(self, cell: Cell) -> np.ndarray | None:
+        """Clean predictions of the samples of `cell`, where they were made in the same batches."""
+        if self._clean is None:
+            return None
+        batch_size, prediction = self._clean
+        same_batches = len(prediction) == cell.samples or not cell.samples % cell.batch_size
+        known = batch_size == cell.batch_size and len(prediction) >= cell.samples and same_batches
+        return prediction[: cell.samples] if known else None
+
+    def _untrained(self, cell: Cell) -> nn.Module:
+        """The model as training found it: built from the seed, its normalisation fitted."""
+        model = build_model(self.spec.build, self.data, cell.hyperparameters, cell.training_seed)
+        fit_normalisation(model, self.data)
+        return model

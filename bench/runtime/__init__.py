@@ -1,0 +1,1 @@
+"""What a model runs under: counted queries, device, memory, time limits, progress."""

@@ -1,0 +1,100 @@
+"""Which device a run uses, what it is called in a record, and what else made the numbers."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..._errors import InvalidArgument
+from ...models.ode.kernels.fixed_step import flow_path, switched_off
+
+_PACKAGES = ("robustode", "torch", "torchdiffeq", "torchattacks", "torchvision", "numpy", "numba", "scipy")
+
+
+def pick_device(wish: str) -> torch.device:
+    """Turn ``auto``, ``cpu`` or ``cuda`` into a device; raise `InvalidArgument` when there is none."""
+    if wish == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wish == "cuda" and not torch.cuda.is_available():
+        raise InvalidArgument("--device cuda: torch sees no CUDA device here; use --device cpu")
+    return torch.device(wish)
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called beside a timing: the GPU's name, or the CPU's with its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device) + (", eager flows" if switched_off() else "")
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"CPU {name}, {torch.get_num_threads()} threads{', eager flows' if switched_off() else ''}"
+
+
+@functools.cache
+def source_sha256() -> str:
+    """Hash of the Python sources of this package, exact for a wheel and for a checkout."""
+    root = Path(__file__).parents[2]
+    total = hashlib.sha256()
+    inner = [p for folder in ("models", "attacks", "bench") for p in (root / folder).rglob("*.py")]
+    for path in sorted([*root.glob("*.py"), *inner]):
+        total.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()
+
+
+@functools.cache
+def _commit() -> tuple[str | None, bool | None]:
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None, None
+    try:
+        run = functools.partial(
+            subprocess.run, cwd=root, capture_output=True, text=True, check=True, timeout=10
+        )
+        commit = run(["git", "rev-parse", "HEAD"]).stdout.strip()
+        changes = run(["git", "status", "--porcelain", "--", "*.py", "*.toml"]).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+    return commit, bool(changes)
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in _PACKAGES}
+
+
+_sharing = [1]
+
+
+def share_machine(processes: int) -> None:
+    """Say that so many processes of this run work side by side: seconds taken meanwhile are no timings."""
+    _sharing[0] = processes
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, commit (with a dirty flag), source hash, device, threads, what carries flows, time in UTC."""
+    commit, dirty = _commit()
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "platform": platform.platform(),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "processes": _sharing[0],
+        "flow": flow_path(device),
+        "cpus": os.cpu_count(),
+        "commit": commit,
+        "dirty": dirty,
+        "source_sha256": source_sha256(),
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds"),
+    }

@@ -1,0 +1,100 @@
+"""How fast a model is: inference, a training step, its flow alone; per device, over batch sizes."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...models import count_nfe
+from ..data import Split
+from ..evaluation.accuracy import frozen
+from ..records.record import Cell, Record
+from ..runtime.checked_model import call_model
+from ..runtime.memory import peak_memory
+from ..training.train import training_step
+from .clock import time_passes
+from .flow_timing import floor_measures, flow_calls, forwards, forwards_and_backwards
+from .machine_load import Watch
+from .roofline import FLOW_TIMINGS
+
+
+def inference(model: nn.Module, images: Tensor, num_classes: int) -> Callable[[], object]:
+    """A call that classifies `images` once, without a graph."""
+
+    def run() -> None:
+        with torch.inference_mode():
+            model(images)
+
+    call_model(model, images[:1], num_classes)
+    return run
+
+
+def train_once(model: nn.Module, images: Tensor, labels: Tensor, num_classes: int) -> Callable[[], object]:
+    """A call that does one Adam step on `images` on a copy of `model`."""
+    twin = copy.deepcopy(model).train().requires_grad_(True)
+    optimiser = torch.optim.Adam(twin.parameters(), lr=1e-6)
+    return lambda: training_step(twin, images, labels, optimiser, num_classes)
+
+
+def measure_cell(
+    cell: Cell,
+    model: nn.Module,
+    split: Split,
+    *,
+    num_classes: int,
+    device: torch.device,
+    environment: Mapping[str, Any],
+) -> Record:
+    """Time one throughput cell at ``cell.batch_size``: ``inference``, ``training-step`` or a flow timing.
+
+    The record of a model of which no ODE block is called with a state alone carries, for a flow timing, the
+    reason and nothing else.
+    """
+    started = time.perf_counter()
+    rows = torch.arange(cell.batch_size) % len(split)
+    images, labels = split.images[rows].to(device), split.labels[rows].to(device)
+    of_flow, gradient = cell.threat in FLOW_TIMINGS, cell.threat == "flow-gradient"
+    floor: dict[str, float] = {}
+    with frozen(model):
+        if of_flow:
+            calls = flow_calls(model, images, num_classes)
+            if not calls:
+                reason = {"no_flow": "the model calls no ODE block with a state alone"}
+                seconds = time.perf_counter() - started
+                return Record(cell=cell, card=reason, seconds=seconds, environment=environment)
+            run = forwards_and_backwards(calls) if gradient else forwards(calls)
+        elif cell.threat == "inference":
+            run = inference(model, images, num_classes)
+        else:
+            run = train_once(model, images, labels, num_classes)
+        memory = peak_memory(run, device)
+        watch = Watch()
+        durations = time_passes(
+            run, device, seconds=float(cell.parameters["seconds"]), passes=int(cell.parameters["passes"])
+        )
+        others = watch.others()
+        median, p95 = (float(quantile) for quantile in np.quantile(durations, [0.5, 0.95]))
+        if of_flow:
+            floor = floor_measures(calls, device, gradient=gradient, median=median)
+    return Record(
+        cell=cell,
+        outcomes={"seconds": durations},
+        measures={
+            "samples_per_second": cell.batch_size / median,
+            "latency_median": median,
+            "latency_p95": p95,
+            "peak_memory_bytes": float(memory),
+            "parameters": float(sum(p.numel() for p in model.parameters())),
+            **floor,
+            **({} if others is None else {"others_load": others}),
+        },
+        nfe=count_nfe(model),
+        seconds=time.perf_counter() - started,
+        environment=environment,
+    )

@@ -1,0 +1,1 @@
+"""Training a model, loading it again, and saying how it was made."""

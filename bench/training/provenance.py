@@ -1,0 +1,124 @@
+"""What is said of a trained model and of new results: solver, flow, training record, one line for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...models import ModelSpec, NoCertificate, ODEBlock
+from ...models.ode.lipschitz import LARGEST_STATE
+from ..data import Data
+from ..records.checkpoint import Checkpoint
+from ..records.record import Cell, Record
+from ..runtime.device import environment
+
+
+def describe_solver(model: nn.Module) -> str | None:
+    """The solvers of the model's ODE blocks, in words; None for a model without one."""
+    solvers = [str(module.solver) for module in model.modules() if isinstance(module, ODEBlock)]
+    return "; ".join(solvers) or None
+
+
+def carried_by(model: nn.Module, device: torch.device) -> str | None:
+    """What carries the model's ODE blocks on `device`, see `ODEBlock.path`; None for a model without one."""
+    paths = {module.path(device) for module in model.modules() if isinstance(module, ODEBlock)}
+    return "; ".join(sorted(paths)) or None
+
+
+def made_by(model: nn.Module, device: torch.device) -> dict[str, Any]:
+    """`environment` of what is computed by `model`: its ``flow`` is what carries this model's."""
+    return {**environment(device), "flow": carried_by(model, device)}
+
+
+def describe_flow(model: nn.Module) -> dict[str, float]:
+    """What is proven of the model's flow: Lipschitz bounds, and gamma, c1, c2, rho where it contracts.
+
+    Empty for a model whose ``flow`` is no ODE block; a bound that is unknown or overflows is left out.
+    """
+    flow = getattr(model, "flow", None)
+    if not isinstance(flow, ODEBlock):
+        return {}
+    found: dict[str, float] = {}
+    if flow.has_tanh_fields():
+        if all(len(form.B) <= LARGEST_STATE for form in flow.tanh_forms()):
+            found |= {f"lipschitz_{name}": value for name, value in flow.lipschitz_bounds().items()}
+    else:
+        with suppress(NoCertificate):
+            found["lipschitz_solver"] = flow.solver_bound()
+    found |= flow.bounds()
+    found["final_time"] = flow.final_time
+    if "rho" in found:
+        found["exp_minus_rho_T"] = math.exp(-found["rho"] * flow.final_time)
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def training_record(
+    cell: Cell, spec: ModelSpec, model: nn.Module, data: Data, checkpoint: Checkpoint
+) -> Record:
+    """The record of a training: its curve, its flow's constants, what the model says of itself.
+
+    Of weights that were given there is no curve, no epoch and no time; the card says so under ``given``.
+    """
+    history = checkpoint.facts.get("history", {})
+    curves = {name: np.asarray(values, np.float64) for name, values in history.items() if name != "seconds"}
+    passes = len(curves.get("train_loss", ())) * cell.samples
+    chosen = {"best_epoch": float(checkpoint.facts["selected_epoch"])} if history else {}
+    given = {"file": checkpoint.facts["given"], "sha256": checkpoint.sha256} if not history else None
+    return Record(
+        cell=cell,
+        outcomes=curves,
+        measures={
+            **chosen,
+            "parameters": float(sum(p.numel() for p in model.parameters())),
+            **describe_flow(model),
+        },
+        card={
+            "architecture": spec.architecture,
+            "summary": spec.summary,
+            "reference": spec.reference,
+            "claims": sorted(spec.claims),
+            "expected_failures": dict(spec.expected_failures),
+            "solver": describe_solver(model),
+            "input_shape": list(data.input_shape),
+            "num_classes": data.num_classes,
+            "checkpoint_sha256": checkpoint.sha256,
+            **({"given": given} if given else {}),
+            **({"file": spec.file} if spec.file else {}),
+            **({"plugin": spec.plugin} if spec.plugin else {}),
+        },
+        forwards=passes,
+        backwards=passes,
+        seconds=sum(history.get("seconds", ())),
+        environment=checkpoint.facts["environment"],
+    )
+
+
+def summary_line(records: Sequence[Record]) -> str:
+    """What the records of one threat found, strength by strength."""
+    parts = []
+    for record in records:
+        if record.status != "ok":
+            parts.append(f"{record.cell.strength:g} {record.status}")
+        elif record.cell.kind == "certificate":
+            radius = record.outcomes.get("radius")
+            none = f"none: {record.card.get('no_certificate', '')}"
+            parts.append(none if radius is None else f"median l2 radius {np.median(radius):.3g}")
+        elif record.cell.kind == "dynamics":
+            growth = record.outcomes.get("growth_adversarial")
+            reason = str(record.card.get("no_dynamics", ""))
+            parts.append(reason if growth is None else f"distances grow by up to {growth[-1].max():.3g}")
+        elif record.cell.kind == "throughput":
+            rate, achieved = (record.measures.get(name) for name in ("samples_per_second", "achieved"))
+            reason = str(record.card.get("no_flow", ""))
+            parts.append(reason if rate is None else f"{rate:,.0f}/s at {record.cell.batch_size}")
+            if achieved is not None:
+                parts.append(f"{achieved:.0%} of the time floor")
+        else:
+            parts.append(f"{record.cell.strength:g} {record.accuracy:.1%}")
+    return ", ".join(parts)

@@ -1,0 +1,289 @@
+"""Training with seeds, selection on held-out training samples, and resumption at every epoch.
+
+The order of samples and every random number follow from (seed, epoch), so a training that was killed
+and resumed on the same number of threads ends with the same bytes as one that ran through.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..._errors import CheckpointError, ContractBroken, ModelFailure, NonFinite, RobustodeError
+from ...models import Normalise
+from ..config.perturbation import Perturber
+from ..config.preset import Recipe
+from ..data import Data, Split
+from ..records.checkpoint import Checkpoint, load_state, load_tensors, save_checkpoint, save_tensors
+from ..runtime.checked_model import QueriedModel, ask_model, call_model, one_line, where
+
+_EPOCHS_APART = 1_000_003
+"""Spreads (seed, epoch) over torch's seeds."""
+PATIENCE = 50
+"""Batches after which a GPU is waited for, to see whether the loss is still finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What each epoch gave and took."""
+
+    train_loss: list[float]
+    validation_loss: list[float]
+    validation_accuracy: list[float]
+    seconds: list[float] = field(default_factory=list, compare=False)
+
+    def selected(self, select: Literal["validation", "last"]) -> int:
+        """Index of the epoch whose weights count: of the best validation accuracy, then loss; or the last."""
+        if select == "last":
+            return len(self.train_loss) - 1
+        scores = list(zip(self.validation_accuracy, (-x for x in self.validation_loss), strict=True))
+        return max(range(len(scores)), key=lambda i: (scores[i], -i))
+
+
+def build_model(
+    build: Callable[..., nn.Module], data: Data, hyperparameters: Mapping[str, Any], seed: int
+) -> nn.Module:
+    """Build an untrained model from `seed` and show it two images; the caller's random state is kept.
+
+    Raises
+    ------
+    ModelFailure
+        When it cannot be built, is no module, has nothing to train, or breaks the contract at once.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        try:
+            model = build(data.input_shape, data.num_classes, **hyperparameters)
+        except RobustodeError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise ModelFailure(
+                f"the model cannot be built: {type(error).__name__}: {one_line(error)}{where(error)}"
+            ) from error
+        if not isinstance(model, nn.Module):
+            raise ContractBroken(f"the factory returned {type(model).__name__}, not a torch.nn.Module")
+        call_model(model.eval(), data.train.images[:2].cpu().clone(), data.num_classes)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ContractBroken("the model has no parameters to train")
+    return model
+
+
+def train(
+    model: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    *,
+    seed: int,
+    path: Path,
+    facts: Mapping[str, Any],
+    device: torch.device,
+    resume: bool = True,
+    on_batch: Callable[[int], None] = lambda samples: None,
+) -> tuple[Checkpoint, History]:
+    """Train `model` in place, leave it in eval mode with the selected weights, and write its checkpoint.
+
+    Parameters
+    ----------
+    path
+        Of the checkpoint; ``<path>.partial`` files beside it hold the state after each epoch.
+    facts
+        What goes into the checkpoint's JSON; a partial state is resumed only for the same ``facts["cell"]``.
+    resume
+        Whether to go on from a partial state, if there is one.
+    on_batch
+        Called with the number of samples after each training batch.
+
+    Raises
+    ------
+    NonFinite
+        When the loss stops being finite: the run diverged.
+    """
+    model.to(device)
+    fit_normalisation(model, data)
+    change = Perturber(model, recipe.perturb, seed, data.num_classes) if recipe.perturb else None
+    optimiser = torch.optim.Adam(
+        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    partial = _Partial(path, facts)
+    if not resume:
+        partial.remove()
+    history, best = partial.load(model, optimiser)
+    done = len(history.train_loss)
+    on_batch(done * len(data.train))
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        for epoch in range(done, recipe.epochs):
+            began = time.perf_counter()
+            torch.manual_seed((seed * _EPOCHS_APART + epoch + 1) % 2**63)
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.learning_rate * recipe.decay**epoch
+            loss = _train_epoch(
+                model, data.train, optimiser, recipe, epoch, device, on_batch, data.num_classes, change
+            )
+            validation_loss, validation_accuracy = score(
+                model, data.validation, recipe.batch_size, device, data.num_classes, change
+            )
+            history.train_loss.append(loss)
+            history.validation_loss.append(validation_loss)
+            history.validation_accuracy.append(validation_accuracy)
+            if history.selected(recipe.select) == epoch:
+                best = {name: t.detach().clone() for name, t in model.state_dict().items()}
+            history.seconds.append(time.perf_counter() - began)
+            partial.save(model, optimiser, history, best)
+    load_state(model, best, path)
+    checkpoint = save_checkpoint(
+        path,
+        model,
+        {**facts, "history": vars(history), "selected_epoch": history.selected(recipe.select) + 1},
+    )
+    partial.remove()
+    model.eval()
+    return checkpoint, history
+
+
+def fit_normalisation(model: nn.Module, data: Data) -> None:
+    """Set every `Normalise` inside `model` to the mean and standard deviation of the training images."""
+    for module in model.modules():
+        if isinstance(module, Normalise):
+            module.fit(data.train.images)
+
+
+def _train_epoch(
+    model: nn.Module,
+    split: Split,
+    optimiser: torch.optim.Optimizer,
+    recipe: Recipe,
+    epoch: int,
+    device: torch.device,
+    on_batch: Callable[[int], None],
+    num_classes: int,
+    change: Perturber | None,
+) -> float:
+    model.train()
+    order = torch.randperm(len(split)).to(split.images.device)
+    losses: list[Tensor] = []
+    every = 1 if device.type == "cpu" else PATIENCE
+    for rows in order.split(recipe.batch_size):
+        images, labels = split.images[rows].to(device), split.labels[rows].to(device)
+        if change:
+            images = change(images, labels, split.indices[rows.cpu()], epoch)
+        losses.append(training_step(model, images, labels, optimiser, num_classes))
+        if len(losses) % every == 0:
+            _check_finite(losses[-every:], epoch)
+        on_batch(len(rows))
+    _check_finite(losses, epoch)
+    sizes = torch.tensor([len(rows) for rows in order.split(recipe.batch_size)], dtype=torch.float64)
+    return float(torch.stack(losses).cpu().double() @ sizes) / len(split)
+
+
+def _check_finite(losses: list[Tensor], epoch: int) -> None:
+    loss = float(torch.stack(losses).sum())
+    if not math.isfinite(loss):
+        raise NonFinite(
+            f"training diverged in epoch {epoch + 1}: the loss is {loss}; lower the learning rate"
+        )
+
+
+def training_step(
+    model: nn.Module, images: Tensor, labels: Tensor, optimiser: torch.optim.Optimizer, num_classes: int
+) -> Tensor:
+    """One step on ``model.loss(logits, labels)`` plus ``model.penalty()``, then ``model.after_step()``.
+
+    All three methods are optional; without the first the loss is cross-entropy. Returns the loss, a scalar
+    without a graph that nobody has waited for.
+    """
+    optimiser.zero_grad(set_to_none=True)
+    criterion = getattr(model, "loss", None)
+    ask = call_model if images.device.type == "cpu" else ask_model  # a GPU is not waited for
+    logits = ask(model, images, num_classes)
+    loss = criterion(logits, labels) if callable(criterion) else F.cross_entropy(logits, labels)
+    penalty = getattr(model, "penalty", None)
+    if callable(penalty):
+        loss = loss + penalty()
+    loss.backward()
+    optimiser.step()
+    after_step = getattr(model, "after_step", None)
+    if callable(after_step):
+        after_step()
+    return loss.detach().reshape(())
+
+
+@torch.no_grad()
+def score(
+    model: nn.Module,
+    split: Split,
+    batch_size: int,
+    device: torch.device,
+    num_classes: int,
+    change: Perturber | None = None,
+) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy of `model` on `split` in eval mode; perturbed, if `change` says so."""
+    queried = QueriedModel(model.eval(), num_classes, patient=device.type != "cpu")
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    for rows in torch.arange(len(split)).split(batch_size):
+        images, target = split.images[rows].to(device), split.labels[rows].to(device)
+        if change:
+            images = change(images, target, split.indices[rows])
+        logits = queried(images)
+        loss += F.cross_entropy(logits, target, reduction="sum")
+        correct += (logits.argmax(1) == target).sum()
+    queried.settle()
+    return float(loss) / len(split), int(correct) / len(split)
+
+
+class _Partial:
+    """The state after an epoch, in safetensors: weights, best weights so far, optimiser, history."""
+
+    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
+        self.path = path.with_name(f"{path.stem}.partial{path.suffix}")
+        self.cell = json.loads(json.dumps(facts["cell"], sort_keys=True))
+
+    def save(
+        self, model: nn.Module, optimiser: torch.optim.Optimizer, history: History, best: Mapping[str, Tensor]
+    ) -> None:
+        tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in best.items()}
+        for index, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        body = json.dumps({"cell": self.cell, "history": vars(history)}, sort_keys=True).encode()
+        tensors["about"] = torch.frombuffer(bytearray(body), dtype=torch.uint8)
+        save_tensors(self.path, tensors)
+
+    def load(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[History, dict[str, Tensor]]:
+        nothing: tuple[History, dict[str, Tensor]] = (
+            History(train_loss=[], validation_loss=[], validation_accuracy=[], seconds=[]),
+            {},
+        )
+        if not self.path.exists():
+            return nothing
+        try:
+            tensors, _ = load_tensors(self.path)
+            about = json.loads(bytes(tensors["about"].tolist()))
+        except (CheckpointError, KeyError, ValueError):
+            return nothing
+        if about["cell"] != self.cell:
+            return nothing
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        load_state(model, part("model."), self.path)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in part("optimiser.").items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        return History(**about["history"]), part("best.")
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Stored results checked again, and adversarial examples that someone submits."""

@@ -1,0 +1,128 @@
+"""Each example that someone sends, held against box, budget, what is stored already, and model."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..._errors import RecordError
+from ...attacks import BUDGET_TOLERANCE, distance, violation
+from ..data import Data, Split
+from ..evaluation.accuracy import frozen
+from ..evaluation.margins import lead_alone_and_shuffled
+from ..records.adversarial_examples import Breaks, add_steps, unpack, whole_steps
+from ..records.record import Cell
+from ..records.store import Store
+from ..runtime.checked_model import call_model
+from .submitted_file import Sent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """The examples that hold, what a record says of them, and why the others do not hold."""
+
+    breaks: Breaks
+    outcomes: dict[str, NDArray[Any]]
+    rejected: Counter[str]
+
+
+Known: TypeAlias = Mapping[int, Sequence[NDArray[np.int32]]]
+"""By a sample's number the perturbations of it that are stored, in steps, each (c, h, w)."""
+
+
+def stored_before(store: Store, cells: Sequence[Cell]) -> Known:
+    """Every example that is stored for `cells`."""
+    found: dict[int, list[NDArray[np.int32]]] = defaultdict(list)
+    for cell in cells:
+        with suppress(OSError, RecordError):  # what is damaged vouches for nothing, and `verify` names it
+            breaks = unpack(store.breaks_path(cell).read_bytes())
+            for number, steps in zip(breaks.index, breaks.steps, strict=True):
+                found[int(number)].append(steps)
+    return found
+
+
+def _is_news(number: int, steps: NDArray[np.int32], known: Known) -> bool:
+    """Whether no stored image is this one; rounding what was rounded once may take one step more."""
+    return all(steps.shape != old.shape or np.abs(steps - old).max() > 1 for old in known.get(number, ()))
+
+
+def judge(
+    sent: Sent,
+    data: Data,
+    clean: NDArray[np.int16],
+    cell: Cell,
+    model: nn.Module,
+    known: Known,
+) -> Judged:
+    """Round each example as it will be stored, then hold it against box, budget, those `known`, and model."""
+    test = data.test.first(cell.samples)
+    labels, clean = test.labels.numpy(), clean[: cell.samples]
+    left, rejected = _first_of_each(sent.index, test, clean)
+    rows = np.array(sorted(left), np.int64)
+    images = sent.images[[left[int(row)] for row in rows]]
+
+    def sift(good: NDArray[np.bool_], reason: str) -> None:
+        nonlocal rows, images
+        if not good.all():
+            rejected[reason] += int((~good).sum())
+        rows, images = rows[good], images[good]
+
+    sift(np.asarray(np.isfinite(images).all(axis=(1, 2, 3))), "NaN or infinite")
+    tolerance = BUDGET_TOLERANCE * max(1.0, cell.strength)
+    for norm in (None, cell.norm):
+        if len(rows):
+            excess = violation(torch.from_numpy(images), test.images[rows], cell.strength, norm).numpy()  # type: ignore[arg-type]
+            over = f"out of budget: {cell.norm} {cell.strength:g} exceeded by up to {excess.max():.2g}"
+            sift(excess <= tolerance, over if norm else "outside the box [0, 1]")
+    steps = whole_steps(images, test.images[rows].numpy())
+    numbers = np.asarray(test.indices[rows], np.int64)
+    fresh = np.array([_is_news(int(n), each, known) for n, each in zip(numbers, steps, strict=True)], bool)
+    sift(fresh, "stored already")
+    steps = steps[fresh]
+    stored = torch.from_numpy(add_steps(test.images[rows].numpy(), steps))
+    found = lead_alone_and_shuffled(model, stored, test.labels[rows], cell.batch_size, data.num_classes)
+    broken = np.stack(list(found.values())).min(0) > 0
+    sift(broken, "still classified correctly")
+    steps, stored = steps[broken], stored[torch.from_numpy(broken)]
+    prediction, length = clean.copy(), np.zeros(cell.samples, np.float32)
+    if len(rows):
+        with frozen(model), torch.no_grad():
+            alone = [call_model(model, image[None], data.num_classes).argmax() for image in stored]
+        prediction[rows] = torch.stack(alone).numpy()
+        length[rows] = distance(stored, test.images[rows], cell.norm).numpy()  # type: ignore[arg-type]
+    return Judged(
+        breaks=Breaks(index=np.asarray(test.indices[rows], np.int64), label=labels[rows], steps=steps),
+        outcomes={
+            "prediction": prediction[None],
+            "correct": (prediction == labels)[None],
+            "norm": length[None],
+        },
+        rejected=rejected,
+    )
+
+
+def _first_of_each(
+    index: NDArray[np.int64], test: Split, clean: NDArray[np.int16]
+) -> tuple[dict[int, int], Counter[str]]:
+    """Position in the file by row of the test set, and why some have none."""
+    labels, rejected, left = test.labels.numpy(), Counter[str](), dict[int, int]()
+    where = {int(number): row for row, number in enumerate(test.indices)}
+    for position, number in enumerate(index):
+        row = where.get(int(number))
+        if row is None:
+            rejected["not among the evaluated test samples, numbered as in Data.test.indices"] += 1
+        elif clean[row] != labels[row]:
+            rejected["misclassified as it is"] += 1
+        elif row in left:
+            rejected["its index was given before"] += 1
+        else:
+            left[row] = position
+    return left, rejected

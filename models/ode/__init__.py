@@ -1,0 +1,1 @@
+"""The ODE block: solvers, fields, Lipschitz bounds, surrogates."""

@@ -1,0 +1,1 @@
+"""Compiled paths of a flow, on a CPU and on a GPU."""

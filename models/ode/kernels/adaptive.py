@@ -1,0 +1,109 @@
+"""The compiled path of an adaptive flow: `dopri5` on a CPU, as one function that autograd knows.
+
+It takes the decisions that torchdiffeq takes, so the two agree to rounding wherever rounding does not turn
+an acceptance; the step-by-step path is the reference it is tested against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..tanh_field import TanhField
+from .fixed_step import SWITCH, suits
+
+METHOD = "dopri5"
+"""The one adaptive method with compiled steps."""
+
+
+def adaptive_supported(state: Tensor, method: str) -> bool:
+    """Whether `adaptive_flow` can carry `state`: as `fixed_step.supported`, on a CPU, with nobody watching.
+
+    A dispatch mode, such as a counter of operations, would see none of them.
+    """
+    watched = torch._C._len_torch_dispatch_stack() > 0
+    return method == METHOD and state.device.type == "cpu" and suits(state) and not watched
+
+
+def adaptive_flow(
+    state: Tensor,
+    fields: Sequence[TanhField],
+    *,
+    duration: float,
+    rtol: float,
+    atol: float,
+    count: Callable[[int], None],
+) -> Tensor:
+    """Carry `state` (n, M) by adaptive steps over `duration` in each of `fields`; same shape.
+
+    Gradients reach the state and every matrix, and as in torchdiffeq they go through the size of each
+    layer's first step and through no other; there is no second derivative.
+
+    Parameters
+    ----------
+    count
+        Called with each number of evaluations of a field.
+
+    Raises
+    ------
+    ArithmeticError
+        When the step size underflows or the state is not finite.
+    """
+    B = torch.stack([field.B for field in fields])
+    b = torch.stack([field.b.flatten() for field in fields])
+    A = torch.stack([field.A for field in fields])
+    C = torch.stack([torch.zeros_like(f.A) if f.C is None else f.C for f in fields])
+    settings = {"linear": any(field.C is not None for field in fields), "rtol": rtol, "atol": atol}
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (state, B, b, A, C))
+    out: Tensor = _AdaptiveFlow.apply(  # type: ignore[no-untyped-call]
+        state, B, b, A, C, settings, duration, count, keep
+    )
+    return out
+
+
+class _AdaptiveFlow(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        state: Tensor,
+        B: Tensor,
+        b: Tensor,
+        A: Tensor,
+        C: Tensor,
+        settings: dict[str, Any],
+        duration: float,
+        count: Callable[[int], None],
+        keep: bool,
+    ) -> Tensor:
+        solver, operands = _modules()
+        field = operands.Operands((B, b, A, C), **settings)
+        before = state.detach().contiguous()
+        out, kept = solver.solve_all(before.numpy(), field, len(B), duration=duration, count=count, keep=keep)
+        if keep:
+            ctx.settings, ctx.steps = settings, kept
+            ctx.save_for_backward(state, B, b, A, C)
+        return torch.from_numpy(out)
+
+    @staticmethod
+    def backward(ctx: Any, g_out: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                f"the compiled flow has no second derivative: set {SWITCH}=0 in the environment"
+            )
+        solver, operands = _modules()
+        _, *matrices = ctx.saved_tensors  # the state too, for autograd to see that nothing changed it
+        wants = ctx.needs_input_grad[1:5]
+        field = operands.Operands(matrices, **ctx.settings, wants=wants)
+        g_in = g_out.clone(memory_format=torch.contiguous_format)
+        totals = solver.pull_all(ctx.steps, g_in.numpy(), field)
+        n = len(g_in)
+        return g_in, *(torch.from_numpy(total)[..., :n] for total in totals), None, None, None, None
+
+
+def _modules() -> tuple[Any, Any]:
+    """numba is imported at the first pass, not with the package."""
+    return tuple(import_module(name, __package__) for name in (".dopri5", ".operands"))  # type: ignore[return-value]

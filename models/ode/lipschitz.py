@@ -1,0 +1,154 @@
+"""Sound Lipschitz bounds on tanh fields and on the solver steps that carry them.
+
+For f(x) = A tanh(B x + b) + C x the Jacobian is A D B + C with D diagonal in [0, 1]^n. Norms and
+logarithmic norms are convex, and the Jacobian is affine in D, so their maxima over the box are attained
+at its 2^n vertices: enumerating these is exact over the box. Everything is real arithmetic in float64;
+the rounding of the network that runs in float32 is not part of a bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..._errors import RobustodeError
+
+LARGEST_STATE = 10
+"""Largest n whose 2^n vertices are enumerated."""
+
+CONVEX_COMBINATIONS: Mapping[str, Callable[[float], float]] = {
+    "euler": lambda e: e,
+    "heun2": lambda e: (1 + e**2) / 2,
+    "ssprk3": lambda e: 1 / 3 + 2 / 3 * e * (3 / 4 + e**2 / 4),
+}
+"""Lipschitz bound of a step, from the bound e of the Euler step it is a convex combination of (Shu,
+Osher, J. Comput. Phys. 77, 1988, eq. 2.16 and 2.18): below 1 exactly when e is."""
+
+NONNEGATIVE_TABLEAUS: Mapping[str, int] = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "ssprk3": 3}
+"""Explicit methods whose order equals their stages and whose coefficients are all nonnegative."""
+
+
+class NoCertificate(RobustodeError):
+    """A model of whose map no Lipschitz bound is known; the message is the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LipschitzParts:
+    """What a model states of itself for an l2 certificate: logits = W body(x) + bias.
+
+    Attributes
+    ----------
+    body
+        Lipschitz bounds of the parts whose composition is the body, by name, in pixel units.
+    head
+        W, shape (K, D), float64.
+    """
+
+    body: Mapping[str, float]
+    head: Tensor
+
+
+def convolution_bound(weight: Tensor, height: int, width: int) -> float:
+    """Upper bound on the l2 norm of a zero-padded, stride-1 convolution of (C_in, H, W) images.
+
+    The norm of the circular convolution on the torus of size (H + k - 1, W + k - 1), exact by the
+    singular values of its transfer matrices. An image padded by zeros to that torus does not wrap
+    around, so this bounds the zero-padded convolution.
+
+    Parameters
+    ----------
+    weight
+        Kernel, shape (C_out, C_in, k, k).
+
+    References
+    ----------
+    Sedghi, Gupta, Long, "The singular values of convolutional layers", ICLR 2019, Theorem 6.
+    """
+    size = (height + weight.shape[-2] - 1, width + weight.shape[-1] - 1)
+    transfer = torch.fft.fft2(weight.detach().double(), s=size).permute(2, 3, 0, 1)
+    return float(torch.linalg.matrix_norm(transfer, ord=2).amax())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TanhForm:
+    """The matrices of f(x) = A tanh(B x + b) + C x, each (n, n), float64."""
+
+    A: Tensor
+    B: Tensor
+    C: Tensor
+
+    def jacobians(self) -> Tensor:
+        """A D B + C at every vertex D of [0, 1]^n, shape (2^n, n, n).
+
+        Raises
+        ------
+        ValueError
+            When n exceeds `LARGEST_STATE`.
+        """
+        n = self.B.shape[0]
+        if n > LARGEST_STATE:
+            raise ValueError(f"a state of {n} channels has too many vertices: at most {LARGEST_STATE}")
+        vertices = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * n).reshape(
+            -1, n, 1
+        )
+        return self.A @ (vertices.to(self.B) * self.B) + self.C
+
+    def lipschitz(self) -> float:
+        """Lipschitz constant of f, per unit of time; exact over the box."""
+        return float(torch.linalg.matrix_norm(self.jacobians(), ord=2).amax())
+
+    def logarithmic_norm(self) -> float:
+        """Largest mu_2 of the Jacobian: distances along the exact flow grow at most like exp(mu_2 t)."""
+        jacobians = self.jacobians()
+        return float(torch.linalg.eigvalsh((jacobians + jacobians.mT) / 2).amax())
+
+    def euler_bound(self, h: float) -> float:
+        """Lipschitz constant of one Euler step x + h f(x); exact over the box."""
+        jacobians = self.jacobians()
+        identity = torch.eye(jacobians.shape[-1]).to(jacobians)
+        return float(torch.linalg.matrix_norm(identity + h * jacobians, ord=2).amax())
+
+    def step_bound(self, h: float, method: str) -> float:
+        """Lipschitz bound of one step of `method` with step size `h`.
+
+        The smaller of two: that of a convex combination of Euler steps, and sum_{k <= p} (h L)^k / k!
+        for an explicit method of p stages, order p and nonnegative coefficients, L = `lipschitz`.
+
+        Raises
+        ------
+        ValueError
+            For a method of which neither is known.
+        """
+        bounds = []
+        if method in CONVEX_COMBINATIONS:
+            bounds.append(CONVEX_COMBINATIONS[method](self.euler_bound(h)))
+        if method in NONNEGATIVE_TABLEAUS:
+            growth = h * self.lipschitz()
+            bounds.append(sum(growth**k / math.factorial(k) for k in range(NONNEGATIVE_TABLEAUS[method] + 1)))
+        if not bounds:
+            raise ValueError(f"no Lipschitz bound is known for a step of {method}")
+        return min(bounds)
+
+
+def contractive_euler_bound(h: float, gamma: float, c1: float, c2: float) -> float:
+    """Lipschitz bound of an Euler step of x' = (J - gamma I) grad H, c1 I <= Hessian <= c2 I.
+
+    sqrt((1 - h gamma m)^2 + (h m)^2) + h d sqrt(1 + gamma^2), with m = (c1 + c2)/2, d = (c2 - c1)/2:
+    the step is normal with eigenvalues 1 - h m gamma +- i h m about the Hessian's midpoint, and the rest
+    of the Hessian has norm at most d.
+    """
+    m, d = (c1 + c2) / 2, (c2 - c1) / 2
+    return math.hypot(1 - h * gamma * m, h * m) + h * d * math.hypot(1, gamma)
+
+
+def contractive_step_limit(gamma: float, c1: float, c2: float, rho: float) -> float:
+    """The step size below which `contractive_euler_bound` is less than 1: 2 rho / ((1 + gamma^2) c1 c2).
+
+    With s = d sqrt(1 + gamma^2) the bound is below 1 when (1 - h gamma m)^2 + (h m)^2 < (1 - h s)^2,
+    that is h ((1 + gamma^2) m^2 - s^2) < 2 (gamma m - s) = 2 rho.
+    """
+    return 2 * rho / ((1 + gamma**2) * c1 * c2)

@@ -1,0 +1,140 @@
+"""What the core models share around their dynamics: input normalisation, convolutional stem, linear head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from .ode.block import ODEBlock
+from .ode.lipschitz import LipschitzParts, convolution_bound
+
+
+class Normalise(nn.Module):
+    """(x - mean) / std per channel, inside the model, so that attacks act on pixels in [0, 1].
+
+    `mean` and `std` are buffers, shape (1, C, 1, 1): they travel with the checkpoint. Training sets
+    them from its own images through `fit`; until then they are 0.5.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.full((1, channels, 1, 1), 0.5))
+        self.register_buffer("std", torch.full((1, channels, 1, 1), 0.5))
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> None:
+        """Set mean and standard deviation per channel from `images`, shape (N, C, H, W)."""
+        std, mean = torch.std_mean(images.double(), dim=(0, 2, 3), keepdim=True)
+        self.mean.copy_(mean)
+        self.std.copy_(std.clamp_min(1e-3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, C, H, W) in [0, 1] to standardised images of the same shape."""
+        return (images - self.mean) / self.std
+
+
+class PixelNetwork(nn.Module):
+    """normalise -> conv 3x3 to n channels -> flow on the channels of every pixel -> linear.
+
+    The flow sees the state as (n, N H W), one column for every pixel of every sample, so that a layer
+    shared by all pixels is one matrix product.
+
+    Parameters
+    ----------
+    input_shape
+        (C, H, W).
+    num_classes
+        Number of logits, at least 2.
+    flow
+        Maps (n, N H W) to the same shape, column by column; its layers hold K and b.
+    width
+        n, the state dimension per pixel.
+    smoothing
+        Weight of the penalty on the change of K and b between layers.
+
+    References
+    ----------
+    Zakwan, Xu, Ferrari-Trecate, "Robust classification using contractive Hamiltonian neural ODEs",
+    IEEE Control Systems Letters 2022, arXiv 2203.11805, section IV.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        num_classes: int,
+        flow: ODEBlock,
+        *,
+        width: int,
+        smoothing: float,
+    ) -> None:
+        super().__init__()
+        channels, height, breadth = input_shape
+        self.image_size = (height, breadth)
+        self.normalise = Normalise(channels)
+        self.stem = nn.Conv2d(channels, width, kernel_size=3, padding=1)
+        self.flow = flow
+        self.head = nn.Linear(width * height * breadth, num_classes)
+        self.smoothing = smoothing
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, C, H, W) in [0, 1] to logits (N, num_classes)."""
+        features = self.stem(self.normalise(images)).transpose(0, 1)
+        final = self.flow(features.reshape(len(features), -1)).reshape(features.shape)
+        logits: Tensor = self.head(final.transpose(0, 1).flatten(1))
+        return logits
+
+    def lipschitz_parts(self) -> LipschitzParts:
+        """Bounds for an l2 certificate: normalisation and stem together, then the solver's map.
+
+        Raises
+        ------
+        NoCertificate
+            When the map that runs has no known bound: an adaptive solver, a state too wide.
+        """
+        stem = convolution_bound(self.stem.weight / self.normalise.std, *self.image_size)
+        return LipschitzParts(
+            body={"stem": stem, "flow": self.flow.solver_bound()}, head=self.head.weight.detach().double()
+        )
+
+    def penalty(self) -> Tensor:
+        """What training adds to the loss, a scalar: `smoothness_penalty` of the flow's layers."""
+        layers = [layer for layer in self.flow.layers if isinstance(layer, ChannelLayer)]
+        step = self.flow.final_time / len(self.flow.layers)
+        return smoothness_penalty(layers, step=step, weight=self.smoothing)
+
+
+class ChannelLayer(nn.Module):
+    """Weights of one layer in time: K, shape (n, n), and b, shape (n, 1).
+
+    K is drawn from N(0, gain^2 / n), so that its largest singular value is near 2 gain at any width, and b
+    from N(0, offset^2).
+    """
+
+    def __init__(self, width: int, *, gain: float = 1.0, offset: float = 0.0) -> None:
+        super().__init__()
+        self.K = nn.Parameter(torch.randn(width, width) * gain / width**0.5)
+        self.b = nn.Parameter(offset * torch.randn(width, 1) if offset else torch.zeros(width, 1))
+
+    def gradient_of_log_cosh(self, state: Tensor) -> Tensor:
+        """K tanh(K^T x + b), the gradient of 1^T log cosh(K^T x + b), for x of shape (n, M)."""
+        return self.K @ torch.tanh(torch.addmm(self.b, self.K.T, state))
+
+
+def smoothness_penalty(layers: Sequence[ChannelLayer], *, step: float, weight: float) -> Tensor:
+    """weight * step / 2 * sum_j |K_{j+1} - K_j|^2 + |b_{j+1} - b_j|^2 over consecutive layers.
+
+    References
+    ----------
+    Galimberti, Furieri, Xu, Ferrari-Trecate, "Hamiltonian deep neural networks guaranteeing
+    non-vanishing gradients by design", arXiv 2105.13205, section V.
+    """
+    total = layers[0].K.new_zeros(())
+    for this, following in pairwise(layers):
+        total = total + (following.K - this.K).square().sum() + (following.b - this.b).square().sum()
+    return 0.5 * weight * step * total

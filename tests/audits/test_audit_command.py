@@ -1,0 +1,161 @@
+"""The command: a folder audited, stored, reported; what it cannot use is one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import stubs
+from robustode._errors import InvalidArgument, UnknownName
+from robustode.bench.audits.library import all_audits, audit_names
+from robustode.bench.audits.registry import AUDITS
+from robustode.bench.audits.run import audit_folder, budget
+from robustode.bench.cli.main import main
+from robustode.bench.records.store import Store
+from robustode.bench.report.report import write_report
+
+FAST = "finite,determinism,zero-gradients,solver-sensitivity"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one small trained model."""
+    folder = tmp_path_factory.mktemp("audits")
+    preset = stubs.preset_file(folder)
+    assert main(["run", "--preset", str(preset), "--out", str(folder / "out"), "--quiet", "--jobs", "1"]) == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def audit(folder: Path, *more: str) -> int:
+    return main(["audit", "--out", str(folder), "--samples", "16", "--jobs", "1", *more])
+
+
+def records(folder: Path) -> dict[str, str]:
+    found, problems = Store(folder).load()
+    assert problems == []
+    return {r.cell.threat: r.status for r in found if r.cell.kind == "audit"}
+
+
+def test_a_folder_is_audited_and_reported(folder, capsys):
+    before = write_report(folder).page.read_text()
+    assert "monotone-in-eps" in before, "what reads records alone is read by every report"
+    assert "zero-gradients" not in before
+    assert 'data-name="audits"' not in before
+    assert audit(folder, "--checks", FAST) == 0
+    out = capsys.readouterr().out
+    assert "resnet seed 0: pass" in out
+    assert "4 checks done, 0 stored already" in out
+    assert records(folder) == dict.fromkeys(FAST.split(","), "ok")
+    page = (folder / "report" / "index.html").read_text()
+    assert "Audits of resnet" in page
+    assert "zero-gradients" in page
+    assert "monotone-in-eps" in page
+    assert "data:image/svg+xml" in page.split("Audits of", 1)[1]
+    assert "4 of 18 model checks" in (folder / "report" / "leaderboard.md").read_text()
+    assert audit(folder, "--checks", FAST) == 0
+    assert "0 checks done, 4 stored already" in capsys.readouterr().out
+    assert (folder / "report" / "index.html").read_text() == page, "the same records give the same bytes"
+
+
+def test_the_list_of_checks_says_what_each_costs_and_follows(capsys):
+    assert main(["list", "audits"]) == 0
+    out = capsys.readouterr().out
+    for audit in all_audits():
+        assert f"cost: {audit.cost}\n" in out
+        assert f"reference: {audit.reference}\n" in out
+
+
+def test_it_is_said_that_rows_which_nobody_audited_stand_below(folder, capsys):
+    store = Store(folder)
+    for record in store.load()[0]:
+        cell = dataclasses.replace(record.cell, model="node")
+        store.put(dataclasses.replace(record, cell=cell))
+    assert audit(folder, "--checks", FAST, "--models", "resnet") == 0
+    hint = "1 of 2 rows were not asked every check that others were, and stand below those that were"
+    assert f"{hint}: `robustode audit --out {folder}` asks the rest, with --models" in capsys.readouterr().out
+
+
+def test_only_the_first_seeds_are_audited_where_so_many_are_asked_for(tmp_path):
+    folder = tmp_path / "out"
+    preset = stubs.preset_file(tmp_path)
+    words = ["run", "--preset", str(preset), "--out", str(folder), "--quiet", "--jobs", "1", "--seeds", "2"]
+    assert main(words) == 0
+    for count in (1, 2):
+        assert audit(folder, "--checks", "finite", "--seeds", str(count)) == 0
+        done = [r.cell.training_seed for r in Store(folder).load()[0] if r.cell.kind == "audit"]
+        assert sorted(done) == list(range(count))
+
+
+def test_a_check_that_crashes_is_a_failed_record_and_no_pass(folder, monkeypatch, capsys):
+    def crash(context):
+        raise RuntimeError("boom")
+
+    audit_names()  # registers them
+    audits = AUDITS._items
+    broken = {**audits, "finite": type(audits["finite"])(**{**vars(audits["finite"]), "check": crash})}
+    monkeypatch.setattr(AUDITS, "_items", broken)
+    assert audit(folder, "--checks", "finite") == 1
+    assert "resnet seed 0 · finite: error: RuntimeError: boom" in capsys.readouterr().err
+    assert records(folder) == {"finite": "error"}
+    board = write_report(folder).leaderboard
+    assert list(board["audit_flags"]) == ["finite"]
+    monkeypatch.undo()
+    assert audit(folder, "--checks", "finite") == 0, "what failed is asked again"
+    assert records(folder) == {"finite": "ok"}
+
+
+def test_weights_that_are_gone_are_named(folder, capsys):
+    next((folder / "checkpoints" / "resnet").glob("*.safetensors")).unlink()
+    assert audit(folder, "--checks", "finite") == 1
+    assert "resnet seed 0 (plain): not audited" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        (["--checks", "finit"], "unknown check of a model 'finit': did you mean finite"),
+        (["--checks", "monotone-in-eps"], "unknown check of a model"),
+        (["--models", "resne"], "did you mean resnet"),
+        (["--samples", "1"], "--samples must be at least 2"),
+        (["--seeds", "0"], "--seeds must be at least 1, not 0"),
+    ],
+)
+def test_what_cannot_be_audited_is_one_line(trained, more, error, capsys):
+    assert main(["audit", "--out", str(trained), "--jobs", "1", *more]) == 2
+    assert error in capsys.readouterr().err
+
+
+def test_jobs_must_be_positive(trained, capsys):
+    assert main(["audit", "--out", str(trained), "--jobs", "0"]) == 2
+    assert "--jobs must be at least 1" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_trained_model(tmp_path):
+    with pytest.raises(InvalidArgument, match="no trained model"):
+        audit_folder(tmp_path)
+
+
+def test_names_are_suggested(trained):
+    with pytest.raises(UnknownName, match="did you mean resnet"):
+        audit_folder(trained, models=["resnett"])
+
+
+@pytest.mark.parametrize(
+    ("reported", "rank", "found"),
+    [
+        ({"linf": 0.1, "l2": 0.5}, "l2", ("l2", 0.5)),
+        ({"gaussian": 0.2, "linf": 0.3}, "gaussian", ("linf", 0.3)),
+        ({"gaussian": 0.2, "l2": 0.4}, "gaussian", ("l2", 0.4)),
+        ({}, "", ("linf", 0.1)),
+    ],
+)
+def test_the_budget_of_an_audit(reported, rank, found):
+    assert budget(reported, rank) == found

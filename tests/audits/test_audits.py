@@ -1,0 +1,442 @@
+"""Each check of a model where it passes, flags and has nothing to say."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import stubs
+import synthetic
+import torch
+from gallery.base import Case, Wrapped, context_of, fit, fitted, honest
+from robustode._errors import InvalidArgument
+from robustode.attacks import THREATS
+from robustode.attacks.core.seeds import sample_seeds
+from robustode.bench.audits.context import Context
+from robustode.bench.audits.evidence import Evidence
+from robustode.bench.audits.library import all_audits, audit_names, records_audits
+from robustode.bench.audits.registry import AUDITS, Audit, Verdict, judged, not_applicable, register_audit
+from robustode.bench.records.record import Record
+from robustode.bench.runtime.checked_model import QueriedModel
+from robustode.models import ODEBlock, SolverFailure
+from torch import nn
+
+audit_names()  # registers every check
+
+
+def look(name: str, model: nn.Module, **changes: object) -> Verdict:
+    claims = changes.pop("claims", frozenset())
+    return AUDITS.get(name)(context_of(Case(model, claims=claims), 0, **changes))
+
+
+def plain() -> nn.Module:
+    return stubs.Linear((1, 8, 8), 10).eval()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Told(Context):
+    """A context that knows how every attack ends: how many of 100 samples survive, by name."""
+
+    left: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def mask(self, name: str) -> torch.Tensor:
+        return torch.arange(100) < self.left[name]
+
+    def survives(self, threat, *, among=None, model=None, eps=None):
+        key = "other" if model is not None else threat.name.removesuffix("-linf")
+        found = self.mask(key)
+        return found if among is None else found & among
+
+    def correct(self, images=None, model=None):
+        return torch.ones(100, dtype=torch.bool)
+
+    def pgd(self):
+        return self.mask("pgd")
+
+    def long_pgd(self):
+        return self.mask("long")
+
+
+def told(model: nn.Module | None = None, **left: int) -> Told:
+    base = {"fgsm": 50, "pgd": 50, "long": 50, "apgd_ce": 50, "apgd_t": 50, "square": 50, "spsa": 50}
+    numbers = {name.replace("_", "-"): count for name, count in (base | left).items()}
+    real = context_of(Case(model or plain()), 0, samples=100)
+    values = {f.name: getattr(real, f.name) for f in dataclasses.fields(Context)}
+    return Told(**values, left=numbers)
+
+
+# --- the registry -------------------------------------------------------------------------------
+
+
+def test_every_check_is_registered_and_complete():
+    audits = all_audits()
+    assert len(audits) == 21
+    assert [a.needs for a in audits] == ["model"] * 18 + ["records"] * 3
+    assert all(a.title and a.cost and a.reference and a.check.__doc__ for a in audits)
+    assert {a.name for a in records_audits()} == {
+        "monotone-in-eps",
+        "noise-below-attack",
+        "certified-below-attacked",
+    }
+
+
+def test_a_name_is_taken_once():
+    with pytest.raises(InvalidArgument, match="already registered"):
+        register_audit("finite", title="x", needs="model", cost="x")(lambda context: not_applicable("x"))
+
+
+@pytest.mark.parametrize("bad", [{"needs": "luck"}, {"name": "No Name"}])
+def test_a_check_that_cannot_be_is_refused(bad):
+    good = {"name": "x", "title": "x", "needs": "model", "cost": "x", "check": lambda context: None}
+    with pytest.raises(InvalidArgument):
+        Audit(**(good | bad))
+
+
+@pytest.mark.parametrize(("value", "outcome"), [(1.0, "pass"), (1.1, "flag"), (math.nan, "flag")])
+def test_a_value_above_its_threshold_flags(value, outcome):
+    assert judged(value, 1.0, "x").outcome == outcome
+
+
+def test_a_verdict_is_one_of_three():
+    with pytest.raises(InvalidArgument, match="pass, flag or not applicable"):
+        Verdict(outcome="maybe", sentence="x")
+
+
+# --- checks of a model: those that the gallery does not cover ------------------------------------
+
+
+def test_solver_sensitivity():
+    assert look("solver-sensitivity", honest(0)).outcome == "pass"
+    coarse = fitted("resnet", 0, gain=4.0)
+    found = look("solver-sensitivity", coarse)
+    assert found.outcome == "flag"
+    assert "discrete network" in found.sentence
+    assert found.axes[0] == "own solver, h/2, h/4, rk4 at h/2", (
+        "nothing dearer once the cheap ones have said it"
+    )
+    for line in ("classes changed", "accuracy moved"):
+        assert found.arrays[line][0] == 0
+        assert len(found.arrays[line]) == len(found.arrays["x"]) == 4
+    assert look("solver-sensitivity", plain()).outcome == "not applicable"
+
+
+@pytest.mark.parametrize(("method", "other"), [("rk4", "ssprk3"), ("euler", "rk4")])
+def test_a_finer_solver_is_of_another_method_too(method, other):
+    model = fitted("node", 0, layers=2, method=method, steps=8, gain=0.1)
+    found = look("solver-sensitivity", model)
+    assert found.outcome == "pass", found.sentence
+    assert found.axes[0] == f"own solver, h/2, h/4, {other} at h/2, a tight adaptive solver"
+
+
+def test_a_loose_adaptive_solver_is_held_against_finer_grids():
+    loose = fitted("node-dopri5", 0, layers=1, rtol=10.0, atol=10.0, gain=4.0, final_time=2.0)
+    found = look("solver-sensitivity", loose)
+    assert found.outcome == "flag"
+    assert found.axes[0].startswith("own solver, rk4 in ")
+    assert "tight" not in found.axes[0]
+    good = look("solver-sensitivity", fitted("node-dopri5", 0, layers=1))
+    assert good.outcome == "pass"
+    assert good.axes[0].endswith("a tight adaptive solver")
+
+
+def test_a_finer_solver_that_fails_flags_with_its_plot():
+    class Brittle(ODEBlock):
+        def _solve(self, field, state, *, duration, steps):
+            if steps > 8:
+                raise SolverFailure("gave up")
+            return super()._solve(field, state, duration=duration, steps=steps)
+
+    model = fitted("node", 0, layers=1, steps=8)
+    model.flow.__class__ = Brittle
+    found = look("solver-sensitivity", model)
+    assert (found.outcome, found.value) == ("flag", 1.0)
+    assert "h/2" in found.sentence
+    assert list(found.arrays["classes changed"]) == [0, 100]
+
+
+ADJOINT = "adjoint against backpropagation"
+
+
+@pytest.mark.parametrize(
+    ("name", "hyperparameters", "least", "most"),
+    [
+        ("node", {"layers": 1, "steps": 40, "method": "rk4"}, 0.9999, 1.0001),
+        ("node-dopri5", {"layers": 1}, 0.99, 1.0001),
+        ("node", {"layers": 1, "steps": 4, "gain": 3.0, "method": "euler"}, -1.0, 0.99),
+    ],
+)
+def test_the_adjoint_gradient_is_told_and_not_judged(name, hyperparameters, least, most):
+    found = look("gradient-fidelity", fitted(name, 0, **hyperparameters))
+    assert found.outcome == "pass", found.sentence
+    assert "which the model does not use" in found.sentence
+    assert least <= found.arrays[ADJOINT].min() <= most
+    assert len(found.arrays[ADJOINT]) == len(found.arrays["x"])
+
+
+@pytest.mark.parametrize("model", [plain(), fitted("node", 0, layers=1, method="ssprk3", steps=8)])
+def test_no_adjoint_without_a_solver_that_has_one(model):
+    found = look("gradient-fidelity", model)
+    assert found.outcome == "pass"
+    assert "adjoint" not in found.sentence
+
+
+def test_an_adjoint_solve_that_fails_is_told(monkeypatch):
+    def give_up(*arguments, **options):
+        raise AssertionError("underflow in dt")
+
+    monkeypatch.setattr("robustode.bench.audits.adjoint.odeint_adjoint", give_up)
+    found = look("gradient-fidelity", honest(0))
+    assert found.outcome == "pass"
+    assert "fails here: " in found.sentence
+    assert "gave up: underflow in dt." in found.sentence
+    assert ADJOINT not in found.arrays
+
+
+def test_stiffness():
+    assert look("nfe-and-stiffness", honest(0)).outcome == "pass"
+    stiff = look("nfe-and-stiffness", fitted("resnet", 0, gain=10.0))
+    assert stiff.outcome == "flag"
+    assert stiff.value > 2
+    assert look("nfe-and-stiffness", plain()).outcome == "not applicable"
+
+
+def test_a_jacobian_that_was_not_formed_is_told():
+    adaptive = look("nfe-and-stiffness", fitted("node-dopri5", 0, layers=1))
+    assert adaptive.outcome == "pass"
+    assert "was not formed (the steps of an adaptive solver are its own)" in adaptive.sentence
+    assert adaptive.threshold == 5, "the evaluations are judged"
+    assert len(adaptive.arrays["NFE, sorted"]) == 32
+
+
+def test_a_state_too_wide_for_its_jacobian_is_told(monkeypatch):
+    monkeypatch.setattr("robustode.bench.audits.checks.stiffness.WIDEST", 4)
+    wide = look("nfe-and-stiffness", honest(0))
+    assert "was not formed (the state is no vector of at most 4 channels)" in wide.sentence
+    assert wide.threshold == 5
+
+
+def test_nothing_measured_is_nothing_judged():
+    class Uncounted(Wrapped):
+        """Has a flow whose evaluations nobody counts, and whose Jacobian is not formed."""
+
+    found = look("nfe-and-stiffness", Uncounted(plain()))
+    assert found.outcome == "not applicable"
+    assert "was not formed: the model has no ODE block as its flow" in found.sentence
+
+
+def test_uneven_cost_flags():
+    class Uneven(Wrapped):
+        nfe = 1
+
+        def forward(self, images):
+            self.nfe = 100 if float(images.mean()) > self.bright else 1
+            return super().forward(images)
+
+    model = Uneven(plain())
+    means = context_of(Case(model), 0).images.flatten(1).mean(1).sort().values
+    model.bright = float(means[-2])
+    assert look("nfe-and-stiffness", model).outcome == "flag"
+    model.bright = 2.0
+    assert look("nfe-and-stiffness", model).outcome == "pass"
+
+
+def test_solver_failure_flags():
+    class GivesUp(Wrapped):
+        def forward(self, images):
+            raise SolverFailure("dopri5 gave up: underflow in dt")
+
+    found = look("nfe-and-stiffness", GivesUp(plain()))
+    assert found.outcome == "flag"
+    assert "gave up" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "left", "outcome"),
+    [
+        ("step-counts", {}, "pass"),
+        ("step-counts", {"fgsm": 52, "pgd": 52, "long": 50}, "pass"),
+        ("step-counts", {"fgsm": 49}, "flag"),
+        ("step-counts", {"pgd": 53, "fgsm": 60}, "flag"),
+        ("step-counts", {"apgd_ce": 55}, "pass"),
+        ("step-counts", {"apgd_ce": 56}, "flag"),
+        ("black-box", {}, "pass"),
+        ("black-box", {"square": 49}, "flag"),
+        ("black-box", {"spsa": 49}, "flag"),
+        ("black-box", {"square": 60}, "pass"),
+        ("unbounded-attack", {"pgd": 0}, "pass"),
+        ("unbounded-attack", {"apgd_t": 0}, "pass"),
+        ("unbounded-attack", {"apgd_t": 1}, "flag"),
+    ],
+)
+def test_thresholds_of_attacks(name, left, outcome):
+    found = AUDITS.get(name)(told(**left))
+    assert found.outcome == outcome, found.sentence
+
+
+def test_a_stored_attack_counts_as_white_box():
+    correct = np.ones((1, 100), bool)
+    correct[0, :3] = False
+    record = synthetic.record_of(
+        stubs.cell_for("pgd-linf", 0.05, 100), correct, environment={"created": "2026"}
+    )
+    context = dataclasses.replace(told(), evidence=Evidence(records=(record,)))
+    assert int(context.white_box().sum()) == 47
+
+
+@pytest.mark.parametrize(("other", "outcome"), [(50, "pass"), (49, "pass"), (48, "flag")])
+def test_transfer_from_other_solvers(other, outcome):
+    assert AUDITS.get("solver-transfer")(told(honest(0), other=other)).outcome == outcome
+    adaptive = fitted("node-dopri5", 0, layers=1)
+    assert AUDITS.get("tolerance-sweep")(told(adaptive, other=other)).outcome == outcome
+
+
+def test_no_solver_no_transfer():
+    assert look("solver-transfer", plain()).outcome == "not applicable"
+    assert look("tolerance-sweep", honest(0)).outcome == "not applicable"
+
+
+@pytest.mark.parametrize(("other", "outcome"), [(50, "pass"), (49, "flag")])
+def test_a_frozen_backbone(other, outcome):
+    model = plain()
+    assert look("backbone-transfer", model).outcome == "not applicable"
+    model.frozen_backbone = nn.Identity()
+    found = AUDITS.get("backbone-transfer")(told(model, other=other))
+    assert found.outcome == outcome
+
+
+def test_a_masked_model_on_a_frozen_backbone_is_seen_through():
+    class Masked(Wrapped):
+        def forward(self, images):
+            return (2 * super().forward(images)).round() / 2
+
+    model = Masked(honest(0))
+    model.frozen_backbone = honest(0)
+    assert look("backbone-transfer", model).outcome == "flag"
+
+
+def test_loss_convergence():
+    weak = context_of(Case(honest(0)), 0)
+    cell = stubs.cell_for("pgd-linf", weak.eps, len(weak.images))
+    stored = {"steps": 2, "restarts": 1, "relative_step": 0.01}
+    record = Record(
+        cell=dataclasses.replace(cell, parameters=stored),
+        outcomes={"prediction": np.zeros((1, 1)), "correct": np.ones((1, 1), bool)},
+    )
+    check = AUDITS.get("loss-convergence")
+    assert check(weak).outcome == "pass"
+    assert check(dataclasses.replace(weak, evidence=Evidence(records=(record,)))).outcome == "flag"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Climb(Context):
+    """A context whose PGD climbs evenly to the last step in one restart and stays put in the other."""
+
+    climbs: int = 0
+
+    def threat(self, name, **parameters):
+        return self
+
+    @property
+    def parameters(self):
+        return {"steps": 40, "restarts": 2}
+
+    def configure(self, **parameters):
+        return self
+
+    def __call__(self, model, images, labels, eps, seed, *, stop):
+        assert not stop, "of a sample that is let go there is no loss to write down"
+        moving = seed - self.seed == self.climbs
+        x = images.clone().requires_grad_(True)
+        slope = torch.autograd.grad(model(x).gather(1, labels[:, None]).sum(), x)[0].sign()
+        for step in range(41):
+            model((images - moving * 1e-4 * step * slope).detach())
+        return images
+
+
+@pytest.mark.parametrize("climbs", [0, 1])
+def test_each_restart_is_judged_by_itself(climbs):
+    real = context_of(Case(honest(0)), 0)
+    values = {f.name: getattr(real, f.name) for f in dataclasses.fields(Context)}
+    found = AUDITS.get("loss-convergence")(Climb(**values, climbs=climbs))
+    assert found.outcome == "flag", found.sentence
+    assert found.value == pytest.approx(10 / 40, abs=0.05)
+    assert f"restart {climbs + 1} of 2" in found.sentence
+    assert len(found.arrays["x"]) == 41 + 1, "the steps of one restart, and the query of its slope"
+
+
+def test_an_attack_that_breaks_everything_had_arrived():
+    found = look("loss-convergence", honest(0), samples=8)
+    fooled = AUDITS.get("loss-convergence")(
+        dataclasses.replace(context_of(Case(honest(0)), 0, samples=8), eps=1.0)
+    )
+    assert (found.outcome, fooled.outcome, fooled.value) == ("pass", "pass", 0.0)
+
+
+def test_nothing_can_be_planted_where_logits_do_not_move():
+    class Constant(nn.Module):
+        def forward(self, images):
+            return 0 * images.flatten(1)[:, :10] + torch.arange(10.0)
+
+    assert look("binarisation", Constant()).outcome == "not applicable"
+
+
+@pytest.mark.parametrize("name", ["contraction", "lipschitz-bound"])
+def test_no_claim_nothing_to_measure(name):
+    assert look(name, plain()).outcome == "not applicable"
+
+
+def test_contraction_of_a_flow_that_claims_nothing():
+    assert look("contraction", honest(0)).outcome == "not applicable"
+    found = look("contraction", honest(0), claims=frozenset({"contractive"}))
+    assert found.outcome == "flag", "a vanilla NODE parts states"
+
+
+def test_a_gradient_that_only_rounding_hides():
+    class Shift(Wrapped):
+        """A softmax so sure in float32 that its cross-entropy is flat, and not in float64."""
+
+        def forward(self, images):
+            return 14 * super().forward(images)
+
+    model = Shift(honest(0))
+    found = look("zero-gradients", model)
+    assert found.outcome == "flag"
+    assert "dividing the logits" in found.sentence
+
+
+def test_the_gallerys_network_classifies():
+    assert float(context_of(Case(honest(0)), 0).correct().double().mean()) > 0.9
+    fit(model := fitted("node", 1, steps=8), model.head)
+    assert float(context_of(Case(model), 1).correct().double().mean()) > 0.9
+
+
+def test_the_attack_under_test_may_be_a_stored_curve():
+    """Its cells hold the grid too, which is not a parameter of the attack."""
+    curve = THREATS.get("curve-linf").configure(steps=7)
+    context = told()
+    cell = stubs.cell_for(curve, context.eps, 4, norm="linf")
+    cell = dataclasses.replace(cell, parameters={**curve.parameters, "strengths": [0.1], "reported": [0.1]})
+    record = Record(cell=cell, outcomes={"correct": np.ones((1, 4), bool)}, environment={})
+    found = dataclasses.replace(context, evidence=Evidence(records=(record,))).attack_under_test()
+    assert (found.name, dict(found.parameters)) == ("curve-linf", dict(curve.parameters))
+
+
+def test_an_attack_through_another_model_goes_on_with_what_it_breaks():
+    """What the other model gets wrong early may still be right on the audited one."""
+    case = context_of(Case(honest(0)), 0)
+    threat = case.threat("pgd", steps=10, restarts=1)
+    given = (
+        QueriedModel(case.model, 10),
+        case.images.clone(),
+        case.labels,
+        0.3,
+        sample_seeds(case.seed, range(len(case.images))),
+    )
+    own = case.perturbed(threat, eps=0.3)
+    through = case.perturbed(threat, eps=0.3, model=case.model)
+    assert not bool(case.correct(own).all())
+    for parts, whole, stop in ((own, threat(*given), True), (through, threat(*given, stop=False), False)):
+        torch.testing.assert_close(parts, whole, msg=f"stop={stop}")
+    assert not torch.equal(own, through)

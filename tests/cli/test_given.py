@@ -1,0 +1,283 @@
+"""Weights given instead of trained: checked first, kept byte for byte, cells of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import robustode
+import safetensors.torch
+import stubs
+import torch
+from robustode._errors import CheckpointError, InvalidArgument
+from robustode.bench.cli.main import main
+from robustode.bench.config.cells import (
+    accuracy_cells,
+    certificate_cells,
+    dynamics_cell,
+    throughput_cells,
+    training_cell,
+)
+from robustode.bench.config.model_selection import choose_models
+from robustode.bench.config.plan import make_plan
+from robustode.bench.config.preset import load_preset
+from robustode.bench.config.pretrained import Given
+from robustode.bench.plugins.model_file import load_external
+from robustode.bench.records.record import Cell
+from robustode.bench.records.store import Store
+from robustode.bench.report.statistics import summarise
+from robustode.bench.runner import model_run as unit
+from robustode.bench.runner.run import run_plan
+from robustode.bench.verification.verify import verify
+
+NET = """
+from torch import nn
+
+def my_net(shape, classes, *, hidden=5):
+    size = shape[0] * shape[1] * shape[2]
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, hidden), nn.Tanh(), nn.Linear(hidden, classes))
+"""
+PUBLISHED = Path(__file__).parents[2] / "results"
+pytestmark = pytest.mark.usefixtures("registries")
+
+
+def net(seed: int = 0) -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(64, 5), torch.nn.Tanh(), torch.nn.Linear(5, 10)
+        )
+
+
+def save(path: Path, tensors: dict[str, torch.Tensor]) -> str:
+    safetensors.torch.save_file(tensors, path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("given")
+    (folder / "net.py").write_text(NET)
+    stubs.preset_file(folder)
+    save(folder / "w.safetensors", net().state_dict())
+    return folder
+
+
+def argv(folder: Path, out: Path) -> list[str]:
+    files = ["--models", f"{folder}/net.py:my_net", "--weights", str(folder / "w.safetensors")]
+    return [
+        "run",
+        "--preset",
+        str(folder / "tiny.toml"),
+        *files,
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+        "--jobs",
+        "1",
+    ]
+
+
+@pytest.fixture(scope="module")
+def out(home) -> Path:
+    assert main([*argv(home, home / "out"), "--quiet"]) == 0
+    return home / "out"
+
+
+def training_of(folder: Path):
+    (record,) = (r for r in Store(folder).load()[0] if r.cell.kind == "training")
+    return record
+
+
+def test_the_record_says_that_the_weights_were_given(home, out):
+    sha256 = hashlib.sha256((home / "w.safetensors").read_bytes()).hexdigest()
+    record = training_of(out)
+    assert dict(record.cell.recipe) == {"name": "given", "weights_sha256": sha256}
+    assert (record.cell.samples, record.cell.training_seed) == (0, 0)
+    assert (record.seconds, record.forwards, record.backwards, dict(record.outcomes)) == (0, 0, 0, {})
+    assert record.card["given"] == {"file": "w.safetensors", "sha256": sha256}
+    assert record.card["file"] == "net.py:my_net"
+    assert "best_epoch" not in record.measures
+    table = summarise(Store(out).load()[0])
+    assert set(table["recipe"]) == {"given"}
+    assert "training_seconds" not in set(table["statistic"])
+    page = (out / "report" / "index.html").read_text()
+    assert f"these weights were given, SHA-256 <code>{sha256}" in page
+    assert "epochs in" not in page
+    assert "| my-net | given |" in (out / "report" / "leaderboard.md").read_text()
+
+
+def test_the_checkpoint_is_the_file_and_is_loaded_and_verified(home, out, digits, capsys):
+    (path,) = (out / "checkpoints" / "my-net").glob("*.safetensors")
+    assert path.read_bytes() == (home / "w.safetensors").read_bytes()
+    model = robustode.load_model(out, "my-net", model=f"{home}/net.py:my_net")
+    with torch.no_grad():
+        assert torch.equal(model(digits.test.images), net()(digits.test.images))
+    assert main(["verify", "--out", str(out), "--models", f"{home}/net.py:my_net"]) == 0
+    assert re.search(
+        r"models 1, adversarial examples \d+; disagreements: 0, notes: 0", capsys.readouterr().out
+    )
+
+
+def test_a_run_again_does_nothing_and_a_fresh_one_everything(home, out, tmp_path, digits):
+    folder = Path(shutil.copytree(out, tmp_path / "out"))
+    given = Given.read(home / "w.safetensors")
+    plan = make_plan(
+        load_preset(str(home / "tiny.toml")), models=[load_external(f"{home}/net.py:my_net")], given=given
+    )
+    for fresh, expected in ((False, (0, stubs.CELLS)), (True, (stubs.CELLS, 0))):
+        outcome = run_plan(plan, digits, Store(folder), device=stubs.CPU, fresh=fresh)
+        assert (outcome.done, outcome.skipped) == expected
+    assert training_cell(plan, plan.specs[0], 0, digits).key() == training_of(out).cell.key()
+
+
+def test_a_dry_run_writes_nothing(home, tmp_path, capsys):
+    assert main([*argv(home, tmp_path / "none"), "--dry-run"]) == 0
+    assert f"{stubs.CELLS} of {stubs.CELLS} cells to do" in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()
+
+
+def test_other_weights_are_other_cells(home, out, digits):
+    save(home / "other.safetensors", net(1).state_dict())
+    preset, spec = load_preset(str(home / "tiny.toml")), load_external(f"{home}/net.py:my_net")
+    plans = [
+        make_plan(preset, models=[spec], given=given)
+        for given in (None, Given.read(home / "other.safetensors"))
+    ]
+    trained, other = (training_cell(plan, spec, 0, digits) for plan in plans)
+    assert len({trained.key(), other.key(), training_of(out).cell.key()}) == 3
+    assert other.samples == 0 < trained.samples
+
+
+def test_weights_swapped_under_the_record_are_named(out, tmp_path):
+    copy = Path(shutil.copytree(out, tmp_path / "copy"))
+    (path,) = (copy / "checkpoints" / "my-net").glob("*.safetensors")
+    save(path, net(1).state_dict())
+    found = "\n".join(str(finding) for finding in verify(copy).disagreements)
+    assert "its hash is not that of the weights that its recipe says were given" in found
+
+
+def test_nothing_is_trained(home, tmp_path, monkeypatch, few):
+    monkeypatch.setattr(unit, "train", None)
+    preset, given = load_preset(str(home / "tiny.toml")), Given.read(home / "w.safetensors")
+    plan = make_plan(
+        preset, models=[stubs.spec("net", lambda shape, classes: net(7))], seeds=None, given=given
+    )
+    outcome = run_plan(plan, few, Store(tmp_path), device=stubs.CPU)
+    assert (outcome.done, outcome.failures) == (stubs.CELLS, [])
+
+
+def fitting(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {**net().state_dict(), **changes}
+
+
+def without(name: str) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in fitting().items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (without("1.bias"), "w.safetensors does not fit the model: it lacks 1.bias"),
+        (fitting(extra=torch.zeros(1)), "the model has no extra"),
+        (fitting(**{"1.bias": torch.zeros(6)}), "1.bias has shape (6,), in the model (5,)"),
+        (fitting(**{"1.bias": torch.zeros(5).half()}), "1.bias has dtype float16, in the model float32"),
+        ({f"t{i}": torch.zeros(1) for i in range(5)}, "it lacks 1.weight, 1.bias, 3.weight and 1 more"),
+    ],
+)
+def test_weights_that_do_not_fit_are_one_line_before_anything_runs(home, tmp_path, capsys, tensors, message):
+    save(tmp_path / "w.safetensors", tensors)
+    for name in ("net.py", "tiny.toml"):
+        (tmp_path / name).write_text((home / name).read_text())
+    assert main(argv(tmp_path, tmp_path / "out")) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--weights", "none.safetensors"], "none.safetensors cannot be read: No such file"),
+        (
+            ["--weights", "w.pt"],
+            "is not a .safetensors file: pickled checkpoints can run code and are refused",
+        ),
+        (["--weights", "bad.safetensors"], "bad.safetensors is a pickle under another name"),
+        (["--weights", "w.safetensors", "--seeds", "2"], "one model and one seed, not --seeds 2"),
+        (
+            ["--weights", "w.safetensors", "--models", "resnet,node"],
+            "one model and one seed, these are 2 models",
+        ),
+    ],
+)
+def test_what_cannot_be_given_is_one_line(home, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    torch.save(net().state_dict(), "w.pt")
+    torch.save(net().state_dict(), "bad.safetensors")
+    save(Path("w.safetensors"), net().state_dict())
+    assert main(["run", "--preset", str(home / "tiny.toml"), *arguments, "--out", "out"]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert "train again" not in err
+    assert not Path("out").exists()
+
+
+def test_weights_that_change_while_they_are_taken_are_refused(tmp_path):
+    save(tmp_path / "w.safetensors", net().state_dict())
+    given = Given.read(tmp_path / "w.safetensors")
+    save(tmp_path / "w.safetensors", net(1).state_dict())
+    with pytest.raises(CheckpointError, match="has changed since it was first read"):
+        given.check(net())
+
+
+def test_no_trained_recipe_may_pass_for_given(tmp_path):
+    preset = stubs.preset_file(tmp_path, stubs.PRESET.replace("[recipe]", '[recipe]\nname = "given"'))
+    with pytest.raises(InvalidArgument, match="'given' is what --weights is called"):
+        make_plan(load_preset(str(preset)))
+
+
+def stored(folder: str, model: str) -> list[Cell]:
+    """Cells of one published model and seed, as their files have them."""
+    wanted = json.loads((PUBLISHED / folder / "plan.json").read_text())
+    keys = {
+        key for where, keys in wanted["cells"].items() if where.split("/")[1:] == [model, "0"] for key in keys
+    }
+    return [r.cell for r in Store(PUBLISHED / folder).load()[0] if r.cell.key() in keys]
+
+
+@pytest.mark.parametrize(
+    ("folder", "preset", "model"),
+    [("digits", "quick", "ch-node"), ("digits", "quick", "resnet"), ("paper", "paper", "node-4")],
+)
+def test_the_plan_still_makes_the_keys_of_published_records(folder, preset, model):
+    """The index of MNIST's samples is taken from the record, so that its images need not be there."""
+    cells = stored(folder, model)
+    (training,) = (cell for cell in cells if cell.kind == "training")
+    chosen = load_preset(preset)
+    plan = make_plan(chosen, models=choose_models(chosen, [model]))
+    count = {kind: max(c.samples for c in cells if c.kind == kind) for kind in ("training", "certificate")}
+
+    class Sized:
+        name, index_sha256 = training.dataset, training.index_sha256
+        train, test = range(count["training"]), range(count["certificate"])
+
+    made = training_cell(plan, plan.specs[0], 0, Sized())
+    assert made.key() == training.key()
+    sha256, solver = next((c.checkpoint_sha256, c.solver) for c in cells if c.kind == "accuracy")
+    accuracy = accuracy_cells(plan, made, sha256, solver, Sized())
+    certificates = certificate_cells(plan, made, sha256, solver, Sized())
+    dynamics = dynamics_cell(plan, made, sha256, solver)
+    again = {cell.key() for cell in (*accuracy, *certificates, dynamics)}
+    assert again == {cell.key() for cell in cells if cell.kind not in ("training", "throughput")}
+    timings = [cell for cell in cells if cell.kind == "throughput"]
+    for device in {cell.device for cell in timings}:
+        found = {cell.key() for cell in throughput_cells(plan, made, sha256, solver, device)}
+        assert found == {cell.key() for cell in timings}

@@ -1,0 +1,157 @@
+"""Adversarial examples as they are stored: never further away, the same bytes again, no pickles."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import stubs
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from robustode._errors import RecordError
+from robustode.attacks import THREATS
+from robustode.bench.evaluation.accuracy import evaluate_cell
+from robustode.bench.records.adversarial_examples import STEPS, Breaks, add_steps, pack, unpack, whole_steps
+from robustode.bench.records.record import Record
+
+
+def some(count: int = 3, size: int = 500) -> Breaks:
+    rng = np.random.default_rng(0)
+    return Breaks(
+        index=np.arange(count), label=np.arange(count) % 2, steps=rng.integers(-size, size, (count, 1, 4, 4))
+    )
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-6, 1e-3, 0.05, 1.0]))
+def test_rounding_never_lengthens_a_perturbation_or_leaves_the_box(seed, eps):
+    rng = np.random.default_rng(seed)
+    clean = rng.choice([0.0, 1.0, 1 / 16, 7 / 255, rng.random()], (2, 1, 5, 5)).astype(np.float32)
+    moved = np.clip(clean + rng.uniform(-eps, eps, clean.shape), 0, 1).astype(np.float32)
+    back = add_steps(clean, whole_steps(moved, clean))
+    assert (np.minimum(clean, moved) <= back).all()
+    assert (back <= np.maximum(clean, moved)).all()
+    assert np.abs(moved - back).max() <= 1 / STEPS + 1e-7
+    assert np.array_equal(back[moved == clean], clean[moved == clean])
+
+
+@pytest.mark.parametrize("size", [500, 60_000])
+def test_packed_is_the_same_again_in_the_same_bytes(size):
+    breaks = some(size=size)
+    again = unpack(pack(breaks))
+    for name in ("index", "label", "steps"):
+        assert np.array_equal(getattr(breaks, name), getattr(again, name))
+    assert pack(again) == pack(breaks)
+    assert again.steps.dtype == np.int32
+
+
+def test_what_is_no_such_file_is_refused():
+    def file(**arrays) -> bytes:
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        return buffer.getvalue()
+
+    good = {"index": np.arange(2), "label": np.arange(2), "steps": np.zeros((2, 1, 2, 2), int)}
+    assert len(unpack(file(**good))) == 2
+    for bad in (
+        b"",
+        b"no",
+        pack(some())[:-30],
+        file(index=np.arange(2)),
+        file(**good | {"label": np.array([0.5, 1])}),
+        file(**good | {"index": np.arange(3)}),
+        file(**good | {"steps": np.zeros((2, 4), int)}),
+        file(**good | {"steps": np.array([{}, {}], object)}),
+    ):
+        with pytest.raises(RecordError):
+            unpack(bad)
+
+
+COUNT = 24
+
+
+def attacked(model, split, threat, strength: float, **changes) -> tuple[Record, Breaks]:
+    kept: list[Breaks] = []
+    cell = stubs.cell_for(threat, strength, COUNT, batch_size=8, **changes)
+    record = evaluate_cell(
+        cell, model, split, threat, num_classes=3, device=stubs.CPU, environment={}, keep=kept.append
+    )
+    (breaks,) = kept
+    return record, breaks
+
+
+@pytest.fixture
+def problem():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(COUNT, 1, 4, 4, generator=generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = stubs.Linear((1, 4, 4), 3)
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    labels[::4] = (labels[::4] + 1) % 3
+    return model, stubs.split_of(images, labels)
+
+
+@pytest.mark.parametrize("name", ["pgd-linf", "pgd-l2"])
+def test_what_is_kept_is_what_was_predicted(problem, name):
+    model, split = problem
+    record, breaks = attacked(model, split, THREATS.get(name), 0.2)
+    right = np.arange(COUNT) % 4 != 0
+    broken = right & ~record.outcomes["correct"][0]
+    assert 0 < len(breaks) < right.sum()
+    np.testing.assert_array_equal(breaks.index, split.indices[broken])
+    np.testing.assert_array_equal(breaks.label, split.labels[broken])
+    clean = split.images[broken].numpy()
+    images = add_steps(clean, breaks.steps)
+    with torch.no_grad():
+        predicted = model(torch.from_numpy(images)).argmax(1)
+    np.testing.assert_array_equal(predicted, record.outcomes["prediction"][0, broken])
+    order = {"pgd-linf": np.inf, "pgd-l2": 2}[name]
+    lengths = np.linalg.norm((images.astype(float) - clean).reshape(len(breaks), -1), order, axis=1)
+    np.testing.assert_allclose(lengths, record.outcomes["norm"][0, broken], rtol=1e-6)
+
+
+def test_a_break_that_depends_on_its_neighbours_is_none(problem):
+    model, split = problem
+    spoiled = stubs.Faulty((1, 4, 4), 3, lambda z, x: z.roll(1, 1) if len(x) > 1 and x.max() > 1.5 else z)
+    spoiled.load_state_dict(model.state_dict())
+    free = THREATS.get("pgd-linf")
+    record, breaks = attacked(spoiled, split, free, 1e-6)
+    assert (len(breaks), record.accuracy) == (0, 0.75)
+    assert breaks.steps.shape == (0, 1, 4, 4)
+
+    def together(logits, images):
+        """Wrong for whatever was perturbed, unless it comes alone."""
+        return logits.roll(1, 1) if len(images) > 1 and not images.requires_grad else logits
+
+    spoiled.fault = together
+    with torch.no_grad():
+        labels = spoiled(split.images).argmax(1)
+    record, breaks = attacked(spoiled, stubs.split_of(split.images, labels), free, 1e-6)
+    assert (len(breaks), record.accuracy) == (0, 1.0)
+
+
+def test_a_break_that_depends_on_the_order_of_its_batch_is_none(problem):
+    """Wrong for whatever was perturbed, alone and in the order of the samples, and right in any other."""
+    model, split = problem
+
+    def ordered(logits, images):
+        if images.requires_grad or len(images) < 2:
+            return logits.roll(1, 1)
+        places = [int((split.images - image).flatten(1).norm(dim=1).argmin()) for image in images]
+        return logits.roll(1, 1) if places == sorted(places) else logits
+
+    spoiled = stubs.Faulty((1, 4, 4), 3, ordered)
+    spoiled.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        labels = spoiled(split.images).roll(-1, 1).argmax(1)
+    clean = labels.numpy()
+    cell = stubs.cell_for(THREATS.get("pgd-linf"), 1e-6, len(clean), batch_size=len(clean))
+    common = {"num_classes": 3, "device": stubs.CPU, "environment": {}, "clean": clean}
+    kept: list[Breaks] = []
+    threat, own = THREATS.get("pgd-linf"), stubs.split_of(split.images, labels)
+    judged = evaluate_cell(cell, spoiled, own, threat, keep=kept.append, **common)
+    assert (judged.accuracy, len(kept[0])) == (1.0, 0)
+    assert evaluate_cell(cell, spoiled, own, threat, **common).accuracy == 0.0, "nothing was asked again"

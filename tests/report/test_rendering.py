@@ -1,0 +1,165 @@
+"""Rendering with other processes' help: the same bytes, whatever becomes of the helpers."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import synthetic
+from matplotlib.figure import Figure
+from robustode.bench.report import rendering, report
+from robustode.bench.report.rendering import (
+    Drawn,
+    Figures,
+    Rendered,
+    Words,
+    helped,
+    render_here,
+    render_nothing,
+)
+from robustode.bench.report.report import write_report
+from robustode.bench.report.style import house_style
+from test_report import contents, small
+
+RESULTS = Path(__file__).parents[2] / "results"
+
+
+@pytest.fixture(autouse=True)
+def _style() -> Iterator[None]:
+    with house_style():
+        yield
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[rendering._Helper]:
+    """The helpers, as they are started."""
+    begin, helpers = rendering._start, []
+    monkeypatch.setattr(rendering, "_start", lambda count: helpers.extend(begin(count)) or helpers[:])
+    return helpers
+
+
+@pytest.fixture
+def here(monkeypatch) -> list[Figure]:
+    """The figures that this process renders itself; none is taken back from a helper."""
+    both, figures = rendering._both, []
+    monkeypatch.setattr(rendering, "_both", lambda figure: figures.append(figure) or both(figure))
+    monkeypatch.setattr("concurrent.futures.Future.cancel", lambda _: False)
+    return figures
+
+
+def figures(count: int) -> Figures:
+    for n in range(count):
+        figure = Figure(figsize=(2, 1.5), layout="constrained")
+        ax = figure.subplots()
+        ax.plot([0, n + 1], [n, 0], marker="o", label="a line")
+        ax.fill_between([0, 1], [0, n], alpha=0.2)
+        ax.set(title=f"{n} ℓ∞", xlabel="σ")
+        figure.legend(loc="outside upper center")
+        yield {"name": str(n)}, figure
+
+
+def with_helpers(count: int, asked: Figures) -> list[tuple[Words, Drawn]]:
+    with helped(count) as render:
+        return render(asked)()
+
+
+def test_helpers_give_the_same_bytes_in_the_same_order(started):
+    alone = render_here(figures(6))()
+    assert [words["name"] for words, _ in alone] == list("012345")
+    assert len({svg for _, (svg, _) in alone}) == len({png for _, (_, png) in alone}) == 6
+    assert with_helpers(2, figures(6)) == alone
+    assert len(started) == 2
+    assert all(helper.process.returncode is not None for helper in started), "left behind"
+
+
+def test_a_report_of_many_records_is_rendered_elsewhere_alike(tmp_path: Path, monkeypatch, started, here):
+    folder = synthetic.write(tmp_path, small())
+    write_report(folder)
+    alone, count = contents(folder / "report"), len(here)
+    assert not started
+    assert count >= 4
+    monkeypatch.setattr(report, "MANY", 1)
+    monkeypatch.setattr(rendering, "_cores", lambda: 2)
+    write_report(folder)
+    assert contents(folder / "report") == alone
+    assert (len(started), len(here)) == (1, count)
+
+
+def test_every_kind_of_figure_can_be_sent():
+    """What cannot be sent is rendered here, which takes longer and looks the same."""
+    names = []
+
+    def send(figures: Figures) -> Rendered:
+        made = [(words, pickle.dumps(figure)) for words, figure in figures]
+        names.extend(words["name"] for words, _ in made)
+        return lambda: [(words, (b"", b"")) for words, _ in made]
+
+    for folder in (RESULTS / "digits", RESULTS / "sweep"):
+        report._make(folder, send)
+    kinds = {name.split("-", 1)[1].split("-")[0] for name in names}
+    drawn = {path.stem.split("-", 1)[1].split("-")[0] for path in RESULTS.glob("*/report/figures/*.svg")}
+    assert kinds == drawn
+
+
+PRINTS = "print('This host is managed', flush=True)\n"
+BREAKS = "print('ready to render', flush=True); print({}, flush=True); input()"
+
+
+@pytest.mark.parametrize(
+    ("program", "rendered"),
+    [
+        (PRINTS + rendering._PROGRAM, 0),
+        ("raise SystemExit", 3),
+        (BREAKS.format("'not a pickle'"), 3),
+        (BREAKS.format("'N.'"), 3),
+    ],
+    ids=["prints", "ends", "no pickle", "no answer"],
+)
+def test_what_a_helper_fails_at_is_rendered_here(program, rendered, monkeypatch, started, here):
+    monkeypatch.setattr(rendering, "_PROGRAM", program)
+    drawn = with_helpers(1, figures(3))
+    assert len(here) == rendered
+    assert drawn == render_here(figures(3))()
+    assert started[0].process.returncode is not None
+
+
+@pytest.mark.parametrize("interpreter", [None, "", "/nowhere/python"])
+def test_without_an_interpreter_to_start_everything_is_rendered_here(interpreter, monkeypatch):
+    monkeypatch.setattr(sys, "executable", interpreter)
+    with helped(2) as render:
+        assert render is render_here
+
+
+def test_a_figure_that_cannot_be_sent_is_rendered_here(started, here):
+    [(words, figure)] = figures(1)
+    figure.axes[0].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    drawn = with_helpers(1, [(words, figure)])
+    assert here == [figure]
+    assert drawn[0][1][0].startswith(b"<?xml")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"), [(r"$\frac{1}$", "Expected"), ("\u4e2d", "Glyph 20013")], ids=["error", "warning"]
+)
+def test_a_figure_says_here_what_is_wrong_with_it(text, error, started):
+    bad = Figure()
+    bad.text(0.5, 0.5, text)
+    with pytest.raises((ValueError, UserWarning), match=error):
+        with_helpers(1, [({"name": "bad"}, bad), *figures(1)])
+    assert started[0].process.returncode is not None
+
+
+def test_on_one_core_nobody_is_asked_for_help(monkeypatch, started):
+    for cores, count in ((1, 0), (2, 1), (64, rendering.MOST)):
+        started.clear()
+        monkeypatch.setattr(rendering, "_cores", lambda cores=cores: cores)
+        with helped() as render:
+            assert (render is render_here) == (cores == 1)
+        assert len(started) == count
+
+
+def test_nothing_is_rendered_for_who_wants_words_alone():
+    assert render_nothing(figures(2))() == [({"name": "0"}, (b"", b"")), ({"name": "1"}, (b"", b""))]

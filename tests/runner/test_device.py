@@ -1,0 +1,61 @@
+"""Where a run takes place, and what is written down about it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+
+import pytest
+import robustode
+import stubs
+import torch
+from robustode._errors import InvalidArgument
+from robustode.bench.runtime import device
+from robustode.bench.runtime.device import device_name, environment, pick_device, source_sha256
+
+
+def test_devices_are_picked():
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_an_absent_gpu_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InvalidArgument, match="torch sees no CUDA device here; use --device cpu"):
+        pick_device("cuda")
+    assert pick_device("auto").type == "cpu"
+
+
+def test_the_environment_says_what_made_a_number():
+    made = environment(stubs.CPU)
+    assert json.loads(json.dumps(made)) == made
+    assert made["versions"]["robustode"] == robustode.__version__
+    assert {"python", "robustode", "torchdiffeq", "torchattacks", "numpy"} <= set(made["versions"])
+    assert made["source_sha256"] == source_sha256()
+    assert len(source_sha256()) == 64
+    created = datetime.datetime.fromisoformat(made["created"])
+    assert created.utcoffset() == datetime.timedelta(0)
+    assert made["flow"] == "numba"
+    assert made["device"] == device_name(stubs.CPU)
+    assert device_name(stubs.CPU).startswith("CPU ")
+    assert device_name(stubs.CPU).endswith(" threads")
+
+
+def test_the_environment_says_which_path_carries_flows(monkeypatch):
+    monkeypatch.setenv("ROBUSTODE_FUSED", "0")
+    assert environment(stubs.CPU)["flow"] == "eager"
+
+
+def test_the_hash_is_of_every_source_of_the_package(tmp_path, monkeypatch):
+    """Audits lie a folder deeper than the rest of the harness."""
+    monkeypatch.setattr(device, "__file__", str(tmp_path / "bench" / "runtime" / "device.py"))
+    seen = set()
+    for name in ("one.py", "models/two.py", "attacks/three.py", "bench/audits/four.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x = 1\n")
+        seen.add(source_sha256.__wrapped__())
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "five.py").write_text("x = 1\n")
+    assert source_sha256.__wrapped__() in seen
+    assert len(seen) == 4
