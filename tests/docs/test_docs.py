@@ -1,0 +1,50 @@
+"""The documentation names only what exists, and says of presets, options and folders what the code says."""
+
+from __future__ import annotations
+
+import configparser
+import re
+from pathlib import Path
+
+import pytest
+from robustode.bench.config.preset import load_preset, preset_names
+
+try:
+    import tomllib
+except ModuleNotFoundError:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+AT_ROOT = ("CONTRIBUTING.md", "CHANGELOG.md", "README.md")
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(ROOT / name for name in AT_ROOT)], ids=lambda page: page.name)
+def test_every_link_figure_and_included_table_exists(page):
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+    included = re.findall(r'--8<-- "([^":]+)', text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    assert [path for path in included if not (ROOT / path).is_file()] == []
+
+
+def test_every_page_is_in_the_navigation():
+    names = re.findall(r": (\S+\.(?:md|ipynb))$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
+    assert sorted(names) == sorted(
+        [page.name for page in [*PAGES, *DOCS.glob("*.ipynb")]] + ["CONTRIBUTING.md", "CHANGELOG.md"]
+    )
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_described_with_its_cost(name):
+    text = (DOCS / "presets.md").read_text(encoding="utf-8")
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| `{name}`")]
+    assert load_preset(name).cost in row
+
+
+def test_the_docs_environment_installs_the_docs_extra():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini", encoding="utf-8")
+    assert tox["testenv:docs"]["deps"].split() == project["optional-dependencies"]["docs"]
