@@ -1,7 +1,7 @@
-"""What building these pages needs beyond mkdocs: files from outside docs/, and sources to read docstrings from.
+"""What building the pages needs beyond mkdocs: files from outside docs/, and sources to read docstrings from.
 
-A page names a file of the repository by its path from docs/, ``../results/standard/report/index.html``, so that
-the link also works where the repository is browsed. Here such files join the site, and the links lose ``../``.
+A page names a file of the repository by its path from docs/, ``../results/standard/report/index.html``, so
+that the link also works where the repository is browsed. Here such files join the site, without the ``../``.
 """
 
 from __future__ import annotations

@@ -48,3 +48,10 @@ def test_the_docs_environment_installs_the_docs_extra():
     tox = configparser.ConfigParser(interpolation=None)
     tox.read(ROOT / "tox.ini", encoding="utf-8")
     assert tox["testenv:docs"]["deps"].split() == project["optional-dependencies"]["docs"]
+
+
+def test_the_figures_shown_are_those_listed():
+    shown = set()
+    for page in [*PAGES, ROOT / "README.md"]:
+        shown.update(re.findall(r"results/\w+/report/figures/[\w.-]+", page.read_text(encoding="utf-8")))
+    assert sorted(shown) == (DOCS / "figures.txt").read_text(encoding="utf-8").split()
