@@ -30,7 +30,7 @@ from ..training.train import build_model, train
 from .cell_run import Measure
 from .cost_estimate import Cost
 from .example_selection import Kept
-from .schedule import cells_of, checkpoint_path
+from .schedule import cells_of
 
 _ADVICE = " (time_limit in the preset)"
 
@@ -108,7 +108,7 @@ class Unit:
 
     def time(self) -> list[str]:
         """Do the timings, on the weights that `evaluate` left; their keys, none where training failed."""
-        stored, path = self.store.get(self.training), checkpoint_path(self.store, self.training)
+        stored, path = self.store.get(self.training), self.store.checkpoint_path(self.training)
         if self.plan.preset.throughput is None or stored is None or stored.status != "ok" or not self.sound:
             return []
         try:
@@ -141,7 +141,7 @@ class Unit:
     def _weights(self) -> tuple[nn.Module, Checkpoint] | None:
         """The trained model, from its checkpoint or by training; None when that failed."""
         cell, name = self.training, f"{self.spec.name} seed {self.seed}"
-        path, work = checkpoint_path(self.store, cell), self.cost.of(cell, self.plan)
+        path, work = self.store.checkpoint_path(cell), self.cost.of(cell, self.plan)
         began, described = time.perf_counter(), environment(self.device)
         facts = {"cell": dataclasses.asdict(cell), "environment": described}
         self.reporter.doing(f"{name}: training")
@@ -195,7 +195,7 @@ class Unit:
 
     def _load(self, model: nn.Module) -> None:
         """Give `model` the stored weights, ready to be asked."""
-        path = checkpoint_path(self.store, self.training)
+        path = self.store.checkpoint_path(self.training)
         load_state(model, load_tensors(path)[0], path)
         model.to(self.device).eval()
 

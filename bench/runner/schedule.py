@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -42,11 +41,6 @@ class Outlook:
     left: int
     seconds: float
     busy: Mapping[int, float] = field(default_factory=dict)
-
-
-def checkpoint_path(store: Store, cell: Cell) -> Path:
-    """Where the weights that the training `cell` makes lie."""
-    return store.checkpoint_path(cell)
 
 
 def cells_of(
@@ -129,7 +123,7 @@ def _remaining(
 ) -> tuple[list[Cell], list[Cell]]:
     """All cells of one training, and those of them that are not stored."""
     try:
-        checkpoint = None if fresh else find_checkpoint(checkpoint_path(store, training))
+        checkpoint = None if fresh else find_checkpoint(store.checkpoint_path(training))
     except CheckpointError:
         checkpoint = None
     if checkpoint is None:

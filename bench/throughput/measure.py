@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models import count_nfe
+from ..config.cells import FLOW_TIMINGS
 from ..data import Split
 from ..evaluation.accuracy import frozen
 from ..records.record import Cell, Record
@@ -21,7 +22,6 @@ from ..training.train import training_step
 from .clock import time_passes
 from .flow_timing import floor_measures, flow_calls, forwards, forwards_and_backwards
 from .machine_load import Watch
-from .roofline import FLOW_TIMINGS
 
 
 def inference(model: nn.Module, images: Tensor, num_classes: int) -> Callable[[], object]:

@@ -11,9 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FLOW_TIMINGS = ("flow", "flow-gradient")
-"""Timings of the ODE blocks alone: forward; forward and backward, to the state and every parameter."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Work:

@@ -12,7 +12,6 @@ from ...models import MODELS, ModelSpec
 from ..records.checkpoint import load_state, load_tensors
 from ..records.record import Record
 from ..records.store import Store
-from ..runner.schedule import checkpoint_path
 
 
 def model_of(
@@ -65,7 +64,7 @@ def trained_model(store: Store, training: Record, spec: ModelSpec) -> nn.Module:
         hash in the record, or do not fit the model.
     """
     _as_trained(training, spec)
-    path = checkpoint_path(store, training.cell)
+    path = store.checkpoint_path(training.cell)
     tensors, sha256 = load_tensors(path)
     if sha256 != training.card["checkpoint_sha256"]:
         raise CheckpointError(f"{path} does not match its record: run `robustode run --fresh`")

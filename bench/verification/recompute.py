@@ -22,7 +22,6 @@ from ..records.adversarial_examples import Breaks, add_steps, unpack
 from ..records.checkpoint import load_tensors
 from ..records.record import Record
 from ..records.store import Store
-from ..runner.schedule import checkpoint_path
 from ..runtime.checked_model import call_model, one_line
 from .report_consistency import Finding
 
@@ -232,7 +231,7 @@ def check_checkpoint(store: Store, records: Sequence[Record]) -> Iterator[Findin
             file = store.path(record.cell).relative_to(store.folder).as_posix()
             yield Finding(file=file, what="no record of a training stands behind it")
         return
-    path = checkpoint_path(store, training.cell)
+    path = store.checkpoint_path(training.cell)
     file = path.relative_to(store.folder).as_posix()
     try:
         _, sha256 = load_tensors(path)

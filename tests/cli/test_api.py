@@ -21,7 +21,6 @@ from robustode.bench.data import load_data
 from robustode.bench.records.store import Store
 from robustode.bench.report.statistics import COLUMNS, wilson
 from robustode.bench.runner.run import run_plan
-from robustode.bench.runner.schedule import checkpoint_path
 from robustode.bench.runtime import progress
 from robustode.models import MODELS
 
@@ -279,7 +278,7 @@ def test_what_is_not_there_is_one_line(trained, tmp_path):
 
 def test_weights_that_are_not_those_of_the_record_are_refused(trained, digits):
     folder, plan = trained
-    path = checkpoint_path(Store(folder), training_cell(plan, plan.specs[0], 0, digits))
+    path = Store(folder).checkpoint_path(training_cell(plan, plan.specs[0], 0, digits))
     data = path.read_bytes()
     try:
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))

@@ -28,7 +28,6 @@ from robustode.bench.report.plots.matrix import transfer_matrices
 from robustode.bench.report.statistics import WORST_CASE, summarise
 from robustode.bench.runner.model_transfer import TransferOutcome, _model, replay_all
 from robustode.bench.runner.run import run_plan
-from robustode.bench.runner.schedule import checkpoint_path
 from robustode.bench.verification.verify import verify
 
 EPS = 0.1
@@ -291,7 +290,7 @@ def twin(folder: Path, seed: int = 1) -> None:
         card = dict(record.card)
         if record.cell.kind == "training":
             for suffix in (".safetensors", ".json"):
-                old, new = (checkpoint_path(store, c).with_suffix(suffix) for c in (record.cell, cell))
+                old, new = (store.checkpoint_path(c).with_suffix(suffix) for c in (record.cell, cell))
                 shutil.copy(old, new)
         if "adversarial" in card:
             breaks = unpack(store.breaks_path(record.cell).read_bytes())
@@ -449,7 +448,7 @@ def test_a_model_that_cannot_be_had_is_noted(folder, digits):
     assert _model(store, newer, {}, digits, done) is None
     other = dataclasses.replace(training, cell=dataclasses.replace(training.cell, index_sha256="0" * 64))
     assert _model(store, other, {}, digits, done) is None
-    checkpoint_path(store, training.cell).write_bytes(b"")
+    store.checkpoint_path(training.cell).write_bytes(b"")
     assert _model(store, training, {}, digits, done) is None
     assert [note.partition(": ")[0] for note in done.notes] == ["not replayed on resnet seed 0"] * 4
     assert ["FILE.py" in done.notes[0], "version 99" in done.notes[1], "index" in done.notes[2]] == [True] * 3

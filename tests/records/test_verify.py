@@ -25,7 +25,6 @@ from robustode.bench.records.store import Store, write_atomically
 from robustode.bench.report.report import write_report
 from robustode.bench.runner import cell_run as measure
 from robustode.bench.runner.run import run_plan
-from robustode.bench.runner.schedule import checkpoint_path
 from robustode.bench.verification import recompute as recheck
 from robustode.bench.verification.report_consistency import without_pictures
 from robustode.bench.verification.verify import Verification, verify
@@ -355,7 +354,7 @@ def test_an_edited_record_is_named_once(folder):
 def test_a_swapped_or_absent_checkpoint_is_named(folder):
     store = Store(folder)
     training = next(r for r in store.load()[0] if r.cell.kind == "training")
-    path = checkpoint_path(store, training.cell)
+    path = store.checkpoint_path(training.cell)
     tensors, _ = load_tensors(path)
     save_tensors(path, {name: tensor + 1 for name, tensor in tensors.items()})
     assert only(folder) == (

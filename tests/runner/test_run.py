@@ -30,7 +30,6 @@ from robustode.bench.runner import model_run as unit
 from robustode.bench.runner import schedule as work
 from robustode.bench.runner.model_run import Unit
 from robustode.bench.runner.run import RunOutcome, run_plan
-from robustode.bench.runner.schedule import checkpoint_path
 from robustode.models import ModelSpec
 
 
@@ -332,7 +331,7 @@ def test_a_damaged_record_is_set_aside_and_done_again(few, tmp_path, damage):
 def test_an_altered_checkpoint_is_named_and_fresh_mends_it(few, tmp_path):
     plan = plan_of(tmp_path, stubs.spec("linear"), stubs.spec("other"))
     do(plan, few, tmp_path / "out")
-    path = work.checkpoint_path(Store(tmp_path / "out"), training_cell(plan, plan.specs[0], 0, few))
+    path = Store(tmp_path / "out").checkpoint_path(training_cell(plan, plan.specs[0], 0, few))
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
@@ -364,7 +363,7 @@ def test_weights_that_are_gone_when_timings_begin_are_a_failure(few, tmp_path, m
 
     def lose(self):
         keys = real(self)
-        checkpoint_path(self.store, self.training).unlink()
+        self.store.checkpoint_path(self.training).unlink()
         return keys
 
     monkeypatch.setattr(Unit, "evaluate", lose)

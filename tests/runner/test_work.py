@@ -13,7 +13,7 @@ from robustode.bench.config.preset import load_preset
 from robustode.bench.records.store import Store
 from robustode.bench.runner.cost_estimate import Cost
 from robustode.bench.runner.run import run_plan
-from robustode.bench.runner.schedule import Outlook, cells_of, checkpoint_path, elapsed, look_ahead
+from robustode.bench.runner.schedule import Outlook, cells_of, elapsed, look_ahead
 from robustode.bench.training.provenance import describe_flow, describe_solver
 from robustode.models import MODELS
 from torch import nn
@@ -48,7 +48,7 @@ def test_what_was_removed_is_left_again(plan, few, tmp_path):
         if record.cell.threat == "gaussian" and record.cell.training_seed == 1:
             store.path(record.cell).unlink()
     assert look_ahead(plan, few, store, stubs.CPU)[0].left == 2
-    checkpoint_path(store, training_cell(plan, plan.specs[0], 0, few)).write_bytes(b"damaged")
+    store.checkpoint_path(training_cell(plan, plan.specs[0], 0, few)).write_bytes(b"damaged")
     assert look_ahead(plan, few, store, stubs.CPU)[0].left == 2 + stubs.CELLS
 
 
