@@ -18,7 +18,6 @@ from ..._errors import InvalidArgument, RecordError, RobustodeError
 from ..._registry import unknown_name
 from ...models import ModelSpec
 from ..data import Data, load_data
-from ..evaluation.replay import Source, Unit, replay_cell
 from ..records.adversarial_examples import unpack
 from ..records.headline import Headline
 from ..records.latest import current, entry
@@ -27,6 +26,7 @@ from ..records.store import Store
 from ..runtime.checked_model import one_line
 from ..training.load_trained import model_of, trained_model
 from .model_run import Outcome
+from .replay import Source, Unit, replay_cell
 
 TRANSFER_VERSION = 1
 """Raise it by hand when the algorithm changes: stored records of older versions are not reused."""

@@ -17,7 +17,6 @@ from robustode._errors import InvalidArgument
 from robustode.bench.cli.main import main
 from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import load_preset
-from robustode.bench.evaluation.replay import Source, _replay
 from robustode.bench.records.adversarial_examples import Breaks, unpack
 from robustode.bench.records.headline import Headline
 from robustode.bench.records.latest import current
@@ -27,6 +26,7 @@ from robustode.bench.report.leaderboard.leaderboard import leaderboard
 from robustode.bench.report.plots.matrix import transfer_matrices
 from robustode.bench.report.statistics import WORST_CASE, summarise
 from robustode.bench.runner.model_transfer import TransferOutcome, _model, replay_all
+from robustode.bench.runner.replay import Source, _replay
 from robustode.bench.runner.run import run_plan
 from robustode.bench.verification.verify import verify
 

@@ -15,14 +15,14 @@ from torch import nn
 from ..._errors import RobustodeError
 from ...attacks import BUDGET_TOLERANCE, distance, violation
 from ..data import Data
+from ..evaluation.accuracy import failed, frozen
+from ..evaluation.margins import lead_alone_and_shuffled, leads
 from ..records.adversarial_examples import Breaks, add_steps
 from ..records.latest import Entry
 from ..records.record import Cell, Record
 from ..records.store import Store
 from ..runtime.checked_model import QueriedModel, call_model
 from ..training.provenance import made_by
-from .accuracy import failed, frozen
-from .margins import lead_alone_and_shuffled, leads
 
 Unit = tuple[Entry, int]
 """A row of the leaderboard and a training seed."""
