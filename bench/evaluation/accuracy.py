@@ -18,7 +18,7 @@ from ...attacks.core.frozen_model import frozen as frozen
 from ...attacks.core.memory import at_most
 from ...attacks.core.seeds import sample_seeds
 from ..data import Split
-from ..records.adversarial_examples import Breaks
+from ..records.adversarial_examples import AdversarialExamples
 from ..records.record import Cell, Record, Status
 from ..runtime.checked_model import QueriedModel, one_line
 from .attack_verification import EXAMPLES as EXAMPLES
@@ -38,7 +38,7 @@ def evaluate_cell(
     device: torch.device,
     environment: Mapping[str, Any],
     clean: np.ndarray | None = None,
-    keep: Callable[[Breaks], None] | None = None,
+    keep: Callable[[AdversarialExamples], None] | None = None,
     on_samples: Callable[[int], None] = lambda samples: None,
 ) -> Record:
     """Accuracy of `model` on the first ``cell.samples`` of `split` under one threat at one strength.

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..._errors import BudgetViolation, NonFinite
 from ...attacks import BUDGET_TOLERANCE, Threat, distance, violation
 from ..data import Split
-from ..records.adversarial_examples import Breaks, add_steps, whole_steps
+from ..records.adversarial_examples import AdversarialExamples, add_steps, perturbation_steps
 from ..records.record import Cell
 from ..runtime.checked_model import QueriedModel
 
@@ -102,11 +102,11 @@ class Judge:
         found = {"prediction": self.prediction, "correct": self.prediction == self.labels[None]}
         return found | ({"norm": self._norm} if self.cell.norm is not None else {})
 
-    def breaks(self) -> Breaks:
+    def breaks(self) -> AdversarialExamples:
         """The samples that were broken, and with what; only a judge of what is stored knows."""
         broken = sorted(self._steps)
         none = np.zeros((0, *self.split.images.shape[1:]), np.int32)
-        return Breaks(
+        return AdversarialExamples(
             index=np.asarray(self.split.indices[broken], np.int64),
             label=self.labels[broken],
             steps=np.stack([self._steps[row] for row in broken]) if broken else none,
@@ -163,7 +163,7 @@ class _Later:
 def _as_stored(perturbed: Tensor, images: Tensor) -> tuple[Tensor, np.ndarray]:
     """The images that a stored perturbation gives back, and its steps."""
     clean = images.cpu().numpy()
-    steps = whole_steps(perturbed.cpu().numpy(), clean)
+    steps = perturbation_steps(perturbed.cpu().numpy(), clean)
     return torch.from_numpy(add_steps(clean, steps)).to(images), steps
 
 

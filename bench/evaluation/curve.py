@@ -16,7 +16,7 @@ from ...attacks.core.cost_log import divided, keeping
 from ...attacks.core.frozen_model import frozen
 from ...attacks.core.memory import at_most
 from ..data import Split
-from ..records.adversarial_examples import Breaks
+from ..records.adversarial_examples import AdversarialExamples
 from ..records.record import Cell, Record
 from ..runtime.checked_model import QueriedModel
 from .accuracy import batches, measured, predict_clean
@@ -33,7 +33,7 @@ def evaluate_curve(
     device: torch.device,
     environment: Mapping[str, Any],
     clean: np.ndarray | None = None,
-    keep: Callable[[Cell, Breaks], None] | None = None,
+    keep: Callable[[Cell, AdversarialExamples], None] | None = None,
     on_samples: Callable[[int], None] = lambda samples: None,
 ) -> list[Record]:
     """Accuracy under one threat at the strengths of `cells`, a record for each, from one run of the threat.

@@ -17,7 +17,7 @@ from ...attacks import Threat
 from ...models import ODEBlock, solver_surrogates
 from ...models.ode.solver import FIXED_GRID
 from ..data import Split
-from ..records.adversarial_examples import Breaks
+from ..records.adversarial_examples import AdversarialExamples
 from ..records.record import Cell, Record
 from ..runtime.checked_model import QueriedModel, one_line
 from .accuracy import evaluate_cell
@@ -40,7 +40,7 @@ def evaluate_through(
     device: torch.device,
     environment: Mapping[str, Any],
     clean: np.ndarray | None = None,
-    keep: Callable[[Breaks], None] | None = None,
+    keep: Callable[[AdversarialExamples], None] | None = None,
     on_samples: Callable[[int], None] = lambda samples: None,
 ) -> Record:
     """As `evaluate_cell`, the threat's `craft` being handed `solver_surrogates` of `model` one by one.
@@ -67,13 +67,13 @@ def evaluate_through(
     surrogates = solver_surrogates(model)
     if not surrogates:
         raise InvalidArgument(f"{threat.name} needs a model with an ODE block: this one has none")
-    found: list[tuple[Record, Breaks | None]] = []
+    found: list[tuple[Record, AdversarialExamples | None]] = []
     measures: dict[str, float] = {}
     reasons: dict[str, str] = {}
     asked: list[QueriedModel] = []
     for number, (name, surrogate) in enumerate(surrogates.items(), start=1):
         asked.append(QueriedModel(surrogate, num_classes, patient=device.type != "cpu"))
-        breaks: list[Breaks] = []
+        breaks: list[AdversarialExamples] = []
         try:
             record = evaluate_cell(
                 cell,
@@ -168,10 +168,10 @@ def _merged(records: list[Record]) -> Record:
     return dataclasses.replace(records[-1], outcomes=outcomes, examples=examples)
 
 
-def _first_breaks(found: list[Breaks]) -> Breaks:
+def _first_breaks(found: list[AdversarialExamples]) -> AdversarialExamples:
     """Each sample once, with the first of the perturbations that broke it, by index."""
     index = np.concatenate([breaks.index for breaks in found])
     index, first = np.unique(index, return_index=True)
     label = np.concatenate([breaks.label for breaks in found])
     steps = np.concatenate([breaks.steps for breaks in found])
-    return Breaks(index=index, label=label[first], steps=steps[first])
+    return AdversarialExamples(index=index, label=label[first], steps=steps[first])

@@ -21,7 +21,7 @@ STEPS = 65535
 
 
 @dataclass(frozen=True, kw_only=True)
-class Breaks:
+class AdversarialExamples:
     """The samples that one attack broke, and with what.
 
     Attributes
@@ -41,13 +41,13 @@ class Breaks:
     def __len__(self) -> int:
         return len(self.index)
 
-    def of(self, wanted: Collection[int]) -> Breaks:
+    def of(self, wanted: Collection[int]) -> AdversarialExamples:
         """Those of the samples whose numbers are `wanted`."""
         mine = np.isin(self.index, np.fromiter(wanted, np.int64, len(wanted)))
-        return Breaks(index=self.index[mine], label=self.label[mine], steps=self.steps[mine])
+        return AdversarialExamples(index=self.index[mine], label=self.label[mine], steps=self.steps[mine])
 
 
-def whole_steps(perturbed: NDArray[np.floating], clean: NDArray[np.floating]) -> NDArray[np.int32]:
+def perturbation_steps(perturbed: NDArray[np.floating], clean: NDArray[np.floating]) -> NDArray[np.int32]:
     """The perturbation in whole steps, rounded towards zero; both finite, in [0, 1], of one shape."""
     return np.trunc((perturbed.astype(np.float64) - clean.astype(np.float64)) * STEPS).astype(np.int32)
 
@@ -57,7 +57,7 @@ def add_steps(clean: NDArray[np.floating], steps: NDArray[np.integer]) -> NDArra
     return (clean.astype(np.float64) + steps / STEPS).astype(np.float32)
 
 
-def pack(breaks: Breaks) -> bytes:
+def pack(breaks: AdversarialExamples) -> bytes:
     """Write `breaks` as a compressed ``.npz``; equal breaks give equal bytes."""
     narrow = np.abs(breaks.steps).max(initial=0) <= np.iinfo(np.int16).max
     buffer = io.BytesIO()
@@ -70,7 +70,7 @@ def pack(breaks: Breaks) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(data: bytes) -> Breaks:
+def unpack(data: bytes) -> AdversarialExamples:
     """Read what `pack` wrote; raises `RecordError` for anything else, pickles included."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
@@ -80,4 +80,6 @@ def unpack(data: bytes) -> Breaks:
     whole = all(np.issubdtype(array.dtype, np.integer) for array in (index, label, steps))
     if not whole or index.shape != label.shape or index.shape != steps.shape[:1] or steps.ndim != 4:
         raise RecordError("its arrays are not integers index (k,), label (k,), steps (k, c, h, w)")
-    return Breaks(index=index.astype(np.int64), label=label.astype(np.int64), steps=steps.astype(np.int32))
+    return AdversarialExamples(
+        index=index.astype(np.int64), label=label.astype(np.int64), steps=steps.astype(np.int32)
+    )

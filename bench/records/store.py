@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..._errors import InvalidArgument, RecordError
-from .adversarial_examples import Breaks, pack
+from .adversarial_examples import AdversarialExamples, pack
 from .record import Cell, Record, from_json, to_json
 
 
@@ -98,7 +98,7 @@ class Store:
         write_atomically(path, to_json(record).encode())
         return path
 
-    def put_breaks(self, cell: Cell, breaks: Breaks) -> dict[str, Any]:
+    def put_breaks(self, cell: Cell, breaks: AdversarialExamples) -> dict[str, Any]:
         """Write the adversarial examples of `cell`; returns what its record's card says of them."""
         path, data = self.breaks_path(cell), pack(breaks)
         write_atomically(path, data)

@@ -19,7 +19,7 @@ from ..evaluation.dynamics import measure_dynamics
 from ..evaluation.solver_transfer import evaluate_through
 from ..proofs.lipschitz import certify_cell
 from ..proofs.randomized_smoothing import smooth_cell
-from ..records.adversarial_examples import Breaks
+from ..records.adversarial_examples import AdversarialExamples
 from ..records.record import Cell, Record
 from ..throughput.measure import measure_cell
 from ..training.train import build_model, fit_normalisation
@@ -38,7 +38,7 @@ class Measure:
 
     def one(
         self, cell: Cell, model: nn.Module, described: Mapping[str, Any], advance: Callable[[int], None]
-    ) -> tuple[Record, Breaks | None]:
+    ) -> tuple[Record, AdversarialExamples | None]:
         """The record of one cell and, of a bounded attack, what it broke.
 
         Parameters
@@ -51,7 +51,7 @@ class Measure:
         test, classes = self.data.test, self.data.num_classes
         common: dict[str, Any] = {"device": self.device, "environment": dict(described)}
         if cell.kind == "accuracy":
-            breaks: list[Breaks] = []
+            breaks: list[AdversarialExamples] = []
             common |= {"clean": self._known(cell), "keep": breaks.append if cell.norm is not None else None}
             threat = self.threat(cell)
             how = evaluate_cell if threat.through == "model" else evaluate_through
@@ -74,9 +74,9 @@ class Measure:
         model: nn.Module,
         described: Mapping[str, Any],
         advance: Callable[[int], None],
-    ) -> list[tuple[Record, Breaks | None]]:
+    ) -> list[tuple[Record, AdversarialExamples | None]]:
         """What `one` returns, of all strengths of one threat in one run."""
-        breaks: dict[str, Breaks] = {}
+        breaks: dict[str, AdversarialExamples] = {}
         records = evaluate_curve(
             cells,
             model,

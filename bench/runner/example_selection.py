@@ -9,7 +9,7 @@ from ..._errors import RecordError
 from ..config.cells import samples_in_common
 from ..config.plan import Plan
 from ..data import Data
-from ..records.adversarial_examples import Breaks, unpack
+from ..records.adversarial_examples import AdversarialExamples, unpack
 from ..records.record import Cell, Record
 from ..records.store import Store
 
@@ -36,7 +36,7 @@ class Kept:
                 breaks = unpack(self._store.breaks_path(record.cell).read_bytes())
                 self._held.setdefault(str(record.cell.norm), set()).update(breaks.index.tolist())
 
-    def store(self, record: Record, breaks: Breaks | None) -> Record:
+    def store(self, record: Record, breaks: AdversarialExamples | None) -> Record:
         """Store what is to be stored of `breaks`, all that the cell broke; the record that vouches for it."""
         if breaks is None or not self.of(record.cell):
             return record

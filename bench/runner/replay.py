@@ -17,7 +17,7 @@ from ...attacks import BUDGET_TOLERANCE, distance, violation
 from ..data import Data
 from ..evaluation.accuracy import failed, frozen
 from ..evaluation.margins import lead_alone_and_shuffled, leads
-from ..records.adversarial_examples import Breaks, add_steps
+from ..records.adversarial_examples import AdversarialExamples, add_steps
 from ..records.latest import Entry
 from ..records.record import Cell, Record
 from ..records.store import Store
@@ -35,7 +35,7 @@ class Source:
     unit: Unit
     threat: str
     sha256: str
-    breaks: Breaks
+    breaks: AdversarialExamples
 
 
 def replay_cell(
@@ -80,7 +80,7 @@ def replay_cell(
 
 def _replay(
     cell: Cell, sources: Sequence[Source], model: nn.Module, data: Data, clean: NDArray[np.int16]
-) -> tuple[dict[str, NDArray[Any]], Breaks, list[dict[str, Any]]]:
+) -> tuple[dict[str, NDArray[Any]], AdversarialExamples, list[dict[str, Any]]]:
     """Outcomes, the first example of each sample that holds, and for each source how many broke the model.
 
     An example counts as tried where the model classifies its sample correctly. It breaks the model by what it
@@ -131,12 +131,14 @@ def _replay(
         "correct": (prediction == labels)[None],
         "norm": length[None],
     }
-    breaks = Breaks(index=np.asarray(test.indices[rows], np.int64), label=labels[rows], steps=steps)
+    breaks = AdversarialExamples(
+        index=np.asarray(test.indices[rows], np.int64), label=labels[rows], steps=steps
+    )
     return outcomes, breaks, [_line(unit, *counts) for unit, counts in tally.items()]
 
 
 def _tried(
-    breaks: Breaks, where: Mapping[int, int], labels: NDArray[np.int64], clean: NDArray[np.int16]
+    breaks: AdversarialExamples, where: Mapping[int, int], labels: NDArray[np.int64], clean: NDArray[np.int16]
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Rows of the test set and perturbations of the samples that the model gets right as they are."""
     rows = np.array([where.get(int(index), -1) for index in breaks.index], np.int64)

@@ -18,7 +18,7 @@ from ...attacks import BUDGET_TOLERANCE, violation
 from ..data import Data
 from ..evaluation.accuracy import frozen
 from ..evaluation.margins import TIE, lead_alone_and_shuffled
-from ..records.adversarial_examples import Breaks, add_steps, unpack
+from ..records.adversarial_examples import AdversarialExamples, add_steps, unpack
 from ..records.checkpoint import load_tensors
 from ..records.record import Record
 from ..records.store import Store
@@ -172,7 +172,7 @@ class Recheck:
         return self._held[norm, strength]
 
     def _images(
-        self, record: Record, breaks: Breaks, rows: NDArray[np.int64], file: str
+        self, record: Record, breaks: AdversarialExamples, rows: NDArray[np.int64], file: str
     ) -> Iterator[Finding]:
         test, cell = self.data.test, record.cell
         clean, labels = test.images[torch.from_numpy(rows)], test.labels[torch.from_numpy(rows)]

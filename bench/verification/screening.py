@@ -18,7 +18,7 @@ from ...attacks import BUDGET_TOLERANCE, distance, violation
 from ..data import Data, Split
 from ..evaluation.accuracy import frozen
 from ..evaluation.margins import lead_alone_and_shuffled
-from ..records.adversarial_examples import Breaks, add_steps, unpack, whole_steps
+from ..records.adversarial_examples import AdversarialExamples, add_steps, perturbation_steps, unpack
 from ..records.record import Cell
 from ..records.store import Store
 from ..runtime.checked_model import call_model
@@ -29,7 +29,7 @@ from .submitted_file import Sent
 class Judged:
     """The examples that hold, what a record says of them, and why the others do not hold."""
 
-    breaks: Breaks
+    breaks: AdversarialExamples
     outcomes: dict[str, NDArray[Any]]
     rejected: Counter[str]
 
@@ -82,7 +82,7 @@ def judge(
             excess = violation(torch.from_numpy(images), test.images[rows], cell.strength, norm).numpy()  # type: ignore[arg-type]
             over = f"out of budget: {cell.norm} {cell.strength:g} exceeded by up to {excess.max():.2g}"
             sift(excess <= tolerance, over if norm else "outside the box [0, 1]")
-    steps = whole_steps(images, test.images[rows].numpy())
+    steps = perturbation_steps(images, test.images[rows].numpy())
     numbers = np.asarray(test.indices[rows], np.int64)
     fresh = np.array([_is_news(int(n), each, known) for n, each in zip(numbers, steps, strict=True)], bool)
     sift(fresh, "stored already")
@@ -99,7 +99,9 @@ def judge(
         prediction[rows] = torch.stack(alone).numpy()
         length[rows] = distance(stored, test.images[rows], cell.norm).numpy()  # type: ignore[arg-type]
     return Judged(
-        breaks=Breaks(index=np.asarray(test.indices[rows], np.int64), label=labels[rows], steps=steps),
+        breaks=AdversarialExamples(
+            index=np.asarray(test.indices[rows], np.int64), label=labels[rows], steps=steps
+        ),
         outcomes={
             "prediction": prediction[None],
             "correct": (prediction == labels)[None],

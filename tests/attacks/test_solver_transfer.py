@@ -16,7 +16,7 @@ from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import load_preset
 from robustode.bench.evaluation.accuracy import evaluate_cell
 from robustode.bench.evaluation.solver_transfer import SurrogateFailure, _merged, evaluate_through
-from robustode.bench.records.adversarial_examples import Breaks, add_steps
+from robustode.bench.records.adversarial_examples import AdversarialExamples, add_steps
 from robustode.bench.records.record import Record, from_json, to_json
 from robustode.bench.records.store import Store
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
@@ -172,7 +172,7 @@ def test_the_first_surrogate_that_breaks_counts_and_what_is_kept_is_what_was_pre
         return (images + lengths[model.model.flow.nfe] * sign).clamp(0, 1)
 
     threat = Threat(name="fixed", family="transfer", norm="linf", craft=craft, through="solvers")
-    breaks: list[Breaks] = []
+    breaks: list[AdversarialExamples] = []
     record = evaluated(Flow(), samples, threat=threat, keep=breaks.append)
     margin, norm = margins(samples), record.outcomes["norm"][0]
     near = (margin > 0) & (margin < 2.75 * 0.001)

@@ -13,13 +13,20 @@ from hypothesis import strategies as st
 from robustode._errors import RecordError
 from robustode.attacks import THREATS
 from robustode.bench.evaluation.accuracy import evaluate_cell
-from robustode.bench.records.adversarial_examples import STEPS, Breaks, add_steps, pack, unpack, whole_steps
+from robustode.bench.records.adversarial_examples import (
+    STEPS,
+    AdversarialExamples,
+    add_steps,
+    pack,
+    perturbation_steps,
+    unpack,
+)
 from robustode.bench.records.record import Record
 
 
-def some(count: int = 3, size: int = 500) -> Breaks:
+def some(count: int = 3, size: int = 500) -> AdversarialExamples:
     rng = np.random.default_rng(0)
-    return Breaks(
+    return AdversarialExamples(
         index=np.arange(count), label=np.arange(count) % 2, steps=rng.integers(-size, size, (count, 1, 4, 4))
     )
 
@@ -29,7 +36,7 @@ def test_rounding_never_lengthens_a_perturbation_or_leaves_the_box(seed, eps):
     rng = np.random.default_rng(seed)
     clean = rng.choice([0.0, 1.0, 1 / 16, 7 / 255, rng.random()], (2, 1, 5, 5)).astype(np.float32)
     moved = np.clip(clean + rng.uniform(-eps, eps, clean.shape), 0, 1).astype(np.float32)
-    back = add_steps(clean, whole_steps(moved, clean))
+    back = add_steps(clean, perturbation_steps(moved, clean))
     assert (np.minimum(clean, moved) <= back).all()
     assert (back <= np.maximum(clean, moved)).all()
     assert np.abs(moved - back).max() <= 1 / STEPS + 1e-7
@@ -71,8 +78,8 @@ def test_what_is_no_such_file_is_refused():
 COUNT = 24
 
 
-def attacked(model, split, threat, strength: float, **changes) -> tuple[Record, Breaks]:
-    kept: list[Breaks] = []
+def attacked(model, split, threat, strength: float, **changes) -> tuple[Record, AdversarialExamples]:
+    kept: list[AdversarialExamples] = []
     cell = stubs.cell_for(threat, strength, COUNT, batch_size=8, **changes)
     record = evaluate_cell(
         cell, model, split, threat, num_classes=3, device=stubs.CPU, environment={}, keep=kept.append
@@ -150,7 +157,7 @@ def test_a_break_that_depends_on_the_order_of_its_batch_is_none(problem):
     clean = labels.numpy()
     cell = stubs.cell_for(THREATS.get("pgd-linf"), 1e-6, len(clean), batch_size=len(clean))
     common = {"num_classes": 3, "device": stubs.CPU, "environment": {}, "clean": clean}
-    kept: list[Breaks] = []
+    kept: list[AdversarialExamples] = []
     threat, own = THREATS.get("pgd-linf"), stubs.split_of(split.images, labels)
     judged = evaluate_cell(cell, spoiled, own, threat, keep=kept.append, **common)
     assert (judged.accuracy, len(kept[0])) == (1.0, 0)

@@ -18,7 +18,7 @@ from robustode.bench.cli.main import main
 from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import load_preset
 from robustode.bench.plugins.model_file import load_external
-from robustode.bench.records.adversarial_examples import Breaks, add_steps, unpack
+from robustode.bench.records.adversarial_examples import AdversarialExamples, add_steps, unpack
 from robustode.bench.records.latest import current, newest_training
 from robustode.bench.records.record import SUBMISSION, Record
 from robustode.bench.records.store import Store
@@ -51,7 +51,7 @@ def weaken(store: Store, digits) -> None:
     """As if the attack on resnet had found only every third of its breaks."""
     (record,) = broken(store.folder)
     breaks = unpack(store.breaks_path(record.cell).read_bytes())
-    fewer = Breaks(index=breaks.index[::3], label=breaks.label[::3], steps=breaks.steps[::3])
+    fewer = AdversarialExamples(index=breaks.index[::3], label=breaks.label[::3], steps=breaks.steps[::3])
     lost = np.isin(digits.test.indices[:40], np.setdiff1d(breaks.index, fewer.index))
     prediction = np.where(lost, digits.test.labels[:40].numpy(), record.outcomes["prediction"])
     outcomes = {

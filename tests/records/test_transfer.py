@@ -17,7 +17,7 @@ from robustode._errors import InvalidArgument
 from robustode.bench.cli.main import main
 from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import load_preset
-from robustode.bench.records.adversarial_examples import Breaks, unpack
+from robustode.bench.records.adversarial_examples import AdversarialExamples, unpack
 from robustode.bench.records.headline import Headline
 from robustode.bench.records.latest import current
 from robustode.bench.records.record import REPLAY, Record
@@ -47,14 +47,16 @@ def samples():
 CELL = stubs.cell_for("pgd-linf", EPS, 30, family=REPLAY)
 
 
-def breaks_along(split, sign: float, rows=slice(None), eps: float = EPS) -> Breaks:
+def breaks_along(split, sign: float, rows=slice(None), eps: float = EPS) -> AdversarialExamples:
     """Every pixel moved by eps against `sign` w."""
     steps = np.trunc(-sign * eps * 65535 * np.sign(WEIGHT.numpy())).astype(np.int32)
     index = split.indices[rows]
-    return Breaks(index=index, label=split.labels.numpy()[rows], steps=np.repeat(steps[None], len(index), 0))
+    return AdversarialExamples(
+        index=index, label=split.labels.numpy()[rows], steps=np.repeat(steps[None], len(index), 0)
+    )
 
 
-def source(breaks: Breaks, model: str = "a", seed: int = 0) -> Source:
+def source(breaks: AdversarialExamples, model: str = "a", seed: int = 0) -> Source:
     return Source(unit=(("digits", model, "plain"), seed), threat="x", sha256=model, breaks=breaks)
 
 
@@ -325,7 +327,7 @@ def test_new_sources_make_a_new_record_and_the_old_one_no_longer_counts(folder):
     replay_all(store)
     (made,) = [r for r in attacks(folder, "node") if r.cell.family == "gradient"]
     breaks = unpack(store.breaks_path(made.cell).read_bytes())
-    fewer = Breaks(index=breaks.index[:1], label=breaks.label[:1], steps=breaks.steps[:1])
+    fewer = AdversarialExamples(index=breaks.index[:1], label=breaks.label[:1], steps=breaks.steps[:1])
     store.put(dataclasses.replace(made, card={"adversarial": store.put_breaks(made.cell, fewer)}))
     done = replay_all(store)
     assert (done.done, done.skipped) == (1, 1)
@@ -356,7 +358,7 @@ def tampered(folder: Path, change) -> list[str]:
         (lambda b: dataclasses.replace(b, steps=b.steps * 0), "classified correctly at batch size 1"),
         (lambda b: dataclasses.replace(b, label=(b.label + 1) % 10), "have another label"),
         (
-            lambda b: Breaks(index=b.index[1:], label=b.label[1:], steps=b.steps[1:]),
+            lambda b: AdversarialExamples(index=b.index[1:], label=b.label[1:], steps=b.steps[1:]),
             "1 of the .* have no example",
         ),
     ],

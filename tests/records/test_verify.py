@@ -18,7 +18,7 @@ from robustode.bench.cli.main import main
 from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import load_preset
 from robustode.bench.data import Data, default_root
-from robustode.bench.records.adversarial_examples import Breaks, add_steps, pack, unpack
+from robustode.bench.records.adversarial_examples import AdversarialExamples, add_steps, pack, unpack
 from robustode.bench.records.checkpoint import load_tensors, save_tensors
 from robustode.bench.records.record import Record
 from robustode.bench.records.store import Store, write_atomically
@@ -56,7 +56,7 @@ def attack(folder: Path) -> Record:
     return next(record for record in records if record.cell.norm == "linf" and record.cell.kind == "accuracy")
 
 
-def examples(folder: Path) -> Breaks:
+def examples(folder: Path) -> AdversarialExamples:
     return unpack(Store(folder).breaks_path(attack(folder).cell).read_bytes())
 
 
@@ -147,7 +147,7 @@ def test_an_example_at_a_larger_strength_vouches_for_nothing_at_a_smaller_one(tm
     assert [line for line in lines(verify(store.folder)) if bare in line]
 
 
-def moved(breaks: Breaks, by: int) -> np.ndarray:
+def moved(breaks: AdversarialExamples, by: int) -> np.ndarray:
     """One pixel of the first example further from the clean one, by `by` steps."""
     steps = breaks.steps.copy()
     where = (0, *np.argwhere(steps[0] > 0)[0])
