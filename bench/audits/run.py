@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +24,8 @@ from ..records.latest import Entry, current, entry
 from ..records.record import Record
 from ..records.store import Store
 from ..runtime.checked_model import one_line
+from ..runtime.machine import count_cores
+from ..runtime.processes import Died, Message, Raised, Returned, Send, run_jobs
 from ..runtime.time_limit import time_limit
 from ..training.load_trained import model_of, trained_model
 from ..training.provenance import made_by
@@ -134,24 +134,37 @@ def audit_folder(
     tasks = [
         Task(Path(folder), data_root, row, seed, files, tuple(names), samples, fresh) for row, seed in chosen
     ]
-    done = Audited()
-    workers = min(jobs or os.cpu_count() or 1, len(tasks))
+    workers = min(jobs or count_cores(), len(tasks))
     with store.lock():
-        if workers <= 1:
-            for task in tasks:
-                done.add(audit_unit(task, say))
-            return done
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
-            for result in pool.map(audit_unit, tasks):
-                for line in result.lines:
-                    say(line)
-                done.add(result)
+        found = (
+            _audit_in_processes(tasks, workers, say) if workers > 1 else [audit_unit(t, say) for t in tasks]
+        )
+    done = Audited()
+    for one in found:
+        done.add(one)
     return done
 
 
-def _one_thread() -> None:
+def _audit_in_processes(tasks: Sequence[Task], processes: int, say: Callable[[str], None]) -> list[Audited]:
+    """What `audit_unit` returns for each of `tasks`; a task whose process dies is a failure."""
+    found: dict[Task, Audited] = {}
+    for task, answer in run_jobs(_audit_task, deque(tasks), processes=processes, preload=[__name__]):
+        match answer:
+            case Message(_, line):
+                say(line)
+            case Returned(audited):
+                found[task] = audited
+            case Raised(error):
+                raise error
+            case Died(reason):
+                line = f"{task.row[1]} seed {task.seed} ({task.row[2]}): not audited: its process {reason}"
+                found[task] = Audited(failures=[line])
+    return [found[task] for task in tasks]
+
+
+def _audit_task(send: Send, task: Task) -> Audited:
     torch.set_num_threads(1)
+    return audit_unit(task, partial(send, "line"))
 
 
 def _checks(names: Sequence[str]) -> list[Audit]:

@@ -22,7 +22,7 @@ from ..records.store import Store
 from ..runner.batch_size import known_batch_sizes
 from ..runner.run import run_plan
 from ..runner.schedule import elapsed, look_ahead
-from ..runner.workers import at_once
+from ..runner.workers import count_processes
 from ..runtime.device import pick_device
 from ..runtime.progress import Quiet, Terminal, duration
 from ..training.train import build_model
@@ -106,9 +106,9 @@ def _dry_run(arguments: argparse.Namespace, plan: Plan, data: Data, out: Path, d
     store = Store(out)
     if not arguments.fresh:
         plan = known_batch_sizes(plan, data, store, device)
-    threads = torch.get_num_threads() // at_once(len(plan.units), device, arguments.jobs)
+    threads = torch.get_num_threads() // count_processes(len(plan.units), device, arguments.jobs)
     outlooks = look_ahead(plan, data, store, device, fresh=arguments.fresh, threads=max(1, threads))
-    processes = at_once(sum(len(outlook.busy) for outlook in outlooks), device, arguments.jobs)
+    processes = count_processes(sum(len(outlook.busy) for outlook in outlooks), device, arguments.jobs)
     for outlook in outlooks:
         todo = f"{outlook.left} of {outlook.cells} cells to do"
         problem = outlook.cost.problem if outlook.left else ""

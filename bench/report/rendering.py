@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import gc
 import io
-import os
-import pickle
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import IO, cast
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from ..runtime.machine import count_cores
+from ..runtime.processes import Send, Worker, can_start_processes
 from .style import house_style
 
 Drawn = tuple[bytes, bytes]
@@ -32,16 +29,7 @@ Render = Callable[[Figures], Rendered]
 
 DPI = 150
 MOST = 3
-"""Processes that help; one makes the figures, and does not keep more of them busy."""
-_READY = b"ready to render\n"
-_PROGRAM = """import os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of its input ends it
-answers = os.fdopen(os.dup(1), "wb")
-os.dup2(2, 1)  # what anybody prints is no answer
-sys.path[:] = sys.argv[1:]
-from robustode.bench.rendering import serve
-serve(sys.stdin.buffer, answers)
-"""
+"""Most processes that render: one process makes the figures, and does not keep more of them busy."""
 
 
 def render_here(figures: Figures) -> Rendered:
@@ -57,111 +45,83 @@ def render_nothing(figures: Figures) -> Rendered:
 
 
 @contextmanager
-def helped(helpers: int | None = None) -> Iterator[Render]:
+def helped(workers: int | None = None) -> Iterator[Render]:
     """Render in other processes, and in this one too once somebody waits for the bytes.
 
-    They start at once, so that they are ready when the first figure is. What a helper fails at is rendered
-    here, where an error or a warning of the figure is met again.
+    The processes start at once, so that they are ready when the first figure is. What one of them fails at is
+    rendered here, where an error or a warning of the figure occurs again.
 
     Parameters
     ----------
-    helpers
-        How many; as many as there are cores besides this process's own, at most `MOST`, when None.
+    workers
+        Number of processes; None for the cores besides this process's own, at most `MOST`.
     """
-    started = _start(min(MOST, _cores() - 1) if helpers is None else helpers)
+    started = _start(min(MOST, count_cores() - 1) if workers is None else workers)
     if not started:
         yield render_here
         return
-    free, threads = list(started), ThreadPoolExecutor(len(started))
+    free, threads = list[Worker](), ThreadPoolExecutor(len(started))
+
+    def warm_up(worker: Worker) -> None:
+        try:
+            worker.call(_warm_up)
+        finally:
+            free.append(worker)
 
     def ask(figure: Figure) -> Drawn | None:
-        helper = free.pop()  # there are as many as threads
+        worker = free.pop()  # there are as many as threads that have warmed one up
         try:
-            return helper.ask(figure)
+            drawn: Drawn = worker.call(_draw, figure)
+            return drawn
+        except Exception:
+            return None
         finally:
-            free.append(helper)
+            free.append(worker)
 
     def render(figures: Figures) -> Rendered:
         made = [(words, figure, threads.submit(ask, figure)) for words, figure in figures]
 
         def rendered() -> list[tuple[Words, Drawn]]:
             drawn = []
-            for words, figure, asked in reversed(made):  # from the end, where the helpers come last
+            for words, figure, asked in reversed(made):  # from the end, which the workers reach last
                 theirs = None if asked.cancel() else asked.result()
                 drawn.append((words, theirs or _both(figure)))
             return drawn[::-1]
 
         return rendered
 
+    for worker in started:
+        threads.submit(warm_up, worker)
     try:
         yield render
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
-        for helper in started:
-            helper.process.kill()  # it has nothing to lose, and no thread waits for it any more
+        for worker in started:
+            worker.kill()  # no result is needed any more
         threads.shutdown()
-        for helper in started:
-            helper.process.communicate()
+        for worker in started:
+            worker.finish()
 
 
-def serve(asked: IO[bytes], answers: IO[bytes]) -> None:
-    """Render what comes in, until nothing does; the answer to what cannot be rendered is None."""
-    warnings.simplefilter("error", UserWarning)  # who asked meets it again, and warns as it likes
-    _both(Figure())  # what is loaded at the first figure is loaded now
-    gc.freeze()  # and is not looked through for garbage at every other
-    answers.write(_READY)
-    answers.flush()
-    with suppress(EOFError):
-        while True:
-            packed, drawn = pickle.load(asked), None
-            with suppress(Exception):
-                drawn = _both(pickle.loads(packed))
-            pickle.dump(drawn, answers)
-            answers.flush()
+def _start(count: int) -> list[Worker]:
+    """Up to `count` processes; none where no interpreter can be started."""
+    workers: list[Worker] = []
+    if can_start_processes():
+        with suppress(OSError):
+            while len(workers) < count:
+                workers.append(Worker())
+    return workers
 
 
-class _Helper:
-    """Another process that renders. A script without a guard of its main module is not run again by it."""
-
-    def __init__(self) -> None:
-        command = [sys.executable, "-c", _PROGRAM, *(path for path in sys.path if isinstance(path, str))]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._ready = False
-
-    def ask(self, figure: Figure) -> Drawn | None:
-        """What it makes of `figure`; None where it cannot, and ever after an answer that is none."""
-        try:
-            packed = pickle.dumps(figure)
-        except Exception:
-            return None
-        asked, answers = cast(IO[bytes], self.process.stdin), cast(IO[bytes], self.process.stdout)
-        try:
-            while not self._ready:
-                line = answers.readline()  # or what anybody printed before it began
-                if not line:
-                    return None
-                self._ready = line.endswith(_READY)
-            pickle.dump(packed, asked)
-            asked.flush()
-            drawn: Drawn | None = pickle.load(answers)
-            return drawn
-        except Exception:
-            self.process.kill()
-            return None
+def _warm_up(_: Send) -> None:
+    """Load what the first figure needs; let warnings be errors, since the caller meets them again."""
+    warnings.simplefilter("error", UserWarning)
+    _both(Figure())
+    gc.freeze()  # what is loaded is not looked through for garbage at every figure
 
 
-def _start(count: int) -> list[_Helper]:
-    """Up to `count` helpers; none where no interpreter can be started."""
-    helpers: list[_Helper] = []
-    if sys.executable and not getattr(sys, "frozen", False):
-        with suppress(OSError, ValueError):
-            while len(helpers) < count:
-                helpers.append(_Helper())
-    return helpers
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _draw(_: Send, figure: Figure) -> Drawn:
+    return _both(figure)
 
 
 def _both(figure: Figure) -> Drawn:

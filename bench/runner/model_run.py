@@ -59,6 +59,8 @@ class Unit:
         What the progress of its cells is measured in.
     fresh
         Do everything again, stored or not.
+    processes
+        How many processes of this run work at once, this one included.
     on_cells
         Called with the cells that are begun together, before they are: one, or a threat's strengths.
     settled
@@ -87,12 +89,14 @@ class Unit:
         *,
         fresh: bool = False,
         reporter: Reporter | None = None,
+        processes: int = 1,
         on_cells: Callable[[list[Cell]], None] = lambda cells: None,
         settled: frozenset[str] = frozenset(),
     ) -> None:
         self.plan, self.data, self.store, self.device = plan, data, store, device
         self.spec, self.seed, self.cost, self.fresh = spec, seed, cost, fresh
         self.reporter, self.on_cells, self.settled = reporter or Quiet(), on_cells, settled
+        self.processes = processes
         self.training = training_cell(plan, spec, seed, data)
         self.outcome, self.sound = Outcome(), True
         self.kept = Kept(plan, data, store, on_gpu=device.type == "cuda")
@@ -142,7 +146,7 @@ class Unit:
         """The trained model, from its checkpoint or by training; None when that failed."""
         cell, name = self.training, f"{self.spec.name} seed {self.seed}"
         path, work = self.store.checkpoint_path(cell), self.cost.of(cell, self.plan)
-        began, described = time.perf_counter(), environment(self.device)
+        began, described = time.perf_counter(), environment(self.device, processes=self.processes)
         facts = {"cell": dataclasses.asdict(cell), "environment": described}
         self.reporter.doing(f"{name}: training")
         begun = cell.key() in self.settled
@@ -208,7 +212,7 @@ class Unit:
         self.reporter.doing(f"{first.label()} … {missing[-1].strength:g}" if missing[1:] else first.label())
         self.on_cells(missing)
         began = time.perf_counter()
-        described = made_by(model, self.device)
+        described = made_by(model, self.device, processes=self.processes)
         advance = self._advance(sum(self.cost.of(cell, self.plan) for cell in missing), first.samples)
         try:
             with time_limit(limit, first.label(), f"{_ADVICE}, once for each strength"):
@@ -238,7 +242,7 @@ class Unit:
         self.reporter.doing(cell.label())
         self.on_cells([cell])
         began = time.perf_counter()
-        described = made_by(model, self.device)
+        described = made_by(model, self.device, processes=self.processes)
         advance = self._advance(self.cost.of(cell, self.plan), cell.samples * cell.draws)
         try:
             with time_limit(self.plan.preset.time_limit.cell, cell.label(), _ADVICE):

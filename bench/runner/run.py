@@ -7,16 +7,13 @@ goes on where it was when the same command is given again.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
 from ..._errors import RecordError, RobustodeError
-from ...models.ode.kernels.fixed_step import SWITCH
 from ..config.plan import Plan
 from ..config.run_request import Request
 from ..data import Data
@@ -27,7 +24,7 @@ from .batch_size import settle_batch_sizes
 from .model_run import Outcome, Unit
 from .model_transfer import replay_all
 from .schedule import look_ahead
-from .workers import Job, at_once, run_jobs
+from .workers import Job, count_processes, run_in_processes
 
 Name = tuple[str, int]
 """A unit's: model and training seed."""
@@ -69,7 +66,7 @@ def run_plan(
         store.set_aside(outcome.problems)
         ledger = _Ledger(plan, data, store)
         data = data.to(device)
-        processes = at_once(len(plan.units), device, jobs) if request else 1
+        processes = count_processes(len(plan.units), device, jobs) if request else 1
         threads = max(1, torch.get_num_threads() // processes)
         reporter.doing("measuring batches")
         plan = settle_batch_sizes(plan, data, store, device, fresh=fresh, threads=threads, say=reporter.say)
@@ -96,11 +93,11 @@ def run_plan(
             for spec, seed in plan.units
         }
         busy = [name for name in units if name[1] in outlooks[name[0]].busy]
-        processes = at_once(len(busy), device, jobs)
+        processes = count_processes(len(busy), device, jobs)
         if request is not None and device.type == "cpu" and busy:
             request = dataclasses.replace(request, batch_sizes=plan.batch_sizes)
             orders = [_job(units[name], request, processes) for name in busy]
-            for job, keys, theirs, lived in run_jobs(orders, store, reporter, processes=processes):
+            for job, keys, theirs, lived in run_in_processes(orders, store, reporter, processes=processes):
                 ledger.note((job.model, job.seed), keys)
                 outcome.add(theirs)
                 units[job.model, job.seed].sound = lived
@@ -142,8 +139,6 @@ def _job(unit: Unit, request: Request, processes: int) -> Job:
         cost=unit.cost,
         threads=max(1, torch.get_num_threads() // processes),
         processes=processes,
-        folder=Path.cwd(),
-        switch=os.environ.get(SWITCH, "1"),
     )
 
 

@@ -1,67 +1,58 @@
-"""Units side by side, each in a process of its own with its share of the threads.
+"""Model runs in other processes, several at once, each with its share of the threads.
 
 A process costs a fork of a server that has torch loaded already, and keeps whatever a model does to it to
-itself: one that ends is a failure of its cell, and the others go on. Timings are not done here: they need
+itself: when one dies, its cell has failed, and the other cells go on. Timings are not done here: they need
 the machine for themselves.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import pickle
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 
 from ..._errors import ModelFailure
-from ...models.ode.kernels.fixed_step import SWITCH
 from ..config.run_request import Request
 from ..evaluation.accuracy import failed
 from ..records.record import Cell
 from ..records.store import Store
-from ..runtime.device import environment, share_machine
-from ..runtime.memory import free_memory
+from ..runtime.device import environment
+from ..runtime.machine import free_memory
+from ..runtime.processes import Died, Message, Raised, Returned, Send, run_jobs
 from ..runtime.progress import Reporter
 from .cost_estimate import Cost
 from .model_run import Outcome, Unit
 
 MEMORY = 2 * 2**30
-"""Bytes of free memory that each process is allowed for: torch, a dataset and a batch of an attack."""
+"""Bytes of free memory that each process needs: torch, a dataset and a batch of an attack."""
 
-_PATIENCE = 10.0
-"""Seconds that a process is given to end once it has said its last word."""
-_SPARING = 0.1
+_REPORT_INTERVAL = 0.1
 """Seconds between reports of progress from one process."""
 
 
-def side_by_side(units: int) -> int:
-    """How many processes `units` units are best given here: one a thread of torch's, as memory allows."""
+def default_processes(units: int) -> int:
+    """Default number of processes for `units` model runs: one per thread of torch, as memory allows."""
     return max(1, min(units, torch.get_num_threads(), free_memory() // MEMORY))
 
 
-def at_once(units: int, device: torch.device, jobs: int | None) -> int:
-    """How many processes a run of `units` units has, `jobs` asked for: a GPU serves one after the other."""
-    return max(1, min(jobs or side_by_side(units), units)) if device.type == "cpu" else 1
+def count_processes(units: int, device: torch.device, jobs: int | None) -> int:
+    """Number of processes for `units` model runs, `jobs` if it is given; always one on a GPU."""
+    return max(1, min(jobs or default_processes(units), units)) if device.type == "cpu" else 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One unit, and all that its process must know.
+    """One model run, as another process needs it.
 
     Attributes
     ----------
-    switch
-        The value of the environment variable `SWITCH`: a server that forks processes keeps an older one.
+    processes
+        How many processes run at once, this one included.
     settled
         Keys of the cells that an earlier process of this run has begun: they are not begun again.
     """
@@ -74,195 +65,136 @@ class Job:
     cost: Cost
     threads: int
     processes: int
-    folder: Path
-    switch: str
     settled: frozenset[str] = frozenset()
 
 
 @dataclass(kw_only=True)
-class _Worker:
-    job: Job
-    process: BaseProcess
+class _State:
+    """What is known here of one job: cells begun, those begun last, and what earlier processes did of it."""
+
     cells: list[Cell] = field(default_factory=list)
     present: list[Cell] = field(default_factory=list)
     before: Outcome = field(default_factory=Outcome)
 
 
-def run_jobs(
+def run_in_processes(
     jobs: Sequence[Job], store: Store, reporter: Reporter, *, processes: int
 ) -> Iterator[tuple[Job, list[str], Outcome, bool]]:
-    """Do `jobs`, at most `processes` at once; yields each as it ends: keys of its cells, outcome, whether
-    its process lived to the end.
+    """Run `jobs`, at most `processes` at once.
 
-    A cell at which a process ends, or a threat's strengths, is stored as failed, and another process goes on
-    with the cells after it.
-    An error of the harness itself, such as a full disk, is raised here. When the caller stops, so do the
-    processes.
+    Yields each job as it ends, with the keys of its cells, its outcome, and whether no process died.
+    A cell, or a threat's strengths, at which a process dies is stored as failed, and another process goes on
+    with the cells after it. When the caller stops, the processes are terminated.
+
+    Raises
+    ------
+    Exception
+        An error of the harness itself in a process, such as a full disk.
     """
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if "forkserver" in methods:
-        context.set_forkserver_preload([__name__])
-    waiting, live = deque((job, Outcome()) for job in jobs), dict[Connection, _Worker]()
-    try:
-        while waiting or live:
-            while waiting and len(live) < processes:
-                ours, theirs = context.Pipe(duplex=False)
-                job, before = waiting.popleft()
-                process = context.Process(target=_serve, args=(job, theirs))  # type: ignore[attr-defined]
-                process.start()
-                theirs.close()
-                live[ours] = _Worker(job=job, process=process, before=before)
-            for ready in wait(list(live)):
-                connection = cast(Connection, ready)
-                worker = live[connection]
-                try:
-                    kind, content = connection.recv()
-                except (EOFError, OSError):
-                    kind, content = "died", None
-                if kind in ("end", "died"):
-                    del live[connection]
-                    worker.process.join(_PATIENCE)
-                    worker.process.terminate()  # a thread of the model's may hold it
-                    keys, outcome = content or _died(worker, store, reporter)
-                    worker.before.add(outcome)
-                    if kind == "died" and len(keys) > 1 and worker.cells:
-                        waiting.appendleft((replace(worker.job, settled=frozenset(keys)), worker.before))
-                    else:
-                        yield worker.job, keys, worker.before, kind == "end" and not worker.job.settled
-                elif kind == "raise":
-                    raise content
+    queue, unfinished = deque(jobs), len(jobs)
+    states: dict[tuple[str, int], _State] = {(job.model, job.seed): _State() for job in jobs}
+    for job, answer in run_jobs(_run, queue, processes=processes, preload=[__name__]):
+        state = states[job.model, job.seed]
+        match answer:
+            case Message("cells", content):
+                state.cells += content
+                state.present = content
+            case Message("doing", content):
+                others = min(processes, unfinished) - 1
+                reporter.doing(f"{content} (and {others} more)" if others else content)
+            case Message("advance", content):
+                reporter.advance(content)
+            case Message(_, content):
+                reporter.say(content)
+            case Raised(error):
+                raise error
+            case Returned((keys, outcome)):
+                state.before.add(outcome)
+                unfinished -= 1
+                yield job, keys, state.before, not job.settled
+            case Died(reason):
+                keys, outcome = _after_death(job, state, reason, store, reporter)
+                state.before.add(outcome)
+                if len(keys) > 1 and state.cells:
+                    state.cells, state.present = [], []
+                    queue.appendleft(replace(job, settled=frozenset(keys)))
                 else:
-                    _pass_on(kind, content, worker, list(live.values()), reporter)
-    finally:
-        for worker in live.values():
-            worker.process.terminate()
-        for worker in live.values():
-            worker.process.join()
+                    unfinished -= 1
+                    yield job, keys, state.before, False
 
 
-def _pass_on(kind: str, content: Any, worker: _Worker, live: list[_Worker], reporter: Reporter) -> None:
-    if kind == "cells":
-        worker.cells += content
-        worker.present = content
-    elif kind == "doing":
-        others = len(live) - 1
-        reporter.doing(f"{content} (and {others} more)" if others else content)
-    elif kind == "advance":
-        reporter.advance(content)
-    else:
-        reporter.say(content)
+def _after_death(
+    job: Job, state: _State, reason: str, store: Store, reporter: Reporter
+) -> tuple[list[str], Outcome]:
+    """Store a failure for the cells at which a process died.
 
-
-def _died(worker: _Worker, store: Store, reporter: Reporter) -> tuple[list[str], Outcome]:
-    """What is left of a unit whose process ended by itself: what it did, and a failure of what it was at.
-
-    The keys are those of all cells begun so far.
+    Returns the keys of all cells begun so far, and the outcome of those that this process began.
     """
-    worker.process.join()
-    code, job = worker.process.exitcode or 0, worker.job
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit status {code}"
-    error = ModelFailure(f"its process {how}")
-    if not worker.cells:
+    error = ModelFailure(f"its process {reason}")
+    if not state.cells:
         line = f"{job.model} seed {job.seed}: {error}"
         reporter.say(f"failed: {line}")
         return sorted(job.settled), Outcome(failures=[line])
-    for cell in worker.present:
-        store.put(failed(cell, error, seconds=0.0, environment=environment(torch.device("cpu"))))
-    done = [store.get(cell) for cell in worker.cells]
+    described = environment(torch.device("cpu"), processes=job.processes)
+    for cell in state.present:
+        store.put(failed(cell, error, seconds=0.0, environment=described))
+    done = [store.get(cell) for cell in state.cells]
     lines = [f"{r.cell.label()}: {r.status}: {r.error}" for r in done if r is not None and r.status != "ok"]
     reporter.say(f"failed: {lines[-1]}")
-    begun = dict.fromkeys([*sorted(job.settled), *(cell.key() for cell in worker.cells)])
+    begun = dict.fromkeys([*sorted(job.settled), *(cell.key() for cell in state.cells)])
     return list(begun), Outcome(done=len(done), failures=lines)
 
 
-class _Remote:
-    """A reporter at the other end of a pipe; progress is gathered for a moment before it is sent."""
+class _RemoteReporter:
+    """A reporter that sends everything to the process that asked; progress is gathered for a moment."""
 
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
+    def __init__(self, send: Send) -> None:
+        self._send = send
         self._work, self._sent = 0.0, time.monotonic()
 
     def start(self, total: float) -> None:
-        """Ignore: the whole is the parent's business."""
+        """Ignore: the total is known where the jobs come from."""
 
     def doing(self, what: str) -> None:
         """Name what is being done now."""
-        self.send("doing", what)
+        self._send("doing", what)
 
     def advance(self, work: float) -> None:
-        """Report work done."""
+        """Report work done, in estimated seconds."""
         self._work += work
-        if time.monotonic() - self._sent > _SPARING:
+        if time.monotonic() - self._sent > _REPORT_INTERVAL:
             self.flush()
 
     def say(self, line: str) -> None:
         """Show one line that stays."""
         self.flush()
-        self.send("say", line)
+        self._send("say", line)
 
     def flush(self) -> None:
         """Send the progress gathered so far."""
-        self.send("advance", self._work)
+        self._send("advance", self._work)
         self._work, self._sent = 0.0, time.monotonic()
 
-    def send(self, kind: str, content: Any) -> None:
-        """Tell the parent; without one there is nobody left to work for, and no failure to be recorded."""
-        try:
-            self._pipe.send((kind, content))
-        except BrokenPipeError:
-            os._exit(130)
 
-
-def _serve(job: Job, pipe: Connection) -> None:
-    """Do one job in this process and tell the parent about it."""
-    _end_with_parent()
-    os.chdir(job.folder)
-    os.environ[SWITCH] = job.switch
+def _run(send: Send, job: Job) -> tuple[list[str], Outcome]:
+    """Do one job in this process; the keys of its cells, and its outcome."""
     torch.set_num_threads(job.threads)
-    share_machine(job.processes)
-    remote = _Remote(pipe)
-    try:
-        plan, data = job.request.plan(), job.request.data()
-        unit = Unit(
-            plan,
-            data,
-            Store(job.out),
-            torch.device("cpu"),
-            next(spec for spec in plan.specs if spec.name == job.model),
-            job.seed,
-            job.cost,
-            fresh=job.fresh,
-            reporter=remote,
-            on_cells=partial(remote.send, "cells"),
-            settled=job.settled,
-        )
-        keys = unit.evaluate()
-        remote.flush()
-        remote.send("end", (keys, unit.outcome))
-    except KeyboardInterrupt:
-        os._exit(130)
-    except Exception as error:
-        remote.send("raise", _portable(error))
-
-
-def _portable(error: Exception) -> Exception:
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent has: a killed run must not go on writing."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    sentinel = parent.sentinel
-
-    def watch() -> None:
-        wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    reporter = _RemoteReporter(send)
+    plan, data = job.request.plan(), job.request.data()
+    unit = Unit(
+        plan,
+        data,
+        Store(job.out),
+        torch.device("cpu"),
+        next(spec for spec in plan.specs if spec.name == job.model),
+        job.seed,
+        job.cost,
+        fresh=job.fresh,
+        reporter=reporter,
+        processes=job.processes,
+        on_cells=partial(send, "cells"),
+        settled=job.settled,
+    )
+    keys = unit.evaluate()
+    reporter.flush()
+    return keys, unit.outcome

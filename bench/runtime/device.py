@@ -74,23 +74,18 @@ def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in _PACKAGES}
 
 
-_sharing = [1]
+def environment(device: torch.device, *, processes: int = 1) -> dict[str, Any]:
+    """Versions, commit (with a dirty flag), source hash, device, threads, ODE backend, time in UTC.
 
-
-def share_machine(processes: int) -> None:
-    """Say that so many processes of this run work side by side: seconds taken meanwhile are no timings."""
-    _sharing[0] = processes
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, commit (with a dirty flag), source hash, device, threads, what carries flows, time in UTC."""
+    `processes` of this run work at once, this one included; with more than one, seconds are no timings.
+    """
     commit, dirty = _commit()
     return {
         "versions": {"python": platform.python_version(), **_versions()},
         "platform": platform.platform(),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
-        "processes": _sharing[0],
+        "processes": processes,
         "flow": flow_path(device),
         "cpus": os.cpu_count(),
         "commit": commit,

@@ -1,17 +1,17 @@
-"""How much memory a call holds in tensors at once, and how much there is."""
+"""How much memory a call holds in tensors at once, and how much a device has left."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from . import machine
 
 
 class _TensorMemory(TorchDispatchMode):
@@ -63,16 +63,8 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
     return int(memory.peak)
 
 
-def free_memory(device: torch.device | None = None) -> int:
-    """Bytes that a GPU has left, or else the system or the container it runs in; plenty where none says."""
-    if device is not None and device.type == "cuda":
+def free_memory(device: torch.device) -> int:
+    """Free bytes of memory, of a GPU or else of the system or the container around it."""
+    if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free = [2**37]
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))))
-    with suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        most, now = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        free.append(most - now)
-    return min(free)
+    return machine.free_memory()

@@ -31,9 +31,9 @@ def carried_by(model: nn.Module, device: torch.device) -> str | None:
     return "; ".join(sorted(paths)) or None
 
 
-def made_by(model: nn.Module, device: torch.device) -> dict[str, Any]:
+def made_by(model: nn.Module, device: torch.device, *, processes: int = 1) -> dict[str, Any]:
     """`environment` of what is computed by `model`: its ``flow`` is what carries this model's."""
-    return {**environment(device), "flow": carried_by(model, device)}
+    return {**environment(device, processes=processes), "flow": carried_by(model, device)}
 
 
 def describe_flow(model: nn.Module) -> dict[str, float]:

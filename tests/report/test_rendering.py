@@ -1,9 +1,9 @@
-"""Rendering with other processes' help: the same bytes, whatever becomes of the helpers."""
+"""Rendering in other processes: the same bytes, whatever becomes of them."""
 
 from __future__ import annotations
 
+import multiprocessing.spawn
 import pickle
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,16 +34,16 @@ def _style() -> Iterator[None]:
 
 
 @pytest.fixture
-def started(monkeypatch) -> list[rendering._Helper]:
-    """The helpers, as they are started."""
-    begin, helpers = rendering._start, []
-    monkeypatch.setattr(rendering, "_start", lambda count: helpers.extend(begin(count)) or helpers[:])
-    return helpers
+def started(monkeypatch) -> list[rendering.Worker]:
+    """The processes, as they are started."""
+    begin, workers = rendering._start, []
+    monkeypatch.setattr(rendering, "_start", lambda count: workers.extend(begin(count)) or workers[:])
+    return workers
 
 
 @pytest.fixture
 def here(monkeypatch) -> list[Figure]:
-    """The figures that this process renders itself; none is taken back from a helper."""
+    """The figures that this process renders itself; none is taken back from a worker."""
     both, figures = rendering._both, []
     monkeypatch.setattr(rendering, "_both", lambda figure: figures.append(figure) or both(figure))
     monkeypatch.setattr("concurrent.futures.Future.cancel", lambda _: False)
@@ -61,18 +61,18 @@ def figures(count: int) -> Figures:
         yield {"name": str(n)}, figure
 
 
-def with_helpers(count: int, asked: Figures) -> list[tuple[Words, Drawn]]:
+def with_workers(count: int, asked: Figures) -> list[tuple[Words, Drawn]]:
     with helped(count) as render:
         return render(asked)()
 
 
-def test_helpers_give_the_same_bytes_in_the_same_order(started):
+def test_workers_give_the_same_bytes_in_the_same_order(started):
     alone = render_here(figures(6))()
     assert [words["name"] for words, _ in alone] == list("012345")
     assert len({svg for _, (svg, _) in alone}) == len({png for _, (_, png) in alone}) == 6
-    assert with_helpers(2, figures(6)) == alone
+    assert with_workers(2, figures(6)) == alone
     assert len(started) == 2
-    assert all(helper.process.returncode is not None for helper in started), "left behind"
+    assert all(worker.process.exitcode is not None for worker in started), "left behind"
 
 
 def test_a_report_of_many_records_is_rendered_elsewhere_alike(tmp_path: Path, monkeypatch, started, here):
@@ -82,7 +82,7 @@ def test_a_report_of_many_records_is_rendered_elsewhere_alike(tmp_path: Path, mo
     assert not started
     assert count >= 4
     monkeypatch.setattr(report, "MANY", 1)
-    monkeypatch.setattr(rendering, "_cores", lambda: 2)
+    monkeypatch.setattr(rendering, "count_cores", lambda: 2)
     write_report(folder)
     assert contents(folder / "report") == alone
     assert (len(started), len(here)) == (1, count)
@@ -104,39 +104,47 @@ def test_every_kind_of_figure_can_be_sent():
     assert kinds == drawn
 
 
-PRINTS = "print('This host is managed', flush=True)\n"
-BREAKS = "print('ready to render', flush=True); print({}, flush=True); input()"
+def prints(_, figure: Figure) -> Drawn:
+    print("noise", flush=True)
+    return rendering._both(figure)
 
 
-@pytest.mark.parametrize(
-    ("program", "rendered"),
-    [
-        (PRINTS + rendering._PROGRAM, 0),
-        ("raise SystemExit", 3),
-        (BREAKS.format("'not a pickle'"), 3),
-        (BREAKS.format("'N.'"), 3),
-    ],
-    ids=["prints", "ends", "no pickle", "no answer"],
-)
-def test_what_a_helper_fails_at_is_rendered_here(program, rendered, monkeypatch, started, here):
-    monkeypatch.setattr(rendering, "_PROGRAM", program)
-    drawn = with_helpers(1, figures(3))
+def ends(*_: object) -> Drawn:
+    raise SystemExit
+
+
+def unsendable(_, figure: Figure):
+    return lambda: figure
+
+
+@pytest.mark.parametrize(("draw", "rendered"), [(prints, 0), (ends, 3), (unsendable, 3)])
+def test_what_a_worker_fails_at_is_rendered_here(draw, rendered, monkeypatch, started, here):
+    monkeypatch.setattr(rendering, "_draw", draw)
+    drawn = with_workers(1, figures(3))
     assert len(here) == rendered
     assert drawn == render_here(figures(3))()
-    assert started[0].process.returncode is not None
+    assert started[0].process.exitcode is not None
 
 
-@pytest.mark.parametrize("interpreter", [None, "", "/nowhere/python"])
-def test_without_an_interpreter_to_start_everything_is_rendered_here(interpreter, monkeypatch):
-    monkeypatch.setattr(sys, "executable", interpreter)
+def test_a_worker_that_ends_at_once_changes_nothing(monkeypatch, started, here):
+    monkeypatch.setattr(rendering, "_warm_up", ends)
+    assert with_workers(1, figures(2)) == render_here(figures(2))()
+    assert len(here) == 4
+
+
+@pytest.mark.parametrize("interpreter", [None, b"", b"/nowhere/python"])
+def test_without_an_interpreter_to_start_everything_is_rendered_here(interpreter, monkeypatch, here):
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", interpreter)
     with helped(2) as render:
-        assert render is render_here
+        assert (render is render_here) == (not interpreter)
+        render(figures(2))()
+    assert len(here) == 2
 
 
 def test_a_figure_that_cannot_be_sent_is_rendered_here(started, here):
     [(words, figure)] = figures(1)
     figure.axes[0].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    drawn = with_helpers(1, [(words, figure)])
+    drawn = with_workers(1, [(words, figure)])
     assert here == [figure]
     assert drawn[0][1][0].startswith(b"<?xml")
 
@@ -148,14 +156,14 @@ def test_a_figure_says_here_what_is_wrong_with_it(text, error, started):
     bad = Figure()
     bad.text(0.5, 0.5, text)
     with pytest.raises((ValueError, UserWarning), match=error):
-        with_helpers(1, [({"name": "bad"}, bad), *figures(1)])
-    assert started[0].process.returncode is not None
+        with_workers(1, [({"name": "bad"}, bad), *figures(1)])
+    assert started[0].process.exitcode is not None
 
 
 def test_on_one_core_nobody_is_asked_for_help(monkeypatch, started):
     for cores, count in ((1, 0), (2, 1), (64, rendering.MOST)):
         started.clear()
-        monkeypatch.setattr(rendering, "_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(rendering, "count_cores", lambda cores=cores: cores)
         with helped() as render:
             assert (render is render_here) == (cores == 1)
         assert len(started) == count

@@ -101,11 +101,11 @@ def test_every_process_has_its_share_of_the_threads(tmp_path):
 def test_how_many_are_best(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(workers, "free_memory", lambda: 100 * workers.MEMORY)
-    assert [workers.side_by_side(units) for units in (0, 1, 3, 50)] == [1, 1, 3, 8]
+    assert [workers.default_processes(units) for units in (0, 1, 3, 50)] == [1, 1, 3, 8]
     monkeypatch.setattr(workers, "free_memory", lambda: 2 * workers.MEMORY)
-    assert workers.side_by_side(50) == 2
+    assert workers.default_processes(50) == 2
     monkeypatch.setattr(workers, "free_memory", lambda: 0)
-    assert workers.side_by_side(50) == 1
+    assert workers.default_processes(50) == 1
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -157,15 +157,6 @@ def test_an_error_of_the_harness_is_raised_here(tmp_path):
     (tmp_path / "out" / "records").write_text("a file where a folder should be")
     with pytest.raises(OSError, match="records"):
         do(request, tmp_path / "out", jobs=2)
-
-
-def test_what_cannot_be_sent_is_sent_in_words():
-    class Odd(Exception):
-        def __init__(self, one, two):
-            super().__init__(f"{one} and {two}")
-
-    assert str(workers._portable(Odd(1, 2))).endswith("Odd: 1 and 2")
-    assert isinstance(workers._portable(OSError(28, "full")), OSError)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
