@@ -12,8 +12,6 @@ register_model(
     hyperparameters={"method": "dopri5"},
     recipe={"weight_decay": 2e-4},
     expected_failures={
-        "batch_independent": "the adaptive solver accepts a step by one error norm over the whole batch, "
-        "so a sample's logits depend on its batch-mates",
         "batch-independence": "the adaptive solver accepts a step by one error norm over the whole batch; "
         "attacks that are reported must break a sample at batch size 1 too",
     },

@@ -122,7 +122,9 @@ def training_record(model: str, seed: int, created: str, **changes: object) -> R
             "summary": f"The {model} classifier, one block between a stem and a linear head.",
             "reference": f"A. Author, {model}, NeurIPS 2021, https://arxiv.org/abs/2106.00001",
             "claims": ["fixed_step", "contractive"] if model == "ch-node" else [],
-            "expected_failures": {"batch_independent": "batch norm in the stem"} if model == "resnet" else {},
+            "expected_failures": {"batch-independence": "batch norm in the stem"}
+            if model == "resnet"
+            else {},
         },
         seconds=20.0 + number(model, seed) % 30,
         environment={"created": created, "device": "cpu: Intel Xeon", "torch": "2.9.0"},

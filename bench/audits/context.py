@@ -55,6 +55,9 @@ class Context:
         Of Square and SPSA.
     batch_size
         Images that go through the model at once.
+    strict
+        Compare logits as `robustode check` does of an untrained model: passes must agree to the last bit, the
+        scale of the logits counts, and no difference is excused by ill-conditioned weights.
     memo
         Answers that several checks share.
     """
@@ -76,6 +79,7 @@ class Context:
     queries: int = 1000
     spsa_steps: int = 10
     batch_size: int = 128
+    strict: bool = False
     memo: dict[Any, Any] = field(default_factory=dict, compare=False)
 
     def first(self, count: int) -> Context:
@@ -116,6 +120,18 @@ class Context:
         asked = self.queried if model is None else QueriedModel(model, self.num_classes)
         with frozen(asked.model), torch.no_grad():
             return torch.cat([asked(part) for part in images.split(self.batch_size)])
+
+    def distance(self, logits: Tensor, other: Tensor) -> Tensor:
+        """How far apart two answers (N, K) to the same images are, (N,): after normalisation, in l2.
+
+        If `strict`, in l-infinity and relative to `logits`, so that a change of scale counts too.
+        """
+        if not self.strict:
+            distance: Tensor = (normalised(logits) - normalised(other)).norm(dim=1)
+            return distance
+        size = logits.double().abs().amax(1).clamp_min(torch.finfo(torch.float64).tiny)
+        apart: Tensor = (logits.double() - other.double()).abs().amax(1) / size
+        return apart
 
     def correct(self, images: Tensor | None = None, model: nn.Module | None = None) -> Tensor:
         """Which samples are classified correctly as `images` (N, C, H, W), bool (N,)."""

@@ -82,8 +82,12 @@ class Audit:
     cost
         What it asks of the model, in forwards and backwards an image, or in words.
     fast
-        Whether it takes seconds. Of these `robustode check` runs those that say something of a model before
-        it is trained, see ``conformance.UNTRAINED``.
+        Whether it takes seconds.
+    untrained
+        Whether `robustode check` runs it, on an untrained model. Not for audits of the solver's steps: steps
+        must suit the weights that training finds.
+    remedy
+        What to change in a model that is flagged, one sentence.
     reference
         The paper it follows.
     check
@@ -98,6 +102,8 @@ class Audit:
     cost: str
     check: Check
     fast: bool = False
+    untrained: bool = False
+    remedy: str = ""
     reference: str = ""
     version: int = 1
 

@@ -104,7 +104,7 @@ def command_line() -> argparse.ArgumentParser:
     new.add_argument("file", nargs="?", type=Path, metavar="FILE.py", help="default: NAME.py in this folder")
 
     check = commands.add_parser(
-        "check", help="does one model keep the contract? under a minute", allow_abbrev=False
+        "check", help="does one model pass the conformance checks? under a minute", allow_abbrev=False
     )
     check.add_argument("model", metavar="NAME|FILE.py:FACTORY")
 

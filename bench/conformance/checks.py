@@ -1,4 +1,7 @@
-"""Does a model keep the contract? One function a check; each failure says what to change."""
+"""The conformance checks of a model: its own, one per claim, and the audits of an untrained model.
+
+Each failure says what to change.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..._errors import ContractBroken, NonFinite, RobustodeError
+from ..._registry import unknown_name
 from ...models import ModelSpec
 from ..audits.context import Context
-from ..audits.library import audit_names
-from ..audits.registry import AUDITS
+from ..audits.library import all_audits, audit_names
+from ..audits.registry import Audit
 from ..evaluation.accuracy import frozen
 from ..runtime.checked_model import call_model, one_line
 from ..runtime.time_limit import time_limit
@@ -28,19 +32,8 @@ SHAPES = ((1, 8, 8), (1, 28, 28), (3, 32, 32))
 CLASSES = (2, 3, 10)
 SHAPE = (1, 8, 8)
 """The shape the other checks use."""
-BATCH_TOLERANCE = 1e-4
-"""Largest relative change of logits between a sample alone and the same sample in a batch."""
-UNTRAINED = (
-    "finite",
-    "logits",
-    "determinism",
-    "batch-independence",
-    "zero-gradients",
-    "gradient-fidelity",
-    "lipschitz-bound",
-)
-"""Fast audits that say something of a model before it is trained: all but those of the solver's steps, which
-must suit the weights that training finds (contraction through them is one), and those that read records."""
+INITIALISATIONS = {"batch-independence": 3}
+"""Random initialisations at which an audit is asked; one unless stated."""
 LIMIT = 50.0
 """Seconds for all checks of one model together."""
 
@@ -68,7 +61,7 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether the model keeps the contract here, or says why it does not."""
+        """Whether the model passes this check, or fails it as it states in `expected_failures`."""
         return self.error is None or self.exempt is not None
 
     def __str__(self) -> str:
@@ -111,24 +104,6 @@ def check_shapes(spec: ModelSpec) -> None:
             ) from error
 
 
-def check_finite(spec: ModelSpec) -> None:
-    """Finite logits for black, white and random images."""
-    model = _build(spec)
-    with torch.no_grad():
-        for images in (torch.zeros(2, *SHAPE), torch.ones(2, *SHAPE), _images()):
-            call_model(model, images, 10)
-
-
-def check_logits(spec: ModelSpec) -> None:
-    """Logits and not probabilities: a softmax inside the model hides gradients from attacks."""
-    with torch.no_grad():
-        logits = call_model(_build(spec), _images(), 10)
-    if bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones(len(logits)), atol=1e-4):
-        raise ContractBroken(
-            "every row is non-negative and sums to 1: return logits, without the final softmax"
-        )
-
-
 def check_gradients(spec: ModelSpec) -> None:
     """Finite gradients to the input, not all zero, and to every trainable parameter."""
     model = _build(spec).train()
@@ -146,40 +121,6 @@ def check_gradients(spec: ModelSpec) -> None:
             )
         if tensor.grad is not None and not bool(tensor.grad.isfinite().all()):
             raise NonFinite(f"the gradient of {name} is NaN or infinite at initialisation")
-
-
-def check_deterministic(spec: ModelSpec) -> None:
-    """The same logits twice in eval mode."""
-    model, images = _build(spec), _images()
-    with torch.no_grad():
-        first, second = call_model(model, images, 10), call_model(model, images, 10)
-    if not torch.equal(first, second):
-        change = float((first - second).abs().max())
-        raise ContractBroken(
-            f"two passes in eval mode differ by {change:.3g}: draw no random numbers in eval mode"
-        )
-
-
-def check_batch_independent(spec: ModelSpec) -> None:
-    """A sample's logits do not depend on the samples beside it."""
-    images = torch.cat(
-        [_images(count=6), torch.zeros(1, *SHAPE), torch.ones(1, *SHAPE), _images(count=1).round()]
-    )
-    crowd = torch.cat([images, torch.ones(40, *SHAPE)])
-    change = 0.0
-    for seed in range(3):
-        model = _build(spec, seed=seed)
-        with torch.no_grad():
-            alone = torch.cat([call_model(model, image[None], 10) for image in images])
-            size = alone.abs().amax(1).clamp_min(1e-12)
-            for batch in (images, crowd):
-                together = call_model(model, batch, 10)[: len(images)]
-                change = max(change, float(((alone - together).abs().amax(1) / size).max()))
-    if change > BATCH_TOLERANCE:
-        raise ContractBroken(
-            f"logits alone and in a batch differ by {change:.2g} of their size: use no statistics over the "
-            'batch and a fixed-grid solver, or state expected_failures={"batch_independent": reason}'
-        )
 
 
 def check_state_round_trip(spec: ModelSpec) -> None:
@@ -231,61 +172,71 @@ def check_claim(spec: ModelSpec, claim: str) -> None:
 
 CHECKS: dict[str, Callable[[ModelSpec], None]] = {
     "shapes": check_shapes,
-    "finite": check_finite,
-    "logits": check_logits,
     "gradients": check_gradients,
-    "deterministic": check_deterministic,
-    "batch_independent": check_batch_independent,
     "state_round_trip": check_state_round_trip,
     "double_precision": check_double_precision,
     "tanh_field": check_tanh_field,
 }
 
 
-def check_audit(spec: ModelSpec, name: str) -> None:
-    """One fast audit, on the untrained model and random images."""
-    audit_names()  # registers them
-    model, images = _build(spec), _images()
-    context = Context(
-        model=model.requires_grad_(False),
-        images=images,
-        labels=torch.arange(len(images)) % 10,
-        num_classes=10,
-        dataset="noise",
-        spec=spec,
-    )
-    verdict = AUDITS.get(name)(context)
-    if verdict.outcome == "flag":
-        raise ContractBroken(verdict.sentence)
-    if verdict.outcome == "not applicable":
-        raise NothingToCheck(verdict.sentence)
+def check_audit(spec: ModelSpec, audit: Audit) -> None:
+    """One audit of the untrained model, on random images and, for batches, on extreme ones too.
+
+    Raises
+    ------
+    ContractBroken
+        The audit flags the model; what it measured, and what to change.
+    NothingToCheck
+        The audit does not apply to it.
+    """
+    images = _images()
+    if audit.name == "batch-independence":
+        images[-3:] = torch.stack([torch.zeros(SHAPE), torch.ones(SHAPE), images[-1].round()])
+    for seed in range(INITIALISATIONS.get(audit.name, 1)):
+        context = Context(
+            model=_build(spec, seed=seed).requires_grad_(False),
+            images=images,
+            labels=torch.arange(len(images)) % 10,
+            num_classes=10,
+            dataset="noise",
+            spec=spec,
+            strict=True,
+        )
+        verdict = audit(context)
+        if verdict.outcome == "flag":
+            raise ContractBroken(f"{verdict.sentence} {audit.remedy}".rstrip(" ."))
+        if verdict.outcome == "not applicable":
+            raise NothingToCheck(verdict.sentence)
 
 
 def checks_for(spec: ModelSpec) -> dict[str, Callable[[ModelSpec], None]]:
-    """The checks of one model: the common ones, one for each claim, and the audits in `UNTRAINED`."""
+    """The checks of one model by name: the common ones, one for each claim, and the audits."""
     claims = {f"claim:{claim}": partial(check_claim, claim=claim) for claim in sorted(spec.claims)}
-    audits = {f"audit:{name}": partial(check_audit, name=name) for name in UNTRAINED}
+    audits = {audit.name: partial(check_audit, audit=audit) for audit in all_audits() if audit.untrained}
     return {**CHECKS, **claims, **audits}
 
 
+def run_check(spec: ModelSpec, name: str, seconds: float = LIMIT) -> Result:
+    """Run the check `name` of `checks_for` within `seconds`; an exception is a failure."""
+    error = absent = None
+    try:
+        with time_limit(seconds, f"check {name}", ", what was left of a minute for all checks"):
+            checks_for(spec)[name](spec)
+    except NothingToCheck as nothing:
+        absent = str(nothing)
+    except RobustodeError as failure:
+        error = one_line(failure, limit=400)
+    except (Exception, SystemExit) as failure:
+        error = f"{type(failure).__name__}: {one_line(failure)}"
+    return Result(check=name, error=error, exempt=spec.expected_failures.get(name), absent=absent)
+
+
 def check_model(spec: ModelSpec) -> Iterator[Result]:
-    """Run every check of `spec`, yielding each result as it comes; an exception is a failure."""
+    """Run every check of `spec`, yielding each result as it comes."""
     deadline = time.monotonic() + LIMIT
-    for name, check in checks_for(spec).items():
-        error = absent = None
-        try:
-            left = max(deadline - time.monotonic(), 0.1)
-            with time_limit(left, f"check {name}", ", what was left of a minute for all checks"):
-                check(spec)
-        except NothingToCheck as nothing:
-            absent = str(nothing)
-        except RobustodeError as failure:
-            error = one_line(failure, limit=400)
-        except (Exception, SystemExit) as failure:
-            error = f"{type(failure).__name__}: {one_line(failure)}"
-        exempt = spec.expected_failures.get(name.removeprefix("audit:"))
-        yield Result(check=name, error=error, exempt=exempt, absent=absent)
-    names = [name for name in checks_for(spec) if not name.startswith("audit:")] + audit_names()
-    for name in sorted(set(spec.expected_failures) - set(names)):
-        known = ", ".join(names)
-        yield Result(check=name, error=f"expected_failures names no such check (known: {known})")
+    checks = checks_for(spec)
+    for name in checks:
+        yield run_check(spec, name, max(deadline - time.monotonic(), 0.1))
+    known = list(dict.fromkeys([*checks, *audit_names()]))
+    for name in sorted(set(spec.expected_failures) - set(known)):
+        yield Result(check=name, error=f"expected_failures: {unknown_name('check', name, known)}")

@@ -61,7 +61,7 @@ class Recheck:
         self.clean = next((r for r in self.records if r.cell.family == "clean"), None)
         training = next((r for r in records if r.cell.kind == "training"), None)
         expected = training.card.get("expected_failures") or {} if training else {}
-        self.independent = "batch_independent" not in expected
+        self.independent = "batch-independence" not in expected
         self.rows = {int(index): row for row, index in enumerate(data.test.indices)}
         self.predicted = 0
         self._held: dict[tuple[str, float], set[int]] = {}

@@ -428,7 +428,7 @@ def test_a_stated_dependence_on_the_batch_is_a_note(folder, monkeypatch):
     assert "are classified correctly in shuffled batches: not adversarial" in only(folder)
     store = Store(folder)
     training = next(r for r in store.load()[0] if r.cell.kind == "training")
-    card = {**training.card, "expected_failures": {"batch_independent": "it says so"}}
+    card = {**training.card, "expected_failures": {"batch-independence": "it says so"}}
     store.put(dataclasses.replace(training, card=card))
     write_report(folder)
     found = verify(folder)

@@ -336,7 +336,7 @@ def test_an_address_opens_a_sheet_and_back_closes_it(page):
     page.locator("#sheet[open]").wait_for()
     page.reload()
     page.locator("#sheet .u-wrap").first.wait_for()
-    assert "batch_independent" in page.inner_text("#sheet")
+    assert "batch-independence" in page.inner_text("#sheet")
 
 
 def test_a_failure_stands_on_the_sheet_and_is_a_gap_in_the_numbers(page):

@@ -99,7 +99,7 @@ def test_json_says_what_the_leaderboard_says() -> None:
         0.1,
     )
     assert (by["gaussian@0.2"]["kind"], by["clean"]["of"]) == ("noise", None)
-    assert rows[0]["expected_failures"] == ["batch_independent"]
+    assert rows[0]["expected_failures"] == ["batch-independence"]
 
 
 def groups_balance(text: str) -> bool:

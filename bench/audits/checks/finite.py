@@ -21,6 +21,8 @@ from ..registry import Verdict, judged, register_audit
     needs="model",
     cost="7 forwards and 7 backwards an image",
     fast=True,
+    untrained=True,
+    remedy="Let no operation divide by zero or take the root or logarithm of a negative number.",
     reference="a comparison with NaN is false and the sign of NaN passes for 0: either scores as robust",
 )
 def check(context: Context) -> Verdict:

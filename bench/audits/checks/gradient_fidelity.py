@@ -20,6 +20,8 @@ LIMIT = 0.99
     needs="model",
     cost="3 forwards and backwards, one of them adjoint, and 128 forwards in float64, of 12 images",
     fast=True,
+    untrained=True,
+    remedy="Compute the same function with and without gradients, and write no backward pass by hand.",
     reference="Gholami, Keutzer, Biros, IJCAI 2019, arXiv 1902.10298 (adjoint gradients); "
     "Athalye, Carlini, Wagner, ICML 2018, section 3.1 (shattered gradients)",
     version=2,

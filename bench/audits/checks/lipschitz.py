@@ -21,6 +21,8 @@ SAMPLES, ASCENTS = 32, 10
     needs="model",
     cost="32 images in float64: one backward a class, 10 ascents of the slope, 4 forwards",
     fast=True,
+    untrained=True,
+    remedy="Compute the bound from the weights in use, with no factor left out.",
     reference="Tsuzuku, Sato, Sugiyama, NeurIPS 2018, arXiv 1802.04034, eq. 6",
 )
 def check(context: Context) -> Verdict:

@@ -14,6 +14,8 @@ from ..registry import Verdict, judged, register_audit
     needs="model",
     cost="1 forward an image",
     fast=True,
+    untrained=True,
+    remedy="Return logits, without a final softmax.",
     reference="Carlini, Wagner, arXiv 1608.04644, section VI",
 )
 def check(context: Context) -> Verdict:
@@ -23,7 +25,7 @@ def check(context: Context) -> Verdict:
     plain = (outputs >= 0).all(1) & torch.isclose(outputs.sum(1), ones, atol=1e-4)
     value = share(plain)
     sentence = (
-        f"For {value:.0%} of the samples the outputs are probabilities: leave out the final softmax."
+        f"For {value:.0%} of the samples the outputs are non-negative and sum to 1: they are probabilities."
         if value > 0.5
         else "The outputs are logits."
     )

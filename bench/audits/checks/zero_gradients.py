@@ -20,6 +20,8 @@ VANISHING = 1e-30
     needs="model",
     cost="3 forwards and 3 backwards an image",
     fast=True,
+    untrained=True,
+    remedy="Do not detach, round or threshold the image, and keep activations away from saturation.",
     reference="Carlini, Wagner, arXiv 1608.04644, VI; Athalye, Carlini, Wagner, ICML 2018, section 3.1",
 )
 def check(context: Context) -> Verdict:
