@@ -280,13 +280,13 @@ import robustode.models
 assert not {"triton", "numba"} & set(sys.modules), "they are imported at the first pass"
 
 import triton
-from robustode.models import _triton, _triton_kernels as kernels
+from robustode.models.ode.kernels import gpu, gpu_loops as kernels
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 for kernel, flag in (("forward", {"KEEP": True}), ("backward", {"SUMS": 3})):
     function = getattr(kernels, kernel)
-    constants = {**_triton._constants(8, True, (0.0, 0.5)), **flag}
+    constants = {**gpu._constants(8, True, (0.0, 0.5)), **flag}
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
     types = {
         name: "constexpr" if name in constants else "*fp32" if name.endswith("_at") else "i32"

@@ -104,8 +104,8 @@ class Forbidden:
             raise ImportError(f"{name} must not be imported here")
 sys.meta_path.insert(0, Forbidden())
 from pathlib import Path
-from robustode.bench.report import write_report
-from robustode.bench.board.terminal import terminal_table
+from robustode.bench.report.report import write_report
+from robustode.bench.report.leaderboard.terminal import terminal_table
 terminal_table(write_report(Path(sys.argv[1])).leaderboard)
 assert not {"torch", "robustode.models", "robustode.attacks"} & set(sys.modules)
 """
