@@ -58,3 +58,10 @@ class CheckpointError(RobustodeError):
 
 class RecordError(RobustodeError):
     """A stored record that cannot be used: truncated, edited, or of an unknown schema."""
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The first non-empty line of an error's message, shortened to `limit` characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -13,9 +13,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .._errors import InvalidArgument, RecordError
+from .._errors import InvalidArgument, RecordError, one_line
 from .._registry import check_name, unknown_name
 from ..attacks import THREATS, Threat
+from ..attacks.core.model_call import call_model
 from ..models import MODELS
 from .config.plan import attack_norm
 from .config.pretrained import RECIPE
@@ -27,7 +28,6 @@ from .records.latest import newest_training
 from .records.record import Cell
 from .records.store import Store
 from .report.statistics import summarise
-from .runtime.checked_model import call_model, one_line
 from .runtime.progress import Quiet, Reporter, shown
 from .runtime.random_state import random_state_kept
 from .training.provenance import made_by, summary_line

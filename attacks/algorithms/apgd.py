@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ..core.batch_state import Survivors
+from ..core.losses import nonzero_gradient
 from ..core.norms import Radius, project, radius_of
-from ..core.oracle import Loss, points
 from ..core.sampling import draw, normal, uniform_unit
 from ..core.seeds import derive
-from ..core.types import Norm
+from ..core.types import Loss, Norm
 
 
 def checkpoints(steps: int) -> Iterator[int]:
@@ -126,7 +126,7 @@ def apgd(
     eta = torch.ones_like(f, dtype=x.dtype).view(-1, 1, 1, 1) * first * radius
     nothing = torch.zeros_like(rows)
     run = _Run(rows, x0, x, x, f, g, x, f, g, eta, nothing, nothing == 0, f)
-    run.keep(points(g) | ~survivors.blind[rows])
+    run.keep(nonzero_gradient(g) | ~survivors.blind[rows])
     reviews, last = set(checkpoints(steps)), 0
     for k in range(1, steps + 1):
         run.keep(survivors.standing[run.rows])
@@ -137,7 +137,7 @@ def apgd(
         step = direction(run.g, "l2") * x0[0].numel() ** 0.5 if straight else direction(run.g, norm)
         z = project(run.x + run.eta * step, run.x0, radius, norm)
         x = project(run.x + a * (z - run.x) + (1 - a) * (run.x - run.x_old), run.x0, radius, norm)
-        still = ~points(run.g_max)
+        still = ~nonzero_gradient(run.g_max)
         if bool(still.any()):
             seeds = derive(survivors.seeds_of(run.rows[still]), "apgd", purpose, "start", k)
             radius = radius_of(eps, run.rows[still], run.x0)

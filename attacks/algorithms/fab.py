@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from ..core.batch_state import Survivors
-from ..core.losses import difference
+from ..core.losses import difference, nonzero_gradient
 from ..core.norms import Radius, inside, radius_of
-from ..core.oracle import points
 from ..core.seeds import derive
 from ..core.types import Norm
 from .apgd import random_start
@@ -98,7 +97,7 @@ def fab(
         if not len(rows):
             return
         f, g = survivors.ascend(rows, x, loss, inside(x, x0, eps, rows, norm))
-        rows, x0, x, f, g = _of(survivors.standing[rows] & points(g), rows, x0, x, f, g)
+        rows, x0, x, f, g = _of(survivors.standing[rows] & nonzero_gradient(g), rows, x0, x, f, g)
         if not len(rows):
             return
         x = _step(x, x0, f.to(x), g, norm, alpha_max, eta)

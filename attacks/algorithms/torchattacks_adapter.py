@@ -10,48 +10,23 @@ and costs nothing more. On a GPU that would mean to wait for the device at every
 goes on to the end of the run, and takes no part in the next one.
 
 It draws the starts of a batch from one stream, so a batch cannot be divided without changing them. Where
-memory runs out the attack begins again, and `InParts` asks the model about a part of the batch at a time.
+memory runs out the attack begins again, and the model is asked about a part of the batch at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchattacks.attack import Attack
 
-from ..._errors import NonFinite
 from ..core.frozen_model import frozen
 from ..core.losses import hairline, margin
-from ..core.memory import Parts, out_of_memory
+from ..core.memory import out_of_memory
+from ..core.queried_model import QueriedModel
 from ..core.seeds import seeded
 from ..core.types import Model, Seed
-
-
-class InParts(torch.autograd.Function):
-    """The model asked in parts; for the gradient it is asked again, so that one part's graph is held."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, model: Model, parts: Parts) -> Tensor:
-        """Logits (N, K) of `images`, without a graph."""
-        ctx.save_for_backward(images)
-        ctx.model, ctx.parts = model, parts
-        (logits,) = parts(lambda x: (model(x),), images)
-        return logits
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient by the images, from that by the logits."""
-
-        def part(x: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
-            with torch.enable_grad():
-                x = x.detach().requires_grad_(True)
-                return torch.autograd.grad(ctx.model(x), x, gradient)
-
-        (gradient,) = ctx.parts(part, *ctx.saved_tensors, *gradients)
-        return gradient, None, None
 
 
 class BestIterate(nn.Module):
@@ -67,67 +42,42 @@ class BestIterate(nn.Module):
         Which samples are not broken yet by more than a `hairline`, bool (N,).
     """
 
-    def __init__(
-        self, model: Model, images: Tensor, labels: Tensor, parts: Parts | None = None, *, stop: bool = False
-    ) -> None:
+    def __init__(self, model: Model, images: Tensor, labels: Tensor, *, stop: bool = False) -> None:
         """With `stop`, `model` is asked about standing samples only."""
         super().__init__()
-        self._model = (model,)  # in a tuple, so that no mode or parameter of it can be reached
-        self._labels, self._parts, self._stop = labels, parts or Parts(), stop
+        asked = QueriedModel.of(model, deferred=True)
+        self._model = (asked,)  # in a tuple, so that no mode or parameter of it can be reached
+        self._labels, self._stop = labels, stop
         self._anchor = nn.Parameter(images.new_empty(0), requires_grad=False)  # tells torchattacks the device
-        self._finite = images.isfinite().all()
         self.images = images.clone()
         self.margin = images.new_full((len(images),), -torch.inf)
         self.standing = torch.ones(len(images), dtype=torch.bool, device=images.device)
         self._classes = 0
 
-    @property
-    def parts(self) -> Parts:
-        """How many samples at a time the model is asked about."""
-        return self._parts
-
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of the N samples in their original order; zeros for those it stopped working on."""
+        (model,) = self._model
         if not self._stop or bool(self.standing.all()):
-            logits = self._ask(images)
+            logits = model.differentiable(images)
             self._keep(slice(None), images, logits)
             return logits
         rows = self.standing.nonzero().flatten()
         nothing = images.flatten(1)[:, :1].mul(0).expand(-1, self._classes)  # zeros with a gradient of zero
         if not len(rows):
             return nothing
-        logits = self._ask(images[rows])
+        logits = model.differentiable(images[rows])
         self._keep(rows, images[rows], logits)
         return nothing.to(logits).index_copy(0, rows, logits)
 
     @torch.no_grad()
     def _keep(self, rows: Tensor | slice, images: Tensor, logits: Tensor) -> None:
         self._classes = logits.shape[1]
-        self._finite &= logits.isfinite().all()
         exact = margin(logits, self._labels[rows])
         found = exact.to(self.margin)
         better = found > self.margin[rows]
         self.margin[rows] = torch.where(better, found, self.margin[rows])
         self.images[rows] = torch.where(better.view(-1, 1, 1, 1), images.detach(), self.images[rows])
         self.standing[rows] &= exact <= hairline(logits)
-
-    def _ask(self, images: Tensor) -> Tensor:
-        (model,) = self._model
-        if not images.requires_grad:
-            return self._parts(lambda x: (model(x),), images)[0]
-        images.register_hook(self._see)
-        if self._parts.size is None or len(images) <= self._parts.size:
-            return model(images)
-        logits: Tensor = InParts.apply(images, model, self._parts)  # type: ignore[no-untyped-call]
-        return logits
-
-    def _see(self, gradient: Tensor) -> None:
-        self._finite &= gradient.isfinite().all()
-
-    @property
-    def finite(self) -> Tensor:
-        """Whether all pixels, logits and input gradients were, a scalar that nobody has waited for."""
-        return self._finite
 
 
 def lets_go_at_once(images: Tensor) -> bool:
@@ -137,6 +87,7 @@ def lets_go_at_once(images: Tensor) -> bool:
 
 def _run(
     make: Callable[[nn.Module], Attack],
+    model: QueriedModel,
     tracker: BestIterate,
     images: Tensor,
     labels: Tensor,
@@ -152,12 +103,13 @@ def _run(
             with torch.no_grad():
                 tracker(last)
     except (MemoryError, RuntimeError) as error:
-        if tracker.parts.size is not None or len(images) == 1 or not out_of_memory(error):
+        split = model.largest_batch is not None and model.largest_batch < len(images)
+        if split or len(images) == 1 or not out_of_memory(error):
             raise
         full = True
     if full:  # outside the handler: the exception holds on to every tensor of the failed try
-        tracker.parts.halve(len(images))
-        _run(make, tracker, images, labels, seed, restart)
+        model.halve_batch(len(images))
+        _run(make, model, tracker, images, labels, seed, restart)
 
 
 def strongest(
@@ -182,17 +134,16 @@ def strongest(
     NonFinite
         Pixels, logits or input gradients were NaN or infinite: their sign would pass for robustness.
     """
-    parts = Parts()
+    asked = QueriedModel.of(model, deferred=True)
+    asked.require_finite(images, "pixels are")
     best = images.clone()
-    finite = torch.ones((), dtype=torch.bool, device=images.device)
     reached = images.new_full((len(images),), -torch.inf)
     active = torch.arange(len(images), device=images.device)
     for restart in range(restarts):
         at_once = stop and lets_go_at_once(images)
-        tracker = BestIterate(model, images[active], labels[active], parts, stop=at_once)
-        with frozen(model):
-            _run(make, tracker, images[active], labels[active], seed, restart)
-        finite &= tracker.finite
+        tracker = BestIterate(asked, images[active], labels[active], stop=at_once)
+        with frozen(asked):
+            _run(make, asked, tracker, images[active], labels[active], seed, restart)
         better = tracker.margin > reached[active]
         best[active] = torch.where(better.view(-1, 1, 1, 1), tracker.images, best[active])
         reached[active] = torch.where(better, tracker.margin, reached[active])
@@ -202,6 +153,5 @@ def strongest(
         active = active[tracker.margin <= 0]
         if not len(active):
             break
-    if not bool(finite):
-        raise NonFinite("pixels, logits or the input gradient are NaN or infinite")
+    asked.raise_pending()
     return best

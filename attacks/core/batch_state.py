@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .frozen_model import frozen
-from .losses import margin, rounding
-from .oracle import Loss, Queries, demand_finite, points
+from .losses import margin, nonzero_gradient, rounding
+from .queried_model import QueriedModel
 from .seeds import per_sample, seeded
-from .types import Model, Seed
+from .types import Loss, Model, Seed
 
 
 @contextmanager
@@ -71,7 +71,7 @@ class Survivors:
     def __init__(
         self, model: Model, images: Tensor, labels: Tensor, seed: Seed, *, stop: bool = True
     ) -> None:
-        self._queries, self._stop = Queries(model), stop
+        self._model, self._stop = QueriedModel.of(model), stop
         self.images, self.labels = images.detach(), labels
         self.seeds = per_sample(seed, len(images))
         self.best = self.images.clone()
@@ -82,7 +82,8 @@ class Survivors:
         self.fine = torch.zeros_like(self.standing)
         self._refined = False
         self._first: Tensor | None = None
-        demand_finite(self.images, "pixels are")
+        self._model.require_finite(self.images, "pixels are")
+        self._model.raise_pending()
         self.logits = self._look(self.rows, self.images, None)[0] if len(images) else images.new_empty(0, 1)
 
     @property
@@ -112,7 +113,7 @@ class Survivors:
 
     def probe(self, rows: Tensor, x: Tensor) -> Tensor:
         """Margins as `ask` gives them, of images that are not to be kept."""
-        return margin(self._queries.forward(x), self.labels[rows])
+        return margin(self._logits(x), self.labels[rows])
 
     def ascend(
         self, rows: Tensor, x: Tensor, loss: Loss, inside: Tensor | None = None
@@ -146,10 +147,10 @@ class Survivors:
             return logits.gather(1, self.labels[rows][:, None])[:, 0]
 
         x = self.images[rows]
-        seen = points(self._slope(rows, x, own)[2])
+        seen = nonzero_gradient(self._slope(rows, x, own)[2])
         finer = self._finer(rows, x, own)
         if finer is not None:
-            self.fine[rows] = points(finer[1]) & ~seen
+            self.fine[rows] = nonzero_gradient(finer[1]) & ~seen
             self._refined = bool(self.fine.any())
 
     def finely(self, rows: Tensor) -> bool:
@@ -174,19 +175,25 @@ class Survivors:
         return value, (gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)).to(x)
 
     def _slope(self, rows: Tensor, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
-        logits, value, gradient = self._queries.slope(rows, x, loss)
-        self.blind[rows] &= ~points(gradient)
+        logits, value, gradient = self._model.gradient(rows, x, loss)
+        self._model.raise_pending()
+        self.blind[rows] &= ~nonzero_gradient(gradient)
         return logits, value, gradient
 
     def _finer(self, rows: Tensor, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor] | None:
-        finer = self._queries.slope_in_double(rows, x, loss)
+        finer = self._model.gradient_in_double(rows, x, loss)
         if finer is not None:
-            self.blind[rows] &= ~points(finer[1])
+            self.blind[rows] &= ~nonzero_gradient(finer[1])
         return finer
 
     def _look(self, rows: Tensor, x: Tensor, inside: Tensor | None) -> tuple[Tensor, Tensor]:
-        logits = self._queries.forward(x)
+        logits = self._logits(x)
         return logits, self._keep(rows, x, logits, inside)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = self._model.logits(x)
+        self._model.raise_pending()
+        return logits
 
     def _keep(self, rows: Tensor, x: Tensor, logits: Tensor, inside: Tensor | None) -> Tensor:
         found = margin(logits, self.labels[rows])

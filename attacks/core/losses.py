@@ -41,6 +41,11 @@ def hairline(logits: Tensor) -> Tensor:
     return torch.maximum(rounding(logits), 0.01 * apart)
 
 
+def nonzero_gradient(gradient: Tensor) -> Tensor:
+    """Which samples' `gradient` (n, C, H, W) is not exactly zero, bool (n,)."""
+    return (gradient != 0).flatten(1).any(1)
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """log sum_{k != y} exp z_k - z_y, (N,): the cross-entropy is log(1 + exp(.)) of it.
 

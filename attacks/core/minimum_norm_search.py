@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..._errors import NonFinite
 from .frozen_model import frozen
-from .memory import Parts
 from .norms import distance, onto_ball
+from .queried_model import QueriedModel
 from .sampling import draw, normal, uniform_unit
 from .seeds import seeded
 from .types import Model, Norm, Seed
@@ -61,13 +60,11 @@ class Search:
         self.distance = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
         corner = torch.where(self.images < 0.5, 1.0, 0.0).to(self.images)
         self.farthest = distance(corner, self.images, norm).to(images)
-        self._model, self._seed, self._watch = model, seed, watch
-        self._parts = Parts()
+        self._model, self._seed, self._watch = QueriedModel.of(model, deferred=True), seed, watch
         self._clean: Tensor | None = None
         self._noise: Tensor | None = None
         self._runs = 0
-        self._pixels_finite = self.images.isfinite().flatten(1).all(1)
-        self._logits_finite = self._gradient_finite = torch.ones_like(self._pixels_finite)
+        self._model.require_finite(self.images, "pixels are")
 
     def descend(self, images: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Ask for logits and a gradient at `images`: one forward, one backward.
@@ -84,19 +81,13 @@ class Search:
             Whether the prediction is not y, bool (N,).
         """
 
-        def part(x: Tensor, labels: Tensor, *targets: Tensor) -> tuple[Tensor, ...]:
-            with torch.enable_grad():
-                x = x.detach().requires_grad_(True)
-                logits = self._model(x)
-                f = difference(logits, labels, targets[0] if targets else None)
-                (gradient,) = torch.autograd.grad(f.sum(), x)
-            return logits.detach(), f.detach(), gradient
+        def loss(logits: Tensor, rows: Tensor) -> Tensor:
+            return difference(logits, self.labels[rows], None if target is None else target[rows])
 
-        x, targets = images.detach(), () if target is None else (target,)
-        logits, f, gradient = self._parts(part, x, self.labels, *targets)
+        x, everyone = images.detach(), torch.arange(len(images), device=images.device)
+        logits, f, gradient = self._model.gradient(everyone, x, loss)
         with torch.no_grad():
             self._watch(x, logits, gradient)
-            self._gradient_finite = self._gradient_finite & gradient.isfinite().flatten(1).all(1)
             gradient = gradient.nan_to_num(0, 0, 0)
             stuck = (x == self.images) & (((x <= 0) & (gradient > 0)) | ((x >= 1) & (gradient < 0)))
             gradient = torch.where(stuck, 0, gradient)
@@ -107,16 +98,14 @@ class Search:
     @torch.no_grad()
     def look(self, images: Tensor) -> Tensor:
         """Ask for the prediction at `images`, without a graph; whether it is not y, bool (N,)."""
-        (logits,) = self._parts(lambda x: (self._model(x),), images)
+        logits = self._model.logits(images)
         self._watch(images, logits, None)
         return self._keep(images, logits)
 
     def _keep(self, images: Tensor, logits: Tensor) -> Tensor:
         if self._clean is None:
             self._clean = logits
-        finite = logits.isfinite().all(1)
-        self._logits_finite = self._logits_finite & finite
-        adversarial = (logits.argmax(1) != self.labels) & finite
+        adversarial = logits.argmax(1) != self.labels
         length = distance(images, self.images, self.norm)
         closer = adversarial & (length < self.distance)
         self.distance = torch.where(closer, length, self.distance)
@@ -175,13 +164,7 @@ class Search:
         """
         best, length = self.best, self.distance
         adversarial = self.look(best) & length.isfinite()
-        for finite, what in (
-            (self._pixels_finite, "pixels are"),
-            (self._logits_finite, "logits are"),
-            (self._gradient_finite, "the input gradient is"),
-        ):
-            if not bool(finite.all()):
-                raise NonFinite(f"{what} NaN or infinite for {int((~finite).sum())} of {len(finite)} samples")
+        self._model.raise_pending()
         return torch.where(spread(adversarial), best, self.images), length.where(adversarial, torch.inf)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .frozen_model import frozen
-from .memory import Parts
+from .queried_model import QueriedModel
 from .types import Model, Norm
 
 ROOM = 3e-5
@@ -39,7 +39,7 @@ def at_each(
     factor = (far / distances).nan_to_num(0, 0, 0).view(-1, 1, 1, 1).to(images)
     outward = (images + factor * (found - images)).clamp(0, 1)
     with frozen(model):
-        (predicted,) = Parts()(lambda x: (model(x).argmax(1),), outward)
+        predicted = QueriedModel.of(model).logits(outward).argmax(1)
     holds = (predicted != labels) & (factor.view(-1) > 0)
     grid = []
     for strength in strengths:

@@ -18,7 +18,7 @@ from ...attacks.core.types import Norm
 from ...models import ModelSpec
 from ..evaluation.accuracy import frozen
 from ..records.record import Cell
-from ..runtime.checked_model import QueriedModel
+from ..runtime.checked_model import CheckedModel
 from ..training.provenance import describe_solver
 from .evidence import Evidence
 
@@ -111,13 +111,13 @@ class Context:
         }
 
     @property
-    def queried(self) -> QueriedModel:
+    def queried(self) -> CheckedModel:
         """The model behind a counter that refuses NaN."""
-        return self.once("queried", lambda: QueriedModel(self.model, self.num_classes))
+        return self.once("queried", lambda: CheckedModel(self.model, self.num_classes))
 
     def logits(self, images: Tensor, model: nn.Module | None = None) -> Tensor:
         """Logits (N, K), without gradients, in batches of `batch_size`."""
-        asked = self.queried if model is None else QueriedModel(model, self.num_classes)
+        asked = self.queried if model is None else CheckedModel(model, self.num_classes)
         with frozen(asked.model), torch.no_grad():
             return torch.cat([asked(part) for part in images.split(self.batch_size)])
 
@@ -158,7 +158,7 @@ class Context:
         FGSM and PGD go on to the last step where `model` is another: its examples are for the audited one.
         """
         rows = torch.arange(len(self.images), device=self.device) if rows is None else rows
-        asked = self.queried if model is None else QueriedModel(model, self.num_classes)
+        asked = self.queried if model is None else CheckedModel(model, self.num_classes)
         images = self.images.clone()
         with frozen(asked.model):
             for part in rows.split(self.batch_size):

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 
-from ..._errors import InvalidArgument, RecordError, RobustodeError
+from ..._errors import InvalidArgument, RecordError, RobustodeError, one_line
 from ..._registry import unknown_name
 from ...attacks.core.types import Norm
 from ..data import load_data
@@ -23,7 +23,6 @@ from ..records.headline import Headline
 from ..records.latest import Entry, current, entry
 from ..records.record import Record
 from ..records.store import Store
-from ..runtime.checked_model import one_line
 from ..runtime.machine import count_cores
 from ..runtime.processes import Died, Message, Raised, Returned, Send, run_jobs
 from ..runtime.time_limit import time_limit

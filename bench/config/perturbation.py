@@ -13,7 +13,7 @@ from ..._errors import InvalidArgument
 from ...attacks import THREATS, Threat
 from ...attacks.core.frozen_model import frozen
 from ...attacks.core.seeds import sample_seeds
-from ..runtime.checked_model import QueriedModel
+from ..runtime.checked_model import CheckedModel
 from .preset import Perturbation, Recipe
 
 _VALIDATION = 2**31 - 1
@@ -80,8 +80,8 @@ class Perturber:
         stream = (self._seed << 32) | (_VALIDATION if epoch is None else epoch)
         seeds = sample_seeds(stream, numbers.tolist())
         with frozen(self._model), torch.set_grad_enabled(self._threat.needs_gradient):
-            model = QueriedModel(self._model, self._classes, patient=images.device.type != "cpu")
+            model = CheckedModel(self._model, self._classes, deferred=images.device.type != "cpu")
             strength = self.strength(epoch)
             perturbed = self._threat(model, images, labels, strength, seeds, stop=False).detach()
-            model.settle()
+            model.raise_pending()
         return perturbed

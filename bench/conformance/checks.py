@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..._errors import ContractBroken, NonFinite, RobustodeError
+from ..._errors import ContractBroken, NonFinite, RobustodeError, one_line
 from ..._registry import unknown_name
+from ...attacks.core.model_call import call_model
 from ...models import ModelSpec
 from ..audits.context import Context
 from ..audits.library import all_audits, audit_names
 from ..audits.registry import Audit
 from ..evaluation.accuracy import frozen
-from ..runtime.checked_model import call_model, one_line
 from ..runtime.time_limit import time_limit
 from .claims import CLAIM_CHECKS, check_tanh_fields, states_tanh_fields
 

@@ -11,16 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..._errors import RobustodeError
+from ..._errors import RobustodeError, one_line
 from ...attacks import Threat
 from ...attacks.core.cost_log import Part, keeping
 from ...attacks.core.frozen_model import frozen as frozen
-from ...attacks.core.memory import at_most
 from ...attacks.core.seeds import sample_seeds
 from ..data import Split
 from ..records.adversarial_examples import AdversarialExamples
 from ..records.record import Cell, Record, Status
-from ..runtime.checked_model import QueriedModel, one_line
+from ..runtime.checked_model import CheckedModel
 from .attack_verification import EXAMPLES as EXAMPLES
 from .attack_verification import Judge, predict
 
@@ -68,8 +67,10 @@ def evaluate_cell(
     split = split.first(cell.samples)
     judge = Judge(cell, threat, split, stored=keep is not None)
     rows = np.arange(cell.samples)
-    with frozen(model), at_most(cell.batch_size):
-        queried = QueriedModel(model, num_classes, patient=device.type != "cpu")
+    with frozen(model):
+        queried = CheckedModel(
+            model, num_classes, deferred=device.type != "cpu", largest_batch=cell.batch_size
+        )
         if threat.family not in ("clean", "noise") and cell.strength > 0:
             judge.prediction[:] = predict_clean(queried, split, cell.batch_size, device, clean)
             rows = np.flatnonzero(judge.prediction[0] == judge.labels)
@@ -129,13 +130,13 @@ def batches(
 
 
 def predict_clean(
-    model: QueriedModel, split: Split, batch_size: int, device: torch.device, known: np.ndarray | None
+    model: CheckedModel, split: Split, batch_size: int, device: torch.device, known: np.ndarray | None
 ) -> np.ndarray:
     """Predictions on the unperturbed samples, integers (samples,): `known`, or asked for."""
     if known is not None:
         return known
     found = [predict(model, images.clone().to(device)) for images in split.images.split(batch_size)]
-    model.settle()
+    model.raise_pending()
     return torch.cat(found).cpu().numpy()
 
 
@@ -149,7 +150,7 @@ def measured(parts: Mapping[str, Part]) -> dict[str, float]:
 
 
 def _perturb(
-    model: QueriedModel, threat: Threat, images: Tensor, labels: Tensor, strength: float, seeds: list[int]
+    model: CheckedModel, threat: Threat, images: Tensor, labels: Tensor, strength: float, seeds: list[int]
 ) -> Tensor:
     with torch.set_grad_enabled(threat.needs_gradient and strength > 0):
         perturbed = threat(model, images, labels, strength, seeds)

@@ -12,7 +12,7 @@ from ...attacks import BUDGET_TOLERANCE, Threat, distance, violation
 from ..data import Split
 from ..records.adversarial_examples import AdversarialExamples, add_steps, perturbation_steps
 from ..records.record import Cell
-from ..runtime.checked_model import QueriedModel
+from ..runtime.checked_model import CheckedModel
 
 EXAMPLES = 6
 """Samples of each cell whose images are kept for the figures."""
@@ -50,7 +50,7 @@ class Judge:
         self._predictions, self._norms, self._first = _Later(), _Later(), _Later()
 
     def take(
-        self, model: QueriedModel, draw: int, batch: np.ndarray, perturbed: Tensor, images: Tensor
+        self, model: CheckedModel, draw: int, batch: np.ndarray, perturbed: Tensor, images: Tensor
     ) -> None:
         """Judge what became of the samples `batch` (n,), whose `images` (n, C, H, W) were `perturbed`.
 
@@ -66,7 +66,7 @@ class Judge:
             perturbed, steps = _as_stored(perturbed, images)
         found = predict(model, perturbed)
         if steps is not None:
-            model.settle()
+            model.raise_pending()
             found = found.cpu()
             for ask in (_alone, _shuffled):
                 if len(broken := np.flatnonzero(found.numpy() != labels)):
@@ -83,9 +83,9 @@ class Judge:
         if self.stored:
             self.settle(model)
 
-    def settle(self, model: QueriedModel) -> None:
+    def settle(self, model: CheckedModel) -> None:
         """Look at what was put off; raises what `take` does."""
-        model.settle()
+        model.raise_pending()
         for later in (self._predictions, self._norms, self._first):
             later.settle()
 
@@ -117,19 +117,17 @@ class Judge:
         return _examples(self._shown, self.split, self.prediction[0])
 
 
-def predict(model: QueriedModel, images: Tensor) -> Tensor:
+def predict(model: CheckedModel, images: Tensor) -> Tensor:
     """The classes of `images` (n, C, H, W), int64 (n,), where the images lie; not waited for."""
-    with torch.no_grad():
-        (prediction,) = model.parts(lambda part: (model(part).argmax(1),), images)
-    return prediction
+    return model.logits(images).argmax(1)
 
 
-def _alone(model: QueriedModel, images: Tensor) -> Tensor:
+def _alone(model: CheckedModel, images: Tensor) -> Tensor:
     """Classes of `images` (n, C, H, W), each in a batch of its own."""
     return torch.cat([predict(model, image[None]) for image in images])
 
 
-def _shuffled(model: QueriedModel, images: Tensor) -> Tensor:
+def _shuffled(model: CheckedModel, images: Tensor) -> Tensor:
     """Classes of `images` (n, C, H, W), asked in another order."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).to(images.device)
     found = torch.empty(len(images), dtype=torch.int64, device=images.device)
@@ -168,16 +166,16 @@ def _as_stored(perturbed: Tensor, images: Tensor) -> tuple[Tensor, np.ndarray]:
 
 
 def _check_budget(
-    model: QueriedModel, perturbed: Tensor, images: Tensor, threat: Threat, strength: float
+    model: CheckedModel, perturbed: Tensor, images: Tensor, threat: Threat, strength: float
 ) -> None:
     if perturbed.shape != images.shape:
-        model.settle()
+        model.raise_pending()
         raise BudgetViolation(
             f"{threat.name} returned shape {tuple(perturbed.shape)} for {tuple(images.shape)}"
         )
     excess = violation(perturbed, images, strength, threat.norm, threat.box)
     allowed = BUDGET_TOLERANCE * max(1.0, strength)
-    model.doubt(excess <= allowed, lambda: _refuse(excess, threat, strength))
+    model.require(excess <= allowed, lambda: _refuse(excess, threat, strength))
 
 
 def _refuse(excess: Tensor, threat: Threat, strength: float) -> None:

@@ -14,11 +14,10 @@ from torch import nn
 from ...attacks import Threat
 from ...attacks.core.cost_log import divided, keeping
 from ...attacks.core.frozen_model import frozen
-from ...attacks.core.memory import at_most
 from ..data import Split
 from ..records.adversarial_examples import AdversarialExamples
 from ..records.record import Cell, Record
-from ..runtime.checked_model import QueriedModel
+from ..runtime.checked_model import CheckedModel
 from .accuracy import batches, measured, predict_clean
 from .attack_verification import Judge
 
@@ -75,8 +74,10 @@ def evaluate_curve(
     grid = [dataclasses.replace(first, strength=strength) for strength in strengths]
     judges = [Judge(cell, threat, split, stored=True) for cell in grid]
     asked = [0] * len(grid)
-    with frozen(model), at_most(first.batch_size):
-        queried = QueriedModel(model, num_classes, patient=device.type != "cpu")
+    with frozen(model):
+        queried = CheckedModel(
+            model, num_classes, deferred=device.type != "cpu", largest_batch=first.batch_size
+        )
         prediction = predict_clean(queried, split, first.batch_size, device, clean)
         for judge in judges:
             judge.prediction[:] = prediction
@@ -87,7 +88,7 @@ def evaluate_curve(
                 reported = first.parameters.get("reported", ())
                 with torch.enable_grad():
                     found = threat.along(queried, images.clone(), targets, strengths, reported, seeds)
-                queried.settle()
+                queried.raise_pending()
                 broken = np.zeros(len(batch), bool)
                 for number, judge in enumerate(judges):
                     before = queried.forwards

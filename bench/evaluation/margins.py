@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..runtime.checked_model import call_model
+from ...attacks.core.model_call import call_model
 from .accuracy import frozen
 
 TIE = 1e-4

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..._errors import InvalidArgument, ModelFailure
+from ..._errors import InvalidArgument, ModelFailure, one_line
 from ...attacks import Threat
 from ...models import ODEBlock, solver_surrogates
 from ...models.ode.solver import FIXED_GRID
 from ..data import Split
 from ..records.adversarial_examples import AdversarialExamples
 from ..records.record import Cell, Record
-from ..runtime.checked_model import QueriedModel, one_line
+from ..runtime.checked_model import CheckedModel
 from .accuracy import evaluate_cell
 
 MOST_VALUES = 6_000_000
@@ -70,9 +70,11 @@ def evaluate_through(
     found: list[tuple[Record, AdversarialExamples | None]] = []
     measures: dict[str, float] = {}
     reasons: dict[str, str] = {}
-    asked: list[QueriedModel] = []
+    asked: list[CheckedModel] = []
     for number, (name, surrogate) in enumerate(surrogates.items(), start=1):
-        asked.append(QueriedModel(surrogate, num_classes, patient=device.type != "cpu"))
+        asked.append(
+            CheckedModel(surrogate, num_classes, deferred=device.type != "cpu", largest_batch=cell.batch_size)
+        )
         breaks: list[AdversarialExamples] = []
         try:
             record = evaluate_cell(
@@ -115,7 +117,7 @@ def evaluate_through(
     )
 
 
-def _handing(threat: Threat, surrogate: QueriedModel) -> Threat:
+def _handing(threat: Threat, surrogate: CheckedModel) -> Threat:
     """`threat`, its craft handed `surrogate` whatever model is being evaluated."""
     evaluations = _evaluations(surrogate)
 
@@ -140,7 +142,7 @@ def _handing(threat: Threat, surrogate: QueriedModel) -> Threat:
                 )
                 for i in range(0, len(images), size)
             ]
-            surrogate.settle()
+            surrogate.raise_pending()
         except ModelFailure as error:
             raise SurrogateFailure(one_line(error)) from error
         return torch.cat(parts)

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from importlib import metadata
 from types import ModuleType
 
-from ..._errors import InvalidArgument
+from ..._errors import InvalidArgument, one_line
 from ...models import MODELS, ModelSpec
-from ..runtime.checked_model import one_line
 
 GROUP = "robustode.models"
 _PACKAGE = __name__.partition(".")[0]

@@ -17,10 +17,9 @@ from typing import Any
 
 from torch import nn
 
-from ..._errors import InvalidArgument, RobustodeError
+from ..._errors import InvalidArgument, RobustodeError, one_line
 from ...models import MODELS, ModelSpec
 from ...models.registry import Build, same_factory
-from ..runtime.checked_model import one_line
 from .entry_points import load_plugins
 
 _PREFIX = "_robustode_external_"

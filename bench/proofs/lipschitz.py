@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ..._errors import ModelFailure
+from ...attacks.core.model_call import call_model
 from ...models import LipschitzParts, NoCertificate
 from ..data import Split
 from ..evaluation.accuracy import frozen
 from ..records.record import Cell, Record
-from ..runtime.checked_model import call_model
 
 
 def l2_radius(logits: Tensor, labels: Tensor, parts: LipschitzParts) -> Tensor:

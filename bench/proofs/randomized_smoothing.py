@@ -25,7 +25,7 @@ from ...models import ODEBlock
 from ..data import Split
 from ..evaluation.accuracy import frozen
 from ..records.record import Cell, Record
-from ..runtime.checked_model import QueriedModel
+from ..runtime.checked_model import CheckedModel
 
 BATCH, AGREEMENT = 16, 1e-4
 """Images on which independence is measured, and the relative change of logits that counts as none."""
@@ -67,14 +67,14 @@ def smooth_cell(
     n0, n, alpha = (cell.parameters[name] for name in ("n0", "n", "alpha"))
     radius, labels = np.zeros(cell.samples, np.float32), split.labels.tolist()
     with frozen(model), torch.no_grad():
-        queried = QueriedModel(model, num_classes, patient=device.type != "cpu")
+        queried = CheckedModel(model, num_classes, deferred=device.type != "cpu")
         for i in range(cell.samples):
             generator = torch.Generator().manual_seed((cell.attack_seed << 32) | int(split.indices[i]))
             image = split.images[i].to(device)
             votes = _count(queried, image, n0, cell, generator)
             chosen = int(votes.argmax())
             counts = int(_count(queried, image, n, cell, generator)[chosen])
-            queried.settle()
+            queried.raise_pending()
             if chosen == labels[i]:
                 # Rounded towards 0: a certificate never grows by being written down.
                 certified = smoothed_radius(counts, n, cell.strength, alpha)
@@ -107,7 +107,7 @@ def unsuitable(model: nn.Module, images: Tensor) -> str | None:
     return None
 
 
-def _count(model: QueriedModel, image: Tensor, n: int, cell: Cell, generator: torch.Generator) -> Tensor:
+def _count(model: CheckedModel, image: Tensor, n: int, cell: Cell, generator: torch.Generator) -> Tensor:
     """Votes per class (K,) over `n` noisy copies; noise is not clipped, as the theorem asks."""
     votes = torch.zeros(model.num_classes, dtype=torch.int64, device=image.device)
     for start in range(0, n, cell.batch_size):

@@ -20,13 +20,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...attacks.core.memory import out_of_memory
+from ...attacks.core.model_call import ask_model
 from ...models import ModelSpec
 from ..config.cells import training_cell
 from ..config.plan import Plan
 from ..data import Data
 from ..evaluation.accuracy import frozen
 from ..records.store import Store, write_atomically
-from ..runtime.checked_model import ask_model
 from ..runtime.device import device_name
 from ..runtime.memory import free_memory, peak_memory
 from ..runtime.time_limit import time_limit

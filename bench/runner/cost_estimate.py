@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..._errors import RobustodeError, TimeLimitExceeded
+from ..._errors import RobustodeError, TimeLimitExceeded, one_line
+from ...attacks.core.model_call import call_model
 from ..config.perturbation import training_queries
 from ..config.plan import Plan
 from ..data import Data
 from ..records.record import Cell
-from ..runtime.checked_model import call_model, one_line
 from ..runtime.time_limit import time_limit
 
 ESTIMATE_LIMIT = 20.0

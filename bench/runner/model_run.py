@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ..._errors import CheckpointError
+from ..._errors import CheckpointError, one_line
 from ...models import ModelSpec
 from ..config.cells import training_cell
 from ..config.plan import Plan
@@ -20,7 +20,6 @@ from ..evaluation.accuracy import failed
 from ..records.checkpoint import Checkpoint, find_checkpoint, load_state, load_tensors
 from ..records.record import Cell, Record
 from ..records.store import Store
-from ..runtime.checked_model import one_line
 from ..runtime.device import environment
 from ..runtime.progress import Quiet, Reporter
 from ..runtime.time_limit import time_limit

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..._errors import RobustodeError
 from ...attacks import BUDGET_TOLERANCE, distance, violation
+from ...attacks.core.model_call import call_model
 from ..data import Data
 from ..evaluation.accuracy import failed, frozen
 from ..evaluation.margins import lead_alone_and_shuffled, leads
@@ -21,7 +22,7 @@ from ..records.adversarial_examples import AdversarialExamples, add_steps
 from ..records.latest import Entry
 from ..records.record import Cell, Record
 from ..records.store import Store
-from ..runtime.checked_model import QueriedModel, call_model
+from ..runtime.checked_model import CheckedModel
 from ..training.provenance import made_by
 
 Unit = tuple[Entry, int]
@@ -62,7 +63,7 @@ def replay_cell(
         and how many ``broke`` the model.
     """
     described, began = made_by(model, torch.device("cpu")), time.perf_counter()
-    queried = QueriedModel(model, data.num_classes)
+    queried = CheckedModel(model, data.num_classes)
     try:
         outcomes, breaks, tally = _replay(cell, sources, queried, data, clean[: cell.samples])
     except RobustodeError as error:

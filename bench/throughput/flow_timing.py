@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...attacks.core.model_call import call_model
 from ...models import ODEBlock
-from ..runtime.checked_model import call_model
 from .device_peaks import device_rates
 from .flop_count import flow_work
 from .roofline import Work

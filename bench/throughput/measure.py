@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...attacks.core.model_call import call_model
 from ...models import count_nfe
 from ..config.cells import FLOW_TIMINGS
 from ..data import Split
 from ..evaluation.accuracy import frozen
 from ..records.record import Cell, Record
-from ..runtime.checked_model import call_model
 from ..runtime.memory import peak_memory
 from ..training.train import training_step
 from .clock import time_passes

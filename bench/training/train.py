@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..._errors import CheckpointError, ContractBroken, ModelFailure, NonFinite, RobustodeError
+from ..._errors import CheckpointError, ContractBroken, ModelFailure, NonFinite, RobustodeError, one_line
+from ...attacks.core.model_call import ask_model, call_model, where
 from ...models import Normalise
 from ..config.perturbation import Perturber
 from ..config.preset import Recipe
 from ..data import Data, Split
 from ..records.checkpoint import Checkpoint, load_state, load_tensors, save_checkpoint, save_tensors
-from ..runtime.checked_model import QueriedModel, ask_model, call_model, one_line, where
+from ..runtime.checked_model import CheckedModel
 
 _EPOCHS_APART = 1_000_003
 """Spreads (seed, epoch) over torch's seeds."""
@@ -227,7 +228,7 @@ def score(
     change: Perturber | None = None,
 ) -> tuple[float, float]:
     """Mean cross-entropy and accuracy of `model` on `split` in eval mode; perturbed, if `change` says so."""
-    queried = QueriedModel(model.eval(), num_classes, patient=device.type != "cpu")
+    queried = CheckedModel(model.eval(), num_classes, deferred=device.type != "cpu")
     loss = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     for rows in torch.arange(len(split)).split(batch_size):
@@ -237,7 +238,7 @@ def score(
         logits = queried(images)
         loss += F.cross_entropy(logits, target, reduction="sum")
         correct += (logits.argmax(1) == target).sum()
-    queried.settle()
+    queried.raise_pending()
     return float(loss) / len(split), int(correct) / len(split)
 
 

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..._errors import CheckpointError, RecordError, RobustodeError
+from ..._errors import CheckpointError, RecordError, RobustodeError, one_line
 from ...attacks import BUDGET_TOLERANCE, violation
+from ...attacks.core.model_call import call_model
 from ..data import Data
 from ..evaluation.accuracy import frozen
 from ..evaluation.margins import TIE, lead_alone_and_shuffled
@@ -22,7 +23,6 @@ from ..records.adversarial_examples import AdversarialExamples, add_steps, unpac
 from ..records.checkpoint import load_tensors
 from ..records.record import Record
 from ..records.store import Store
-from ..runtime.checked_model import call_model, one_line
 from .report_consistency import Finding
 
 FLIPS = 0.002

@@ -15,13 +15,13 @@ from torch import nn
 
 from ..._errors import RecordError
 from ...attacks import BUDGET_TOLERANCE, distance, violation
+from ...attacks.core.model_call import call_model
 from ..data import Data, Split
 from ..evaluation.accuracy import frozen
 from ..evaluation.margins import lead_alone_and_shuffled
 from ..records.adversarial_examples import AdversarialExamples, add_steps, perturbation_steps, unpack
 from ..records.record import Cell
 from ..records.store import Store
-from ..runtime.checked_model import call_model
 from .submitted_file import Sent
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ..._errors import InvalidArgument, RecordError, RobustodeError
+from ..._errors import InvalidArgument, RecordError, RobustodeError, one_line
 from ..._registry import unknown_name
 from ...models import ModelSpec
 from ..data import Data, load_data
@@ -23,7 +23,6 @@ from ..records.headline import Headline
 from ..records.latest import Entry, current, entry
 from ..records.record import Record
 from ..records.store import Store
-from ..runtime.checked_model import one_line
 from ..training.load_trained import model_of, trained_model
 from .recompute import Recheck, check_checkpoint
 from .report_consistency import Finding, check_listed, check_orphans, check_tables

@@ -7,7 +7,7 @@ import stubs
 import torch
 from robustode.attacks import THREATS, distance
 from robustode.attacks.algorithms.apgd import checkpoints, direction, random_start
-from robustode.bench.runtime.checked_model import QueriedModel
+from robustode.bench.runtime.checked_model import CheckedModel
 from test_gradient import linear_problem, middle
 from torch import nn
 
@@ -81,7 +81,7 @@ def test_a_broken_sample_is_asked_no_more(norm):
     images = torch.stack([torch.full((1, 2, 2), 0.501), torch.full((1, 2, 2), 0.9)])
     labels, steps = torch.tensor([1, 1]), 9
     for seed in range(4):
-        queried = QueriedModel(model.eval(), 2)
+        queried = CheckedModel(model.eval(), 2)
         threat = THREATS.get(f"apgd-ce-{norm}").configure(steps=steps, restarts=3)
         attacked = threat(queried, images, labels, 0.05, seed)
         assert model(attacked).argmax(1).tolist() == [0, 1]

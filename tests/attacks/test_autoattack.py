@@ -13,7 +13,7 @@ from robustode.attacks.algorithms.finite_differences import slopes
 from robustode.attacks.core.batch_state import under_attack
 from robustode.bench.config.preset import load_preset
 from robustode.bench.evaluation.accuracy import evaluate_cell
-from robustode.bench.runtime.checked_model import QueriedModel
+from robustode.bench.runtime.checked_model import CheckedModel
 from torch import nn
 from torch.nn import functional as F
 
@@ -118,7 +118,7 @@ def test_attacks_with_and_without_gradients_agree_on_a_smooth_model():
 def test_slopes_fitted_to_logits_agree_with_gradients_in_both_norms(norm, eps):
     """The last stage alone, which asks for no gradient at all."""
     net, images, labels = trained()
-    queried = QueriedModel(net, 10)
+    queried = CheckedModel(net, 10)
     with under_attack(queried, images, labels, 0) as survivors:
         slopes(survivors, eps, norm, queries=1200, targets=9)
     left = float((net(survivors.best).argmax(1) == labels).double().mean())
@@ -151,14 +151,14 @@ def test_only_survivors_go_on_to_the_next_stage():
     threat = THREATS.get("autoattack-linf").configure(steps=5, targets=2, queries=10)
     spent = []
     for i in range(20):
-        queried = QueriedModel(net, 10)
+        queried = CheckedModel(net, 10)
         attacked = threat(queried, images[i : i + 1], labels[i : i + 1], 0.06, [i])
         spent.append((queried.forwards, queried.backwards, bool(net(attacked).argmax(1) != labels[i])))
     assert {s[2] for s in spent} == {True, False}
     full = threat.queries(threat.parameters)
     assert all(s[:2] == full for s in spent if not s[2])
     assert all(s[0] < full[0] for s in spent if s[2])
-    queried = QueriedModel(net, 10)
+    queried = CheckedModel(net, 10)
     threat(queried, images, labels, 0.06, list(range(20)))
     assert (queried.forwards, queried.backwards) == (sum(s[0] for s in spent), sum(s[1] for s in spent))
 

@@ -10,7 +10,7 @@ from robustode.attacks.algorithms.apgd import apgd
 from robustode.attacks.autoattack import _runs, cascade
 from robustode.attacks.core.batch_state import Survivors, under_attack
 from robustode.attacks.core.losses import cross_entropy
-from robustode.bench.runtime.checked_model import QueriedModel
+from robustode.bench.runtime.checked_model import CheckedModel
 from test_minimal_optima import relu_network
 from torch import nn
 
@@ -89,8 +89,8 @@ class Flat(nn.Module):
 def test_a_start_without_a_gradient_is_drawn_again_where_one_has_been_seen(norm):
     images, labels = torch.full((40, 1, 3, 3), 0.5), torch.ones(40, dtype=torch.long)
 
-    def run(seen: bool, eps: float) -> tuple[Survivors, QueriedModel]:
-        queried = QueriedModel(Flat(), 2)
+    def run(seen: bool, eps: float) -> tuple[Survivors, CheckedModel]:
+        queried = CheckedModel(Flat(), 2)
         with under_attack(queried, images, labels, 0) as survivors:
             survivors.blind[:] = not seen
             apgd(

@@ -24,7 +24,7 @@ from robustode.bench.report.html.attack_parts import attack_parts
 from robustode.bench.report.report import write_report
 from robustode.bench.runner import cell_run as measure
 from robustode.bench.runner.run import run_plan
-from robustode.bench.runtime.checked_model import QueriedModel
+from robustode.bench.runtime.checked_model import CheckedModel
 from robustode.models import MODELS
 
 BOTH = pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -312,7 +312,7 @@ def test_modes_flags_and_generators_are_put_back(norm):
     model, images, labels, _ = linear(3)
     model.train().requires_grad_(True)
     state = torch.get_rng_state()
-    small(norm).along(QueriedModel(model, 4), images, labels, GRIDS[norm], [], 0)
+    small(norm).along(CheckedModel(model, 4), images, labels, GRIDS[norm], [], 0)
     assert model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), state)

@@ -9,7 +9,7 @@ import torchattacks
 from robustode._errors import NonFinite
 from robustode.attacks import BUDGET_TOLERANCE, THREATS, Threat, closest, violation
 from robustode.attacks.core.memory import out_of_memory
-from robustode.bench.runtime.checked_model import QueriedModel
+from robustode.bench.runtime.checked_model import CheckedModel
 from test_survivors import images_for, smooth
 from torch import nn
 
@@ -180,13 +180,13 @@ KINDS = ("nan logits", "infinite logits", "nan gradient", "infinite gradient")
 
 
 @every
-@pytest.mark.parametrize("how", ["bare", "patient", "strict"])
+@pytest.mark.parametrize("how", ["bare", "deferred", "strict"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_not_finite_is_an_error_and_not_robustness(threat, kind, how):
     model, images = poisoned(kind), torch.full((4, 1, 4, 4), 0.5)
     labels = model(images).argmax(1)
     if how != "bare":
-        model = QueriedModel(model, 3, patient=how == "patient")
+        model = CheckedModel(model, 3, deferred=how == "deferred")
     if kind.endswith("gradient") and not threat.needs_gradient:
         assert bool(threat(model, images, labels, 0.1, 0).isfinite().all()), "it asks for no gradient"
         return
@@ -246,7 +246,7 @@ def test_a_graph_is_built_only_where_a_gradient_is_taken(threat, grad):
 def test_queries_are_those_declared_for_any_number_of_classes(threat, classes):
     model = smooth(classes)
     images, labels = images_for(model, 5)
-    queried = QueriedModel(model, classes)
+    queried = CheckedModel(model, classes)
     cut(threat, targets=9, steps=3)(queried, images, labels, 1e-6, 0)
     forwards, backwards = threat.queries(cut(threat, targets=9, steps=3).parameters)
     assert (queried.forwards, queried.backwards) == (5 * forwards, 5 * backwards)
@@ -309,7 +309,7 @@ def test_a_model_in_double_precision_is_asked_in_double_precision(threat):
     model = smooth(5)
     images, _ = images_for(model)
     images = images.float()
-    queried = QueriedModel(model, 5)
+    queried = CheckedModel(model, 5)
     labels = queried(images).argmax(1)
     found, *_ = attacked(threat, queried, images, labels)
     assert found.dtype == torch.float32

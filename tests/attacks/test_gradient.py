@@ -9,7 +9,7 @@ from robustode.attacks import THREATS, distance
 from robustode.attacks.algorithms import torchattacks_adapter as _torchattacks
 from robustode.attacks.algorithms.torchattacks_adapter import BestIterate, strongest
 from robustode.bench.evaluation.accuracy import evaluate_cell
-from robustode.bench.runtime.checked_model import QueriedModel
+from robustode.bench.runtime.checked_model import CheckedModel
 from robustode.models import MODELS
 from torch import nn
 
@@ -142,7 +142,7 @@ def test_what_stops_breaks_the_same_samples_with_fewer_queries(name):
     eps = float(middle(clean) / (weight.abs().sum() if name == "pgd-linf" else weight.norm()))
     broken, forwards, backwards = [], [], []
     for stop in (True, False):
-        queried = QueriedModel(model, 2)
+        queried = CheckedModel(model, 2)
         attacked = THREATS.get(name)(queried, images, labels, eps, 0, stop=stop)
         broken.append(model(attacked).argmax(1) != labels)
         forwards.append(queried.forwards)
@@ -156,7 +156,7 @@ def test_what_stops_breaks_the_same_samples_with_fewer_queries(name):
 @pytest.mark.parametrize("name", ["fgsm-linf", "fgsm-l2"])
 def test_fgsm_leaves_alone_what_is_wrong_already(name):
     model, images, labels, *_ = linear_problem(10)
-    queried = QueriedModel(model, 2)
+    queried = CheckedModel(model, 2)
     labels[:4] = 1 - labels[:4]
     attacked = THREATS.get(name)(queried, images, labels, 1e-6, 0)
     assert (queried.forwards, queried.backwards) == (10 + 6, 10)
@@ -182,7 +182,7 @@ def test_a_broken_sample_is_let_go_within_a_run_exactly(stop):
                 images = images.detach() + 0.07 * slope
             return images
 
-    queried = QueriedModel(model, 2)
+    queried = CheckedModel(model, 2)
     found = strongest(Walk, queried, images, labels, 0, stop=stop)
     # asked at 0.62, 0.55, 0.48: broken; the other at 0.95, 0.88, ... 0.60, the sixth image without a gradient
     assert (queried.forwards, queried.backwards) == ((3 + 6, 3 + 5) if stop else (12, 10))
@@ -239,7 +239,7 @@ def test_restarts_and_pgd_are_never_worse(name):
 @pytest.mark.parametrize("steps", [1, 4])
 def test_pgd_queries_exactly(steps, restarts):
     model, images, labels, *_ = linear_problem(5)
-    queried = QueriedModel(model, 2)
+    queried = CheckedModel(model, 2)
     threat = THREATS.get("pgd-linf").configure(steps=steps, restarts=restarts)
     threat(queried, images, labels, 1e-6, 0)
     assert (queried.forwards, queried.backwards) == (5 * (steps + 1) * restarts, 5 * steps * restarts)

@@ -11,9 +11,10 @@ import torch
 from robustode._errors import InvalidArgument, UnknownName
 from robustode.attacks import THREATS, closest, distance
 from robustode.attacks.core.minimum_norm_search import Search
+from robustode.attacks.core.queried_model import QueriedModel
 from robustode.attacks.core.seeds import sample_seeds
 from robustode.bench.evaluation.accuracy import evaluate_cell
-from robustode.bench.runtime.checked_model import QueriedModel
+from robustode.bench.runtime.checked_model import CheckedModel
 from torch import nn
 
 NAMES = ("fmn-linf", "fmn-l2", "ddn-l2", "cw-l2")
@@ -140,7 +141,7 @@ def test_queries_are_counted_exactly_whatever_is_found(name, restarts):
     labels = labels.clone()
     labels[0] = (labels[0] + 1) % 3
     threat = quick(name, restarts=restarts, refine=4)
-    queried = QueriedModel(model, 3)
+    queried = CheckedModel(model, 3)
     closest(threat, queried, images, labels, 0)
     forwards, backwards = threat.queries(threat.parameters)
     runs = restarts * threat.parameters.get("rounds", 1)
@@ -153,7 +154,7 @@ def test_a_prediction_that_does_not_repeat_is_not_returned():
     model, images, labels = problem()
     search = Search(model, images, labels, "l2", 0)
     assert bool(search.look(1 - images).any())
-    search._model = lambda x: nn.functional.one_hot(labels, 3).float()
+    search._model = QueriedModel(lambda x: nn.functional.one_hot(labels, 3).float())
     found, distances = search.result()
     assert torch.equal(found, images)
     assert bool(distances.isinf().all())

@@ -7,9 +7,10 @@ from functools import partial
 import pytest
 import stubs
 import torch
-from robustode._errors import ContractBroken, InvalidArgument, ModelFailure, NonFinite
-from robustode.bench.runtime import checked_model as queries
-from robustode.bench.runtime.checked_model import QueriedModel, call_model, one_line
+from robustode._errors import ContractBroken, InvalidArgument, ModelFailure, NonFinite, one_line
+from robustode.attacks.core import queried_model
+from robustode.attacks.core.model_call import call_model
+from robustode.bench.runtime.checked_model import CheckedModel
 from torch import nn
 
 IMAGES = torch.rand(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -70,7 +71,7 @@ def test_statuses_of_the_errors():
 
 
 def test_forwards_backwards_and_evaluations_are_counted_per_sample():
-    queried = QueriedModel(stubs.Linear((1, 2, 2), 3, nfe=7), 3)
+    queried = CheckedModel(stubs.Linear((1, 2, 2), 3, nfe=7), 3)
     assert queried.nfe is None
     with torch.no_grad():
         queried(IMAGES)
@@ -87,14 +88,14 @@ def test_the_mean_nfe_is_weighted_by_samples():
             self.nfe = 10 if len(images) == 1 else 20
             return super().forward(images)
 
-    queried = QueriedModel(Varying((1, 2, 2), 3), 3)
+    queried = CheckedModel(Varying((1, 2, 2), 3), 3)
     queried(IMAGES)
     queried(IMAGES[:1])
     assert queried.nfe == (4 * 20 + 10) / 5
 
 
 def test_a_model_that_does_not_count_has_no_nfe():
-    queried = QueriedModel(stubs.Linear((1, 2, 2), 3), 3)
+    queried = CheckedModel(stubs.Linear((1, 2, 2), 3), 3)
     queried(IMAGES)
     assert queried.nfe is None
 
@@ -103,29 +104,29 @@ def test_a_nan_input_gradient_raises_during_the_backward_pass():
     def spoil(logits, images):
         return logits + (images - images).flatten(1).sqrt().sum(1, keepdim=True)
 
-    queried = QueriedModel(stubs.Faulty((1, 2, 2), 3, spoil), 3)
+    queried = CheckedModel(stubs.Faulty((1, 2, 2), 3, spoil), 3)
     logits = queried(IMAGES.clone().requires_grad_(True))
     with pytest.raises(NonFinite, match="input gradient is NaN or infinite for 4 of 4 samples"):
         logits.sum().backward()
 
 
-def test_a_patient_query_complains_once_it_is_asked():
+def test_a_deferred_check_raises_once_it_is_asked_for():
     def spoil(logits, images):
         return torch.where(images.flatten(1).sum(1, keepdim=True) > 0, logits / 0, logits)
 
-    queried = QueriedModel(stubs.Faulty((1, 2, 2), 3, spoil), 3, patient=True)
+    queried = CheckedModel(stubs.Faulty((1, 2, 2), 3, spoil), 3, deferred=True)
     queried(torch.zeros_like(IMAGES))
-    queried.settle()
+    queried.raise_pending()
     queried(IMAGES)
     queried(torch.zeros_like(IMAGES))
     with pytest.raises(NonFinite, match="logits are NaN or infinite for 4 of 4 samples"):
-        queried.settle()
-    queried.settle()
+        queried.raise_pending()
+    queried.raise_pending()
 
 
-def test_patience_ends_before_the_checks_fill_the_memory(monkeypatch):
-    monkeypatch.setattr(queries, "PATIENCE", 3)
-    queried = QueriedModel(stubs.Faulty((1, 2, 2), 3, lambda z, x: z / 0), 3, patient=True)
+def test_deferred_checks_are_made_before_they_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(queried_model, "MAX_PENDING", 3)
+    queried = CheckedModel(stubs.Faulty((1, 2, 2), 3, lambda z, x: z / 0), 3, deferred=True)
     queried(IMAGES)
     queried(IMAGES)
     with pytest.raises(NonFinite, match="4 of 4"):
@@ -136,27 +137,27 @@ def test_the_first_check_that_is_not_fine_is_the_one_that_raises():
     def refuse(what):
         raise InvalidArgument(what)
 
-    queried = QueriedModel(stubs.Linear((1, 2, 2), 3), 3, patient=True)
+    queried = CheckedModel(stubs.Linear((1, 2, 2), 3), 3, deferred=True)
     for fine, what in ((True, "one"), (False, "two"), (False, "three")):
-        queried.doubt(torch.tensor([True, fine]), partial(refuse, what))
+        queried.require(torch.tensor([True, fine]), partial(refuse, what))
     with pytest.raises(InvalidArgument, match=r"^two$"):
-        queried.settle()
-    queried.settle()
-    hasty = QueriedModel(stubs.Linear((1, 2, 2), 3), 3)
-    hasty.doubt(torch.tensor([True]), partial(refuse, "one"))
+        queried.raise_pending()
+    queried.raise_pending()
+    strict = CheckedModel(stubs.Linear((1, 2, 2), 3), 3)
+    strict.require(torch.tensor([True]), partial(refuse, "one"))
     with pytest.raises(InvalidArgument, match=r"^two$"):
-        hasty.doubt(torch.tensor([False]), partial(refuse, "two"))
+        strict.require(torch.tensor([False]), partial(refuse, "two"))
 
 
-def test_a_patient_query_complains_of_gradients_too():
+def test_deferred_checks_are_made_of_gradients_too():
     def spoil(logits, images):
         return logits + (images - images).flatten(1).sqrt().sum(1, keepdim=True)
 
-    queried = QueriedModel(stubs.Faulty((1, 2, 2), 3, spoil), 3, patient=True)
+    queried = CheckedModel(stubs.Faulty((1, 2, 2), 3, spoil), 3, deferred=True)
     images = IMAGES.clone().requires_grad_(True)
     torch.autograd.grad(queried(images).sum(), images)
     with pytest.raises(NonFinite, match="input gradient is NaN or infinite for 4 of 4 samples"):
-        queried.settle()
+        queried.raise_pending()
 
 
 def test_one_line_is_one_line():
@@ -193,7 +194,7 @@ def test_a_model_is_handed_images_of_its_own_type(dtype):
     model, seen = stubs.Linear((1, 2, 2), 3).to(dtype), []
     model.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].dtype))
     images = IMAGES.clone().requires_grad_(True)
-    logits = QueriedModel(model, 3)(images)
+    logits = CheckedModel(model, 3)(images)
     (gradient,) = torch.autograd.grad(logits.sum(), images)
     assert seen == [dtype] == [logits.dtype]
     assert gradient.dtype == torch.float32

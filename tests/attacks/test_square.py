@@ -18,7 +18,7 @@ from robustode.attacks.algorithms.square import (
     twin_hills,
 )
 from robustode.attacks.core.batch_state import Survivors
-from robustode.bench.runtime.checked_model import QueriedModel
+from robustode.bench.runtime.checked_model import CheckedModel
 from test_gradient import linear_problem
 
 
@@ -110,7 +110,7 @@ def test_spsa_breaks_a_linear_model_and_counts_its_queries():
     model, images, labels, clean, weight = linear_problem(10)
     eps = 1.2 * float((clean / weight.abs().sum()).max())
     threat = THREATS.get("spsa-linf").configure(steps=30, directions=20, rate=eps / 5)
-    queried = QueriedModel(model, 2)
+    queried = CheckedModel(model, 2)
     attacked = threat(queried, images, labels, eps, 0)
     assert bool((model(attacked).argmax(1) != labels).all())
     assert 10 * 42 <= queried.forwards < 10 * threat.queries(threat.parameters)[0]

@@ -9,8 +9,8 @@ from robustode.attacks import THREATS
 from robustode.attacks.core.batch_state import Survivors
 from robustode.attacks.core.frozen_model import frozen
 from robustode.attacks.core.losses import cross_entropy, dlr_targeted, margin
-from robustode.attacks.core.memory import Parts
-from robustode.bench.runtime.checked_model import QueriedModel
+from robustode.attacks.core.queried_model import QueriedModel
+from robustode.bench.runtime.checked_model import CheckedModel
 from torch import nn
 from torch.nn import functional as F
 
@@ -52,9 +52,9 @@ def test_a_batch_is_halved_until_it_fits(count, room, sizes):
             raise torch.OutOfMemoryError("full")
         return 2 * x, x + y
 
-    parts, x = Parts(), torch.arange(count)
+    model, x = QueriedModel(nn.Identity()), torch.arange(count)
     for _ in range(2):
-        twice, total = parts(double, x, x + 1)
+        twice, total = model.in_batches(double, x, x + 1)
         assert torch.equal(twice, 2 * x)
         assert torch.equal(total, 2 * x + 1)
     assert seen[: len(sizes)] == sizes
@@ -66,7 +66,7 @@ def test_one_sample_that_does_not_fit_is_an_error():
         raise torch.OutOfMemoryError("full")
 
     with pytest.raises(torch.OutOfMemoryError):
-        Parts()(never, torch.zeros(4))
+        QueriedModel(nn.Identity()).in_batches(never, torch.zeros(4))
 
 
 def test_the_margin_is_positive_exactly_where_argmax_differs():
@@ -184,7 +184,7 @@ def test_any_shape_of_image_and_dtype(name, shape):
 def test_what_is_wrong_already_is_left_alone_for_one_query(name):
     model = smooth(4)
     images, labels = images_for(model)
-    queried = QueriedModel(model, 4)
+    queried = CheckedModel(model, 4)
     attacked = cut(name)(queried, images, (labels + 1) % 4, 0.1, 0)
     assert torch.equal(attacked, images)
     assert (queried.forwards, queried.backwards) == (12, 0)

@@ -12,7 +12,7 @@ import stubs
 import torch
 from robustode._errors import InvalidArgument, UnknownName
 from robustode.attacks import BUDGET_TOLERANCE, THREATS, Threat, register_threat, violation
-from robustode.bench.runtime.checked_model import QueriedModel
+from robustode.bench.runtime.checked_model import CheckedModel
 
 SMALL = {"steps": 4, "queries": 30, "directions": 3}
 """What the longer attacks are cut to: every promise here is kept at any length."""
@@ -120,7 +120,7 @@ def test_they_are_left_alone_also_when_the_model_raises(threat, mode):
 def test_queries_are_exactly_as_declared(threat):
     """At a strength so small that no sample breaks, so that no restart is spared, on ten classes."""
     model, images, labels = problem(classes=10)
-    queried = QueriedModel(model.eval(), 10)
+    queried = CheckedModel(model.eval(), 10)
     strength = min(1e-6, threat.max_strength)
     threat(queried, images, labels, strength, 0)
     forwards, backwards = threat.queries(threat.parameters)

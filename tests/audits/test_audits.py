@@ -19,7 +19,7 @@ from robustode.bench.audits.evidence import Evidence
 from robustode.bench.audits.library import all_audits, audit_names, records_audits
 from robustode.bench.audits.registry import AUDITS, Audit, Verdict, judged, not_applicable, register_audit
 from robustode.bench.records.record import Record
-from robustode.bench.runtime.checked_model import QueriedModel
+from robustode.bench.runtime.checked_model import CheckedModel
 from robustode.models import ODEBlock, SolverFailure
 from torch import nn
 
@@ -428,7 +428,7 @@ def test_an_attack_through_another_model_goes_on_with_what_it_breaks():
     case = context_of(Case(honest(0)), 0)
     threat = case.threat("pgd", steps=10, restarts=1)
     given = (
-        QueriedModel(case.model, 10),
+        CheckedModel(case.model, 10),
         case.images.clone(),
         case.labels,
         0.3,

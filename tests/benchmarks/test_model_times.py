@@ -6,7 +6,7 @@ import pytest
 import torch
 from robustode.attacks import THREATS
 from robustode.bench.evaluation.accuracy import frozen
-from robustode.bench.runtime.checked_model import QueriedModel
+from robustode.bench.runtime.checked_model import CheckedModel
 from robustode.bench.throughput.measure import inference
 from timed import CLASSES, EAGER, EVERY, build, eager, images
 from torch.nn import functional as F
@@ -75,5 +75,5 @@ def test_pgd_step_on_a_batch(against, device, tried, batch):
 
 def pgd_step(model: torch.nn.Module, batch: int, device: torch.device):
     pixels, labels = images(batch, device)
-    queried = QueriedModel(model, CLASSES)
+    queried = CheckedModel(model, CLASSES)
     return (lambda: STEP(queried, pixels, labels, 0.1, 0, stop=False)), queried

@@ -16,7 +16,7 @@ from robustode.attacks.core.seeds import sample_seeds
 from robustode.bench.evaluation import accuracy as evaluate
 from robustode.bench.evaluation.accuracy import EXAMPLES, evaluate_cell, failed, frozen
 from robustode.bench.records.record import Record, from_json, to_json
-from robustode.bench.runtime.checked_model import QueriedModel
+from robustode.bench.runtime.checked_model import CheckedModel
 from robustode.bench.throughput.measure import peak_memory
 from torch import nn
 
@@ -48,12 +48,12 @@ def run(problem, threat, strength: float, **changes) -> Record:
 
 @pytest.fixture
 def patience(monkeypatch):
-    """Values are looked at when they are settled, as on a GPU."""
+    """Values are looked at later than in the query, as on a GPU."""
 
     def patient(*args, **options):
-        return QueriedModel(*args, **{**options, "patient": True})
+        return CheckedModel(*args, **{**options, "deferred": True})
 
-    monkeypatch.setattr(evaluate, "QueriedModel", patient)
+    monkeypatch.setattr(evaluate, "CheckedModel", patient)
     monkeypatch.setattr(_torchattacks, "lets_go_at_once", lambda images: False)
 
 

@@ -17,7 +17,7 @@ from robustode.attacks.core.batch_state import Survivors, under_attack
 from robustode.attacks.core.double_precision import in_double
 from robustode.attacks.core.losses import margin
 from robustode.bench.data import load_data
-from robustode.bench.runtime.checked_model import QueriedModel
+from robustode.bench.runtime.checked_model import CheckedModel
 from robustode.models import MODELS
 from test_masks import Masked, trained
 from torch import nn
@@ -134,7 +134,7 @@ def test_who_is_not_refined_though_it_stands_still(kind):
             return torch.cat([torch.ones_like(score), score], 1)
 
     model = Two().double() if kind == "double" else Two()
-    with under_attack(QueriedModel(model, 2), images, torch.zeros(6, dtype=torch.long), 0) as survivors:
+    with under_attack(CheckedModel(model, 2), images, torch.zeros(6, dtype=torch.long), 0) as survivors:
         assert survivors.standing.tolist() == [True] * 6
         survivors.refine()
         assert survivors.still.tolist() == [True] * 6
@@ -171,11 +171,11 @@ def test_a_model_that_fails_in_double_precision_is_attacked_in_single(norm, room
         def forward(self, x):
             return self.inner(Single.apply(x, room))
 
-    found = threat(QueriedModel(Fails(), 4), images, labels, 1e-3, 0)
+    found = threat(CheckedModel(Fails(), 4), images, labels, 1e-3, 0)
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
         patch.setattr(Survivors, "refine", lambda self: None)
-        assert torch.equal(found, threat(QueriedModel(model, 4), images, labels, 1e-3, 0))
+        assert torch.equal(found, threat(CheckedModel(model, 4), images, labels, 1e-3, 0))
 
 
 @BOTH
@@ -197,7 +197,7 @@ def test_a_refined_sample_does_not_depend_on_the_samples_beside_it(norm):
 
 def test_a_refined_sample_is_let_go_once_it_is_broken_and_its_best_image_kept():
     net, images, labels = trained(0)
-    queried = QueriedModel(Masked(net, "saturated"), 10)
+    queried = CheckedModel(Masked(net, "saturated"), 10)
     with under_attack(queried, images, labels, 0) as survivors:
         survivors.refine()
         rows = survivors.fine.nonzero().flatten()
@@ -212,7 +212,7 @@ def test_a_refined_sample_is_let_go_once_it_is_broken_and_its_best_image_kept():
 @BOTH
 def test_refined_samples_cost_what_is_declared_at_most(norm):
     model, images, labels = saturated(10)
-    queried = QueriedModel(model.eval(), 4)
+    queried = CheckedModel(model.eval(), 4)
     threat = THREATS.get(f"autoattack-{norm}").configure(steps=15, targets=9, queries=40)
     threat(queried, images, labels, 1e-6, 0)
     forwards, backwards = threat.queries(threat.parameters)

@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 from robustode.attacks import THREATS
-from robustode.bench.runtime.checked_model import QueriedModel
+from robustode.bench.runtime.checked_model import CheckedModel
 from torch import nn
 from torch.nn import functional as F
 
@@ -127,7 +127,7 @@ def test_blind_samples_cost_no_more_than_is_declared(norm):
     model = Masked(net, "rounded").eval()
     right = (model(images).argmax(1) == labels).nonzero().flatten()[:50]
     for steps, queries in ((15, 40), (3, 40)):
-        queried = QueriedModel(model, 10)
+        queried = CheckedModel(model, 10)
         threat = THREATS.get(f"autoattack-{norm}").configure(steps=steps, queries=queries)
         threat(queried, images[right], labels[right], 1e-6, 0)
         forwards, backwards = threat.queries(threat.parameters)

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...._errors import NonFinite
+from ....attacks.core.model_call import ask_model
 from ...evaluation.accuracy import frozen
-from ...runtime.checked_model import ask_model
 from ..context import Context
 from ..registry import Verdict, judged, register_audit
 

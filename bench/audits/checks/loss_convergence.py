@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ....attacks.core.losses import cross_entropy
-from ...runtime.checked_model import QueriedModel
+from ...runtime.checked_model import CheckedModel
 from ..context import Context, array
 from ..registry import Verdict, judged, register_audit
 
@@ -54,7 +54,7 @@ def check(context: Context) -> Verdict:
     runs: list[Tensor] = []
     for restart in range(restarts):
         diary = _Diary(context.model, context.labels)
-        whole = QueriedModel(diary, context.num_classes)
+        whole = CheckedModel(diary, context.num_classes)
         seed = context.seed + restart
         with torch.enable_grad():
             given = (whole, context.images.clone(), context.labels, context.eps, seed)

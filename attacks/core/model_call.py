@@ -1,0 +1,73 @@
+"""One call of a model, held to its contract: floating-point logits (N, K), the input left as it is."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ..._errors import ContractBroken, ModelFailure, NonFinite, RobustodeError, one_line
+from .memory import out_of_memory
+
+
+def ask_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
+    """Return the model's logits (N, K) of `images` (N, C, H, W); their values are not looked at.
+
+    A model whose parameters are of another floating type is handed images of that type. A GPU is not waited
+    for.
+
+    Raises
+    ------
+    ModelFailure
+        The model raised.
+    ContractBroken
+        It returned something that is not a floating (N, K) tensor, or changed its input in place.
+    """
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
+    images = images.to(dtype)
+    version = None if images.is_inference() else images._version
+    try:
+        logits = model(images)
+    except (RobustodeError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            raise
+        raise ModelFailure(
+            f"the model raised {type(error).__name__}: {one_line(error)}{where(error)}"
+        ) from error
+    if version is not None and images._version != version:
+        raise ContractBroken("the model changes its input in place: work on a copy of the images")
+    if not isinstance(logits, Tensor):
+        raise ContractBroken(f"the model returned {type(logits).__name__}, not a tensor of logits")
+    if logits.shape != (len(images), num_classes):
+        raise ContractBroken(
+            f"the model returned shape {tuple(logits.shape)} for {len(images)} images, "
+            f"not ({len(images)}, {num_classes})"
+        )
+    if not logits.is_floating_point():
+        raise ContractBroken(f"the model returned {logits.dtype}, not floating-point logits")
+    return logits
+
+
+def call_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
+    """Return what `ask_model` does, or raise `NonFinite` when these logits hold NaN or infinity."""
+    logits = ask_model(model, images, num_classes)
+    raise_nonfinite(logits.isfinite().all(1), "logits are")
+    return logits
+
+
+def raise_nonfinite(finite: Tensor, what: str) -> None:
+    """Raise `NonFinite` unless all of `finite`, bool (N,), is true; `what` is such as "logits are"."""
+    if not bool(finite.all()):
+        raise NonFinite(f"{what} NaN or infinite for {int((~finite).sum())} of {len(finite)} samples")
+
+
+def where(error: BaseException) -> str:
+    """The innermost line of the model's own code, as `` (mine.py:12)``; empty when there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    package = Path(__file__).parents[2]
+    outside = ("site-packages", str(package / "bench"), str(package / "attacks"))
+    own = [frame for frame in frames if not any(part in frame.filename for part in outside)]
+    return f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
