@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         TanhField,
         convolution_bound,
         register_model,
+        use_ode_backend,
     )
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ _HOME = {
     "TanhField": "models",
     "convolution_bound": "models",
     "register_model": "models",
+    "use_ode_backend": "models",
     "Threat": "attacks",
     "register_threat": "attacks",
 }
@@ -49,6 +51,7 @@ __all__ = [
     "load_model",
     "register_model",
     "register_threat",
+    "use_ode_backend",
 ]
 
 

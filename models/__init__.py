@@ -5,7 +5,15 @@ from __future__ import annotations
 import pkgutil
 from importlib import import_module
 
+from .ode.backend import (
+    ODE_BACKENDS,
+    ODEBackend,
+    get_ode_backend,
+    set_ode_backend,
+    use_ode_backend,
+)
 from .ode.block import ODEBlock, count_nfe
+from .ode.kernels.fixed_step import flow_implementation
 from .ode.lipschitz import LipschitzParts, NoCertificate, convolution_bound
 from .ode.solver import Solver, SolverFailure
 from .ode.surrogates import solver_surrogates, with_solver
@@ -19,17 +27,23 @@ for _module in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.na
 __all__ = [
     "CLAIMS",
     "MODELS",
+    "ODE_BACKENDS",
     "LipschitzParts",
     "ModelSpec",
     "NoCertificate",
     "Normalise",
+    "ODEBackend",
     "ODEBlock",
     "Solver",
     "SolverFailure",
     "TanhField",
     "convolution_bound",
     "count_nfe",
+    "flow_implementation",
+    "get_ode_backend",
     "register_model",
+    "set_ode_backend",
     "solver_surrogates",
+    "use_ode_backend",
     "with_solver",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -35,6 +35,16 @@ def _torch(request: pytest.FixtureRequest) -> None:
 def _seeded() -> None:
     """Every test draws the same numbers each time, alone or after others."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def ode_backend() -> Iterator[Callable[[str], None]]:
+    """``ode_backend(name)`` chooses the ODE backend for the rest of a test."""
+    from robustode.models import get_ode_backend, set_ode_backend
+
+    before = get_ode_backend()
+    yield set_ode_backend
+    set_ode_backend(before)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 from ..._errors import InvalidArgument, RobustodeError
@@ -55,10 +54,10 @@ def _run(arguments: Namespace) -> int:
     preset = load_preset(arguments.preset)
     _find_plugins()
 
-    from ...models.ode.kernels.fixed_step import eager_flows
+    from ...models import get_ode_backend, use_ode_backend
     from .run import run_command
 
-    with eager_flows() if arguments.flow == "eager" else nullcontext():
+    with use_ode_backend("torchdiffeq" if arguments.flow == "eager" else get_ode_backend()):
         return run_command(arguments, preset, _show)
 
 

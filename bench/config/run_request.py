@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ...models import ODEBackend, get_ode_backend
 from ..data import Data, load_data
 from ..plugins.entry_points import load_plugins
 from ..plugins.model_file import resolve_model
@@ -33,6 +34,8 @@ class Request:
         By model, what was measured for "auto".
     given
         Weights to evaluate; None to train.
+    ode_backend
+        ``compiled`` or ``torchdiffeq``; by default that of the process that makes the request.
     """
 
     preset: Preset
@@ -42,6 +45,7 @@ class Request:
     batch_size: int | Literal["auto"] | None = None
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
     given: Given | None = None
+    ode_backend: ODEBackend = field(default_factory=get_ode_backend)
 
     def plan(self) -> Plan:
         """Resolve every name; raises `InvalidArgument` for anything that cannot be run."""

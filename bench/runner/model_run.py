@@ -24,7 +24,13 @@ from ..runtime.device import environment
 from ..runtime.progress import Quiet, Reporter
 from ..runtime.time_limit import time_limit
 from ..throughput.machine_load import BUSY
-from ..training.provenance import carried_by, describe_solver, made_by, summary_line, training_record
+from ..training.provenance import (
+    describe_solver,
+    flow_implementations,
+    made_by,
+    summary_line,
+    training_record,
+)
 from ..training.train import build_model, train
 from .cell_run import Measure
 from .cost_estimate import Cost
@@ -157,7 +163,7 @@ class Unit:
             with time_limit(self.plan.preset.time_limit.training, f"training {self.spec.name}", _ADVICE):
                 model = build_model(self.spec.build, self.data, cell.hyperparameters, self.seed)
                 solver = describe_solver(model)
-                described["flow"] = carried_by(model, self.device)
+                described["flow"] = flow_implementations(model, self.device)
                 checkpoint = None if fresh else find_checkpoint(path)
                 if checkpoint:
                     self._load(model)

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from ..._errors import ModelFailure
+from ...models import set_ode_backend
 from ..config.run_request import Request
 from ..evaluation.accuracy import failed
 from ..records.record import Cell
@@ -178,6 +179,7 @@ class _RemoteReporter:
 
 def _run(send: Send, job: Job) -> tuple[list[str], Outcome]:
     """Do one job in this process; the keys of its cells, and its outcome."""
+    set_ode_backend(job.request.ode_backend)
     torch.set_num_threads(job.threads)
     reporter = _RemoteReporter(send)
     plan, data = job.request.plan(), job.request.data()

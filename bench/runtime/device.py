@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..._errors import InvalidArgument
-from ...models.ode.kernels.fixed_step import flow_path, switched_off
+from ...models import flow_implementation, get_ode_backend
 
 _PACKAGES = ("robustode", "torch", "torchdiffeq", "torchattacks", "torchvision", "numpy", "numba", "scipy")
 
@@ -32,14 +32,18 @@ def pick_device(wish: str) -> torch.device:
 def device_name(device: torch.device) -> str:
     """What the device is called beside a timing: the GPU's name, or the CPU's with its threads."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device) + (", eager flows" if switched_off() else "")
+        return torch.cuda.get_device_name(device) + (_backend_note())
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    return f"CPU {name}, {torch.get_num_threads()} threads{', eager flows' if switched_off() else ''}"
+    return f"CPU {name}, {torch.get_num_threads()} threads{_backend_note()}"
+
+
+def _backend_note() -> str:
+    return ", eager flows" if get_ode_backend() == "torchdiffeq" else ""
 
 
 @functools.cache
@@ -86,7 +90,7 @@ def environment(device: torch.device, *, processes: int = 1) -> dict[str, Any]:
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "processes": processes,
-        "flow": flow_path(device),
+        "flow": flow_implementation(device),
         "cpus": os.cpu_count(),
         "commit": commit,
         "dirty": dirty,

@@ -25,15 +25,18 @@ def describe_solver(model: nn.Module) -> str | None:
     return "; ".join(solvers) or None
 
 
-def carried_by(model: nn.Module, device: torch.device) -> str | None:
-    """What carries the model's ODE blocks on `device`, see `ODEBlock.path`; None for a model without one."""
-    paths = {module.path(device) for module in model.modules() if isinstance(module, ODEBlock)}
+def flow_implementations(model: nn.Module, device: torch.device) -> str | None:
+    """Which implementations solve the model's ODE blocks on `device`; None for a model without one.
+
+    See `ODEBlock.implementation`; several are separated by semicolons.
+    """
+    paths = {module.implementation(device) for module in model.modules() if isinstance(module, ODEBlock)}
     return "; ".join(sorted(paths)) or None
 
 
 def made_by(model: nn.Module, device: torch.device, *, processes: int = 1) -> dict[str, Any]:
-    """`environment` of what is computed by `model`: its ``flow`` is what carries this model's."""
-    return {**environment(device, processes=processes), "flow": carried_by(model, device)}
+    """`environment` of a result computed by `model`: ``flow`` is the implementation that solves its flow."""
+    return {**environment(device, processes=processes), "flow": flow_implementations(model, device)}
 
 
 def describe_flow(model: nn.Module) -> dict[str, float]:

@@ -13,7 +13,7 @@ from torchdiffeq import odeint
 
 from ..._errors import InvalidArgument
 from .kernels.adaptive import METHOD, adaptive_flow, adaptive_supported
-from .kernels.fixed_step import STAGES, flow_path, fused_flow, supported
+from .kernels.fixed_step import STAGES, flow_implementation, fused_flow, supported
 from .lipschitz import CONVEX_COMBINATIONS, LARGEST_STATE, NONNEGATIVE_TABLEAUS, NoCertificate, TanhForm
 from .solver import Field, Solver, SolverFailure, shu_osher
 from .tanh_field import TanhField, states_field
@@ -145,10 +145,19 @@ class ODEBlock(nn.Module):
         return {}
 
     @torch.no_grad()
-    def path(self, device: torch.device) -> str:
-        """What carries this flow on `device`: ``numba``, ``triton`` or, step by step, ``eager``.
+    def implementation(self, device: torch.device) -> str:
+        """Which implementation solves this flow on `device`.
 
-        For states of the parameters' own type, outside of what differentiates otherwise than backwards.
+        Parameters
+        ----------
+        device
+            Where the state lies.
+
+        Returns
+        -------
+        str
+            ``numba`` or ``triton`` for compiled steps, ``eager`` for torchdiffeq. It holds for states of the
+            parameters' dtype under reverse-mode differentiation; others always take torchdiffeq.
         """
         adaptive = self.solver.method == METHOD
         known = self.solver.method in STAGES or (adaptive and device.type == "cpu")
@@ -156,7 +165,7 @@ class ODEBlock(nn.Module):
             return "eager"
         B = self.tanh_fields()[0].B
         taken = self._compiled(B.new_empty(len(B), 0, device=device), adaptive=adaptive)
-        return flow_path(device) if taken else "eager"
+        return flow_implementation(device) if taken else "eager"
 
     def _compiled(self, state: Tensor, *, adaptive: bool = False) -> bool:
         """Whether a fast path carries `state`: it never does where it could differ from the layers."""

@@ -37,11 +37,10 @@ def test_start(against, tmp_path, what, arguments, goal):
 
 FIRST_PASS = """
 import torch
-from robustode.models import MODELS
-from robustode.models._fused import flow_path
+from robustode.models import MODELS, flow_implementation
 spec = MODELS.get("ch-node")
 model = spec.build((1, 8, 8), 10, **spec.resolve())
-assert flow_path(torch.device("cpu")) == "numba"
+assert flow_implementation(torch.device("cpu")) == "numba"
 model(torch.rand(4, 1, 8, 8)).sum().backward()
 """
 

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from robustode.bench.data import Data, Split, default_root, load_data
 from robustode.bench.training.train import fit_normalisation, training_step
-from robustode.models import MODELS
+from robustode.models import MODELS, use_ode_backend
 from robustode.models.ode.block import ODEBlock
-from robustode.models.ode.kernels.fixed_step import eager_flows
 from torch import Tensor, nn
 
 SHAPE, CLASSES = (1, 28, 28), 10
@@ -52,7 +51,7 @@ def eager(call: Callable[[], Any]) -> Callable[[], Any]:
     """`call` with the compiled flow turned off: every layer through torchdiffeq."""
 
     def run() -> Any:
-        with eager_flows():
+        with use_ode_backend("torchdiffeq"):
             return call()
 
     return run

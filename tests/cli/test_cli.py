@@ -16,7 +16,7 @@ from robustode.bench.cli import main as cli
 from robustode.bench.cli.arguments import COMMANDS, LISTS
 from robustode.bench.cli.main import main
 from robustode.bench.records.store import Store
-from robustode.models import MODELS
+from robustode.models import MODELS, get_ode_backend
 
 pytestmark = pytest.mark.usefixtures("registries")
 
@@ -330,11 +330,10 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path, capsys):
     assert error.count("\n") == 1
 
 
-def test_flow_eager_carries_flows_by_torchdiffeq_in_this_run_alone(tmp_path, monkeypatch):
-    monkeypatch.delenv("ROBUSTODE_FUSED", raising=False)
+def test_flow_eager_uses_torchdiffeq_for_this_run_alone(tmp_path):
     preset = stubs.preset_file(tmp_path)
     found = {}
-    for flow, carried in (("eager", "eager"), ("auto", "numba")):
+    for flow, implementation in (("eager", "eager"), ("auto", "numba")):
         out = tmp_path / flow
         command = (
             "run",
@@ -349,10 +348,10 @@ def test_flow_eager_carries_flows_by_torchdiffeq_in_this_run_alone(tmp_path, mon
             "--quiet",
         )
         assert run(*command, "--jobs", "1", "--flow", flow, "--out", out) == 0
-        assert "ROBUSTODE_FUSED" not in os.environ
+        assert get_ode_backend() == "compiled"
         records, _ = Store(out).load()
         flows = {r.environment["flow"] for r in records if r.cell.kind in ("training", "accuracy")}
-        assert flows == {carried}
+        assert flows == {implementation}
         found[flow] = {r.cell.threat: r.accuracy for r in records if r.cell.kind == "accuracy"}
     assert found["eager"] == pytest.approx(found["auto"], abs=0.05)
 

@@ -15,7 +15,7 @@ from robustode.bench.conformance.checks import check_model, checks_for
 from robustode.bench.plugins.model_file import load_external
 from robustode.bench.plugins.new_model import new_model
 from robustode.bench.proofs.lipschitz import certify_cell
-from robustode.bench.training.provenance import carried_by
+from robustode.bench.training.provenance import flow_implementations
 from robustode.bench.training.train import build_model
 from robustode.models import MODELS
 
@@ -34,7 +34,9 @@ def test_a_new_model_passes_as_written(tmp_path):
 def test_a_new_model_gets_the_compiled_path_and_a_certificate(tmp_path, few):
     spec = load_external(f"{new_model('my-model', tmp_path / 'mine.py')}:build")
     model = build_model(spec.build, few, spec.resolve(), 0)
-    assert carried_by(model, stubs.CPU) == carried_by(MODELS.get("node").build((1, 8, 8), 10), stubs.CPU)
+    assert flow_implementations(model, stubs.CPU) == flow_implementations(
+        MODELS.get("node").build((1, 8, 8), 10), stubs.CPU
+    )
     cell = dataclasses.replace(stubs.cell_for("clean", 0.0, 40), kind="certificate", threat="lipschitz")
     record = certify_cell(cell, model, few.test, num_classes=10, device=stubs.CPU, environment={})
     assert "no_certificate" not in record.card

@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torchdiffeq._impl.rk_common as reference
-from robustode.bench.training.provenance import carried_by
-from robustode.models import ODEBlock, Solver
+from robustode.bench.training.provenance import flow_implementations
+from robustode.models import ODE_BACKENDS, ODEBlock, Solver, use_ode_backend
 from robustode.models.node import TanhLayer
 from robustode.models.ode.kernels import dopri5 as _dopri5
 from robustode.models.ode.kernels.adaptive import adaptive_supported
 from robustode.models.ode.kernels.cpu_loops import TILE
 from robustode.models.ode.kernels.dopri5 import Step, next_size, solve_all
 from robustode.models.ode.kernels.dopri5_loops import SOURCES
-from robustode.models.ode.kernels.fixed_step import SWITCH
 from robustode.models.ode.kernels.tableau import ERROR, MIDDLE, STAGES, interpolant, rows
 from robustode.models.ode.solver import SolverFailure
 from robustode.models.ode.tanh_field import TanhField
@@ -96,8 +95,7 @@ def replayed(monkeypatch, flow: ODEBlock, state: Tensor, sizes, dtype=torch.floa
         del left[0]
         return torch.tensor(left[0][0] if left else 1.0, dtype=torch.float64)
 
-    with monkeypatch.context() as patch:
-        patch.setenv(SWITCH, "0")
+    with monkeypatch.context() as patch, use_ode_backend("torchdiffeq"):
         patch.setattr(reference, "_compute_error_ratio", lambda *_: torch.tensor(left[0][1]))
         patch.setattr(reference, "_optimal_step_size", resize)
         exact = flow_answers(flow.to(dtype), state.to(dtype))
@@ -227,12 +225,12 @@ def test_the_cases_have_rejections_and_every_kind_of_step(taken, trials):
     "overrides", [{}, {"layers": 1}, {"layers": 2, "gain": 0.5}, {"rtol": 0.1, "atol": 0.1}]
 )
 @pytest.mark.parametrize("count", [1, 9])
-def test_a_model_gives_what_torchdiffeq_gives_in_float32(monkeypatch, taken, overrides, count):
+def test_a_model_gives_what_torchdiffeq_gives_in_float32(monkeypatch, ode_backend, taken, overrides, count):
     """Where the error of the first step is far below the tolerance, no size hangs on its rounding."""
     monkeypatch.setattr("test_fused.images", lambda: images(count))
     model = build("node-dopri5", **overrides)
     found, nfe = answers(model), model.flow.nfe
-    monkeypatch.setenv(SWITCH, "0")
+    ode_backend("torchdiffeq")
     wanted = answers(model)
     assert len(taken) == 1
     assert model.flow.nfe == nfe
@@ -241,13 +239,13 @@ def test_a_model_gives_what_torchdiffeq_gives_in_float32(monkeypatch, taken, ove
 
 
 @pytest.mark.parametrize("case", [{"gain": 3.0}, {"gain": 8.0}, {"layers": 3, "gain": 2.0}])
-def test_torchdiffeq_takes_the_same_trials(monkeypatch, trials, case):
+def test_torchdiffeq_takes_the_same_trials(ode_backend, trials, case):
     flow, state = block(**case, tolerance=1e-2), normal(8, 300, seed=3)
     with torch.no_grad():
         flow(state)
         ours, nfe = list(trials), flow.nfe
         trials.clear()
-        monkeypatch.setenv(SWITCH, "0")
+        ode_backend("torchdiffeq")
         flow(state)
     assert flow.nfe == nfe
     np.testing.assert_allclose(ours, trials, rtol=5e-3)
@@ -334,7 +332,7 @@ def test_a_graph_that_is_kept_gives_its_gradient_again():
 def test_there_is_no_second_derivative_and_none_is_made_up():
     state = normal(8, 4).requires_grad_(True)
     loss = block()(state).square().sum()
-    with pytest.raises(RuntimeError, match=f"no second derivative: set {SWITCH}=0"):
+    with pytest.raises(RuntimeError, match=r"no second derivative: use robustode\.use_ode_backend"):
         torch.autograd.grad(loss, state, create_graph=True)
 
 
@@ -342,9 +340,9 @@ def test_there_is_no_second_derivative_and_none_is_made_up():
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("compiled", ["1", "0"])
-def test_a_state_that_is_not_finite_fails_on_either_path(monkeypatch, taken, value, compiled):
-    monkeypatch.setenv(SWITCH, compiled)
+@pytest.mark.parametrize("backend", ODE_BACKENDS)
+def test_a_state_that_is_not_finite_fails_on_either_path(ode_backend, taken, value, backend):
+    ode_backend(backend)
     flow, state = block(), normal(8, 600)
     state[3, 500] = value
     with pytest.raises(SolverFailure, match=r"dopri5 gave up: underflow in dt 0\.0"):
@@ -353,9 +351,9 @@ def test_a_state_that_is_not_finite_fails_on_either_path(monkeypatch, taken, val
     assert taken == []
 
 
-@pytest.mark.parametrize("compiled", ["1", "0"])
-def test_an_overflow_on_the_way_fails_on_either_path(monkeypatch, compiled):
-    monkeypatch.setenv(SWITCH, compiled)
+@pytest.mark.parametrize("backend", ODE_BACKENDS)
+def test_an_overflow_on_the_way_fails_on_either_path(ode_backend, backend):
+    ode_backend(backend)
     flow, state = block(2, linear=True, final_time=200.0), normal(2, 4)
     with torch.no_grad():
         flow.layers[0].C[:] = torch.eye(2)
@@ -363,16 +361,16 @@ def test_an_overflow_on_the_way_fails_on_either_path(monkeypatch, compiled):
         flow(state)
 
 
-@pytest.mark.parametrize("compiled", ["1", "0"])
-def test_no_columns_fail_on_either_path(monkeypatch, compiled):
-    monkeypatch.setenv(SWITCH, compiled)
+@pytest.mark.parametrize("backend", ODE_BACKENDS)
+def test_no_columns_fail_on_either_path(ode_backend, backend):
+    ode_backend(backend)
     with pytest.raises(SolverFailure, match="underflow in dt"):
         block()(torch.zeros(8, 0))
 
 
-@pytest.mark.parametrize("compiled", ["1", "0"])
-def test_a_field_that_is_zero_everywhere_keeps_the_state(monkeypatch, compiled):
-    monkeypatch.setenv(SWITCH, compiled)
+@pytest.mark.parametrize("backend", ODE_BACKENDS)
+def test_a_field_that_is_zero_everywhere_keeps_the_state(ode_backend, backend):
+    ode_backend(backend)
     flow, state = block(), normal(8, 5).requires_grad_(True)
     with torch.no_grad():
         flow.layers[0].A.zero_()
@@ -384,19 +382,19 @@ def test_a_field_that_is_zero_everywhere_keeps_the_state(monkeypatch, compiled):
 # --- where it is taken --------------------------------------------------------------------------
 
 
-def test_the_path_is_named(monkeypatch):
+def test_the_implementation_is_named(ode_backend):
     model = build("node-dopri5")
-    assert carried_by(model, torch.device("cpu")) == "numba"
-    assert carried_by(model, torch.device("cuda")) == "eager"
-    monkeypatch.setenv(SWITCH, "0")
-    assert carried_by(model, torch.device("cpu")) == "eager"
+    assert flow_implementations(model, torch.device("cpu")) == "numba"
+    assert flow_implementations(model, torch.device("cuda")) == "eager"
+    ode_backend("torchdiffeq")
+    assert flow_implementations(model, torch.device("cpu")) == "eager"
 
 
 @pytest.mark.parametrize("method", ["dopri8", "bosh3", "adaptive_heun"])
 def test_other_adaptive_methods_go_step_by_step(taken, method):
     model = build("node-dopri5", method=method)
     assert bool(model(images()).isfinite().all())
-    assert model.flow.path(torch.device("cpu")) == "eager"
+    assert model.flow.implementation(torch.device("cpu")) == "eager"
     assert taken == []
 
 

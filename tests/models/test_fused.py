@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from robustode.models import MODELS, ODEBlock, Solver, count_nfe
+from robustode._errors import UnknownName
+from robustode.models import (
+    MODELS,
+    ODEBlock,
+    Solver,
+    count_nfe,
+    get_ode_backend,
+    set_ode_backend,
+    use_ode_backend,
+)
 from robustode.models.node import TanhLayer
 from robustode.models.ode import block as ode
+from robustode.models.ode.backend import ENVIRONMENT_VARIABLE, _initial_backend
 from robustode.models.ode.kernels.cpu import _on_all_threads, _operand
 from robustode.models.ode.kernels.cpu_loops import TILE
-from robustode.models.ode.kernels.fixed_step import STAGES, SWITCH, fused_flow, supported
+from robustode.models.ode.kernels.fixed_step import STAGES, fused_flow, supported
 from robustode.models.ode.tanh_field import TanhField, states_field
 from torch import Tensor, nn
 
@@ -99,12 +111,12 @@ def test_the_core_models_take_the_fast_path():
 
 
 @pytest.mark.parametrize(("name", "overrides"), CASES)
-def test_logits_gradients_and_counts_are_those_of_the_reference(name, overrides, monkeypatch, used):
+def test_logits_gradients_and_counts_are_those_of_the_reference(name, overrides, ode_backend, used):
     model = build(name, **overrides)
-    monkeypatch.setenv(SWITCH, "0")
+    ode_backend("torchdiffeq")
     reference, nfe = answers(model), count_nfe(model)
     assert used == []
-    monkeypatch.delenv(SWITCH)
+    ode_backend("compiled")
     found = answers(model)
     assert used == [1]
     assert count_nfe(model) == nfe > 0
@@ -123,13 +135,13 @@ def test_without_parameter_gradients_the_input_gradient_is_the_same(used):
 def test_there_is_no_second_derivative_and_none_is_made_up(used):
     x = images().requires_grad_(True)
     loss = build("node")(x).square().sum()
-    with pytest.raises(RuntimeError, match=f"no second derivative: set {SWITCH}=0"):
+    with pytest.raises(RuntimeError, match=r"no second derivative: use robustode\.use_ode_backend"):
         torch.autograd.grad(loss, x, create_graph=True)
     assert used == [1]
 
 
-def test_the_reference_has_second_derivatives(monkeypatch, used):
-    monkeypatch.setenv(SWITCH, "0")
+def test_the_reference_has_second_derivatives(ode_backend, used):
+    ode_backend("torchdiffeq")
     x = images().requires_grad_(True)
     (gradient,) = torch.autograd.grad(build("node")(x).square().sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(gradient.square().sum(), x)
@@ -333,15 +345,33 @@ def test_tanh_of_a_small_number_is_right_relative_to_it():
 # --- where it is not used -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [None, "1", "", "yes"])
-def test_only_a_zero_turns_it_off(monkeypatch, value):
-    monkeypatch.setenv(SWITCH, "0")
-    assert not supported(torch.zeros(2, 3), "euler")
-    if value is None:
-        monkeypatch.delenv(SWITCH)
-    else:
-        monkeypatch.setenv(SWITCH, value)
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, "compiled"),
+        *((value, "compiled") for value in ("1", "", "yes")),
+        *((value, "torchdiffeq") for value in ("0", "off", "False", "no")),
+    ],
+)
+def test_the_environment_variable_sets_the_initial_backend(value, expected):
+    environment = {} if value is None else {ENVIRONMENT_VARIABLE: value}
+    assert _initial_backend(environment) == expected
+
+
+def test_the_backend_is_restored_after_a_block():
+    before = get_ode_backend()
+    with suppress(ZeroDivisionError), use_ode_backend("torchdiffeq"):
+        assert get_ode_backend() == "torchdiffeq"
+        assert not supported(torch.zeros(2, 3), "euler")
+        raise ZeroDivisionError
+    assert get_ode_backend() == before
     assert supported(torch.zeros(2, 3), "euler")
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(UnknownName, match="unknown ODE backend 'torchdifeq': did you mean torchdiffeq"):
+        set_ode_backend("torchdifeq")
+    assert get_ode_backend() == "compiled"
 
 
 @pytest.mark.parametrize("method", ["midpoint", "rk4", "heun3", "dopri8"])
@@ -516,5 +546,5 @@ def test_the_path_that_is_named_is_the_one_that_is_taken(overrides, change, expe
     change(flow)
     B = flow.tanh_fields()[0].B
     state = normal(len(B), 3, dtype=B.dtype).requires_grad_(True)
-    assert flow.path(torch.device("cpu")) == expected
+    assert flow.implementation(torch.device("cpu")) == expected
     assert (type(flow(state).grad_fn).__name__ == "_FusedFlowBackward") == (expected == "numba")

@@ -19,7 +19,7 @@ from robustode.bench.throughput.measure import inference, measure_cell
 from robustode.bench.training.train import build_model, train
 from robustode.models import MODELS, ODEBlock, Solver
 from robustode.models.node import TanhLayer
-from robustode.models.ode.kernels.fixed_step import SWITCH, flow_path, supported
+from robustode.models.ode.kernels.fixed_step import flow_implementation, supported
 from test_fused import FAST, assert_close, build, flow_answers, normal
 
 pytestmark = [
@@ -44,17 +44,17 @@ def test_logits_are_the_same(few, name):
     ("name", "overrides"), [*((name, {}) for name in FAST), ("node", {"method": "ssprk3", "steps": 12})]
 )
 def test_flows_go_through_triton_to_the_states_and_gradients_of_eager_mode(
-    name, overrides, columns, monkeypatch
+    name, overrides, columns, ode_backend
 ):
     pytest.importorskip("triton")
     flow = build(name, **overrides).flow.to(CUDA)
     state = normal(len(flow.tanh_fields()[0].B), columns).to(CUDA)
-    assert flow_path(CUDA) == "triton"
+    assert flow_implementation(CUDA) == "triton"
     assert supported(state, flow.solver.method)
     assert type(flow(state).grad_fn).__name__ == "_FusedFlowBackward"
     found, again = flow_answers(flow, state), flow_answers(flow, state)
-    monkeypatch.setenv(SWITCH, "0")
-    assert flow_path(CUDA) == "eager"
+    ode_backend("torchdiffeq")
+    assert flow_implementation(CUDA) == "eager"
     eager, exact = flow_answers(flow, state), flow_answers(flow.double(), state.double())
     for key, wanted in exact.items():
         assert_close(found[key], wanted, key)

@@ -14,7 +14,13 @@ import numpy as np
 import pytest
 import torch
 from robustode.models.ode.kernels import fixed_step as _fused
-from robustode.models.ode.kernels.fixed_step import STAGES, SWITCH, flow_path, fused_flow, supported, try_out
+from robustode.models.ode.kernels.fixed_step import (
+    STAGES,
+    flow_implementation,
+    fused_flow,
+    supported,
+    try_out,
+)
 from robustode.models.ode.solver import shu_osher
 from robustode.models.ode.tanh_field import TanhField
 from test_fused import FAST, assert_close, build, fields, flow_answers, gradients, leaves, normal, tanh
@@ -220,14 +226,13 @@ def test_tanh_is_right_to_six_digits_relative_to_it_odd_and_never_beyond_one(mon
 # --- when it is taken ---------------------------------------------------------------------------
 
 
-def test_a_gpu_takes_it_where_triton_runs(monkeypatch):
+def test_a_gpu_takes_it_where_triton_runs(monkeypatch, ode_backend):
     def on_gpu(n: int, method: str = "heun2", **changes) -> bool:
         state = {"ndim": 2, "dtype": torch.float32, "device": torch.device("cuda"), "shape": (n, 5)}
         return supported(SimpleNamespace(**(state | changes)), method)
 
     monkeypatch.setattr(_fused, "_triton_runs", lambda device: True)
-    monkeypatch.delenv(SWITCH, raising=False)
-    assert flow_path(torch.device("cuda")) == "triton"
+    assert flow_implementation(torch.device("cuda")) == "triton"
     assert on_gpu(1)
     assert on_gpu(16)
     assert not on_gpu(17)
@@ -235,14 +240,14 @@ def test_a_gpu_takes_it_where_triton_runs(monkeypatch):
     assert not on_gpu(8, dtype=torch.float64)
     assert not supported(torch.zeros(17, 3), "heun2"), "on a CPU a wider state is left to BLAS"
     assert supported(torch.zeros(16, 3), "heun2")
-    monkeypatch.setenv(SWITCH, "0")
-    assert flow_path(torch.device("cuda")) == "eager"
+    ode_backend("torchdiffeq")
+    assert flow_implementation(torch.device("cuda")) == "eager"
     assert not on_gpu(8)
-    monkeypatch.delenv(SWITCH)
+    ode_backend("compiled")
     monkeypatch.setattr(_fused, "_triton_runs", lambda device: False)
-    assert flow_path(torch.device("cuda")) == "eager"
+    assert flow_implementation(torch.device("cuda")) == "eager"
     assert not on_gpu(8)
-    assert flow_path(torch.device("meta")) == "eager"
+    assert flow_implementation(torch.device("meta")) == "eager"
 
 
 def test_without_triton_a_gpu_goes_step_by_step(monkeypatch):

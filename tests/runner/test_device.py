@@ -41,8 +41,8 @@ def test_the_environment_says_what_made_a_number():
     assert device_name(stubs.CPU).endswith(" threads")
 
 
-def test_the_environment_says_which_path_carries_flows(monkeypatch):
-    monkeypatch.setenv("ROBUSTODE_FUSED", "0")
+def test_the_environment_names_the_implementation_of_flows(ode_backend):
+    ode_backend("torchdiffeq")
     assert environment(stubs.CPU)["flow"] == "eager"
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..tanh_field import TanhField
-from .fixed_step import SWITCH, suits
+from .fixed_step import NO_SECOND_DERIVATIVE, suits
 
 METHOD = "dopri5"
 """The one adaptive method with compiled steps."""
@@ -91,9 +91,7 @@ class _AdaptiveFlow(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g_out: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                f"the compiled flow has no second derivative: set {SWITCH}=0 in the environment"
-            )
+            raise RuntimeError(NO_SECOND_DERIVATIVE)
         solver, operands = _modules()
         _, *matrices = ctx.saved_tensors  # the state too, for autograd to see that nothing changed it
         wants = ctx.needs_input_grad[1:5]

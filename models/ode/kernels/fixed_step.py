@@ -9,10 +9,8 @@ takes it when `supported` says so; the step-by-step path is the reference it is 
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any, Protocol, cast
@@ -20,16 +18,18 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from ..backend import get_ode_backend
 from ..tanh_field import TanhField
 
 STAGES = {"euler": (0.0,), "heun2": (0.0, 1 / 2), "ssprk3": (0.0, 3 / 4, 1 / 3)}
 """alpha of each stage, by method."""
 
-SWITCH = "ROBUSTODE_FUSED"
-"""Environment variable; ``0``, ``off``, ``false`` or ``no`` turns the fast path off."""
+MAX_STATE_SIZE = 16
+"""Largest state dimension n: a GPU's threads hold whole columns, and on a CPU BLAS is faster beyond it."""
 
-LARGEST_STATE = 16
-"""Most channels n: a GPU's threads hold whole columns, and on a CPU a wider state is better left to BLAS."""
+NO_SECOND_DERIVATIVE = (
+    "the compiled flow has no second derivative: use robustode.use_ode_backend('torchdiffeq')"
+)
 
 
 class Backend(Protocol):
@@ -65,28 +65,12 @@ class Backend(Protocol):
         """Gradient by the state, and at least those by B, b, G, E that `wants` names (E where `linear`)."""
 
 
-def switched_off() -> bool:
-    """Whether the environment turns the fast path off."""
-    return os.environ.get(SWITCH, "1").lower() in ("0", "off", "false", "no")
+def flow_implementation(device: torch.device) -> str:
+    """Which implementation solves flows of tanh fields on `device`: ``numba``, ``triton`` or ``eager``.
 
-
-@contextmanager
-def eager_flows() -> Iterator[None]:
-    """Turn the fast path off for a block, for this process and those it starts."""
-    before = os.environ.get(SWITCH)
-    os.environ[SWITCH] = "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[SWITCH]
-        else:
-            os.environ[SWITCH] = before
-
-
-def flow_path(device: torch.device) -> str:
-    """What carries flows of tanh fields on `device`: ``numba``, ``triton`` or ``eager``."""
-    if switched_off():
+    ``eager`` is torchdiffeq: the chosen backend, or the only one for such a device.
+    """
+    if get_ode_backend() == "torchdiffeq":
         return "eager"
     if device.type == "cpu":
         return "numba"
@@ -103,8 +87,8 @@ def suits(state: Tensor) -> bool:
     return (
         state.ndim == 2
         and state.dtype == torch.float32
-        and state.shape[0] <= LARGEST_STATE
-        and flow_path(state.device) != "eager"
+        and state.shape[0] <= MAX_STATE_SIZE
+        and flow_implementation(state.device) != "eager"
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0
     )
@@ -149,9 +133,7 @@ class _FusedFlow(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g_out: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                f"the compiled flow has no second derivative: set {SWITCH}=0 in the environment"
-            )
+            raise RuntimeError(NO_SECOND_DERIVATIVE)
         kept, *matrices = ctx.saved_tensors
         wants = ctx.needs_input_grad[1:5]
         backend = _backend(g_out.device)
