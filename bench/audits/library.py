@@ -1,55 +1,49 @@
-"""Which checks there are, in the order of an audit sheet. No torch until `load_all` is called."""
+"""Which audits there are, found by listing their folders. No torch until `all_audits` is called."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 
-from .registry import AUDITS, Audit
+from ..._errors import InvalidArgument
+from .registry import AUDITS, Audit, Needs
 
-RECORDS = ("monotone", "noise_attack", "certified")
-"""Files whose checks read records alone."""
-MODEL = {
-    "finite": "finite",
-    "logit_form": "logits",
-    "determinism": "determinism",
-    "batch_independence": "batch-independence",
-    "zero_gradients": "zero-gradients",
-    "gradient_fidelity": "gradient-fidelity",
-    "solver_sensitivity": "solver-sensitivity",
-    "solver_transfer": "solver-transfer",
-    "tolerance_sweep": "tolerance-sweep",
-    "stiffness": "nfe-and-stiffness",
-    "step_counts": "step-counts",
-    "black_box": "black-box",
-    "unbounded": "unbounded-attack",
-    "loss_convergence": "loss-convergence",
-    "binarisation": "binarisation",
-    "backbone": "backbone-transfer",
-    "contraction": "contraction",
-    "lipschitz": "lipschitz-bound",
-}
-"""Files whose checks ask the model, and the name of each check, which a report knows without torch."""
+FOLDERS: dict[Needs, str] = {"model": "model_audits", "records": "record_audits"}
+"""Where the audits lie, by what they need."""
+
+
+@cache
+def names_of(needs: Needs) -> tuple[str, ...]:
+    """The names of the audits of one folder, sorted; none of them is imported."""
+    files = (Path(__file__).parent / FOLDERS[needs]).glob("*.py")
+    return tuple(sorted(file.stem.replace("_", "-") for file in files if not file.stem.startswith("_")))
 
 
 def records_audits() -> list[Audit]:
-    """The checks that read records alone; no torch is loaded."""
-    _load(RECORDS)
-    return [audit for audit in AUDITS if audit.needs == "records"]
+    """The audits that read records alone, by name; no torch is loaded."""
+    return _load("records")
 
 
 def all_audits() -> list[Audit]:
-    """Every check, those that ask the model first."""
-    _load(MODEL)
-    _load(RECORDS)
-    return sorted(AUDITS, key=lambda audit: audit.needs != "model")
+    """Every audit: those of the model before those of records, those that take seconds first."""
+    return sorted(
+        [*_load("model"), *_load("records")], key=lambda a: (a.needs != "model", not a.fast, a.name)
+    )
 
 
 def audit_names() -> list[str]:
-    """The names of all checks."""
+    """The names of `all_audits`."""
     return [audit.name for audit in all_audits()]
 
 
-def _load(modules: Iterable[str]) -> None:
-    for module in modules:
-        import_module(f".checks.{module}", __package__)
+def _load(needs: Needs) -> list[Audit]:
+    """Import the files of one folder, each of which registers the audit that it is called as."""
+    found = []
+    for name in names_of(needs):
+        module = f"{FOLDERS[needs]}.{name.replace('-', '_')}"
+        import_module(f".{module}", __package__)
+        if name not in AUDITS or AUDITS.get(name).needs != needs:
+            raise InvalidArgument(f"{__package__}.{module} must register the audit {name!r}, needs={needs!r}")
+        found.append(AUDITS.get(name))
+    return found

@@ -10,7 +10,7 @@ from ..records.headline import Headline
 from ..records.latest import Entry, entry
 from ..records.record import Record
 from .evidence import Evidence
-from .library import MODEL, records_audits
+from .library import names_of, records_audits
 from .outcome import Finding, read_finding, stored_finding
 
 UNASKED = "not audited"
@@ -62,7 +62,7 @@ class Sheet:
 
     def coverage(self) -> str:
         """``not audited`` or ``3 of 18 model checks`` where some were not asked; else empty."""
-        known = {*MODEL.values(), *self.asked, *self.missing}
+        known = {*names_of("model"), *self.asked, *self.missing}
         if not self.told or len(known) == len(self.asked) or not (self.asked or self.missing):
             return ""
         return f"{len(self.asked)} of {len(known)} model checks" if self.asked else UNASKED

@@ -14,9 +14,10 @@ from gallery.base import Case, Wrapped, context_of, fit, fitted, honest
 from robustode._errors import InvalidArgument
 from robustode.attacks import THREATS
 from robustode.attacks.core.seeds import sample_seeds
+from robustode.bench.audits import library
 from robustode.bench.audits.context import Context
 from robustode.bench.audits.evidence import Evidence
-from robustode.bench.audits.library import all_audits, audit_names, records_audits
+from robustode.bench.audits.library import all_audits, audit_names, names_of, records_audits
 from robustode.bench.audits.registry import AUDITS, Audit, Verdict, judged, not_applicable, register_audit
 from robustode.bench.records.record import Record
 from robustode.bench.runtime.checked_model import CheckedModel
@@ -80,6 +81,18 @@ def test_every_check_is_registered_and_complete():
         "noise-below-attack",
         "certified-below-attacked",
     }
+
+
+@pytest.mark.parametrize("needs", ["model", "records"])
+def test_an_audit_is_called_as_its_file(needs):
+    assert names_of(needs) == tuple(sorted(a.name for a in all_audits() if a.needs == needs))
+
+
+def test_a_file_that_registers_no_audit_of_its_name_is_refused(monkeypatch):
+    monkeypatch.setattr(library, "names_of", lambda needs: ("finite",))
+    monkeypatch.setitem(library.FOLDERS, "records", "model_audits")
+    with pytest.raises(InvalidArgument, match=r"model_audits\.finite must register the audit 'finite'"):
+        records_audits()
 
 
 def test_a_name_is_taken_once():
@@ -211,7 +224,7 @@ def test_a_jacobian_that_was_not_formed_is_told():
 
 
 def test_a_state_too_wide_for_its_jacobian_is_told(monkeypatch):
-    monkeypatch.setattr("robustode.bench.audits.checks.stiffness.WIDEST", 4)
+    monkeypatch.setattr("robustode.bench.audits.model_audits.nfe_and_stiffness.WIDEST", 4)
     wide = look("nfe-and-stiffness", honest(0))
     assert "was not formed (the state is no vector of at most 4 channels)" in wide.sentence
     assert wide.threshold == 5

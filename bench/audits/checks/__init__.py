@@ -1,1 +1,0 @@
-"""The audits, one per file."""
