@@ -43,6 +43,20 @@ def test_every_preset_is_described_with_its_cost(name):
     assert load_preset(name).cost in row
 
 
+def test_the_drawing_and_the_page_of_the_architecture_follow_the_import_contract():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    (layers,) = [c["layers"] for c in contracts["contracts"] if c.get("containers") == ["robustode.bench"]]
+    names = [name for layer in layers for name in layer.split(" | ")]
+    drawing = (DOCS / "architecture.svg").read_text(encoding="utf-8")
+    boxes = re.findall(r'<rect x="\d+" y="(\d+)".*\n<text .* class="n">(\w+)</text>', drawing)
+    drawn = {name: int(y) for y, name in boxes}
+    heights = [{drawn.get(name) for name in layer.split(" | ")} for layer in layers]
+    assert all(len(height) == 1 and None not in height for height in heights)
+    assert [min(height) for height in heights] == sorted({drawn[name] for name in names})
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    assert [name for name in names if f"`{name}`" not in page] == []
+
+
 def test_the_docs_environment_installs_the_docs_extra():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     tox = configparser.ConfigParser(interpolation=None)
