@@ -6,9 +6,7 @@ and those of its rows that have a goal as ``FILE-goals.md``.
 
 from __future__ import annotations
 
-import html
 import json
-import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +18,7 @@ from ..._errors import InvalidArgument
 from ..records.store import Problem, write_atomically
 from .html.template import template
 from .html.timings import HEADS, WORDS, Timing, timing
+from .markdown import escaped, markdown_table
 
 READING = (
     "Ratio: the baseline's time over that of what is timed, so above 1 is faster; the median over pairs "
@@ -86,8 +85,8 @@ def benchmarks_markdown(files: Sequence[BenchmarkFile]) -> str:
     """Write the tables as GitHub Markdown, each under what made it."""
     parts = ["# Benchmarks", "", READING, ""]
     for file in files:
-        parts += [f"## {_plain(file.name)}", ""]
-        parts += [f"- {_plain(name)}: {_plain(value)}" for name, value in file.facts]
+        parts += [f"## {escaped(file.name)}", ""]
+        parts += [f"- {escaped(name)}: {escaped(value)}" for name, value in file.facts]
         if file.commands:
             parts += ["", "```sh", *(" ".join(command.split()) for command in file.commands), "```"]
         parts += ["", *_table(file.timings), ""]
@@ -102,22 +101,15 @@ def tables(file: BenchmarkFile) -> dict[str, str]:
 
 
 def _table(timings: Iterable[Timing]) -> list[str]:
-    ruler = ["---" if head in WORDS else "---:" for head in HEADS]
-    return [_line(HEADS), _line(ruler), *(_line(map(_plain, t.cells())) for t in timings)]
+    words = [at for at, head in enumerate(HEADS) if head in WORDS]
+    rows = [[escaped(c) if at in words else c for at, c in enumerate(t.cells())] for t in timings]
+    return markdown_table(HEADS, rows, left=words)
 
 
 def benchmarks_page(files: Sequence[BenchmarkFile]) -> str:
     """Render the same tables as one HTML text that needs no network and no other file."""
     text = template("benchmarks.html.j2").render(files=files, heads=HEADS, words=WORDS, reading=READING)
     return str(text)
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"([\\`*_|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def _parse(text: str, name: str) -> BenchmarkFile:

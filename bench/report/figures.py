@@ -13,11 +13,14 @@ from matplotlib.figure import Figure
 from ..records.headline import Headline
 from ..records.latest import Entry, entry
 from ..records.record import Record
-from .leaderboard.leaderboard import cleared, rank_column
+from .certificates import CERTIFICATE
+from .leaderboard.columns import AccuracyColumn, board_columns
 from .leaderboard.row_outcomes import outcomes
+from .leaderboard.row_status import cleared
 from .plots.bounds import bounds
 from .plots.critical import draw_critical
 from .plots.curves import draw_curves
+from .plots.described import DescribedFigure
 from .plots.examples import draw_examples
 from .plots.gap import draw_gap
 from .plots.heatmap import draw_heatmap
@@ -27,8 +30,8 @@ from .plots.sandwich import draw_sandwich
 from .plots.tradeoff import draw_tradeoff
 from .plots.trajectories import draw_trajectories
 from .rendering import Render, Words, render_here
-from .statistics import CERTIFICATE, traced
-from .style import NAMED_MODELS, Style, house_style, key_name, strength_symbol, styles
+from .statistics import traced
+from .style import NAMED_MODELS, Style, house_style, styles
 
 EXAMPLE_MODELS = 4  # with examples, where more models stand than have a name in figures; else all have them
 PANELS = 12  # models of the sandwich
@@ -37,10 +40,22 @@ BARS = 40  # models of the same in bars
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One figure: file name without suffix, caption, text for those who cannot see it, and its bytes."""
+    """One rendered figure.
+
+    Attributes
+    ----------
+    name
+        File name without suffix.
+    kind, label, title, alt
+        As `DescribedFigure` has them.
+    svg, png
+        Its bytes.
+    """
 
     name: str
     dataset: str
+    kind: str
+    label: str = ""
     title: str
     alt: str
     svg: bytes
@@ -87,9 +102,13 @@ def _all_figures(
             ["accuracy", "certified_accuracy"]
         )
         table = table[complete | (table["statistic"] == "throughput")]
-        for stem, title, alt, figure in _figures(str(dataset), records, table, rows, headline):
-            name = _file_name(f"{dataset}-{stem}", names)
-            yield {"name": name, "dataset": str(dataset), "title": title, "alt": alt}, figure
+        for one in _figures(str(dataset), records, table, rows, headline):
+            words = {
+                "name": _file_name(f"{dataset}-{one.stem}", names),
+                "dataset": str(dataset),
+                **{part: getattr(one, part) for part in ("kind", "label", "title", "alt")},
+            }
+            yield words, one.figure
 
 
 def labelled(board: pd.DataFrame) -> pd.DataFrame:
@@ -100,7 +119,7 @@ def labelled(board: pd.DataFrame) -> pd.DataFrame:
 
 def _figures(
     dataset: str, records: list[Record], table: pd.DataFrame, board: pd.DataFrame, headline: Headline
-) -> Iterator[tuple[str, str, str, Figure]]:
+) -> Iterator[DescribedFigure]:
     looks = styles(sorted(board["label"]))
     best = board["label"].iloc[0]
     by_row: dict[Entry, list[Record]] = defaultdict(list)
@@ -111,61 +130,91 @@ def _figures(
     certified = table[(table["statistic"] == "certified_accuracy") & (table["threat"] == CERTIFICATE)]
     curves = traced(accuracy)
     if (curves["threat"] != "clean").any():
-        alt = f"Line plots, one per threat: accuracy falls as strength grows. Highest ranked: {best}."
-        yield "accuracy", "Accuracy against strength", alt, draw_curves(curves, board, looks, certified)
+        yield DescribedFigure(
+            kind="accuracy",
+            title="Accuracy against strength",
+            alt=f"Line plots, one per threat: accuracy falls as strength grows. Highest ranked: {best}.",
+            figure=draw_curves(curves, board, looks, certified),
+        )
     both = bounds(accuracy, ours)
     figure = draw_gap(both, list(ours)[:BARS], looks, headline)
     if figure is not None:
-        alt = (
-            "Bars, one per model and norm: the proven share of samples, the share that survives every attack."
+        yield DescribedFigure(
+            kind="gap",
+            title="Certified, undecided and broken samples at the reported strengths (?: no certificate)",
+            alt="Bars, one per model and norm: certified accuracy, worst-case accuracy, and the gap between.",
+            figure=figure,
         )
-        what = "Proven, broken, and neither, at the reported strengths (?: no certificate)"
-        yield "gap", what, alt, figure
     figure = draw_sandwich(both, list(ours)[:PANELS], looks, headline)
     if figure is not None:
-        alt = "Area plots, one per model and norm, over the perturbation: the proven share of samples below, "
-        alt += "the share that survives every attack above, and the gap between them."
-        yield "sandwich", "Certified to attacked: what is proven, what is broken, and the gap", alt, figure
+        yield DescribedFigure(
+            kind="sandwich",
+            title="Lower and upper bound on robust accuracy",
+            alt="Area plots, one per model and norm, against strength: certified accuracy below, "
+            "worst-case accuracy above, and the gap between them.",
+            figure=figure,
+        )
     if not accuracy.empty:
-        alt = f"Table of accuracies in colour, models by threats, best ranked ({best}) on top."
-        yield "heatmap", "Accuracy at the reported strengths", alt, draw_heatmap(accuracy, board, headline)
+        yield DescribedFigure(
+            kind="heatmap",
+            title="Accuracy at the reported strengths",
+            alt=f"Table of accuracies in colour, models by threats, best ranked ({best}) on top.",
+            figure=draw_heatmap(accuracy, board, headline),
+        )
     yield from draw_transfer([r for r in records if r.cell.dataset == dataset], board)
-    by = rank_column(board, headline)
-    key, _, strength = by.partition("@")
-    what = f"{key_name(key)} accuracy" + (f" at {strength_symbol(key)} = {strength}" if strength else "")
-    figure = _critical(records, board, by, f"{what} (%)", looks)
+    ranking = board_columns(board).ranking
+    what = f"{ranking.title} accuracy{f' at {ranking.at}' if ranking.at else ''}"
+    figure = _critical(records, board, ranking, f"{what} (%)", looks)
     if figure is not None:
-        alt = f"Models on an axis of {what}; bars join those that cannot be told apart. Best: {best}."
-        yield "critical", "Which models can be told apart", alt, figure
+        yield DescribedFigure(
+            kind="critical",
+            title="Critical-difference diagram",
+            alt=f"Models on an axis of {what}; bars join those that cannot be told apart. Best: {best}.",
+            figure=figure,
+        )
     rates = table[(table["statistic"] == "throughput") & (table["threat"] == "inference")]
-    if not rates.empty and board[by].notna().any():
-        alt = f"Scatter plot per device: {what} against samples per second, one mark per model."
-        figure = draw_tradeoff(rates, board, by, f"{what} (%)", looks, NAMED_MODELS)
+    if not rates.empty and board[ranking.name].notna().any():
+        figure = draw_tradeoff(rates, board, ranking.name, f"{what} (%)", looks, NAMED_MODELS)
         if figure is not None:
-            yield "tradeoff", "Robustness against throughput", alt, figure
-    for family, figure in draw_rates(ours, board, headline):
-        alt = f"Line plot: accuracies of {family} against its contraction rate."
-        yield f"rate-{family}", f"Accuracy against contraction rate: {family}", alt, figure
-    for stem, title, alt, figure in draw_trajectories({k: ours[k] for k in list(ours)[:NAMED_MODELS]}, looks):
-        yield stem, title, alt, figure
+            yield DescribedFigure(
+                kind="tradeoff",
+                title="Robustness against throughput",
+                alt=f"Scatter plot per device: {what} against samples per second, one mark per model.",
+                figure=figure,
+            )
+    for family, figure in draw_rates(ours, board):
+        yield DescribedFigure(
+            kind="rate",
+            of=family,
+            title=f"Accuracy against contraction rate: {family}",
+            alt=f"Line plot: accuracies of {family} against its contraction rate.",
+            figure=figure,
+        )
+    yield from draw_trajectories({k: ours[k] for k in list(ours)[:NAMED_MODELS]}, looks)
     shown = len(ours) if len(ours) <= NAMED_MODELS else EXAMPLE_MODELS
     for label, mine in list(ours.items())[:shown]:
         figure = draw_examples(mine, headline, f"{label} on {dataset}")
         if figure is not None:
-            alt = f"Test images of {dataset} under each threat, with what {label} predicts for them."
-            yield f"examples-{label}", f"Examples: {label}", alt, figure
+            yield DescribedFigure(
+                kind="examples",
+                of=label,
+                label=label,
+                title=f"Examples: {label}",
+                alt=f"Test images of {dataset} under each threat, with what {label} predicts for them.",
+                figure=figure,
+            )
 
 
 def _critical(
-    records: list[Record], board: pd.DataFrame, by: str, xlabel: str, looks: Mapping[str, Style]
+    records: list[Record], board: pd.DataFrame, by: AccuracyColumn, xlabel: str, looks: Mapping[str, Style]
 ) -> Figure | None:
     """The critical-difference diagram of the rows that are complete and that audits clear."""
-    rows = board[cleared(board) & board[by].notna()].sort_values(by, ascending=False, kind="stable")
+    rows = board[cleared(board) & board[by.name].notna()]
+    rows = rows.sort_values(by.name, ascending=False, kind="stable")
     labels = {(row.dataset, row.model, row.recipe): str(row.label) for row in rows.itertuples()}
-    key, _, strength = by.partition("@")
-    found = outcomes(records, {by: (key, float(strength or 0.0))})[by]
+    found = outcomes(records, [by])[by]
     mine = {labels[row]: each for row, each in found.items() if row in labels}
-    return draw_critical(dict(zip(rows["label"], rows[by], strict=True)), mine, xlabel, looks)
+    return draw_critical(dict(zip(rows["label"], rows[by.name], strict=True)), mine, xlabel, looks)
 
 
 def _file_name(text: str, taken: set[str]) -> str:

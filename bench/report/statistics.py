@@ -1,4 +1,4 @@
-"""From records to numbers: which records count, intervals, worst cases, the tidy table. No torch."""
+"""The tidy table of everything that was measured, with intervals, from records alone. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from ..records.latest import Entry, current, entry
-from ..records.record import SUBMISSION, TRANSFER, UNASKED, Cell, Record
+from ..records.record import SUBMISSION, Cell, Record
+from .certificates import NORMS, SMOOTHING, attacked_samples, certified, has_radii
+from .worst_case import WORST_CASE, worst_cases
 
 COLUMNS = (
     "dataset",
@@ -29,9 +31,6 @@ COLUMNS = (
     "samples",
     "seeds",
 )
-WORST_CASE = "worst-case"
-CERTIFICATE = "lipschitz"
-SMOOTHING = "smoothing"
 Z95 = 1.959963984540054  # the 97.5% quantile of the standard normal distribution
 
 
@@ -56,27 +55,6 @@ def wilson(successes: ArrayLike, n: ArrayLike) -> tuple[NDArray[np.float64], NDA
     low = np.where(p <= 0, p, np.clip(centre - half, 0, p))
     high = np.where(p >= 1, p, np.clip(centre + half, p, 1))
     return low, high
-
-
-def worst_case(outcomes: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
-    """Say which samples survive everything: AND over attacks and over draws.
-
-    Parameters
-    ----------
-    outcomes
-        At least one array `correct` of shape (draws, samples); include the clean one, since a
-        misclassified clean sample counts as broken.
-
-    Returns
-    -------
-    survived
-        Shape (min samples,): the arrays are aligned on their first test samples.
-    """
-    samples = min(outcome.shape[1] for outcome in outcomes)
-    survived = np.ones(samples, bool)
-    for outcome in outcomes:
-        survived &= outcome[:, :samples].all(axis=0)
-    return survived
 
 
 def summarise(records: Iterable[Record]) -> pd.DataFrame:
@@ -149,59 +127,6 @@ def _worst_case_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
             yield from _fractions(where, [float(kept.mean()) for kept in survivors], survivors[0].size)
 
 
-def worst_cases(
-    records: list[Record],
-) -> Iterator[tuple[Entry, str, str, dict[float, list[NDArray[np.bool_]]]]]:
-    """Worst cases over all attacks of one norm; none for a seed that lacks one of them.
-
-    An example inside a smaller ball lies inside every larger one, so breaks found at a smaller
-    strength count at the larger strengths too. What must have been run at a strength is every
-    attack that any model of the dataset was given there, those through other solvers only where there
-    is a solver; what someone submitted counts besides, and so do replays of other models' examples.
-
-    Yields
-    ------
-    row, protocol, norm, survived
-        By strength, for each training seed in order, which samples survive, each of shape (samples,): the
-        same samples for all strengths and seeds of a row.
-    """
-    solved = {entry(record.cell) for record in records if record.cell.solver is not None}
-    clean: dict[tuple[Entry, int], NDArray[np.bool_]] = {}
-    required: dict[tuple[Any, ...], set[tuple[str, bool]]] = defaultdict(set)
-    attacks: dict[tuple[Any, ...], dict[int, dict[float, dict[str, NDArray[np.bool_]]]]] = {}
-    for record in records:
-        cell = record.cell
-        if cell.kind != "accuracy":
-            continue
-        if cell.norm is not None and cell.family not in UNASKED:
-            budget = (cell.dataset, cell.protocol, cell.norm, cell.strength)
-            required[budget].add((cell.threat, cell.family == TRANSFER))
-        if record.status != "ok":
-            continue
-        if cell.family == "clean":
-            clean[entry(cell), cell.training_seed] = record.outcomes["correct"]
-        elif cell.norm is not None:
-            seeds = attacks.setdefault((entry(cell), cell.protocol, cell.norm), {})
-            grid = seeds.setdefault(cell.training_seed, {})
-            grid.setdefault(cell.strength, {})[cell.threat] = record.outcomes["correct"]
-    for (row, protocol, norm), seeds in attacks.items():
-        seeds = {seed: grid for seed, grid in seeds.items() if (row, seed) in clean}
-        arrays = [a for grid in seeds.values() for by_threat in grid.values() for a in by_threat.values()]
-        samples = min([a.shape[1] for a in arrays] + [clean[row, seed].shape[1] for seed in seeds], default=0)
-        if not samples:
-            continue
-        found: dict[float, list[NDArray[np.bool_]]] = defaultdict(list)
-        for seed, grid in sorted(seeds.items()):
-            survived = clean[row, seed][:, :samples]
-            for strength, by_threat in sorted(grid.items()):
-                survived = worst_case([survived, *by_threat.values()])[None, :]
-                every = required.get((row[0], protocol, norm, strength), ())
-                asked = {threat for threat, solver in every if not solver or row in solved}
-                if asked and by_threat.keys() >= asked:
-                    found[strength].append(survived[0])
-        yield row, protocol, norm, found
-
-
 def _certified_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
     """Certified accuracies at every strength that some attack of the dataset was run at.
 
@@ -210,16 +135,15 @@ def _certified_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
     its l2 radius exceeds eps; in L-infinity, when it exceeds eps sqrt(pixels). The threat says which
     certificate: ``lipschitz`` of the model itself, ``smoothing`` of its vote under noise.
     """
+    records = list(records)
+    attacked = attacked_samples(records)
     strengths: dict[str, set[tuple[str, str, float]]] = defaultdict(set)
-    attacked: dict[tuple[Entry, str], int] = {}
     found: dict[tuple[Entry, str, float, int], Record] = {}
     for record in records:
         cell = record.cell
         if cell.kind == "accuracy" and cell.norm is not None:
             strengths[cell.dataset].add((cell.protocol, cell.norm, cell.strength))
-            where = (entry(cell), cell.norm)
-            attacked[where] = min(attacked.get(where, cell.samples), cell.samples)
-        elif cell.kind == "certificate" and "radius" in record.outcomes:
+        elif has_radii(record):
             found[entry(cell), cell.threat, cell.strength, cell.training_seed] = record
     groups = _grouped((key[:3], record) for key, record in sorted(found.items(), key=lambda item: item[0]))
     for (row, how, sigma), ours in groups.items():
@@ -229,10 +153,9 @@ def _certified_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
         if how == SMOOTHING and not any(norm == "l2" for _, norm, _ in asked):
             asked = asked | {("pixel", "l2", factor * sigma) for factor in (0.5, 1.0, 2.0)}
         for protocol, norm, strength in sorted(asked):
-            if norm not in ("l2", "linf"):
+            if norm not in NORMS:
                 continue
-            scale = 1.0 if norm == "l2" else float(np.sqrt(ours[0].measures["pixels"]))
-            safe = [record.outcomes["radius"][:samples] > strength * scale for record in ours]
+            safe = [certified(record, norm, strength)[:samples] for record in ours]
             votes = f"{protocol}, smoothed with σ = {sigma:g}" if how == SMOOTHING else protocol
             common = min(samples, attacked.get((row, norm), samples))
             counts = {"certified_accuracy": common, "certified_accuracy_full": samples}

@@ -162,15 +162,17 @@ def threat_name(threat: str, norm: str | None = None) -> str:
 
 def key_name(key: str) -> str:
     """Name a reported key for people: ``linf`` is ``Worst case ℓ∞``, ``gaussian`` is ``Gaussian noise``."""
-    if key.startswith("certified-"):
-        return f"Certified {NORMS.get(key.removeprefix('certified-'), key)}"
     return threat_name("worst-case", key) if key in NORMS else threat_name(key)
+
+
+def certified_name(norm: str) -> str:
+    """Name certified accuracy in a norm for people."""
+    return f"Certified {NORMS.get(norm, norm)}"
 
 
 def strength_symbol(key: str) -> str:
     """Return the symbol of a reported key's strength: ``ε`` for a norm, ``σ`` for Gaussian noise."""
-    norm = key.removeprefix("certified-")
-    return strength_name(key, norm if norm in NORMS else None)[0]
+    return strength_name(key, key if key in NORMS else None)[0]
 
 
 def strength_name(threat: str, norm: str | None = None) -> tuple[str, str]:

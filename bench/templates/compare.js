@@ -48,7 +48,8 @@ const showCompare = (ids) => {
   const drawable = numbered(set).filter((panel) => panel.kind !== "certified" && rows.some((row) => row.curves[panel.number]));
   const select = make("select", { id: "compare-threat" }, ...drawable.map((panel) => make("option", { value: panel.number }, panel.title)));
   const board = BOARDS.find(({ name }) => name === set.name);
-  const [key] = (byId("rank-by")?.value || board.table.dataset.rank).split("@");
+  const by = columnOf(board.table, byId("rank-by")?.value || board.table.dataset.rank);
+  const key = headsOf(board.table)[by]?.dataset.threat;
   const first = drawable.find((panel) => panel.key === key) ?? drawable[0];
   const host = make("div", { id: "compare-chart" });
   const numbers = make("div", {});

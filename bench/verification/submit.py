@@ -23,7 +23,7 @@ from ..records.headline import Headline
 from ..records.latest import current, entry, newest_training, submission
 from ..records.record import SUBMISSION, UNASKED, Cell, Record
 from ..records.store import Store
-from ..report.statistics import worst_case
+from ..report.worst_case import worst_case
 from ..training.load_trained import model_of, trained_model
 from ..training.provenance import made_by
 from .screening import judge, stored_before

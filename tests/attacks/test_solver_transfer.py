@@ -21,7 +21,8 @@ from robustode.bench.records.record import Record, from_json, to_json
 from robustode.bench.records.store import Store
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
 from robustode.bench.report.report import write_report
-from robustode.bench.report.statistics import WORST_CASE, summarise
+from robustode.bench.report.statistics import summarise
+from robustode.bench.report.worst_case import WORST_CASE
 from robustode.bench.runner.run import run_plan
 from robustode.bench.verification.verify import verify
 from robustode.models import MODELS, ODEBlock, Solver

@@ -18,8 +18,9 @@ from robustode.bench.audits.run import run_audit
 from robustode.bench.audits.sheet import Sheet, sheets
 from robustode.bench.records.headline import Headline
 from robustode.bench.records.record import Record, from_json, to_json
-from robustode.bench.report.leaderboard.columns import best, fields, markdown
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
+from robustode.bench.report.leaderboard.markdown_table import markdown
+from robustode.bench.report.leaderboard.shown_fields import best, fields
 from torch import nn
 
 audit_names()  # registers every check

@@ -24,7 +24,8 @@ from robustode.bench.records.record import REPLAY, Record
 from robustode.bench.records.store import Store
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
 from robustode.bench.report.plots.matrix import transfer_matrices
-from robustode.bench.report.statistics import WORST_CASE, summarise
+from robustode.bench.report.statistics import summarise
+from robustode.bench.report.worst_case import WORST_CASE
 from robustode.bench.runner.model_transfer import TransferOutcome, _model, replay_all
 from robustode.bench.runner.replay import Source, _replay
 from robustode.bench.runner.run import run_plan

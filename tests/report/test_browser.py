@@ -49,12 +49,24 @@ def made() -> list[Record]:
 def drawn() -> list[Picture]:
     """Pictures as the report draws them, in name and kind; what is in them is tested elsewhere."""
     svg = b'<svg xmlns="http://www.w3.org/2000/svg" width="80" height="40"><path d="M0 0L80 40"/></svg>'
-    names = [("accuracy", "Accuracy against strength"), ("heatmap", "Accuracy at the reported strengths")]
-    names += [(f"examples-{model}", f"Examples: {model}") for model in ("node", "ch-node")]
+    kinds = [
+        ("accuracy", "", "Accuracy against strength"),
+        ("heatmap", "", "Accuracy at the reported strengths"),
+    ]
+    kinds += [("examples", model, f"Examples: {model}") for model in ("node", "ch-node")]
     return [
-        Picture(name=f"{dataset}-{stem}", dataset=dataset, title=title, alt=title, svg=svg, png=b"")
+        Picture(
+            name=f"{dataset}-{kind}{label and '-'}{label}",
+            dataset=dataset,
+            kind=kind,
+            label=label,
+            title=title,
+            alt=title,
+            svg=svg,
+            png=b"",
+        )
         for dataset in ("digits", "mnist")
-        for stem, title in names
+        for kind, label, title in kinds
     ]
 
 

@@ -14,10 +14,15 @@ import synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 from robustode.bench.records.headline import Headline
-from robustode.bench.report.leaderboard.columns import markdown
-from robustode.bench.report.leaderboard.json_table import SCHEMA_VERSION, leaderboard_json, schema
+from robustode.bench.report.leaderboard.json_table import (
+    SCHEMA_VERSION,
+    leaderboard_json,
+    leaderboard_schema,
+    schema,
+)
 from robustode.bench.report.leaderboard.latex_table import escaped, latex
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
+from robustode.bench.report.leaderboard.markdown_table import markdown
 from robustode.bench.report.leaderboard.papers import paper_link
 
 FAILURES = {("node", "pgd-linf", 0.1): synthetic.FAILURE}
@@ -45,7 +50,7 @@ def validator() -> Any:
     [
         (made(), synthetic.HEADLINE),
         (made(seeds=(0,)), Headline()),
-        (pd.DataFrame({"status": []}), Headline()),
+        (leaderboard([], Headline()), Headline()),
     ],
     ids=["seeds", "no plan", "no rows"],
 )
@@ -56,6 +61,11 @@ def test_json_keeps_its_schema(board: pd.DataFrame, headline: Headline) -> None:
     check.validate(body)
     assert len(body["rows"]) == len(board)
     assert body["schema_version"] == SCHEMA_VERSION == schema()["properties"]["schema_version"]["const"]
+
+
+def test_the_published_schema_is_that_of_the_code() -> None:
+    """Otherwise: write anew what python -m robustode.bench.report.leaderboard.json_table prints."""
+    assert schema() == leaderboard_schema()
 
 
 def test_schema_refuses_what_a_reader_could_not_use() -> None:

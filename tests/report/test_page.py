@@ -14,29 +14,32 @@ import synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 from robustode import __version__
+from robustode.bench.audits.outcome import Finding
 from robustode.bench.audits.sheet import Sheet
 from robustode.bench.records.headline import Headline
 from robustode.bench.records.record import Record
 from robustode.bench.report import report as report_module
 from robustode.bench.report.figures import labelled
 from robustode.bench.report.html import page as page_module
+from robustode.bench.report.html.audit_lines import audit_badge, audit_lines
 from robustode.bench.report.html.citation import bibtex, linked, own_bibtex
 from robustode.bench.report.html.grid import evidence, flags, grid
 from robustode.bench.report.html.panels import _channels, _luminance, chart_data, on_dark
 from robustode.bench.report.html.reproduce import command
-from robustode.bench.report.html.sheets import audit_row, badge, certificates
+from robustode.bench.report.html.sheets import certificates
 from robustode.bench.report.html.template import embedded, script
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
 from robustode.bench.report.report import write_report
 from robustode.bench.report.statistics import COLUMNS, summarise
 from robustode.bench.report.style import _COLOURS, _CORE
 
-AUDITS = [
-    {"name": "masking", "title": "Gradient masking", "value": 0.031, "threshold": 0.01, "verdict": "flag",
-     "sentence": "Square finds 3.1 points more.", "plot": "data:image/svg+xml,x"},
-    {"name": "batch", "verdict": "pass", "sentence": "Alone as in a batch.", "plot": "https://example.org/x"},
-    {"name": "adjoint", "verdict": "not-applicable", "value": None},
-]  # fmt: skip
+AUDITS = (
+    Finding(name="masking", title="Gradient masking", seed=0, verdict="flag", value=0.031, threshold=0.01,
+            sentence="Square finds 3.1 points more.", arrays={"x": np.arange(3.0), "y": np.arange(3.0)}),
+    Finding(name="batch", seed=0, verdict="pass", sentence="Alone as in a batch."),
+    Finding(name="adjoint", seed=0, verdict="not applicable", sentence=""),
+)  # fmt: skip
+EXPLAINED = (dataclasses.replace(AUDITS[0], exempt="it says why"), *AUDITS[1:])
 
 
 def anchors(board: pd.DataFrame) -> dict[tuple[str, str, str], str]:
@@ -211,11 +214,11 @@ def test_the_command_says_what_it_cannot_know():
 # --- the leaderboard's cells ------------------------------------------------------------------------
 
 
-def table(made: list[Record], audits: dict[str, list] | None = None, **columns: object) -> dict[str, object]:
+def table(made: list[Record], audits: dict[str, Sheet] | None = None, **columns: object) -> dict[str, object]:
     summary, headline = summarise(made), Headline(reported={"gaussian": 0.2, "linf": 0.1}, rank="linf")
     board = labelled(leaderboard(made, headline)).assign(**columns)
-    badges = {key: badge((audits or {}).get(key[1], [])) for key in anchors(board)}
-    return grid("digits", board, headline, evidence(summary), anchors(board), badges)
+    badges = {key: audit_badge((audits or {}).get(key[1])) for key in anchors(board)}
+    return grid("digits", board, evidence(summary), anchors(board), badges)
 
 
 def cell_of(found: dict, row: int, name: str) -> dict:
@@ -258,36 +261,41 @@ def test_flags_that_any_row_carries():
 
 
 def test_what_audits_come_to():
-    assert badge([]) == {}
-    asked = {"unasked": False, "status": ""}
-    assert badge(AUDITS) == asked | {
-        "flagged": True,
-        "text": "1 flagged, 1 passed",
-        "tip": "flagged: masking",
-        "status": "flagged: masking",
-    }
-    assert badge(AUDITS[1:]) == asked | {"flagged": False, "text": "1 passed", "tip": "2 checks"}
-    explained = [{**AUDITS[0], "exempt": "it says why"}]
-    assert badge(explained) == asked | {
-        "flagged": False,
-        "text": "1 explained",
-        "tip": "explained: masking (it says why)",
-    }
-    both = badge([*AUDITS, {"name": "x", "verdict": "flag", "exempt": "so"}], "3 of 18 model checks", ["y"])
-    assert both["tip"] == "flagged: masking; explained: x (so); not asked: y"
-    assert both["text"] == "3 of 18 model checks, 1 flagged, 1 explained, 1 passed"
-    assert both["unasked"]
-    assert both["status"] == "flagged: masking", "what stands below the name is short"
-    assert badge([{"name": "x", "verdict": "failed"}])["flagged"], "a check that cannot be run counts against"
-    assert badge(AUDITS[2:])["text"] == "none applies"
-    assert audit_row(AUDITS[0])["value"] == "0.031"
-    assert audit_row(AUDITS[1])["plot"] == "", "no picture from elsewhere"
-    assert audit_row({"name": "x", "value": np.float64("nan")}) == audit_row({"name": "x"})
+    assert audit_badge(None) is audit_badge(Sheet(findings=AUDITS, told=False)) is None
+    assert audit_badge(Sheet(findings=())) is None
+    flagged = audit_badge(Sheet(findings=AUDITS))
+    assert (flagged.flagged, flagged.incomplete) == (True, False)
+    assert (flagged.text, flagged.tip) == ("1 flagged, 1 passed", "flagged: masking")
+    assert flagged.status == "flagged: masking"
+    passed = audit_badge(Sheet(findings=AUDITS[1:]))
+    assert (passed.flagged, passed.text, passed.tip, passed.status) == (False, "1 passed", "2 checks", "")
+    explained = audit_badge(Sheet(findings=EXPLAINED[:1]))
+    assert (explained.flagged, explained.text) == (False, "1 explained")
+    assert explained.tip == "explained: masking (it says why)"
+    few = audit_badge(Sheet(findings=AUDITS, asked=["masking"], missing=["finite"]))
+    assert few.incomplete
+    assert few.tip.endswith("finite")
+    assert few.text.endswith("model checks, 1 flagged, 1 passed")
+    assert few.status == "flagged: masking", "what stands below the name is short"
+    failed = dataclasses.replace(AUDITS[1], verdict="failed")
+    assert audit_badge(Sheet(findings=[failed])).flagged, "a check that cannot be run counts against"
+    assert not audit_badge(Sheet(findings=AUDITS[2:])).flagged
+
+
+def test_lines_of_audits():
+    flag, passed, other = audit_lines(Sheet(findings=AUDITS))
+    assert (flag.value, flag.threshold, flag.counts_against) == ("0.031", "0.01", True)
+    assert flag.plot.startswith("data:image/svg+xml,")
+    assert (passed.title, passed.value, passed.plot) == ("batch", "", "")
+    assert (other.verdict, other.counts_against) == ("not applicable", False)
+    explained = audit_lines(Sheet(findings=EXPLAINED))[0]
+    assert (explained.verdict, explained.explanation) == ("explained flag", "it says why")
+    assert not explained.counts_against
 
 
 def test_a_flagged_row_is_below_the_others_and_says_why():
     made = synthetic.records(("node", "resnet"), samples=30, threats=("gaussian", "pgd-linf"))
-    found = table(made, {"node": AUDITS, "resnet": AUDITS[1:]})
+    found = table(made, {"node": Sheet(findings=AUDITS), "resnet": Sheet(findings=AUDITS[1:])})
     rows = {line["label"]: line for line in found["lines"]}
     assert (rows["node"]["below"], rows["node"]["status"]) == (1, "flagged: masking")
     assert (rows["resnet"]["below"], rows["resnet"]["status"]) == (0, "ok")
@@ -304,10 +312,7 @@ def test_p_values_stand_with_the_rank():
 
 def test_a_row_that_was_not_asked_is_below_those_that_were():
     made = synthetic.records(("node", "resnet"), samples=30, threats=("gaussian", "pgd-linf"))
-    names = {key: badge([], "not audited", ["finite"]) for key in [("digits", "node", "quick")]}
-    summary, headline = summarise(made), Headline(reported={"linf": 0.1}, rank="linf")
-    board = labelled(leaderboard(made, headline))
-    found = grid("digits", board, headline, evidence(summary), anchors(board), names)
+    found = table(made, {"node": Sheet(findings=[], missing=["finite"])})
     rows = {line["label"]: line for line in found["lines"]}
     assert (rows["node"]["below"], rows["node"]["status"]) == (1, "not audited")
     assert (rows["node"]["flags"], rows["resnet"]["below"]) == (["unaudited"], 0)
@@ -321,8 +326,7 @@ def test_audits_stand_on_the_page_only_where_there_are_any(tmp_path: Path, monke
     assert "Gradient masking" not in plain
     assert 'data-name="audits"' not in plain
     assert '<option value="audit">' not in plain
-    audited = {("digits", "node", "quick"): Sheet(findings=[])}
-    monkeypatch.setattr(page_module, "audit_lines", lambda sheet: AUDITS if sheet else [])
+    audited = {("digits", "node", "quick"): Sheet(findings=AUDITS)}
     monkeypatch.setattr(
         report_module, "render", lambda **given: page_module.render(**{**given, "audited": audited})
     )
@@ -331,7 +335,6 @@ def test_audits_stand_on_the_page_only_where_there_are_any(tmp_path: Path, monke
     assert '<option value="audit">flagged by an audit</option>' in text
     assert "Square finds 3.1 points more." in text
     assert "not applicable" in text
-    assert "example.org" not in text
     assert re.search(r'data-label="node"[^>]*data-flags="audit', text)
 
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from robustode.bench.records.headline import Headline
 from robustode.bench.records.record import Record
+from robustode.bench.report.leaderboard.columns import CLEAN, AccuracyColumn, reported_column
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
 from robustode.bench.report.leaderboard.ranking import (
     ALPHA,
@@ -221,15 +222,14 @@ def test_incomplete_rows_rank_below_and_have_no_rank_where_they_have_no_value() 
 def test_outcomes_are_the_leaderboards_values() -> None:
     records = synthetic.records(models=("node", "resnet"), seeds=(0, 1), samples=80)
     board = leaderboard(records, synthetic.HEADLINE).set_index(["dataset", "model", "recipe"])
-    columns = {"clean": ("clean", 0.0)}
-    columns |= {f"{k}@{s:g}": (k, s) for k, s in synthetic.HEADLINE.reported.items()}
+    columns = [CLEAN, *(reported_column(k, s) for k, s in synthetic.HEADLINE.reported.items())]
     found = outcomes(records, columns)
     assert set(found) == set(columns)
-    for name, rows in found.items():
+    for column, rows in found.items():
         assert set(rows) == set(board.index)
         for row, each in rows.items():
-            assert each.correct.shape == (2, 3 if columns[name][0] in synthetic.GRIDS else 1, 80)
-            assert each.correct.mean() == pytest.approx(board.loc[row, name])
+            assert each.correct.shape == (2, 3 if column.kind == "noise" else 1, 80)
+            assert each.correct.mean() == pytest.approx(board.loc[row, column.name])
 
 
 def test_certified_outcomes_are_those_of_the_samples_that_were_attacked() -> None:
@@ -237,6 +237,6 @@ def test_certified_outcomes_are_those_of_the_samples_that_were_attacked() -> Non
     what = synthetic.cell("a", kind="certificate", threat="lipschitz", family="certificate", samples=9)
     radius = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8], np.float32)
     records.append(Record(cell=what, outcomes={"radius": radius}, measures={"pixels": 4.0}))
-    found = outcomes(records, {"certified-linf@1": ("certified-linf", 1.0)})
-    (each,) = found["certified-linf@1"].values()
+    column = AccuracyColumn(kind="certified", of="linf", strength=1.0)
+    (each,) = outcomes(records, [column])[column].values()
     assert each.correct.tolist() == [[[0, 0, 0, 1, 1, 1]]]  # more than 1 x sqrt(4)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import synthetic
 from robustode.bench.records.record import Record
+from robustode.bench.report.leaderboard.columns import CLEAN, BoardColumns
 from robustode.bench.report.plots.rates import draw_rates
 
 
@@ -20,14 +21,16 @@ def trained(model: str, rho: float) -> Record:
 def board(recipes: dict[str, str]) -> pd.DataFrame:
     clean = np.linspace(0.8, 0.9, len(recipes))
     rows = {"label": list(recipes), "recipe": list(recipes.values()), "clean": clean}
-    return pd.DataFrame(rows | {"clean_low": clean - 0.01, "clean_high": clean + 0.01})
+    table = pd.DataFrame(rows | {"clean_low": clean - 0.01, "clean_high": clean + 0.01})
+    table.attrs["columns"] = BoardColumns(accuracies=(CLEAN,), timings=(), ranking=CLEAN)
+    return table
 
 
 def lines(rates: dict[str, float], recipes: dict[str, str]) -> list[list[float]]:
     records = {label: [trained(label, rho)] for label, rho in rates.items()}
     return [
         np.asarray(line.get_xdata(), float).tolist()
-        for _, figure in draw_rates(records, board(recipes), synthetic.HEADLINE)
+        for _, figure in draw_rates(records, board(recipes))
         for line in figure.axes[0].get_lines()
     ]
 

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from robustode._errors import RecordError
 from robustode.bench.records.headline import Headline
 from robustode.bench.records.record import Record
-from robustode.bench.report.leaderboard.leaderboard import leaderboard, rank_column
-from robustode.bench.report.statistics import COLUMNS, current, summarise, wilson, worst_case
+from robustode.bench.report.leaderboard.columns import board_columns
+from robustode.bench.report.leaderboard.leaderboard import leaderboard
+from robustode.bench.report.statistics import COLUMNS, current, summarise, wilson
+from robustode.bench.report.worst_case import worst_case
 
 HEADLINE = Headline(preset="quick", title="t", reported={"linf": 0.1}, rank="linf")
 
@@ -255,7 +257,7 @@ def test_headline_is_read_back_and_guessed(tmp_path: Any) -> None:
     with pytest.raises(RecordError, match="99"):
         Headline.read(tmp_path)
     board = leaderboard(synthetic.records(models=("node",), threats=("gaussian",)), guess)
-    assert rank_column(board, guess) == "gaussian@0.1"
+    assert board_columns(board).ranking.name == "gaussian@0.1"
 
 
 def test_order_of_records_does_not_matter() -> None:

@@ -13,7 +13,7 @@ import synthetic
 from rich.console import Console
 from robustode.bench.records.record import Record
 from robustode.bench.report.html.timing_tables import timing_tables
-from robustode.bench.report.leaderboard.columns import TIMINGS
+from robustode.bench.report.leaderboard.columns import TASKS
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
 from robustode.bench.report.leaderboard.terminal import terminal_table
 from robustode.bench.report.report import write_report
@@ -141,7 +141,7 @@ def test_a_busy_timing_is_marked_wherever_the_leaderboard_stands(tmp_path):
         pd.read_csv(tmp_path / name / "report" / "leaderboard.csv") for name in ("quiet", "busy")
     )
     assert "busy" not in quiet
-    timings = [name for name in marked if name.partition("@")[0] in TIMINGS]
+    timings = [name for name in marked if name.partition("@")[0] in TASKS]
     of_node = marked.set_index("model")["busy"].fillna("").to_dict()
     assert of_node.pop("node").split("; ") == sorted(timings)
     assert set(of_node.values()) == {""}

@@ -3,43 +3,117 @@
 from __future__ import annotations
 
 import math
-import re
-from typing import Any
-from urllib.parse import quote
+from dataclasses import dataclass
+
+from markupsafe import Markup
 
 from ...audits.outcome import Finding
 from ...audits.sheet import Sheet
 from ..plots.audit_plot import plot
+from .template import svg_uri
 
 
-def audit_lines(sheet: Sheet | None) -> list[dict[str, Any]]:
-    """One line a check and training seed; a plot for one seed of each check, a flagged one if any is."""
+@dataclass(frozen=True, kw_only=True)
+class AuditLine:
+    """One check of one training seed, as text.
+
+    Attributes
+    ----------
+    verdict
+        ``pass``, ``flag``, ``explained flag``, ``failed`` or ``not applicable``.
+    counts_against
+        Whether it withholds a rank.
+    explanation
+        The model's own reason for a flag.
+    plot
+        Address of the plot behind it; empty for all but one seed of each check.
+    """
+
+    name: str
+    title: str
+    seed: int
+    verdict: str
+    counts_against: bool
+    value: str
+    threshold: str
+    sentence: str
+    explanation: str
+    plot: Markup
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditBadge:
+    """What the audits of one row come to, in a few words.
+
+    Attributes
+    ----------
+    text, tip
+        Beside the model's name, and what is shown where it is pointed at.
+    status
+        What the row's name has below it when it is not cleared.
+    flagged, incomplete
+        Whether a check counts against the row, and whether it was not asked what another row was.
+    """
+
+    text: str
+    tip: str
+    status: str
+    flagged: bool
+    incomplete: bool
+
+
+def audit_lines(sheet: Sheet | None) -> list[AuditLine]:
+    """One line for each check and training seed; a plot for one seed of each check, flagged if any is."""
     if sheet is None:
         return []
     drawn: dict[str, Finding] = {}
     for finding in sheet.findings:
         if finding.name not in drawn or (finding.counts_against and not drawn[finding.name].counts_against):
             drawn[finding.name] = finding
-    return [
-        {
-            "name": finding.name,
-            "title": finding.title,
-            "seed": finding.seed,
-            "verdict": "explained flag" if finding.verdict == "flag" and finding.exempt else finding.verdict,
-            "bad": finding.counts_against,
-            "value": _number(finding.value, finding.unit),
-            "threshold": _number(finding.threshold, finding.unit),
-            "sentence": finding.sentence,
-            "exempt": finding.exempt if finding.verdict == "flag" else "",
-            "uri": svg_uri(plot(finding)) if drawn[finding.name] is finding else "",
-        }
-        for finding in sheet.findings
-    ]
+    return [_line(finding, with_plot=drawn[finding.name] is finding) for finding in sheet.findings]
 
 
-_SAFE = " !()*,-./:;=?@[]^_{}|~$+"
-_FOREIGN = re.compile(r"[^\x00-\x7f]+")
-_ESCAPES = str.maketrans({chr(code): quote(chr(code), safe=_SAFE) for code in range(128)} | {"\n": " "})
+def audit_badge(sheet: Sheet | None) -> AuditBadge | None:
+    """What a sheet comes to; None where audits are not spoken of, or nothing was asked."""
+    if sheet is None or not sheet.told:
+        return None
+    coverage, against = sheet.coverage(), sorted(sheet.against)
+    if not sheet.findings and not coverage:
+        return None
+    counts = {"flagged": against, "explained": sheet.explained, "passed": sheet.passed}
+    parts = [coverage] if coverage else []
+    parts += [f"{len(names)} {word}" for word, names in counts.items() if names]
+    reasons = {f.name: f.exempt for f in sheet.findings if f.verdict == "flag" and f.exempt}
+    tips = {
+        "flagged": against,
+        "explained": [f"{name} ({reasons[name]})" for name in sorted(sheet.explained)],
+        "not run": sheet.missing,
+    }
+    checks = len({finding.name for finding in sheet.findings})
+    said = "; ".join(f"{what}: {', '.join(names)}" for what, names in tips.items() if names)
+    return AuditBadge(
+        text=", ".join(parts) or "none applies",
+        tip=said or f"{checks} check{'' if checks == 1 else 's'}",
+        status=f"flagged: {', '.join(against)}" if against else coverage,
+        flagged=bool(against),
+        incomplete=bool(sheet.missing),
+    )
+
+
+def _line(finding: Finding, *, with_plot: bool) -> AuditLine:
+    explained = finding.exempt if finding.verdict == "flag" else ""
+    return AuditLine(
+        name=finding.name,
+        title=finding.title or finding.name,
+        seed=finding.seed,
+        verdict="explained flag" if explained else finding.verdict.replace("-", " "),
+        counts_against=finding.counts_against,
+        value=_number(finding.value, finding.unit),
+        threshold=_number(finding.threshold, finding.unit),
+        sentence=finding.sentence,
+        explanation=explained,
+        plot=svg_uri(plot(finding)) if with_plot else Markup(""),
+    )
 
 
 def _number(value: float, unit: str) -> str:
@@ -48,10 +122,3 @@ def _number(value: float, unit: str) -> str:
     if unit == "share":
         return f"{100 * value:.3g}%"
     return f"{value:.4g} {unit}" if unit in ("points", "samples") else f"{value:.4g}"
-
-
-def svg_uri(svg: bytes) -> str:
-    """An SVG as an address that holds it. Percent-encoded: smaller than base64, and it compresses."""
-    text = svg.decode().translate(_ESCAPES)
-    text = _FOREIGN.sub(lambda found: quote(found[0]), text)
-    return f"data:image/svg+xml,{text}" if svg else ""

@@ -7,48 +7,38 @@ from typing import Any
 
 import pandas as pd
 
-from ...records.headline import Headline
-from ..leaderboard.columns import BUSY_NOTE, Field, best, fields, is_busy, shown
-from ..leaderboard.leaderboard import CERTIFIED, column, rank_column
-from ..statistics import CERTIFICATE, WORST_CASE
+from ..leaderboard.columns import board_columns, summary_column
+from ..leaderboard.shown_fields import BUSY_NOTE, Field, best, fields, is_busy, shown
 from ..text import missing, percent
+from .audit_lines import AuditBadge
 
 NUMERIC = ("fraction", "rate", "number")
 Evidence = Mapping[tuple[Any, ...], tuple[int, int]]
 
 
 def evidence(summary: pd.DataFrame) -> Evidence:
-    """Samples and training seeds behind each accuracy, by (dataset, model, recipe, leaderboard column).
+    """Samples and training seeds behind each accuracy, by (dataset, model, recipe, accuracy column).
 
     Parameters
     ----------
     summary
-        ``stats.summarise(records)``.
+        ``statistics.summarise(records)``.
     """
-    kept = summary[summary["statistic"].isin(["accuracy", "certified_accuracy"])]
+    accuracies = summary[summary["statistic"].isin(["accuracy", "certified_accuracy"])]
     found: dict[tuple[Any, ...], tuple[int, int]] = {}
-    for f in kept.to_dict("records"):
-        if f["statistic"] == "certified_accuracy":
-            if f["threat"] != CERTIFICATE:
-                continue
-            name = column(f"{CERTIFIED}{f['norm']}", f["strength"])
-        elif f["threat"] == "clean":
-            name = "clean"
-        else:
-            name = column(f["norm"] if f["threat"] == WORST_CASE else f["threat"], f["strength"])
-        key = (f["dataset"], f["model"], f["recipe"], name)
-        if key not in found or f["protocol"] == "pixel":
-            found[key] = int(f["samples"]), int(f["seeds"])
+    for row in accuracies.to_dict("records"):
+        key = (row["dataset"], row["model"], row["recipe"], summary_column(row))
+        if key not in found or row["protocol"] == "pixel":
+            found[key] = int(row["samples"]), int(row["seeds"])
     return found
 
 
 def grid(
     name: str,
     rows: pd.DataFrame,
-    headline: Headline,
     behind: Evidence,
     anchors: Mapping[Any, str],
-    badges: Mapping[Any, Mapping[str, Any]],
+    badges: Mapping[Any, AuditBadge | None],
 ) -> dict[str, Any]:
     """One dataset's leaderboard for the template.
 
@@ -59,7 +49,7 @@ def grid(
     behind
         `evidence` of the summary.
     anchors, badges
-        Each row's id, and what its audits come to (`sheets.badge`), by (dataset, model, recipe).
+        Each row's id, and what its audits come to (`audit_badge`), by (dataset, model, recipe).
     """
     # What a row's status and its audits say stands with the model's name, before any number.
     columns = [f for f in fields(rows) if f.name not in ("status", "audits")]
@@ -76,7 +66,7 @@ def grid(
     lines = []
     for i, (_, row) in enumerate(rows.iterrows()):
         key = row["dataset"], row["model"], row["recipe"]
-        badge = badges.get(key) or {}
+        badge = badges.get(key)
         cells = [
             _badge(badge) if f.kind == "badge" else _cell(f, row, i in tops[f.name], behind) for f in columns
         ]
@@ -96,11 +86,11 @@ def grid(
         "columns": [_column(f) for f in columns],
         "groups": groups,
         "lines": lines,
-        "rank": rank_column(rows, headline),
+        "rank": board_columns(rows).ranking.name,
         "ranks": {
-            str(c).removeprefix("rank@"): [None if missing(v) else int(v) for v in rows[c]]
-            for c in rows
-            if str(c).startswith("rank@")
+            column.name: [None if missing(v) else int(v) for v in rows[column.rank]]
+            for column in board_columns(rows).accuracies
+            if column.rank in rows
         },
     }
 
@@ -108,23 +98,22 @@ def grid(
 def _column(field: Field) -> dict[str, Any]:
     numeric = field.kind in NUMERIC
     first = "descending" if numeric and field.group != "Cost" and field.name != "rank" else "ascending"
-    key = field.name.partition("@")[0].removeprefix(CERTIFIED) if field.kind == "fraction" else ""
     return {
         "name": field.name,
         "title": field.title,
         "note": "" if field.kind == "rate" else field.note,
         "text": not numeric,
         "first": first,
-        "threat": "" if key == "clean" else key,
+        "threat": field.accuracy.of if field.accuracy else "",
         "ranks": field.kind == "fraction",
     }
 
 
 def _cell(field: Field, row: pd.Series[Any], top: bool, behind: Evidence) -> dict[str, Any]:
     value = row[field.name]
-    low, high = row.get(f"{field.name}_low"), row.get(f"{field.name}_high")
-    spread = row.get(f"{field.name}_spread")
-    counts = behind.get((row["dataset"], row["model"], row["recipe"], field.name))
+    of = field.accuracy
+    low, high, spread = (row.get(name) for name in (of.low, of.high, of.spread)) if of else (None,) * 3
+    counts = behind.get((row["dataset"], row["model"], row["recipe"], of)) if of else None
     parts = []
     if not missing(value) and counts:
         parts.append(f"{_many(counts[0], 'sample')}, {_many(counts[1], 'seed')}")
@@ -151,19 +140,21 @@ def _cell(field: Field, row: pd.Series[Any], top: bool, behind: Evidence) -> dic
     }
 
 
-def _badge(badge: Mapping[str, Any]) -> dict[str, Any]:
-    text, flagged = str(badge.get("text", "")), bool(badge.get("flagged") or badge.get("unasked"))
+def _badge(badge: AuditBadge | None) -> dict[str, Any]:
     plain = {"interval": "", "best": False, "kind": "badge", "link": "", "bar": ""}
-    return {**plain, "text": text, "sort": text, "tip": badge.get("tip", ""), "flagged": flagged}
+    if badge is None:
+        return {**plain, "text": "", "sort": "", "tip": "", "flagged": False}
+    flagged = badge.flagged or badge.incomplete
+    return {**plain, "text": badge.text, "sort": badge.text, "tip": badge.tip, "flagged": flagged}
 
 
-def _below(row: pd.Series[Any], badge: Mapping[str, Any]) -> int:
+def _below(row: pd.Series[Any], badge: AuditBadge | None) -> int:
     """What a row is ordered by before its values: complete, not cleared by audits, failed or incomplete."""
-    return 2 if row["status"] != "ok" else int(bool(badge.get("flagged") or badge.get("unasked")))
+    return 2 if row["status"] != "ok" else int(badge is not None and (badge.flagged or badge.incomplete))
 
 
-def _status(row: pd.Series[Any], badge: Mapping[str, Any]) -> str:
-    return str(badge.get("status", "")) if _below(row, badge) == 1 else str(row["status"])
+def _status(row: pd.Series[Any], badge: AuditBadge | None) -> str:
+    return badge.status if badge and _below(row, badge) == 1 else str(row["status"])
 
 
 def _there(row: pd.Series[Any], name: str) -> bool:
@@ -177,11 +168,11 @@ def _sort(field: Field, value: Any) -> str:
     return f"{float(value):.10g}" if field.kind in NUMERIC else str(value)
 
 
-def _flags(row: pd.Series[Any], badge: Mapping[str, Any]) -> list[str]:
+def _flags(row: pd.Series[Any], badge: AuditBadge | None) -> list[str]:
     """What a reader may want to filter rows by."""
     found = {
-        "audit": badge.get("flagged", False),
-        "unaudited": badge.get("unasked", False),
+        "audit": badge is not None and badge.flagged,
+        "unaudited": badge is not None and badge.incomplete,
         "expected": bool(row.get("expected_failures")) and not missing(row.get("expected_failures")),
         "incomplete": row["status"] != "ok",
     }

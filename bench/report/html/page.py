@@ -15,15 +15,14 @@ from ...records.record import SUBMISSION, Record
 from ..figures import Picture, labelled
 from ..leaderboard.side_tables import SideTable
 from ..style import key_name, strength_symbol
-from .audit_lines import audit_lines, svg_uri
+from .audit_lines import audit_badge, audit_lines
 from .citation import own_bibtex
+from .compact_svg import compact_svg
 from .grid import evidence, flags, grid
 from .panels import chart_data
-from .sheets import badge, certificates, environments, sheet
-from .template import chart_style, embedded, script, template
+from .sheets import certificates, environments, sheet
+from .template import chart_style, embedded, script, svg_uri, template
 from .timing_tables import timing_tables
-
-_OF_ONE_MODEL = ("-examples-", "-sandwich-")  # in the name of a picture that belongs on a sheet
 
 
 def render(
@@ -69,10 +68,9 @@ def render(
     checked = {key: audit_lines(audited.get(key)) for key in keys}
     proven = certificates(summary)
     behind = evidence(summary)
-    badges = {key: _badge(checked[key], audited.get(key)) for key in keys}
+    badges = {key: audit_badge(audited.get(key)) for key in keys}
     tables = [
-        grid(str(name), mine, headline, behind, anchors, badges)
-        for name, mine in board.groupby("dataset", sort=True)
+        grid(str(name), mine, behind, anchors, badges) for name, mine in board.groupby("dataset", sort=True)
     ]
     cards = [
         sheet(
@@ -90,15 +88,13 @@ def render(
     failures = [(r.cell.dataset, r.cell.label(), r.error or r.status) for r in records if r.status != "ok"]
     code, code_hash = script()
     shown = [_picture(p) for p in pictures()]
-    mine_of = {key: _pictures_of(shown, row.dataset, row.label) for key, row in zip(keys, rows, strict=True)}
-    taken = {p["name"] for found in mine_of.values() for p in found}
+    by_label: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for picture in shown:
+        by_label[picture["dataset"], picture["label"]].append(picture)
     text = template("index.html.j2").render(
         headline=headline,
         rank_by=_rank_name(headline),
-        datasets=[
-            table | {"images": [p for p in shown if p["dataset"] == table["name"] and p["name"] not in taken]}
-            for table in tables
-        ],
+        datasets=[table | {"images": by_label[table["name"], ""]} for table in tables],
         controls=_controls(tables),
         protocols=protocols,
         smoothing=smoothing,
@@ -106,7 +102,7 @@ def render(
         throughput=throughput,
         parts=parts,
         submissions=[_submission(r) for r in records if r.cell.family == SUBMISSION],
-        cards=[card | {"pictures": mine_of[key]} for key, card in zip(keys, cards, strict=True)],
+        cards=[card | {"pictures": by_label[card["dataset"], card["label"]]} for card in cards],
         failures=failures,
         problems=problems,
         benchmarks=benchmarks,
@@ -125,13 +121,6 @@ def render(
         script_hash=code_hash,
     )
     return str(text)
-
-
-def _badge(lines: Sequence[Mapping[str, Any]], sheet: Sheet | None) -> dict[str, Any]:
-    """What stands beside a model's name; empty where nothing is told of audits."""
-    if sheet is None or not sheet.told:
-        return {}
-    return badge(lines, sheet.coverage(), sheet.missing)
 
 
 def _rank_name(headline: Headline) -> str:
@@ -177,22 +166,9 @@ def _submission(record: Record) -> dict[str, Any]:
 
 def _picture(picture: Picture) -> dict[str, Any]:
     return {
-        "dataset": picture.dataset,
-        "title": picture.title,
-        "alt": picture.alt,
-        "name": picture.name,
-        "uri": svg_uri(picture.svg),
+        **{name: getattr(picture, name) for name in ("dataset", "kind", "label", "title", "alt", "name")},
+        "uri": svg_uri(compact_svg(picture.svg)),
     }
-
-
-def _pictures_of(pictures: Sequence[Mapping[str, Any]], dataset: str, label: str) -> list[Mapping[str, Any]]:
-    return [
-        p
-        for p in pictures
-        if p["dataset"] == dataset
-        and p["title"].endswith(f": {label}")
-        and any(part in p["name"] for part in _OF_ONE_MODEL)
-    ]
 
 
 def _anchors(keys: Sequence[Entry]) -> dict[Entry, str]:

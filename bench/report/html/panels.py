@@ -8,9 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from ..statistics import CERTIFICATE, WORST_CASE, traced
-from ..style import NORMS, key_name, strength_name, styles, threat_name
+from ..certificates import CERTIFICATE
+from ..statistics import traced
+from ..style import NORMS, certified_name, strength_name, styles, threat_name
 from ..text import missing
+from ..worst_case import WORST_CASE
 
 _DARK = "#1b1f23"
 _CONTRAST = 4.0  # of a line with the dark background; 3 is what WCAG asks of a graphic
@@ -102,7 +104,7 @@ def _panel(panel: tuple[Any, ...], grid: list[float]) -> dict[str, Any]:
     symbol, axis = strength_name(threat, norm)
     kind = "noise" if norm is None else {WORST_CASE: "worst", CERTIFICATE: "certified"}.get(threat, "attack")
     return {
-        "title": key_name(f"certified-{norm}") if kind == "certified" else threat_name(threat, norm),
+        "title": certified_name(str(norm)) if kind == "certified" else threat_name(threat, norm),
         "group": threat_name(threat) if norm is None else NORMS.get(norm, norm),
         "key": threat if norm is None else norm,
         "kind": kind,

@@ -11,15 +11,14 @@ import pandas as pd
 
 from ...records.headline import Headline
 from ...records.record import Record
-from ..statistics import CERTIFICATE
+from ..certificates import CERTIFICATE
 from ..style import NORMS
 from ..text import duration, missing, percent
+from .audit_lines import AuditLine
 from .citation import bibtex, linked
 from .reproduce import command
 
 _CERTIFIED = ("certified_accuracy", "certified_accuracy_full")
-AUDIT_FIELDS = ("name", "title", "seed", "verdict", "value", "threshold", "sentence", "exempt", "plot")
-_AGAINST = ("flag", "failed")  # verdicts that count against a model that does not explain them
 
 
 def sheet(
@@ -29,7 +28,7 @@ def sheet(
     *,
     anchor: str,
     certificates: Sequence[Mapping[str, Any]],
-    audits: Sequence[Mapping[str, Any]] = (),
+    audits: Sequence[AuditLine] = (),
 ) -> dict[str, Any]:
     """The sheet of one row for the template.
 
@@ -42,8 +41,7 @@ def sheet(
     certificates
         Its `certificates`.
     audits
-        Its audits, each with the keys `AUDIT_FIELDS`; the verdict is ``pass``, ``flag``, ``failed`` or
-        ``not applicable``, ``exempt`` the model's reason for a flag, ``plot`` a data URI. Any may be absent.
+        Its `audit_lines`.
     """
     card: Mapping[str, Any] = next((r.card for r in records if r.cell.kind == "training"), {})
     cell = records[0].cell
@@ -70,7 +68,7 @@ def sheet(
         "flows": [(r.cell.training_seed, flow) for r in training if (flow := _flow(r))],
         "certificates": list(certificates),
         "no_certificate": str(card.get("no_certificate") or ""),
-        "audits": [audit_row(audit) for audit in audits],
+        "audits": audits,
         "parameters": "" if missing(row.parameters) else f"{int(row.parameters):,}",
         "last_epoch": cell.recipe.get("select") == "last",
         "version": cell.model_version,
@@ -100,62 +98,10 @@ def certificates(summary: pd.DataFrame) -> dict[tuple[str, str, str], list[dict[
     return found
 
 
-def audit_row(audit: Mapping[str, Any]) -> dict[str, Any]:
-    """One audit as text; whatever it lacks is blank, and no other picture than an embedded one is shown."""
-    row = {name: "" if missing(audit.get(name)) else _text(audit[name]) for name in AUDIT_FIELDS}
-    row["plot"] = row["plot"] or str(audit.get("uri") or "")
-    if not row["plot"].startswith("data:image/"):
-        row["plot"] = ""
-    row["verdict"] = row["verdict"].replace("-", " ")
-    row["title"] = row["title"] or row["name"]
-    return row | {"bad": row["verdict"] in _AGAINST and not row["exempt"]}
-
-
-def badge(
-    audits: Sequence[Mapping[str, Any]], coverage: str = "", missing: Sequence[str] = ()
-) -> dict[str, Any]:
-    """What a model's audits come to in a few words; empty without any.
-
-    Parameters
-    ----------
-    coverage, missing
-        What it was not asked, in a few words, and the checks that other rows were asked and it was not.
-    """
-    if not audits and not coverage:
-        return {}
-    rows = [audit_row(audit) for audit in audits]
-    names = {row["name"] for row in rows}
-    against = {row["name"] for row in rows if row["bad"]}
-    explained = {row["name"] for row in rows if row["verdict"] in ("flag", "explained flag")} - against
-    passed = {row["name"] for row in rows if row["verdict"] == "pass"} - against - explained
-    counts = {"flagged": len(against), "explained": len(explained), "passed": len(passed)}
-    reasons = {row["name"]: row["exempt"] for row in rows if row["name"] in explained and row["exempt"]}
-    parts = [coverage] if coverage else []
-    parts += [f"{count} {word}" for word, count in counts.items() if count]
-    total = f"{len(names)} check{'' if len(names) == 1 else 's'}"
-    tips = {
-        "flagged": sorted(against),
-        "explained": [f"{name} ({reasons[name]})" if name in reasons else name for name in sorted(explained)],
-        "not asked": missing,
-    }
-    told = "; ".join(f"{what}: {', '.join(found)}" for what, found in tips.items() if found)
-    return {
-        "flagged": bool(against),
-        "unasked": bool(missing),
-        "text": ", ".join(parts) or "none applies",
-        "tip": told or total,
-        "status": f"flagged: {', '.join(sorted(against))}" if against else coverage,
-    }
-
-
 def environments(records: Iterable[Record]) -> list[list[tuple[str, str]]]:
     """What made the numbers: each different environment once, the time of writing left out."""
     found = {tuple(_pairs({k: v for k, v in r.environment.items() if k != "created"})) for r in records}
     return [list(one) for one in sorted(found) if one]
-
-
-def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
 
 
 def _flow(record: Record) -> list[tuple[str, str]]:

@@ -1,106 +1,225 @@
 """The leaderboard for programs: JSON with numbers as numbers and null for what is missing. No torch.
 
-``schemas/leaderboard.schema.json`` beside this file describes it (JSON Schema 2020-12). Its version is raised
-when a field is removed or changes its meaning.
+``schemas/leaderboard.schema.json`` is the JSON Schema of `Leaderboard`, as
+``python -m robustode.bench.report.leaderboard.json_table`` prints it. Its version is raised when a field is
+removed or changes its meaning.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
 
 from ...records.headline import Headline
-from ..style import NORMS
 from ..text import missing
-from .leaderboard import TIMINGS, rank_column
+from .columns import AccuracyColumn, BoardColumns, Kind, Task, board_columns, entries
 from .ranking import ALPHA
-from .row_outcomes import CERTIFIED
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 SCHEMA = "leaderboard.schema.json"
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
+Column = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="Column of leaderboard.csv: clean, <noise>@<strength>, <norm>@<eps>, "
+        "certified-<norm>@<eps>.",
+    ),
+]
+Of = Annotated[
+    str | None,
+    Field(description="The noise, or the norm of a worst case or certificate; null for clean accuracy."),
+]
+Strength = Annotated[
+    float,
+    Field(
+        ge=0,
+        description="In units of the pixel range [0, 1]: standard deviation, fraction of pixels, half-width "
+        "or eps.",
+    ),
+]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RankedBy(_Part):
+    """The accuracy that rows are ordered and ranked by."""
+
+    column: Column
+    kind: Kind
+    of: Of
+    strength: Strength
+
+
+class Accuracy(_Part):
+    """One reported accuracy: mean over training seeds, 95% Wilson interval over samples.
+
+    `spread` is the standard deviation over training seeds, null for a single one; `rank` is by this accuracy.
+    """
+
+    column: Column
+    kind: Kind
+    of: Of
+    strength: Strength
+    value: Fraction | None
+    low: Fraction | None
+    high: Fraction | None
+    spread: Fraction | None
+    rank: Annotated[int, Field(ge=1)] | None
+
+
+class Throughput(_Part):
+    """Samples per second at the best batch size."""
+
+    task: Task
+    device: Text
+    samples_per_second: Annotated[float, Field(gt=0)] | None
+
+
+class Row(_Part):
+    """One model, data set and training recipe.
+
+    `rank` is shared by rows that cannot be told apart. `status` is ``ok``, or what puts the row below those
+    that are. `p_leader` is McNemar's exact test against the row that opened the rank this one was compared
+    with, `p_above` the same against the row just above. `busy` lists throughputs, as task@device, taken while
+    other work used more than a tenth of the machine. `nfe` counts field evaluations per forward pass, `seeds`
+    training seeds, `samples` the test samples behind the ranking value. `updated` is the day of the newest
+    record. `audits` counts the results of the audits, null for a row that was not audited; `audit_flags` are
+    the audits that withhold a rank: flagged without a stated reason, or failed to run. `expected_failures`
+    are checks that the model is known to fail.
+    """
+
+    rank: Annotated[int, Field(ge=1)]
+    dataset: Text
+    model: Text
+    recipe: str
+    status: Text
+    p_leader: Fraction | None
+    p_above: Fraction | None
+    accuracies: list[Accuracy]
+    throughput: list[Throughput]
+    busy: list[Annotated[str, Field(pattern="^(inference|training-step)@")]] = []
+    nfe: Annotated[float, Field(ge=0)] | None
+    parameters: Annotated[int, Field(ge=0)] | None
+    seeds: Annotated[int, Field(ge=1)]
+    samples: Annotated[int, Field(ge=0)]
+    updated: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] | None
+    reference: str | None
+    paper: Annotated[str, Field(pattern="^https?://")] | None
+    expected_failures: list[Text]
+    audits: str | None
+    audit_flags: list[Text]
+
+
+class Leaderboard(_Part):
+    """report/leaderboard.json of a results folder: best row first within each data set.
+
+    Accuracies are fractions. null is a value that failed, was not run, or does not exist. `preset` is the
+    name of the preset that was run, empty if it is not known. A row opens a new rank when `p_leader` is below
+    `alpha`.
+    """
+
+    schema_version: Literal[1]
+    preset: str
+    title: str
+    ranked_by: RankedBy
+    alpha: Annotated[float, Field(gt=0, lt=1)]
+    rows: list[Row]
+
+
+def leaderboard_schema() -> dict[str, Any]:
+    """The JSON Schema of `leaderboard_json`, as the code says it."""
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, **Leaderboard.model_json_schema()}
 
 
 def schema() -> dict[str, Any]:
-    """Read the JSON Schema of `leaderboard_json`."""
+    """The JSON Schema that ships with the package."""
     text = (files("robustode.bench") / "schemas" / SCHEMA).read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
     return found
 
 
 def leaderboard_json(board: pd.DataFrame, headline: Headline) -> str:
-    """Write the leaderboard as JSON: fractions for accuracies, samples per second, one object a row.
+    """Write the leaderboard as JSON: fractions for accuracies, samples per second, one object per row.
 
     Parameters
     ----------
     board
         What ``leaderboard.leaderboard`` returns.
     """
-    by = rank_column(board, headline)
-    body = {
-        "schema_version": SCHEMA_VERSION,
-        "preset": headline.preset,
-        "title": headline.title,
-        "ranked_by": _what(by),
-        "alpha": ALPHA,
-        "rows": [_row(row, [str(name) for name in board.columns]) for row in board.to_dict("records")],
-    }
-    return json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    columns = board_columns(board)
+    body = Leaderboard(
+        schema_version=SCHEMA_VERSION,
+        preset=headline.preset,
+        title=headline.title,
+        ranked_by=RankedBy(**_what(columns.ranking)),
+        alpha=ALPHA,
+        rows=[_row(row, columns) for row in board.to_dict("records")],
+    )
+    plain = body.model_dump(exclude_unset=True)
+    return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _row(row: dict[Any, Any], columns: list[str]) -> dict[str, Any]:
+def _row(row: dict[Any, Any], columns: BoardColumns) -> Row:
     accuracies = [
-        {
-            **_what(name),
-            "value": _number(row[name]),
-            **{part: _number(row.get(f"{name}_{part}")) for part in ("low", "high", "spread")},
-            "rank": _whole(row.get(f"rank@{name}")),
-        }
-        for name in columns
-        if f"{name}_low" in row
+        Accuracy(
+            **_what(column),
+            value=_number(row[column.name]),
+            low=_number(row[column.low]),
+            high=_number(row[column.high]),
+            spread=_number(row.get(column.spread)),
+            rank=_whole(row.get(column.rank)),
+        )
+        for column in columns.accuracies
     ]
-    rates = [
-        {"task": task, "device": device, "samples_per_second": _number(row[name])}
-        for name in columns
-        for task, at, device in [name.partition("@")]
-        if at and task in TIMINGS
+    throughput = [
+        Throughput(task=each.task, device=each.device, samples_per_second=_number(row[each.name]))
+        for each in columns.timings
     ]
-    busy = [name for name in str(row.get("busy") or "").split("; ") if name]
-    expected, flags = str(row["expected_failures"]), str(row.get("audit_flags") or "")
-    return {
-        "rank": _whole(row["rank"]),
-        **{name: str(row[name]) for name in ("dataset", "model", "recipe", "status")},
-        "p_leader": _number(row["p_leader"]),
-        "p_above": _number(row["p_above"]),
-        "accuracies": accuracies,
-        "throughput": rates,
+    busy = entries(row.get("busy"))
+    return Row(
+        rank=int(row["rank"]),
+        dataset=row["dataset"],
+        model=row["model"],
+        recipe=row["recipe"],
+        status=row["status"],
+        p_leader=_number(row["p_leader"]),
+        p_above=_number(row["p_above"]),
+        accuracies=accuracies,
+        throughput=throughput,
         **({"busy": busy} if busy else {}),
-        "nfe": _number(row["nfe"]),
-        "parameters": _whole(row["parameters"]),
-        "seeds": int(row["seeds"]),
-        "samples": int(row["samples"]),
-        **{name: str(row[name]) or None for name in ("updated", "reference", "paper")},
-        "expected_failures": expected.split("; ") if expected else [],
-        "audits": str(row.get("audits") or "") or None,
-        "audit_flags": flags.split("; ") if flags else [],
-    }
+        nfe=_number(row["nfe"]),
+        parameters=_whole(row["parameters"]),
+        seeds=int(row["seeds"]),
+        samples=int(row["samples"]),
+        updated=row["updated"] or None,
+        reference=row["reference"] or None,
+        paper=row["paper"] or None,
+        expected_failures=entries(row["expected_failures"]),
+        audits=row.get("audits") or None,
+        audit_flags=entries(row.get("audit_flags")),
+    )
 
 
-def _what(name: str) -> dict[str, Any]:
+def _what(column: AccuracyColumn) -> dict[str, Any]:
     """What an accuracy is of: its column, its kind, its noise or norm, its strength."""
-    key, _, strength = name.partition("@")
-    norm = key.removeprefix(CERTIFIED)
-    if key == "clean":
-        kind = "clean"
-    elif key != norm:
-        kind = "certified"
-    else:
-        kind = "worst-case" if key in NORMS else "noise"
-    what = {"noise": key, "clean": None}.get(kind, norm)
-    return {"column": name, "kind": kind, "of": what, "strength": float(strength or 0.0)}
+    return {
+        "column": column.name,
+        "kind": column.kind,
+        "of": column.of or None,
+        "strength": column.strength,
+    }
 
 
 def _number(value: Any) -> float | None:
@@ -109,3 +228,8 @@ def _number(value: Any) -> float | None:
 
 def _whole(value: Any) -> int | None:
     return None if missing(value) else int(value)
+
+
+if __name__ == "__main__":
+    json.dump(leaderboard_schema(), sys.stdout, indent=1)
+    print()

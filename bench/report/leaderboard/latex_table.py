@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ..text import missing, percent
-from .columns import BUSY_NOTE, Field, any_busy, best, compact, written
+from .shown_fields import BUSY_NOTE, Field, any_busy, best, compact, written
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",

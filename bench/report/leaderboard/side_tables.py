@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ..statistics import SMOOTHING
+from ..certificates import SMOOTHING
+from ..markdown import escaped, markdown_table
 from ..style import strength_name, threat_name
 from ..text import missing, percent
 
@@ -122,12 +123,8 @@ def protocols_markdown(tables: Sequence[SideTable]) -> str:
         if len({t.dataset for t in tables}) > 1:
             parts += [f"### {table.dataset}", ""]
         heads = ["Model", *(f"{a} ({b})" if b else a for a, b in table.heads)]
-        parts += [table.meaning, "", _line(heads), _line(["---", *["---:"] * len(table.heads)])]
-        for label, cells in table.rows:
-            parts.append(_line([label, *(f"{v} ± {s}" if s else v for v, _, s in cells)]))
-        parts.append("")
+        rows = [
+            [escaped(label), *(f"{v} ± {s}" if s else v for v, _, s in cells)] for label, cells in table.rows
+        ]
+        parts += [table.meaning, "", *markdown_table(heads, rows), ""]
     return "\n".join([*parts, "Accuracy in percent; ± is the standard deviation over training seeds.", ""])
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -10,12 +10,12 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from .columns import BUSY_NOTE, Field, any_busy, best, fields, written
 from .ranking import ALPHA
+from .shown_fields import BUSY_NOTE, Field, any_busy, best, fields, written
 
 WIDTH = 100
 _LONGEST = 24
-# What goes first when the table is too wide.
+# What is left out first when the table is too wide.
 _SPARE = ("paper", "updated", "training-step", "samples", "parameters", "inference", "seeds", "nfe")
 
 
@@ -40,8 +40,12 @@ def terminal_table(board: pd.DataFrame, width: int = WIDTH) -> Table:
         texts["rank"] = [f"={text}" if tie else text for text, tie in zip(texts["rank"], shared, strict=True)]
     widths = {name: max(_width(heads[name]), *map(cell_len, texts[name])) for name in heads}
     names = [f.name for f in columns]
-    spare = [n for key in _SPARE for n in reversed(names) if n.partition("@")[0] == key]
-    spare += [n for n in reversed(names) if "@" in n and n not in spare]
+    spare = [f.name for key in _SPARE for f in reversed(columns) if f.key == key]
+    spare += [
+        f.name
+        for f in reversed(columns)
+        if f.kind in ("fraction", "rate") and f.name not in (*spare, "clean")
+    ]
     while spare and sum(widths[n] + 2 for n in names) > width:
         names.remove(spare.pop(0))
     kept = [f for f in columns if f.name in names]

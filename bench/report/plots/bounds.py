@@ -11,7 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ...records.record import Record
-from ..statistics import CERTIFICATE, WORST_CASE
+from ..certificates import CERTIFICATE, attacked_samples, has_radii, radii
+from ..worst_case import WORST_CASE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +75,7 @@ def bounds(accuracy: pd.DataFrame, records: Mapping[str, Sequence[Record]]) -> d
 def _radii(records: Sequence[Record], norm: str) -> NDArray[np.float64] | None:
     """Certified radii in `norm` of the samples that were attacked in it, of all seeds, ascending."""
     samples = min(
-        (r.cell.samples for r in records if r.cell.norm == norm and r.cell.kind == "accuracy"), default=0
+        (count for (_, name), count in attacked_samples(records).items() if name == norm), default=0
     )
-    found = [
-        r.outcomes["radius"][:samples] / (1.0 if norm == "l2" else np.sqrt(r.measures["pixels"]))
-        for r in records
-        if r.cell.kind == "certificate" and r.cell.threat == CERTIFICATE and "radius" in r.outcomes
-    ]
-    return np.sort(np.concatenate(found).astype(float)) if found else None
+    found = [radii(record, norm)[:samples] for record in records if has_radii(record, CERTIFICATE)]
+    return np.sort(np.concatenate(found)) if found else None

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ..statistics import WORST_CASE
 from ..style import INK, NAMED_MODELS, OTHER, Style, strength_name, threat_name
+from ..worst_case import WORST_CASE
 
 
 def draw_curves(

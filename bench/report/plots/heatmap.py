@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ...records.headline import Headline
-from ..statistics import WORST_CASE
 from ..style import QUIET, readable_on, sns, strength_name, threat_name
+from ..worst_case import WORST_CASE
 
 HEATMAP_MODELS = 40
 WIDEST_LINE = 14  # characters of a threat's name above its column

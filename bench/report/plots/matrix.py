@@ -13,7 +13,9 @@ from matplotlib.patches import Rectangle
 
 from ...records.record import REPLAY, Record
 from ..leaderboard.side_tables import SideTable
+from ..markdown import escaped, markdown_table
 from ..style import NORMS, QUIET, sns
+from .described import DescribedFigure
 from .heatmap import HEATMAP_MODELS
 
 MEANING = (
@@ -87,28 +89,28 @@ def transfer_markdown(tables: Sequence[SideTable]) -> str:
     for table in tables:
         dataset = f"{table.dataset}, " if len({t.dataset for t in tables}) > 1 else ""
         parts += [f"### {dataset}{table.protocol}", ""]
-        parts += [_line(["From \\ on", *(head for head, _ in table.heads)])]
-        parts += [_line(["---", *["---:"] * len(table.heads)])]
-        for label, cells in table.rows:
-            parts.append(
-                _line([label, *(f"{share} ({counts})" if share else "" for share, counts, _ in cells)])
-            )
-        parts.append("")
+        heads = ["From \\ on", *(head for head, _ in table.heads)]
+        rows = [
+            [escaped(label), *(f"{share} ({counts})" if share else "" for share, counts, _ in cells)]
+            for label, cells in table.rows
+        ]
+        parts += [*markdown_table(heads, rows), ""]
     return "\n".join(parts)
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def draw_transfer(records: Sequence[Record], board: pd.DataFrame) -> Iterator[tuple[str, str, str, Figure]]:
-    """The matrices in colour: stem of the file, title, text for those who cannot see it, figure."""
+def draw_transfer(records: Sequence[Record], board: pd.DataFrame) -> Iterator[DescribedFigure]:
+    """The matrices in colour, one figure for each norm and strength."""
     for _, norm, strength, tried, broke in transfer_matrices(records, board):
         tried, broke = (counts.iloc[:HEATMAP_MODELS, :HEATMAP_MODELS] for counts in (tried, broke))
-        share = 100 * broke / tried.where(tried > 0)
         budget = f"{NORMS.get(norm, norm)}, ε = {strength:g}"
-        alt = f"Matrix in colour, {budget}: share of each model's adversarial examples that break each other."
-        yield f"transfer-{norm}", f"Transfer between models, {budget}", alt, _draw(share)
+        yield DescribedFigure(
+            kind="transfer",
+            of=norm,
+            title=f"Transfer between models, {budget}",
+            alt=f"Matrix in colour, {budget}: "
+            "share of each model's adversarial examples that break each other model.",
+            figure=_draw(100 * broke / tried.where(tried > 0)),
+        )
 
 
 def _draw(share: pd.DataFrame) -> Figure:

@@ -10,18 +10,15 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ...records.headline import Headline
 from ...records.record import Record
-from ..leaderboard.leaderboard import CERTIFIED, column
-from ..style import key_name, sns, strength_symbol
+from ..leaderboard.columns import board_columns
+from ..style import sns
 
 FEWEST = 3
 """Rows of one architecture and recipe that make a curve."""
 
 
-def draw_rates(
-    records: Mapping[str, Sequence[Record]], board: pd.DataFrame, headline: Headline
-) -> Iterator[tuple[str, Figure]]:
+def draw_rates(records: Mapping[str, Sequence[Record]], board: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """Draw clean, reported and certified accuracy against rho, for each architecture with enough rows.
 
     Those of its commonest training recipe: a line between two recipes would show these, not the rate.
@@ -37,7 +34,7 @@ def draw_rates(
         if len(rows) < FEWEST:
             continue
         rows = rows.assign(rate=rows["label"].map(rates)).sort_values("rate", kind="stable")
-        yield family, _draw(rows, headline, family)
+        yield family, _draw(rows, family)
 
 
 def _families(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, float]]:
@@ -50,24 +47,24 @@ def _families(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, fl
     return found
 
 
-def _draw(rows: pd.DataFrame, headline: Headline, family: str) -> Figure:
+def _draw(rows: pd.DataFrame, family: str) -> Figure:
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     ax = figure.subplots()
-    keys = {"clean": "clean"}
-    for prefix in ("", CERTIFIED):
-        keys |= {column(prefix + key, s): prefix + key for key, s in headline.reported.items()}
-    shown = {name: key for name, key in keys.items() if name in rows and rows[name].notna().any()}
+    shown = [c for c in board_columns(rows).accuracies if rows[c.name].notna().any()]
     colors = sns.color_palette("colorblind", len(shown))
-    for (name, key), color in zip(shown.items(), colors, strict=True):
-        strength = name.partition("@")[2]
-        label = "Clean" if key == "clean" else f"{key_name(key)}, {strength_symbol(key)} = {strength}"
-        certified = key.startswith(CERTIFIED)
+    for column, color in zip(shown, colors, strict=True):
+        label = f"{column.title}, {column.at}" if column.at else column.title
         ax.fill_between(
-            rows["rate"], 100 * rows[f"{name}_low"], 100 * rows[f"{name}_high"], color=color, alpha=0.12, lw=0
+            rows["rate"], 100 * rows[column.low], 100 * rows[column.high], color=color, alpha=0.12, lw=0
         )
         ax.plot(
-            rows["rate"], 100 * rows[name], color=color, marker="o", ls=":" if certified else "-", label=label
+            rows["rate"],
+            100 * rows[column.name],
+            color=color,
+            marker="o",
+            ls=":" if column.kind == "certified" else "-",
+            label=label,
         )
     ax.set_xscale("log")
     ax.set_xlabel(f"contraction rate ρ of the trained {family} (per unit of time)")

@@ -14,8 +14,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from ...records.headline import Headline
-from ..statistics import WORST_CASE
 from ..style import INK, NORMS, Style, darker, mixed, strength_name
+from ..worst_case import WORST_CASE
 from .bounds import Bounds
 
 WIDE = 4  # panels beside each other, at most

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ...records.record import Record
 from ..style import INK, QUIET, Style
+from .described import DescribedFigure
 
 COLUMNS = 4
 _TIME = "time t / T"
@@ -20,8 +21,8 @@ _TIME = "time t / T"
 
 def draw_trajectories(
     records: Mapping[str, Sequence[Record]], looks: Mapping[str, Style]
-) -> Iterator[tuple[str, str, str, Figure]]:
-    """Draw contraction, sensitivity and energy, as (stem, title, alternative text, figure).
+) -> Iterator[DescribedFigure]:
+    """Draw contraction, sensitivity and energy.
 
     Parameters
     ----------
@@ -37,17 +38,28 @@ def draw_trajectories(
         for label in flows
         if (record := _first(records[label], "training", "train_loss")) is not None
     }
-    alt = "Small line plots, one per model: distance of pairs of states along the flow, on a log scale."
-    yield "contraction", "Distance between trajectories", alt, _contraction(flows, rates, looks)
+    yield DescribedFigure(
+        kind="contraction",
+        title="Distance between trajectories",
+        alt="Small line plots, one per model: distance of pairs of states along the flow, on a log scale.",
+        figure=_contraction(flows, rates, looks),
+    )
     if any(r.outcomes["sensitivity_trained"].size for r in flows.values()):
-        alt = (
-            "Two line plots: norm of the backward sensitivity matrix against time, before and after training."
+        yield DescribedFigure(
+            kind="sensitivity",
+            title="Backward sensitivity",
+            alt="Two line plots: norm of the backward sensitivity matrix against time, "
+            "before and after training.",
+            figure=_sensitivity(flows, looks),
         )
-        yield "sensitivity", "Backward sensitivity", alt, _sensitivity(flows, looks)
     energies = {label: r for label, r in flows.items() if "energy_drift" in r.outcomes}
     if energies:
-        alt = "Small line plots, one per Hamiltonian model: relative change of the energy H along the flow."
-        yield "energy", "Energy along the flow", alt, _energy(energies, looks)
+        yield DescribedFigure(
+            kind="energy",
+            title="Energy along the flow",
+            alt="Small line plots, one per Hamiltonian model: relative change of energy H along the flow.",
+            figure=_energy(energies, looks),
+        )
 
 
 def _first(records: Sequence[Record], kind: str, outcome: str) -> Record | None:

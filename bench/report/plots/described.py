@@ -1,0 +1,34 @@
+"""A figure and what is said of it: its kind, title and text for those who cannot see it. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribedFigure:
+    """One figure of a dataset before it is rendered.
+
+    Attributes
+    ----------
+    kind
+        What it shows: ``accuracy``, ``heatmap``, ``examples`` and so on; the page captions it by this.
+    of
+        Which one of its kind, where a dataset has several: an architecture, a norm, a model.
+    label
+        The row of the leaderboard that it is about; empty for a figure about several.
+    """
+
+    kind: str
+    of: str = ""
+    label: str = ""
+    title: str
+    alt: str
+    figure: Figure
+
+    @property
+    def stem(self) -> str:
+        """Its file's name without dataset and suffix."""
+        return f"{self.kind}-{self.of}" if self.of else self.kind
