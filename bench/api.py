@@ -154,7 +154,7 @@ def evaluate(
         reporter.start(pace * sum(_passes(cell) for cell in cells))
         for cell, (threat, _) in zip(cells, chosen.values(), strict=True):
             cost = pace * _passes(cell) / (cell.samples * cell.draws)
-            reporter.doing(f"{cell.threat} {cell.strength:g}")
+            reporter.activity(f"{cell.threat} {cell.strength:g}")
             how = evaluate_cell if threat.through == "model" else evaluate_through
             record = how(
                 cell,
@@ -167,7 +167,7 @@ def evaluate(
                 on_samples=partial(_advance, reporter, cost),
             )
             records.append(record)
-            reporter.say(f"{name} · {cell.threat}: {summary_line([record])}")
+            reporter.line(f"{name} · {cell.threat}: {summary_line([record])}")
     return summarise(records)
 
 

@@ -106,9 +106,12 @@ class Listening(Quiet):
     def advance(self, work: float) -> None:
         self.done += work
 
-    def say(self, line: str) -> None:
-        if not line.startswith("  "):  # of other work on the machine, which a test cannot know
-            self.lines.append(line)
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def detail(self, text: str) -> None:
+        if not text.startswith("  "):  # of other work on the machine, which a test cannot know
+            self.lines.append(text)
 
 
 class Waits(TorchDispatchMode):

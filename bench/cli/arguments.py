@@ -93,7 +93,9 @@ def command_line() -> argparse.ArgumentParser:
     run.add_argument(
         "--dry-run", action="store_true", help="say what would be done and how long it takes; do nothing"
     )
-    run.add_argument("--quiet", action="store_true", help="no progress, only the leaderboard and failures")
+    shown = run.add_mutually_exclusive_group()
+    shown.add_argument("--quiet", action="store_true", help="no progress, only the leaderboard and failures")
+    shown.add_argument("--verbose", action="store_true", help="one line for each cell besides")
 
     listing = commands.add_parser("list", help="show what is registered", allow_abbrev=False)
     listing.add_argument("what", choices=LISTS)

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -18,15 +18,17 @@ from ..config.preset import Preset
 from ..config.pretrained import Given
 from ..config.run_request import Request
 from ..data import Data
+from ..records.record import Record
 from ..records.store import Store
 from ..runner.batch_size import known_batch_sizes
 from ..runner.run import run_plan
-from ..runner.schedule import elapsed, look_ahead
+from ..runner.schedule import estimate_duration, estimate_remaining
 from ..runner.workers import count_processes
 from ..runtime.device import pick_device
-from ..runtime.progress import Quiet, Terminal, duration
+from ..runtime.progress import Quiet, Reporter, Terminal, duration
 from ..training.train import build_model
 from .arguments import names_in
+from .run_lines import result_line
 
 
 def run_command(arguments: argparse.Namespace, preset: Preset, show: Callable[[Path], int]) -> int:
@@ -60,8 +62,11 @@ def run_command(arguments: argparse.Namespace, preset: Preset, show: Callable[[P
     out = arguments.out or Path("results") / preset.name
     if arguments.dry_run:
         return _dry_run(arguments, plan, data, out, device)
-    console = Console()
-    with nullcontext(Quiet()) if arguments.quiet else Terminal(console) as reporter:
+    with reporter_of(arguments) as reporter:
+
+        def on_evaluated(model: str, seed: int, records: list[Record], seconds: float) -> None:
+            reporter.line(result_line(model, seed, records, seconds, plan.headline().reported))
+
         outcome = run_plan(
             plan,
             data,
@@ -71,6 +76,7 @@ def run_command(arguments: argparse.Namespace, preset: Preset, show: Callable[[P
             reporter=reporter,
             request=request,
             jobs=arguments.jobs,
+            on_evaluated=on_evaluated,
         )
     if not arguments.quiet:
         print(f"{outcome.done} cells done, {outcome.skipped} stored already")
@@ -80,6 +86,11 @@ def run_command(arguments: argparse.Namespace, preset: Preset, show: Callable[[P
     for problem in outcome.problems:
         print(f"set aside and done again: {problem}", file=sys.stderr)
     return 1 if outcome.failures else status
+
+
+def reporter_of(arguments: argparse.Namespace) -> AbstractContextManager[Reporter]:
+    """What shows the progress: nothing with ``--quiet``, every cell's line with ``--verbose``."""
+    return nullcontext(Quiet()) if arguments.quiet else Terminal(Console(), verbose=arguments.verbose)
 
 
 def _request(arguments: argparse.Namespace, preset: Preset) -> Request:
@@ -107,19 +118,19 @@ def _dry_run(arguments: argparse.Namespace, plan: Plan, data: Data, out: Path, d
     if not arguments.fresh:
         plan = known_batch_sizes(plan, data, store, device)
     threads = torch.get_num_threads() // count_processes(len(plan.units), device, arguments.jobs)
-    outlooks = look_ahead(plan, data, store, device, fresh=arguments.fresh, threads=max(1, threads))
-    processes = count_processes(sum(len(outlook.busy) for outlook in outlooks), device, arguments.jobs)
-    for outlook in outlooks:
-        todo = f"{outlook.left} of {outlook.cells} cells to do"
-        problem = outlook.cost.problem if outlook.left else ""
-        time = f"cannot be timed: {problem}" if problem else f"about {duration(outlook.seconds)}"
-        print(f"{outlook.model:<24} {todo:>24}  {time}")
+    remaining = estimate_remaining(plan, data, store, device, fresh=arguments.fresh, threads=max(1, threads))
+    processes = count_processes(sum(len(work.seconds_by_seed) for work in remaining), device, arguments.jobs)
+    for work in remaining:
+        todo = f"{work.left} of {work.cells} cells to do"
+        problem = work.cost.problem if work.left else ""
+        time = f"cannot be timed: {problem}" if problem else f"about {duration(work.seconds)}"
+        print(f"{work.model:<24} {todo:>24}  {time}")
     preset = plan.preset
     print(f"{preset.name}: {preset.title}; the preset says: {preset.cost}")
     how = "one after the other" if processes == 1 else f"{processes} at once"
-    seconds = elapsed(outlooks, processes)
-    ahead = [outlook for outlook in outlooks if outlook.left]
-    untimed = [outlook.model for outlook in ahead if outlook.cost.problem]
+    seconds = estimate_duration(remaining, processes)
+    ahead = [work for work in remaining if work.left]
+    untimed = [work.model for work in ahead if work.cost.problem]
     without = f", without {', '.join(untimed)}" if untimed else ""
     total = f"about {duration(seconds)} here, {how}, from one batch of each model{without}"
     if ahead and len(untimed) == len(ahead):
@@ -128,4 +139,4 @@ def _dry_run(arguments: argparse.Namespace, plan: Plan, data: Data, out: Path, d
     if preset.batch_size == "auto":
         sizes = [f"{spec.name} {plan.batch_sizes.get(spec.name, 'to be measured')}" for spec in plan.specs]
         print(f"batch size auto: {', '.join(sizes)}")
-    return int(any(outlook.cost.failed and outlook.left for outlook in outlooks))
+    return int(any(work.cost.failed and work.left for work in remaining))

@@ -1,6 +1,6 @@
-"""How many samples a model is given at once: the smallest batch within 5% of the fastest, measured.
+"""The batch size of each model: the smallest within 5% of the fastest, measured.
 
-On a CPU the best batch still fits into a cache, on a GPU it fills the chip. What was chosen is kept in
+On a CPU the best batch still fits into a cache, on a GPU it fills the chip. Choices are stored in
 ``<out>/batch_sizes.json``: the batch size is part of a cell's key, so a run that goes on takes the same.
 """
 
@@ -32,7 +32,7 @@ from ..runtime.memory import free_memory, peak_memory
 from ..runtime.time_limit import time_limit
 from ..throughput.clock import time_passes
 from ..training.train import build_model
-from .cost_estimate import on_threads
+from .cost_estimate import torch_threads
 
 SMALLEST = 16
 LARGEST = {"cpu": 1024, "cuda": 8192}
@@ -49,66 +49,70 @@ CPU_MEMORY = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rung:
-    """What a batch of `size` costs: seconds per sample, and the most bytes held at once."""
+class BatchTiming:
+    """Seconds per sample of a batch of `size` samples, and the most bytes it holds at once."""
 
     size: int
     seconds: float
     memory: int
 
 
-Measure = Callable[[int], Rung]
-"""Measures one size; raises what `out_of_memory` knows where it does not fit."""
+MeasureBatch = Callable[[int], BatchTiming]
+"""Times one batch size; raises an error that `out_of_memory` recognises where it does not fit."""
 
 
-def ladder(largest: int, samples: int) -> list[int]:
+def candidate_sizes(largest: int, samples: int) -> list[int]:
     """`SMALLEST`, doubled up to `largest`; no batch is larger than the number of samples."""
     most = max(1, min(largest, samples))
     sizes = [SMALLEST * 2**power for power in range(largest.bit_length()) if SMALLEST * 2**power < most]
     return [*sizes, most]
 
 
-def climb(measure: Measure, sizes: Iterable[int], *, memory: float, seconds: float = LONGEST) -> list[Rung]:
-    """Measure `sizes`, ascending, until larger batches are no faster per sample.
+def time_sizes(
+    measure: MeasureBatch, sizes: Iterable[int], *, memory: float, seconds: float = LONGEST
+) -> list[BatchTiming]:
+    """Time `sizes`, ascending, until larger batches are no faster per sample.
 
     It also ends before a size that would hold more than `memory` bytes or take more than `seconds` for a
     pass, were both to grow with the size, and at one for which memory runs out.
     """
-    rungs: list[Rung] = []
+    timings: list[BatchTiming] = []
     for size in sizes:
-        if rungs and (
-            rungs[-1].memory * size / rungs[-1].size > memory or rungs[-1].seconds * size > seconds
+        if timings and (
+            timings[-1].memory * size / timings[-1].size > memory or timings[-1].seconds * size > seconds
         ):
             break
-        rung = _try(measure, size)
-        if rung is None:
+        timing = _try(measure, size)
+        if timing is None:
             break
-        rungs.append(rung)
-        fastest = min(range(len(rungs)), key=lambda i: rungs[i].seconds)
-        if len(rungs) - 1 - fastest >= PATIENCE:
+        timings.append(timing)
+        fastest = min(range(len(timings)), key=lambda i: timings[i].seconds)
+        if len(timings) - 1 - fastest >= PATIENCE:
             break
-    return rungs
+    return timings
 
 
-def pick(rungs: Sequence[Rung]) -> int:
+def smallest_near_fastest(timings: Sequence[BatchTiming]) -> int:
     """The smallest size within `TOLERANCE` of the fastest."""
-    fastest = min(rung.seconds for rung in rungs)
-    return min(rung.size for rung in rungs if rung.seconds <= (1 + TOLERANCE) * fastest)
+    fastest = min(timing.seconds for timing in timings)
+    return min(timing.size for timing in timings if timing.seconds <= (1 + TOLERANCE) * fastest)
 
 
-def choose(measure: Measure, sizes: Sequence[int], *, memory: float) -> tuple[int, list[Rung]]:
-    """What to take of `sizes`, and what was measured; the first is halved where it is too large."""
-    rungs = climb(measure, sizes, memory=memory)
+def choose_batch_size(
+    measure: MeasureBatch, sizes: Sequence[int], *, memory: float
+) -> tuple[int, list[BatchTiming]]:
+    """The size to use, and its timings; the first of `sizes` is halved where it is too large."""
+    timings = time_sizes(measure, sizes, memory=memory)
     size = sizes[0]
-    while not rungs and size > 1:
+    while not timings and size > 1:
         size //= 2
-        rung = _try(measure, size)
-        rungs = [rung] if rung else []
-    return (pick(rungs) if rungs else 1), rungs
+        timing = _try(measure, size)
+        timings = [timing] if timing else []
+    return (smallest_near_fastest(timings) if timings else 1), timings
 
 
-def _try(measure: Measure, size: int) -> Rung | None:
-    """The rung, or None where memory ran out."""
+def _try(measure: MeasureBatch, size: int) -> BatchTiming | None:
+    """The timing, or None where memory ran out."""
     try:
         return measure(size)
     except (MemoryError, RuntimeError) as error:
@@ -119,10 +123,10 @@ def _try(measure: Measure, size: int) -> Rung | None:
     return None
 
 
-def measure_batches(model: nn.Module, data: Data, device: torch.device) -> Measure:
+def measure_batches(model: nn.Module, data: Data, device: torch.device) -> MeasureBatch:
     """How to measure a forward pass of `model` and the gradient of the loss for its input."""
 
-    def measure(size: int) -> Rung:
+    def measure(size: int) -> BatchTiming:
         rows = (torch.arange(size) % len(data.train)).to(data.train.images.device)
         images = data.train.images[rows].to(device).requires_grad_(True)
         labels = data.train.labels[rows].to(device)
@@ -133,25 +137,25 @@ def measure_batches(model: nn.Module, data: Data, device: torch.device) -> Measu
 
         memory = peak_memory(run, device)
         durations = time_passes(run, device, seconds=0.0, passes=PASSES)
-        return Rung(size=size, seconds=float(durations.min()) / size, memory=memory)
+        return BatchTiming(size=size, seconds=float(durations.min()) / size, memory=memory)
 
     return measure
 
 
-class Choices:
-    """``<out>/batch_sizes.json``: what was chosen, and the seconds per sample that it was chosen by."""
+class BatchSizeFile:
+    """The file ``<out>/batch_sizes.json``: the size chosen for each key, and the measured times."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "batch_sizes.json"
 
     def get(self, key: str) -> int | None:
-        """What was chosen under `key`; None where nothing was or the file is of no use."""
+        """The size chosen for `key`; None where there is none or the file cannot be read."""
         size = self._read().get(key, {}).get("batch_size")
         return size if isinstance(size, int) and size > 0 else None
 
-    def put(self, key: str, size: int, rungs: Sequence[Rung]) -> None:
+    def put(self, key: str, size: int, timings: Sequence[BatchTiming]) -> None:
         """Add or replace a choice; the file is written whole or not at all."""
-        measured = {str(rung.size): rung.seconds for rung in rungs}
+        measured = {str(timing.size): timing.seconds for timing in timings}
         body = {**self._read(), key: {"batch_size": size, "seconds_per_sample": measured}}
         write_atomically(self._path, (json.dumps(body, indent=1, sort_keys=True) + "\n").encode())
 
@@ -163,22 +167,22 @@ class Choices:
         return {k: v for k, v in body.items() if isinstance(v, dict)} if isinstance(body, dict) else {}
 
 
-def choice_key(spec: ModelSpec, plan: Plan, data: Data, device: torch.device) -> str:
-    """Under which a choice is kept: dataset, model with its version and hyperparameters, and device."""
+def batch_size_key(spec: ModelSpec, plan: Plan, data: Data, device: torch.device) -> str:
+    """Key of a choice: dataset, model with its version and hyperparameters, device."""
     exact = json.dumps([spec.full_version, plan.hyperparameters(spec)], sort_keys=True)
     digest = hashlib.sha256(exact.encode()).hexdigest()[:12]
     return f"{data.name}/{spec.name}/{digest}/{device_name(device)}"
 
 
 def known_batch_sizes(plan: Plan, data: Data, store: Store, device: torch.device) -> Plan:
-    """`plan` with the sizes that its folder knows, where it asks for "auto"; nothing is measured.
+    """Return `plan` with the sizes that its folder knows, where it asks for "auto"; nothing is measured.
 
     A size is known from an earlier choice for the model on this device, or else from the records that the
     folder has of the model: a run goes on as it began, on whatever device.
     """
     if plan.preset.batch_size != "auto":
         return plan
-    choices, sizes = Choices(store.folder), dict[str, int]()
+    choices, sizes = BatchSizeFile(store.folder), dict[str, int]()
     free = {attack.threat.name for attack in plan.attacks if attack.plan.batch_size is None}
     cells = [r.cell for r in store.load()[0] if r.cell.kind == "accuracy" and r.status == "ok"]
     for spec in plan.specs:
@@ -190,7 +194,7 @@ def known_batch_sizes(plan: Plan, data: Data, store: Store, device: torch.device
             and (cell.dataset, cell.model, cell.model_version, cell.hyperparameters)
             == (like.dataset, like.model, like.model_version, like.hyperparameters)
         )
-        size = choices.get(choice_key(spec, plan, data, device))
+        size = choices.get(batch_size_key(spec, plan, data, device))
         if size is None and used:
             size = max(used, key=lambda size: (used[size], -size))
         if size is not None:
@@ -198,7 +202,7 @@ def known_batch_sizes(plan: Plan, data: Data, store: Store, device: torch.device
     return dataclasses.replace(plan, batch_sizes=sizes)
 
 
-def settle_batch_sizes(
+def choose_batch_sizes(
     plan: Plan,
     data: Data,
     store: Store,
@@ -208,7 +212,7 @@ def settle_batch_sizes(
     threads: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Plan:
-    """`plan` with a size for each model, where it asks for "auto": a known one, else measured and kept.
+    """Return `plan` with a size for each model, where it asks for "auto": known, or measured and stored.
 
     A model is measured untrained, once for all its seeds. One that fails has no size here: its failure is
     reported where it is trained.
@@ -216,7 +220,7 @@ def settle_batch_sizes(
     Parameters
     ----------
     fresh
-        Measure again what is known.
+        Measure known sizes again.
     threads
         That a model will have, of torch's.
     """
@@ -228,18 +232,18 @@ def settle_batch_sizes(
         if spec.name in sizes:
             continue
         try:
-            with time_limit(MEASURING, f"measuring batches of {spec.name}"), on_threads(threads):
+            with time_limit(MEASURING, f"measuring batches of {spec.name}"), torch_threads(threads):
                 model = build_model(spec.build, data, plan.hyperparameters(spec), 0).to(device).eval()
                 memory = free_memory(device) / 2
                 with frozen(model):
-                    size, rungs = choose(
+                    size, timings = choose_batch_size(
                         measure_batches(model, data, device),
-                        ladder(LARGEST[device.type], samples),
+                        candidate_sizes(LARGEST[device.type], samples),
                         memory=min(memory, CPU_MEMORY) if device.type == "cpu" else memory,
                     )
         except Exception:
             continue
-        Choices(store.folder).put(choice_key(spec, plan, data, device), size, rungs)
+        BatchSizeFile(store.folder).put(batch_size_key(spec, plan, data, device), size, timings)
         sizes[spec.name] = size
-        say(f"{spec.name} · {size} samples at once, measured up to {rungs[-1].size if rungs else size}")
+        say(f"{spec.name} · {size} samples at once, measured up to {timings[-1].size if timings else size}")
     return dataclasses.replace(plan, batch_sizes=sizes)

@@ -1,4 +1,4 @@
-"""What measures each kind of cell, and what one cell of a model leaves to the next."""
+"""Runs one cell of a trained model: accuracy, proof, dynamics or timing."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from ..throughput.measure import measure_cell
 from ..training.train import build_model, fit_normalisation
 
 
-class Measure:
-    """Measures the cells of one trained model.
+class CellRunner:
+    """Runs the cells of one trained model.
 
     Clean predictions, with which every attack begins, are remembered from cell to cell. Nothing is stored
     here.
@@ -36,7 +36,7 @@ class Measure:
         self.plan, self.data, self.device, self.spec = plan, data, device, spec
         self._clean: tuple[int, np.ndarray] | None = None
 
-    def one(
+    def run(
         self, cell: Cell, model: nn.Module, described: Mapping[str, Any], advance: Callable[[int], None]
     ) -> tuple[Record, AdversarialExamples | None]:
         """The record of one cell and, of a bounded attack, what it broke.
@@ -68,14 +68,14 @@ class Measure:
         advance(cell.samples)
         return record, None
 
-    def curve(
+    def run_curve(
         self,
         cells: Sequence[Cell],
         model: nn.Module,
         described: Mapping[str, Any],
         advance: Callable[[int], None],
     ) -> list[tuple[Record, AdversarialExamples | None]]:
-        """What `one` returns, of all strengths of one threat in one run."""
+        """What `run` returns, of all strengths of one threat in one run."""
         breaks: dict[str, AdversarialExamples] = {}
         records = evaluate_curve(
             cells,
@@ -96,7 +96,7 @@ class Measure:
         return next(a.threat for a in self.plan.attacks if a.threat.name == cell.threat)
 
     def remember(self, record: Record) -> None:
-        """Keep what later cells begin with."""
+        """Keep the clean predictions, with which later cells begin."""
         if record.cell.family == "clean" and record.status == "ok":
             self._clean = record.cell.batch_size, record.outcomes["prediction"][0]
 

@@ -78,7 +78,7 @@ def makespan(seconds: Sequence[float], processes: int) -> float:
 
 
 @contextmanager
-def on_threads(threads: int | None) -> Iterator[None]:
+def torch_threads(threads: int | None) -> Iterator[None]:
     """Give torch so many threads for a block; as many as it has where None."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)

@@ -32,54 +32,54 @@ from ..training.provenance import (
     training_record,
 )
 from ..training.train import build_model, train
-from .cell_run import Measure
+from .cell_run import CellRunner
 from .cost_estimate import Cost
-from .example_selection import Kept
+from .example_selection import ExampleSelection
 from .schedule import cells_of
 
 _ADVICE = " (time_limit in the preset)"
 
 
 @dataclass(kw_only=True)
-class Outcome:
+class RunSummary:
     """Cells done, cells skipped because they were stored, and what failed, a line each."""
 
     done: int = 0
     skipped: int = 0
     failures: list[str] = field(default_factory=list)
 
-    def add(self, other: Outcome) -> None:
+    def add(self, other: RunSummary) -> None:
         """Count what another part of the run did."""
         self.done += other.done
         self.skipped += other.skipped
         self.failures += other.failures
 
 
-class Unit:
-    """What a plan asks of one model and one training seed.
+class ModelRun:
+    """All work on one model and one training seed of a plan.
 
     Parameters
     ----------
     cost
-        What the progress of its cells is measured in.
+        Estimated seconds per query, the unit of progress.
     fresh
         Do everything again, stored or not.
     processes
         How many processes of this run work at once, this one included.
-    on_cells
+    on_start
         Called with the cells that are begun together, before they are: one, or a threat's strengths.
-    settled
+    already_begun
         Keys of cells that are left as they are stored, failed or not, and not counted: an earlier process of
         this run began them.
 
     Attributes
     ----------
-    outcome
+    summary
         What has been done so far.
-    kept
+    examples
         Which adversarial examples are stored.
-    sound
-        Whether it may be timed in this process; False for a model that has ended a process of its own.
+    can_be_timed
+        Whether it may be timed in this process; False for a model at which another process died.
     """
 
     def __init__(
@@ -95,30 +95,35 @@ class Unit:
         fresh: bool = False,
         reporter: Reporter | None = None,
         processes: int = 1,
-        on_cells: Callable[[list[Cell]], None] = lambda cells: None,
-        settled: frozenset[str] = frozenset(),
+        on_start: Callable[[list[Cell]], None] = lambda cells: None,
+        already_begun: frozenset[str] = frozenset(),
     ) -> None:
         self.plan, self.data, self.store, self.device = plan, data, store, device
         self.spec, self.seed, self.cost, self.fresh = spec, seed, cost, fresh
-        self.reporter, self.on_cells, self.settled = reporter or Quiet(), on_cells, settled
+        self.reporter, self.on_start, self.already_begun = reporter or Quiet(), on_start, already_begun
         self.processes = processes
         self.training = training_cell(plan, spec, seed, data)
-        self.outcome, self.sound = Outcome(), True
-        self.kept = Kept(plan, data, store, on_gpu=device.type == "cuda")
-        self._measure = Measure(plan, data, device, spec)
+        self.summary, self.can_be_timed = RunSummary(), True
+        self.examples = ExampleSelection(plan, data, store, on_gpu=device.type == "cuda")
+        self._cell_runner = CellRunner(plan, data, device, spec)
 
-    def evaluate(self) -> list[str]:
-        """Train, or load, and do every cell but timings; the keys of all of these cells."""
+    def evaluate(self) -> list[Cell]:
+        """Train, or load, and do every cell but timings; all of these cells, stored already or not."""
         trained = self._weights()
         if trained is None:
-            return [self.training.key()]
+            return [self.training]
         model, checkpoint = trained
-        return [self.training.key(), *self._curves(model, checkpoint, timings=False)]
+        return [self.training, *self._curves(model, checkpoint, timings=False)]
 
-    def time(self) -> list[str]:
-        """Do the timings, on the weights that `evaluate` left; their keys, none where training failed."""
+    def time(self) -> list[Cell]:
+        """Do the timings, on the weights that `evaluate` stored; their cells, none where training failed."""
         stored, path = self.store.get(self.training), self.store.checkpoint_path(self.training)
-        if self.plan.preset.throughput is None or stored is None or stored.status != "ok" or not self.sound:
+        if (
+            self.plan.preset.throughput is None
+            or stored is None
+            or stored.status != "ok"
+            or not self.can_be_timed
+        ):
             return []
         try:
             checkpoint = find_checkpoint(path)
@@ -128,24 +133,24 @@ class Unit:
             self._load(model)
         except Exception as error:
             line = f"{self.spec.name} seed {self.seed} · timings: {type(error).__name__}: {one_line(error)}"
-            self.outcome.failures.append(line)
-            self.reporter.say(f"failed: {line}")
+            self.summary.failures.append(line)
+            self.reporter.line(f"failed: {line}")
             return []
         return self._curves(model, checkpoint, timings=True)
 
-    def _curves(self, model: nn.Module, checkpoint: Checkpoint, *, timings: bool) -> list[str]:
+    def _curves(self, model: nn.Module, checkpoint: Checkpoint, *, timings: bool) -> list[Cell]:
         solver = describe_solver(model)
         cells = cells_of(self.plan, self.training, checkpoint.sha256, self.data, self.device, solver)[1:]
         cells = [cell for cell in cells if (cell.kind == "throughput") is timings]
         for (_, threat), curve in itertools.groupby(cells, key=lambda cell: (cell.kind, cell.threat)):
             new = self._grid(list(curve), model)
             if new:
-                self.reporter.say(f"{self.spec.name} seed {self.seed} · {threat}: {summary_line(new)}")
+                self.reporter.detail(f"{self.spec.name} seed {self.seed} · {threat}: {summary_line(new)}")
             if (others := max((r.measures.get("others_load", 0.0) for r in new), default=0.0)) > BUSY:
-                self.reporter.say(
-                    f"  other work took up to {others:.0%} of the machine: no timing to rely on"
+                self.reporter.detail(
+                    f"  other processes used up to {others:.0%} of the machine: this timing is not reliable"
                 )
-        return [cell.key() for cell in cells]
+        return cells
 
     def _weights(self) -> tuple[nn.Module, Checkpoint] | None:
         """The trained model, from its checkpoint or by training; None when that failed."""
@@ -153,11 +158,11 @@ class Unit:
         path, work = self.store.checkpoint_path(cell), self.cost.of(cell, self.plan)
         began, described = time.perf_counter(), environment(self.device, processes=self.processes)
         facts = {"cell": dataclasses.asdict(cell), "environment": described}
-        self.reporter.doing(f"{name}: training")
-        begun = cell.key() in self.settled
+        self.reporter.activity(f"{name}: training")
+        begun = cell.key() in self.already_begun
         fresh = self.fresh and not begun
         if not begun:
-            self.on_cells([cell])
+            self.on_start([cell])
         solver, new = None, False
         try:
             with time_limit(self.plan.preset.time_limit.training, f"training {self.spec.name}", _ADVICE):
@@ -173,7 +178,7 @@ class Unit:
                     self._load(model)
                 else:
                     epochs = int(cell.recipe["epochs"])
-                    self.reporter.say(f"{name} · training, {epochs} epochs")
+                    self.reporter.detail(f"{name} · training, {epochs} epochs")
                     checkpoint, _ = train(
                         model,
                         self.data,
@@ -193,13 +198,13 @@ class Unit:
             return None
         stored = self.store.get(cell)
         if not new and stored is not None and stored.status == "ok":
-            self.outcome.skipped += not begun
+            self.summary.skipped += not begun
             return model, checkpoint
         record = training_record(cell, self.spec, model, self.data, checkpoint)
         self._put(record)
         scores = record.outcomes.get("validation_accuracy")
         what = "weights given" if scores is None else f"trained: validation {max(scores):.1%}"
-        self.reporter.say(f"{name} · {what}")
+        self.reporter.detail(f"{name} · {what}")
         return model, checkpoint
 
     def _load(self, model: nn.Module) -> None:
@@ -211,67 +216,74 @@ class Unit:
     def _grid(self, cells: list[Cell], model: nn.Module) -> list[Record]:
         """Do the cells of one threat that are not stored, at once where the threat can; their records."""
         missing = [cell for cell in cells if not self._stored(cell)]
-        if not missing or missing[0].kind != "accuracy" or self._measure.threat(missing[0]).curve is None:
+        if not missing or missing[0].kind != "accuracy" or self._cell_runner.threat(missing[0]).curve is None:
             return [self._cell(cell, model) for cell in missing]
         first, limit = missing[0], len(missing) * self.plan.preset.time_limit.cell
-        self.reporter.doing(f"{first.label()} … {missing[-1].strength:g}" if missing[1:] else first.label())
-        self.on_cells(missing)
+        self.reporter.activity(
+            f"{first.label()} … {missing[-1].strength:g}" if missing[1:] else first.label()
+        )
+        self.on_start(missing)
         began = time.perf_counter()
         described = made_by(model, self.device, processes=self.processes)
         advance = self._advance(sum(self.cost.of(cell, self.plan) for cell in missing), first.samples)
         try:
             with time_limit(limit, first.label(), f"{_ADVICE}, once for each strength"):
-                found = self._measure.curve(missing, model, described, advance)
+                found = self._cell_runner.run_curve(missing, model, described, advance)
         except Exception as error:
             share = (time.perf_counter() - began) / len(missing)
             found = [(failed(cell, error, seconds=share, environment=described), None) for cell in missing]
-        kept = [self.kept.store(record, breaks) for record, breaks in found]
+        kept = [self.examples.store(record, breaks) for record, breaks in found]
         for record in kept:
             self._put(record)
         return kept
 
     def _stored(self, cell: Cell) -> bool:
         """Whether the record of `cell` is there already; it is counted and remembered then."""
-        begun = cell.key() in self.settled
+        begun = cell.key() in self.already_begun
         stored = self.store.get(cell) if begun or not self.fresh else None
         if stored is None or (stored.status != "ok" and not begun):
             return False
-        if self.kept.of(cell) and stored.status == "ok" and "adversarial" not in stored.card and not begun:
+        if (
+            self.examples.wanted(cell)
+            and stored.status == "ok"
+            and "adversarial" not in stored.card
+            and not begun
+        ):
             return False  # it was made where another strength was reported
-        self.outcome.skipped += not begun
+        self.summary.skipped += not begun
         self._remember(stored)
         return True
 
     def _cell(self, cell: Cell, model: nn.Module) -> Record:
         """Do one cell and store its record."""
-        self.reporter.doing(cell.label())
-        self.on_cells([cell])
+        self.reporter.activity(cell.label())
+        self.on_start([cell])
         began = time.perf_counter()
         described = made_by(model, self.device, processes=self.processes)
         advance = self._advance(self.cost.of(cell, self.plan), cell.samples * cell.draws)
         try:
             with time_limit(self.plan.preset.time_limit.cell, cell.label(), _ADVICE):
-                record, breaks = self._measure.one(cell, model, described, advance)
+                record, breaks = self._cell_runner.run(cell, model, described, advance)
         except Exception as error:
             seconds = time.perf_counter() - began
             record, breaks = failed(cell, error, seconds=seconds, environment=described), None
-        record = self.kept.store(record, breaks)
+        record = self.examples.store(record, breaks)
         self._put(record)
         self._remember(record)
         return record
 
     def _remember(self, record: Record) -> None:
         """Keep what later cells begin with, and whose examples are stored."""
-        self._measure.remember(record)
-        self.kept.remember(record)
+        self._cell_runner.remember(record)
+        self.examples.remember(record)
 
     def _put(self, record: Record) -> None:
         self.store.put(record)
-        self.outcome.done += 1
+        self.summary.done += 1
         if record.status != "ok":
             line = f"{record.cell.label()}: {record.status}: {record.error}"
-            self.outcome.failures.append(line)
-            self.reporter.say(f"failed: {line}")
+            self.summary.failures.append(line)
+            self.reporter.line(f"failed: {line}")
 
-    def _advance(self, work: float, units: int) -> Callable[[int], None]:
-        return lambda done: self.reporter.advance(work * done / units)
+    def _advance(self, work: float, samples: int) -> Callable[[int], None]:
+        return lambda done: self.reporter.advance(work * done / samples)

@@ -24,8 +24,8 @@ from ..records.latest import current, entry
 from ..records.record import REPLAY, REPLAYS, Cell, Record, digest
 from ..records.store import Store
 from ..training.load_trained import model_of, trained_model
-from .model_run import Outcome
-from .replay import Source, Unit, replay_cell
+from .model_run import RunSummary
+from .replay import ModelAndSeed, Source, replay_cell
 
 TRANSFER_VERSION = 1
 """Raise it by hand when the algorithm changes: stored records of older versions are not reused."""
@@ -35,7 +35,7 @@ Budget = tuple[str, str, float]
 
 
 @dataclass(kw_only=True)
-class TransferOutcome(Outcome):
+class TransferResult(RunSummary):
     """What was replayed, what was stored already, what failed, and what could not be replayed at all."""
 
     notes: list[str] = field(default_factory=list)
@@ -50,7 +50,7 @@ def replay_all(
     datasets: Mapping[str, Data] | None = None,
     fresh: bool = False,
     say: Callable[[str], None] = lambda line: None,
-) -> TransferOutcome:
+) -> TransferResult:
     """Replay on each trained model what is stored of all others, at the reported strengths; store records.
 
     A record whose sources are still the same is not made again.
@@ -75,11 +75,11 @@ def replay_all(
     for name in names or ():
         if name not in known:
             raise unknown_name("model", name, known)
-    done = TransferOutcome()
-    units: dict[Unit, list[Record]] = defaultdict(list)
+    done = TransferResult()
+    by_model_and_seed: dict[ModelAndSeed, list[Record]] = defaultdict(list)
     for record in used:
         if record.status == "ok":
-            units[entry(record.cell), record.cell.training_seed].append(record)
+            by_model_and_seed[entry(record.cell), record.cell.training_seed].append(record)
     sources = _sources(store, used, headline, done)
     if not sources:
         raise InvalidArgument(
@@ -87,13 +87,13 @@ def replay_all(
         )
     loaded, given = dict(datasets or {}), {spec.name: spec for spec in specs}
     found_any = False
-    for unit, ours in sorted(units.items(), key=lambda item: item[0]):
-        if names is not None and unit[0][1] not in names:
+    for model_and_seed, ours in sorted(by_model_and_seed.items(), key=lambda item: item[0]):
+        if names is not None and model_and_seed[0][1] not in names:
             continue
         tasks = []
         for budget, all_of_it in sorted(sources.items()):
-            others = [source for source in all_of_it if source.unit != unit]
-            if budget[0] == unit[0][0] and others:
+            others = [source for source in all_of_it if source.model_and_seed != model_and_seed]
+            if budget[0] == model_and_seed[0][0] and others:
                 found_any = True
                 if (cell := _cell(ours, budget, others)) is not None:
                     tasks.append((cell, others))
@@ -102,8 +102,8 @@ def replay_all(
         if not left:
             continue
         training = next(r for r in ours if r.cell.kind == "training")
-        data = loaded.get(unit[0][0]) or load_data(unit[0][0], data_root)
-        loaded[unit[0][0]] = data
+        data = loaded.get(model_and_seed[0][0]) or load_data(model_and_seed[0][0], data_root)
+        loaded[model_and_seed[0][0]] = data
         model = _model(store, training, given, data, done)
         if model is None:
             continue
@@ -126,7 +126,7 @@ def replay_all(
 
 
 def _sources(
-    store: Store, used: Sequence[Record], headline: Headline, done: TransferOutcome
+    store: Store, used: Sequence[Record], headline: Headline, done: TransferResult
 ) -> dict[Budget, list[Source]]:
     """The stored examples at each reported budget, those that are as their records say, in a fixed order."""
     found: dict[Budget, list[Source]] = defaultdict(list)
@@ -146,11 +146,12 @@ def _sources(
         except (OSError, RecordError) as error:
             done.notes.append(f"not replayed: {file}: {one_line(error)}")
             continue
-        unit = (entry(cell), cell.training_seed)
-        source = Source(unit=unit, threat=cell.threat, sha256=sha256, breaks=breaks)
+        model_and_seed = (entry(cell), cell.training_seed)
+        source = Source(model_and_seed=model_and_seed, threat=cell.threat, sha256=sha256, breaks=breaks)
         found[cell.dataset, str(cell.norm), cell.strength].append(source)
     return {
-        budget: sorted(them, key=lambda s: (s.unit, s.threat, s.sha256)) for budget, them in found.items()
+        budget: sorted(them, key=lambda s: (s.model_and_seed, s.threat, s.sha256))
+        for budget, them in found.items()
     }
 
 
@@ -191,7 +192,7 @@ def _stored(store: Store, cell: Cell) -> bool:
 
 
 def _model(
-    store: Store, training: Record, given: Mapping[str, ModelSpec], data: Data, done: TransferOutcome
+    store: Store, training: Record, given: Mapping[str, ModelSpec], data: Data, done: TransferResult
 ) -> nn.Module | None:
     """The trained model; None, with a note, where it cannot be had."""
     cell = training.cell

@@ -25,7 +25,7 @@ from ..records.store import Store
 from ..runtime.checked_model import CheckedModel
 from ..training.provenance import made_by
 
-Unit = tuple[Entry, int]
+ModelAndSeed = tuple[Entry, int]
 """A row of the leaderboard and a training seed."""
 
 
@@ -33,7 +33,7 @@ Unit = tuple[Entry, int]
 class Source:
     """The stored examples of one attack on one trained model."""
 
-    unit: Unit
+    model_and_seed: ModelAndSeed
     threat: str
     sha256: str
     breaks: AdversarialExamples
@@ -91,9 +91,9 @@ def _replay(
     labels = test.labels.numpy()
     where = {int(number): row for row, number in enumerate(test.indices)}
     first: dict[int, NDArray[np.int32]] = {}
-    tally: dict[Unit, list[int]] = {}
+    tally: dict[ModelAndSeed, list[int]] = {}
     for source in sources:
-        counts = tally.setdefault(source.unit, [0, 0])
+        counts = tally.setdefault(source.model_and_seed, [0, 0])
         if source.breaks.steps.shape[1:] != test.images.shape[1:]:
             continue
         rows, steps = _tried(source.breaks, where, labels, clean)
@@ -135,7 +135,7 @@ def _replay(
     breaks = AdversarialExamples(
         index=np.asarray(test.indices[rows], np.int64), label=labels[rows], steps=steps
     )
-    return outcomes, breaks, [_line(unit, *counts) for unit, counts in tally.items()]
+    return outcomes, breaks, [_line(model_and_seed, *counts) for model_and_seed, counts in tally.items()]
 
 
 def _tried(
@@ -147,6 +147,6 @@ def _tried(
     return rows[right], breaks.steps[right]
 
 
-def _line(unit: Unit, tried: int, broke: int) -> dict[str, Any]:
-    (_, model, recipe), seed = unit
+def _line(model_and_seed: ModelAndSeed, tried: int, broke: int) -> dict[str, Any]:
+    (_, model, recipe), seed = model_and_seed
     return {"model": model, "recipe": recipe, "seed": seed, "tried": tried, "broke": broke}

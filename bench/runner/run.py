@@ -1,13 +1,14 @@
-"""Run a plan: every unit's weights and cells, side by side where cores allow, then the timings alone.
+"""Run a plan: the weights and cells of each model and seed, several at once, then the timings alone.
 
-A cell whose record is stored and sound is not done again, so a run that was stopped, in whatever way,
-goes on where it was when the same command is given again.
+A cell whose record is stored is not done again, so a run that was stopped, in whatever way, continues where
+it was when the same command is run again.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -18,21 +19,24 @@ from ..config.plan import Plan
 from ..config.run_request import Request
 from ..data import Data
 from ..records.headline import Headline
+from ..records.record import Record
 from ..records.store import Problem, Store
 from ..runtime.progress import Quiet, Reporter
-from .batch_size import settle_batch_sizes
-from .model_run import Outcome, Unit
+from .batch_size import choose_batch_sizes
+from .model_run import ModelRun, RunSummary
 from .model_transfer import replay_all
-from .schedule import look_ahead
-from .workers import Job, count_processes, run_in_processes
+from .schedule import estimate_remaining
+from .workers import ModelRunJob, count_processes, run_in_processes
 
-Name = tuple[str, int]
-"""A unit's: model and training seed."""
+ModelAndSeed = tuple[str, int]
+"""A model's name and a training seed."""
+OnEvaluated = Callable[[str, int, list[Record], float], None]
+"""Called with a model, a training seed, its records and the seconds that they took."""
 
 
 @dataclass(kw_only=True)
-class RunOutcome(Outcome):
-    """What a run did, and the record files that it found unusable and set aside."""
+class RunResult(RunSummary):
+    """What a run did, and the record files that it could not use and set aside."""
 
     problems: list[Problem] = field(default_factory=list)
 
@@ -47,7 +51,8 @@ def run_plan(
     reporter: Reporter | None = None,
     request: Request | None = None,
     jobs: int | None = None,
-) -> RunOutcome:
+    on_evaluated: OnEvaluated | None = None,
+) -> RunResult:
     """Do every cell of `plan` that is not stored yet (all of them with `fresh`).
 
     A failure of one model or cell is stored and named, and the rest goes on.
@@ -55,95 +60,109 @@ def run_plan(
     Parameters
     ----------
     request
-        What `plan` was made from. With it, on a CPU, each unit runs in a process of its own, several at once.
+        What `plan` was made from. With it, on a CPU, each model and seed runs in a process of its own.
     jobs
-        How many at once; as many as there are threads and memory for unless given.
+        How many processes at once; None for as many as threads and memory allow.
+    on_evaluated
+        Called when all cells of a model and seed but its timings are done, unless all were stored already.
     """
     reporter = reporter or Quiet()
-    outcome = RunOutcome()
+    result = RunResult()
     with store.lock():
-        _, outcome.problems = store.load()
-        store.set_aside(outcome.problems)
-        ledger = _Ledger(plan, data, store)
+        _, result.problems = store.load()
+        store.set_aside(result.problems)
+        requested = _RequestedCells(plan, data, store)
         data = data.to(device)
         processes = count_processes(len(plan.units), device, jobs) if request else 1
         threads = max(1, torch.get_num_threads() // processes)
-        reporter.doing("measuring batches")
-        plan = settle_batch_sizes(plan, data, store, device, fresh=fresh, threads=threads, say=reporter.say)
-        reporter.doing("estimating")
-        outlooks = {
-            outlook.model: outlook
-            for outlook in look_ahead(plan, data, store, device, fresh=fresh, threads=threads)
+        reporter.activity("measuring batch sizes")
+        plan = choose_batch_sizes(
+            plan, data, store, device, fresh=fresh, threads=threads, say=reporter.detail
+        )
+        reporter.activity("estimating the time")
+        remaining = {
+            work.model: work
+            for work in estimate_remaining(plan, data, store, device, fresh=fresh, threads=threads)
         }
-        reporter.start(sum(outlook.seconds for outlook in outlooks.values()))
-        left, total = sum(o.left for o in outlooks.values()), sum(o.cells for o in outlooks.values())
-        reporter.say(f"{left} cells to do, {total - left} stored already; results in {store.folder}")
-        units = {
-            (spec.name, seed): Unit(
+        reporter.start(sum(work.seconds for work in remaining.values()))
+        left, total = (sum(getattr(work, name) for work in remaining.values()) for name in ("left", "cells"))
+        reporter.line(f"{left} cells to do, {total - left} stored already; results in {store.folder}")
+        runs = {
+            (spec.name, seed): ModelRun(
                 plan,
                 data,
                 store,
                 device,
                 spec,
                 seed,
-                outlooks[spec.name].cost,
+                remaining[spec.name].cost,
                 fresh=fresh,
                 reporter=reporter,
             )
             for spec, seed in plan.units
         }
-        busy = [name for name in units if name[1] in outlooks[name[0]].busy]
-        processes = count_processes(len(busy), device, jobs)
-        if request is not None and device.type == "cpu" and busy:
+
+        def evaluated(name: ModelAndSeed, records: Iterable[Record | None], seconds: float) -> None:
+            if on_evaluated:
+                on_evaluated(*name, [record for record in records if record is not None], seconds)
+
+        elsewhere: list[ModelAndSeed] = []
+        if request is not None and device.type == "cpu":
+            elsewhere = [(model, seed) for model, seed in runs if seed in remaining[model].seconds_by_seed]
             request = dataclasses.replace(request, batch_sizes=plan.batch_sizes)
-            orders = [_job(units[name], request, processes) for name in busy]
-            for job, keys, theirs, lived in run_in_processes(orders, store, reporter, processes=processes):
-                ledger.note((job.model, job.seed), keys)
-                outcome.add(theirs)
-                units[job.model, job.seed].sound = lived
-        else:
-            busy = []
-        for name in [name for name in units if name not in busy]:
-            ledger.note(name, units[name].evaluate())
-        for name, unit in units.items():
-            ledger.note(name, unit.time())
-            outcome.add(unit.outcome)
+            processes = count_processes(len(elsewhere), device, jobs)
+            tasks = [_job(runs[name], request, processes) for name in elsewhere]
+            for done in run_in_processes(tasks, store, reporter, processes=processes):
+                name = (done.job.model, done.job.seed)
+                requested.add(name, done.keys)
+                result.add(done.summary)
+                runs[name].can_be_timed = not done.died
+                evaluated(name, map(store.get, done.cells), done.seconds)
+        for name in [name for name in runs if name not in elsewhere]:
+            began = time.perf_counter()
+            cells = runs[name].evaluate()
+            requested.add(name, [cell.key() for cell in cells])
+            if runs[name].summary.done:
+                evaluated(name, map(store.get, cells), time.perf_counter() - began)
+        for name, run in runs.items():
+            requested.add(name, [cell.key() for cell in run.time()])
+            result.add(run.summary)
             if fresh:
-                _compare(store, *ledger.before_and_now(name), reporter)
+                _compare(store, *requested.before_and_now(name), reporter)
         if plan.preset.transfer:
-            outcome.add(_transfer(plan, data, store, fresh, reporter))
-    return outcome
+            result.add(_transfer(plan, data, store, fresh, reporter))
+    return result
 
 
-def _transfer(plan: Plan, data: Data, store: Store, fresh: bool, reporter: Reporter) -> Outcome:
-    """Replay what is stored of each model on the others; nothing to replay is no failure of a run."""
-    reporter.doing("transfer between models")
+def _transfer(plan: Plan, data: Data, store: Store, fresh: bool, reporter: Reporter) -> RunSummary:
+    """Replay the stored examples of each model on the others; having none is no failure of a run."""
+    reporter.activity("transfer between models")
     datasets = {data.name: data.to(torch.device("cpu"))}
     try:
-        done = replay_all(store, specs=plan.specs, datasets=datasets, fresh=fresh, say=reporter.say)
+        done = replay_all(store, specs=plan.specs, datasets=datasets, fresh=fresh, say=reporter.detail)
     except RobustodeError as error:
-        reporter.say(f"no transfer: {error}")
-        return Outcome()
+        reporter.line(f"no transfer: {error}")
+        return RunSummary()
     for note in done.notes:
-        reporter.say(note)
+        reporter.line(note)
     return done
 
 
-def _job(unit: Unit, request: Request, processes: int) -> Job:
-    return Job(
+def _job(run: ModelRun, request: Request, processes: int) -> ModelRunJob:
+    return ModelRunJob(
         request=request,
-        model=unit.spec.name,
-        seed=unit.seed,
-        out=unit.store.folder,
-        fresh=unit.fresh,
-        cost=unit.cost,
+        model=run.spec.name,
+        seed=run.seed,
+        out=run.store.folder,
+        fresh=run.fresh,
+        cost=run.cost,
         threads=max(1, torch.get_num_threads() // processes),
         processes=processes,
     )
 
 
-class _Ledger:
-    """The cells asked of each unit, in ``plan.json`` beside those that earlier runs asked for."""
+class _RequestedCells:
+    """Keys of the cells requested of each model and seed, in ``plan.json`` with those of earlier runs."""
 
     def __init__(self, plan: Plan, data: Data, store: Store) -> None:
         self._store, self._dataset = store, data.name
@@ -151,26 +170,26 @@ class _Ledger:
         with suppress(RecordError):
             self._headline = dataclasses.replace(self._headline, cells=Headline.read(store.folder).cells)
         self._before = dict(self._headline.cells)
-        self._now: dict[Name, list[str]] = {}
+        self._now: dict[ModelAndSeed, list[str]] = {}
         self._headline.write(store.folder)
 
-    def note(self, unit: Name, keys: Sequence[str]) -> None:
-        """Add cells of `unit`."""
-        self._now[unit] = [*self._now.get(unit, ()), *keys]
-        cells = {**self._headline.cells, self._key(unit): self._now[unit]}
+    def add(self, name: ModelAndSeed, keys: Sequence[str]) -> None:
+        """Add cells of `name`."""
+        self._now[name] = [*self._now.get(name, ()), *keys]
+        cells = {**self._headline.cells, self._key(name): self._now[name]}
         self._headline = dataclasses.replace(self._headline, cells=cells)
         self._headline.write(self._store.folder)
 
-    def before_and_now(self, unit: Name) -> tuple[Sequence[str], Sequence[str]]:
-        """The keys of the unit's cells before this run, and in it."""
-        return self._before.get(self._key(unit), ()), self._now[unit]
+    def before_and_now(self, name: ModelAndSeed) -> tuple[Sequence[str], Sequence[str]]:
+        """The keys of the cells of `name` before this run, and in it."""
+        return self._before.get(self._key(name), ()), self._now[name]
 
-    def _key(self, unit: Name) -> str:
-        return f"{self._dataset}/{unit[0]}/{unit[1]}"
+    def _key(self, name: ModelAndSeed) -> str:
+        return f"{self._dataset}/{name[0]}/{name[1]}"
 
 
 def _compare(store: Store, old: Sequence[str], new: Sequence[str], reporter: Reporter) -> None:
-    """Say how far the accuracies of a training done again lie from those stored before."""
+    """Show how the accuracies of a repeated training differ from the stored ones."""
 
     def accuracies(keys: Sequence[str]) -> dict[str, float]:
         wanted = set(keys)
@@ -180,4 +199,4 @@ def _compare(store: Store, old: Sequence[str], new: Sequence[str], reporter: Rep
     before, now = accuracies(old), accuracies(new)
     for label in sorted(before.keys() & now.keys()):
         change = 100 * (now[label] - before[label])
-        reporter.say(f"{label}: {now[label]:.1%}, stored {before[label]:.1%} ({change:+.1f} points)")
+        reporter.line(f"{label}: {now[label]:.1%}, stored {before[label]:.1%} ({change:+.1f} points)")

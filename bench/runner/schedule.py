@@ -1,4 +1,4 @@
-"""What there is to do: the cells of each training, which of them are stored, how long the rest takes."""
+"""The cells of each model, which of them are stored, and the estimated time of the rest."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from ..runtime.device import device_name
 from ..runtime.time_limit import time_limit
 from ..training.provenance import describe_solver
 from ..training.train import build_model
-from .cost_estimate import ESTIMATE_LIMIT, ESTIMATE_SAMPLES, Cost, makespan, measure_cost, on_threads
+from .cost_estimate import ESTIMATE_LIMIT, ESTIMATE_SAMPLES, Cost, makespan, measure_cost, torch_threads
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
+class RemainingWork:
     """One model of a plan: all its cells, those still to do, and the estimated seconds for them.
 
     Attributes
     ----------
-    busy
-        Training seeds that have more to do than timings, and the estimated seconds of that.
+    seconds_by_seed
+        Estimated seconds of all but timings, by training seed; only of seeds with something of that left.
     """
 
     model: str
@@ -40,7 +40,7 @@ class Outlook:
     cells: int
     left: int
     seconds: float
-    busy: Mapping[int, float] = field(default_factory=dict)
+    seconds_by_seed: Mapping[int, float] = field(default_factory=dict)
 
 
 def cells_of(
@@ -64,7 +64,7 @@ def cells_of(
     ]
 
 
-def look_ahead(
+def estimate_remaining(
     plan: Plan,
     data: Data,
     store: Store,
@@ -72,47 +72,49 @@ def look_ahead(
     *,
     fresh: bool = False,
     threads: int | None = None,
-) -> list[Outlook]:
+) -> list[RemainingWork]:
     """Time one batch of each model of `plan` and add up what is not stored; reads, writes nothing.
 
-    `threads` are those that a unit will have, of torch's.
+    `threads` is the number of torch threads that each model run will have; None for all.
     """
-    outlooks = []
+    remaining = []
     for spec in plan.specs:
-        with on_threads(threads):
+        with torch_threads(threads):
             model, cost = _try(spec, plan, data, device)
         solver = describe_solver(model) if model else None
-        total, left, busy = 0, list[Cell](), dict[int, float]()
+        total, left, seconds_by_seed = 0, list[Cell](), dict[int, float]()
         for seed in plan.seeds_of(spec):
             training = training_cell(plan, spec, seed, data)
-            cells, remaining = _remaining(plan, training, data, store, device, solver, fresh)
+            cells, missing = _missing_cells(plan, training, data, store, device, solver, fresh)
             total += len(cells)
-            left += remaining
-            untimed = [cell for cell in remaining if cell.kind != "throughput"]
+            left += missing
+            untimed = [cell for cell in missing if cell.kind != "throughput"]
             if untimed:
-                busy[seed] = sum(cost.of(cell, plan) for cell in untimed)
+                seconds_by_seed[seed] = sum(cost.of(cell, plan) for cell in untimed)
         seconds = sum(cost.of(cell, plan) for cell in left)
-        outlooks.append(
-            Outlook(
+        remaining.append(
+            RemainingWork(
                 model=spec.name,
                 cost=cost,
                 cells=total,
                 left=len(left),
                 seconds=seconds,
-                busy=busy,
+                seconds_by_seed=seconds_by_seed,
             )
         )
-    return outlooks
+    return remaining
 
 
-def elapsed(outlooks: Sequence[Outlook], processes: int) -> float:
-    """Estimated seconds that a run takes with `processes` units at once, its timings alone after them."""
-    seeds = sorted({seed for outlook in outlooks for seed in outlook.busy})
-    units = [outlook.busy[seed] for seed in seeds for outlook in outlooks if seed in outlook.busy]
-    return makespan(units, processes) + sum(outlook.seconds for outlook in outlooks) - sum(units)
+def estimate_duration(remaining: Sequence[RemainingWork], processes: int) -> float:
+    """Estimated seconds of a run with `processes` model runs at once, and its timings alone after them."""
+    seeds = sorted({seed for work in remaining for seed in work.seconds_by_seed})
+    runs = [
+        work.seconds_by_seed[seed] for seed in seeds for work in remaining if seed in work.seconds_by_seed
+    ]
+    return makespan(runs, processes) + sum(work.seconds for work in remaining) - sum(runs)
 
 
-def _remaining(
+def _missing_cells(
     plan: Plan,
     training: Cell,
     data: Data,

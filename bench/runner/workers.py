@@ -8,7 +8,7 @@ the machine for themselves.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,7 +27,7 @@ from ..runtime.machine import free_memory
 from ..runtime.processes import Died, Message, Raised, Returned, Send, run_jobs
 from ..runtime.progress import Reporter
 from .cost_estimate import Cost
-from .model_run import Outcome, Unit
+from .model_run import ModelRun, RunSummary
 
 MEMORY = 2 * 2**30
 """Bytes of free memory that each process needs: torch, a dataset and a batch of an attack."""
@@ -36,25 +36,25 @@ _REPORT_INTERVAL = 0.1
 """Seconds between reports of progress from one process."""
 
 
-def default_processes(units: int) -> int:
-    """Default number of processes for `units` model runs: one per thread of torch, as memory allows."""
-    return max(1, min(units, torch.get_num_threads(), free_memory() // MEMORY))
+def default_processes(runs: int) -> int:
+    """Default number of processes for `runs` model runs: one per thread of torch, as memory allows."""
+    return max(1, min(runs, torch.get_num_threads(), free_memory() // MEMORY))
 
 
-def count_processes(units: int, device: torch.device, jobs: int | None) -> int:
-    """Number of processes for `units` model runs, `jobs` if it is given; always one on a GPU."""
-    return max(1, min(jobs or default_processes(units), units)) if device.type == "cpu" else 1
+def count_processes(runs: int, device: torch.device, jobs: int | None) -> int:
+    """Number of processes for `runs` model runs, `jobs` if it is given; always one on a GPU."""
+    return max(1, min(jobs or default_processes(runs), runs)) if device.type == "cpu" else 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class ModelRunJob:
     """One model run, as another process needs it.
 
     Attributes
     ----------
     processes
         How many processes run at once, this one included.
-    settled
+    already_begun
         Keys of the cells that an earlier process of this run has begun: they are not begun again.
     """
 
@@ -66,24 +66,37 @@ class Job:
     cost: Cost
     threads: int
     processes: int
-    settled: frozenset[str] = frozenset()
+    already_begun: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedJob:
+    """What a job did: keys of all its cells, and the cells and seconds where a process lived to the end."""
+
+    job: ModelRunJob
+    keys: list[str]
+    cells: list[Cell] = field(default_factory=list)
+    summary: RunSummary
+    seconds: float = 0.0
+    died: bool
 
 
 @dataclass(kw_only=True)
 class _State:
-    """What is known here of one job: cells begun, those begun last, and what earlier processes did of it."""
+    """The state of one job: cells begun by its process, those begun last, what earlier processes did."""
 
     cells: list[Cell] = field(default_factory=list)
     present: list[Cell] = field(default_factory=list)
-    before: Outcome = field(default_factory=Outcome)
+    summary: RunSummary = field(default_factory=RunSummary)
+    began: float = field(default_factory=time.perf_counter)
 
 
 def run_in_processes(
-    jobs: Sequence[Job], store: Store, reporter: Reporter, *, processes: int
-) -> Iterator[tuple[Job, list[str], Outcome, bool]]:
+    jobs: Sequence[ModelRunJob], store: Store, reporter: Reporter, *, processes: int
+) -> Iterator[FinishedJob]:
     """Run `jobs`, at most `processes` at once.
 
-    Yields each job as it ends, with the keys of its cells, its outcome, and whether no process died.
+    Yields what each job did, as it ends.
     A cell, or a threat's strengths, at which a process dies is stored as failed, and another process goes on
     with the cells after it. When the caller stops, the processes are terminated.
 
@@ -93,57 +106,66 @@ def run_in_processes(
         An error of the harness itself in a process, such as a full disk.
     """
     queue, unfinished = deque(jobs), len(jobs)
-    states: dict[tuple[str, int], _State] = {(job.model, job.seed): _State() for job in jobs}
+    states = defaultdict[tuple[str, int], _State](_State)
     for job, answer in run_jobs(_run, queue, processes=processes, preload=[__name__]):
         state = states[job.model, job.seed]
         match answer:
             case Message("cells", content):
                 state.cells += content
                 state.present = content
-            case Message("doing", content):
+            case Message("activity", content):
                 others = min(processes, unfinished) - 1
-                reporter.doing(f"{content} (and {others} more)" if others else content)
+                reporter.activity(f"{content} (and {others} more)" if others else content)
             case Message("advance", content):
                 reporter.advance(content)
+            case Message("detail", content):
+                reporter.detail(content)
             case Message(_, content):
-                reporter.say(content)
+                reporter.line(content)
             case Raised(error):
                 raise error
-            case Returned((keys, outcome)):
-                state.before.add(outcome)
+            case Returned((cells, summary)):
+                state.summary.add(summary)
                 unfinished -= 1
-                yield job, keys, state.before, not job.settled
+                yield FinishedJob(
+                    job=job,
+                    keys=[cell.key() for cell in cells],
+                    cells=cells,
+                    summary=state.summary,
+                    seconds=time.perf_counter() - state.began,
+                    died=bool(job.already_begun),
+                )
             case Died(reason):
-                keys, outcome = _after_death(job, state, reason, store, reporter)
-                state.before.add(outcome)
+                keys, summary = _after_death(job, state, reason, store, reporter)
+                state.summary.add(summary)
                 if len(keys) > 1 and state.cells:
                     state.cells, state.present = [], []
-                    queue.appendleft(replace(job, settled=frozenset(keys)))
+                    queue.appendleft(replace(job, already_begun=frozenset(keys)))
                 else:
                     unfinished -= 1
-                    yield job, keys, state.before, False
+                    yield FinishedJob(job=job, keys=keys, summary=state.summary, died=True)
 
 
 def _after_death(
-    job: Job, state: _State, reason: str, store: Store, reporter: Reporter
-) -> tuple[list[str], Outcome]:
+    job: ModelRunJob, state: _State, reason: str, store: Store, reporter: Reporter
+) -> tuple[list[str], RunSummary]:
     """Store a failure for the cells at which a process died.
 
-    Returns the keys of all cells begun so far, and the outcome of those that this process began.
+    Returns the keys of all cells begun so far, and what was done of those that this process began.
     """
     error = ModelFailure(f"its process {reason}")
     if not state.cells:
         line = f"{job.model} seed {job.seed}: {error}"
-        reporter.say(f"failed: {line}")
-        return sorted(job.settled), Outcome(failures=[line])
+        reporter.line(f"failed: {line}")
+        return sorted(job.already_begun), RunSummary(failures=[line])
     described = environment(torch.device("cpu"), processes=job.processes)
     for cell in state.present:
         store.put(failed(cell, error, seconds=0.0, environment=described))
     done = [store.get(cell) for cell in state.cells]
     lines = [f"{r.cell.label()}: {r.status}: {r.error}" for r in done if r is not None and r.status != "ok"]
-    reporter.say(f"failed: {lines[-1]}")
-    begun = dict.fromkeys([*sorted(job.settled), *(cell.key() for cell in state.cells)])
-    return list(begun), Outcome(done=len(done), failures=lines)
+    reporter.line(f"failed: {lines[-1]}")
+    begun = dict.fromkeys([*sorted(job.already_begun), *(cell.key() for cell in state.cells)])
+    return list(begun), RunSummary(done=len(done), failures=lines)
 
 
 class _RemoteReporter:
@@ -156,9 +178,9 @@ class _RemoteReporter:
     def start(self, total: float) -> None:
         """Ignore: the total is known where the jobs come from."""
 
-    def doing(self, what: str) -> None:
+    def activity(self, what: str) -> None:
         """Name what is being done now."""
-        self._send("doing", what)
+        self._send("activity", what)
 
     def advance(self, work: float) -> None:
         """Report work done, in estimated seconds."""
@@ -166,10 +188,15 @@ class _RemoteReporter:
         if time.monotonic() - self._sent > _REPORT_INTERVAL:
             self.flush()
 
-    def say(self, line: str) -> None:
+    def line(self, text: str) -> None:
         """Show one line that stays."""
         self.flush()
-        self._send("say", line)
+        self._send("line", text)
+
+    def detail(self, text: str) -> None:
+        """Show one line about a single step, where the user asked for these."""
+        self.flush()
+        self._send("detail", text)
 
     def flush(self) -> None:
         """Send the progress gathered so far."""
@@ -177,13 +204,13 @@ class _RemoteReporter:
         self._work, self._sent = 0.0, time.monotonic()
 
 
-def _run(send: Send, job: Job) -> tuple[list[str], Outcome]:
-    """Do one job in this process; the keys of its cells, and its outcome."""
+def _run(send: Send, job: ModelRunJob) -> tuple[list[Cell], RunSummary]:
+    """Do one job in this process; its cells, and what was done of them."""
     set_ode_backend(job.request.ode_backend)
     torch.set_num_threads(job.threads)
     reporter = _RemoteReporter(send)
     plan, data = job.request.plan(), job.request.data()
-    unit = Unit(
+    run = ModelRun(
         plan,
         data,
         Store(job.out),
@@ -194,9 +221,9 @@ def _run(send: Send, job: Job) -> tuple[list[str], Outcome]:
         fresh=job.fresh,
         reporter=reporter,
         processes=job.processes,
-        on_cells=partial(send, "cells"),
-        settled=job.settled,
+        on_start=partial(send, "cells"),
+        already_begun=job.already_begun,
     )
-    keys = unit.evaluate()
+    cells = run.evaluate()
     reporter.flush()
-    return keys, unit.outcome
+    return cells, run.summary

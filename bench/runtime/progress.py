@@ -19,29 +19,35 @@ class Reporter(Protocol):
     def start(self, total: float) -> None:
         """Announce the whole work."""
 
-    def doing(self, what: str) -> None:
+    def activity(self, what: str) -> None:
         """Name what is being done now."""
 
     def advance(self, work: float) -> None:
         """Report work done."""
 
-    def say(self, line: str) -> None:
+    def line(self, text: str) -> None:
         """Show one line that stays."""
+
+    def detail(self, text: str) -> None:
+        """Show one line about a single step, where the user asked for these."""
 
 
 class Quiet:
-    """Says nothing; for ``--quiet``, notebooks and tests."""
+    """Shows nothing; for ``--quiet``, notebooks and tests."""
 
     def start(self, total: float) -> None:
         """Ignore."""
 
-    def doing(self, what: str) -> None:
+    def activity(self, what: str) -> None:
         """Ignore."""
 
     def advance(self, work: float) -> None:
         """Ignore."""
 
-    def say(self, line: str) -> None:
+    def line(self, text: str) -> None:
+        """Ignore."""
+
+    def detail(self, text: str) -> None:
         """Ignore."""
 
 
@@ -67,17 +73,29 @@ class _Clock:
         return duration(pace * max(self.total - self.done, 0))
 
 
-class Terminal:
-    """A live bar on a terminal and in a notebook with ipywidgets, which rich draws bars with there.
+INTERVAL = 60.0
+"""Seconds between plain lines of progress where there is no bar."""
 
-    Where output is a pipe, or a notebook without them, one timed line for each finished curve.
+
+class Terminal:
+    """A bar with the time left on a terminal, and in a notebook with ipywidgets; lines stay above it.
+
+    Into a pipe, a file or a dumb terminal go plain lines, each with the share done and the time left, and one
+    at least every `INTERVAL` seconds in which something advances: no escape codes, no carriage returns.
+
+    Parameters
+    ----------
+    verbose
+        Show details too.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, *, verbose: bool = False) -> None:
+        self._verbose = verbose
         self._clock = _Clock()
+        self._activity, self._printed = "starting", time.monotonic()
         self._bar: Progress | None = None
-        if console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None):
+        live = console.is_terminal and not console.is_dumb_terminal
+        if live or (console.is_jupyter and find_spec("ipywidgets") is not None):
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
@@ -87,7 +105,7 @@ class Terminal:
                 console=console,
                 transient=True,
             )
-            self._task = self._bar.add_task("starting", total=None, left="")
+            self._task = self._bar.add_task(self._activity, total=None, left="")
 
     def __enter__(self) -> Terminal:
         if self._bar:
@@ -106,8 +124,9 @@ class Terminal:
         if self._bar:
             self._bar.update(self._task, total=total, completed=0, left=self._clock.left())
 
-    def doing(self, what: str) -> None:
+    def activity(self, what: str) -> None:
         """Name what is being done now."""
+        self._activity = what
         if self._bar:
             self._bar.update(self._task, description=what)
 
@@ -118,13 +137,21 @@ class Terminal:
             self._bar.update(
                 self._task, completed=min(self._clock.done, self._clock.total), left=self._clock.left()
             )
+        elif time.monotonic() - self._printed >= INTERVAL:
+            self.line(self._activity)
 
-    def say(self, line: str) -> None:
-        """Show one line that stays; in a pipe with the share done and the time left before it."""
+    def line(self, text: str) -> None:
+        """Show one line that stays; without a bar, the share done and the time left come first."""
+        self._printed = time.monotonic()
         if self._bar:
-            self._bar.console.print(Text(line))
+            self._bar.console.print(Text(text))
         else:
-            print(f"[{self._clock.fraction:4.0%}, {self._clock.left()} left] {line}", flush=True)
+            print(f"[{self._clock.fraction:4.0%}, {self._clock.left()} left] {text}", flush=True)
+
+    def detail(self, text: str) -> None:
+        """Show one line about a single step, where the user asked for these."""
+        if self._verbose:
+            self.line(text)
 
 
 def shown(progress: bool | None = None) -> AbstractContextManager[Reporter]:

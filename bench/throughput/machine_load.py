@@ -12,14 +12,14 @@ BUSY = 0.1
 _STAT = Path("/proc/stat")
 
 
-class Watch:
-    """Begins to watch when it is made; knows nothing where the system keeps no ``/proc/stat``."""
+class LoadMonitor:
+    """Measures from when it is made; needs ``/proc/stat``."""
 
     def __init__(self) -> None:
         self._before = _now()
 
-    def others(self) -> float | None:
-        """Share in [0, 1] of all processors' time since then that anything but this process took."""
+    def others_share(self) -> float | None:
+        """Share in [0, 1] of all processor time since then that other processes took; None if unknown."""
         after = _now()
         if self._before is None or after is None:
             return None

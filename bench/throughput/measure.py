@@ -21,7 +21,7 @@ from ..runtime.memory import peak_memory
 from ..training.train import training_step
 from .clock import time_passes
 from .flow_timing import floor_measures, flow_calls, forwards, forwards_and_backwards
-from .machine_load import Watch
+from .machine_load import LoadMonitor
 
 
 def inference(model: nn.Module, images: Tensor, num_classes: int) -> Callable[[], object]:
@@ -74,11 +74,11 @@ def measure_cell(
         else:
             run = train_once(model, images, labels, num_classes)
         memory = peak_memory(run, device)
-        watch = Watch()
+        load = LoadMonitor()
         durations = time_passes(
             run, device, seconds=float(cell.parameters["seconds"]), passes=int(cell.parameters["passes"])
         )
-        others = watch.others()
+        others = load.others_share()
         median, p95 = (float(quantile) for quantile in np.quantile(durations, [0.5, 0.95]))
         if of_flow:
             floor = floor_measures(calls, device, gradient=gradient, median=median)

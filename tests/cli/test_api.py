@@ -173,7 +173,7 @@ def test_progress_is_shown_in_a_notebook(monkeypatch, capsys, widgets, bar):
     if not bar:
         with reporter:
             reporter.start(1.0)
-            reporter.say("one curve")
+            reporter.line("one curve")
         assert "one curve" in capsys.readouterr().out
     assert not isinstance(progress.shown(False), progress.Terminal)
 

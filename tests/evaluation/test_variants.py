@@ -226,7 +226,7 @@ def test_the_command_line_chooses_by_architecture(tmp_path, capsys, monkeypatch)
         planned[:] = [spec.name for spec in plan.specs]
         return []
 
-    monkeypatch.setattr(run_command, "look_ahead", look)
+    monkeypatch.setattr(run_command, "estimate_remaining", look)
     monkeypatch.chdir(tmp_path)
     preset(tmp_path)
 

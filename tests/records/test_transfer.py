@@ -26,7 +26,7 @@ from robustode.bench.report.leaderboard.leaderboard import leaderboard
 from robustode.bench.report.plots.matrix import transfer_matrices
 from robustode.bench.report.statistics import summarise
 from robustode.bench.report.worst_case import WORST_CASE
-from robustode.bench.runner.model_transfer import TransferOutcome, _model, replay_all
+from robustode.bench.runner.model_transfer import TransferResult, _model, replay_all
 from robustode.bench.runner.replay import Source, _replay
 from robustode.bench.runner.run import run_plan
 from robustode.bench.verification.verify import verify
@@ -58,7 +58,7 @@ def breaks_along(split, sign: float, rows=slice(None), eps: float = EPS) -> Adve
 
 
 def source(breaks: AdversarialExamples, model: str = "a", seed: int = 0) -> Source:
-    return Source(unit=(("digits", model, "plain"), seed), threat="x", sha256=model, breaks=breaks)
+    return Source(model_and_seed=(("digits", model, "plain"), seed), threat="x", sha256=model, breaks=breaks)
 
 
 def replayed(model, split, sources, cell=CELL):
@@ -443,7 +443,7 @@ def test_a_model_that_answers_nan_is_a_failure_and_tried_again(folder, monkeypat
 
 
 def test_a_model_that_cannot_be_had_is_noted(folder, digits):
-    store, done = Store(folder), TransferOutcome()
+    store, done = Store(folder), TransferResult()
     training = next(r for r in store.load()[0] if r.cell.kind == "training" and r.cell.model == "resnet")
     unknown = dataclasses.replace(training, card={**training.card, "architecture": "mine"})
     assert _model(store, unknown, {}, digits, done) is None

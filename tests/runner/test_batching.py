@@ -14,8 +14,16 @@ from robustode.bench.config.run_request import Request
 from robustode.bench.records.record import Record
 from robustode.bench.records.store import Store
 from robustode.bench.runner import batch_size as batching
-from robustode.bench.runner.batch_size import Choices, Rung, choose, climb, ladder, pick, settle_batch_sizes
-from robustode.bench.runner.run import RunOutcome, run_plan
+from robustode.bench.runner.batch_size import (
+    BatchSizeFile,
+    BatchTiming,
+    candidate_sizes,
+    choose_batch_size,
+    choose_batch_sizes,
+    smallest_near_fastest,
+    time_sizes,
+)
+from robustode.bench.runner.run import RunResult, run_plan
 
 AUTO = stubs.PRESET.replace("batch_size = 20\n", 'batch_size = "auto"\n')
 SIZES = [16, 32, 64, 128, 256, 512, 1024]
@@ -28,11 +36,11 @@ class Clock:
         self.seconds, self.full, self.asked = seconds, full, list[int]()
         self.error = error or torch.OutOfMemoryError("full")
 
-    def __call__(self, size: int) -> Rung:
+    def __call__(self, size: int) -> BatchTiming:
         self.asked.append(size)
         if size >= self.full:
             raise self.error
-        return Rung(size=size, seconds=self.seconds.get(size, 1.0), memory=1000 * size)
+        return BatchTiming(size=size, seconds=self.seconds.get(size, 1.0), memory=1000 * size)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +55,7 @@ class Clock:
     ],
 )
 def test_sizes_are_doubled_and_no_batch_is_larger_than_the_samples(largest, samples, sizes):
-    assert ladder(largest, samples) == sizes
+    assert candidate_sizes(largest, samples) == sizes
 
 
 @pytest.mark.parametrize(
@@ -63,9 +71,9 @@ def test_sizes_are_doubled_and_no_batch_is_larger_than_the_samples(largest, samp
 )
 def test_the_smallest_size_near_the_fastest_is_taken_and_no_more_are_tried(seconds, asked, chosen):
     clock = Clock(seconds)
-    rungs = climb(clock, SIZES, memory=1e9, seconds=1e9)
+    timings = time_sizes(clock, SIZES, memory=1e9, seconds=1e9)
     assert clock.asked == asked
-    assert pick(rungs) == chosen
+    assert smallest_near_fastest(timings) == chosen
 
 
 FASTER = {size: 1e-3 / size for size in SIZES}
@@ -81,40 +89,40 @@ FASTER = {size: 1e-3 / size for size in SIZES}
 )
 def test_memory_that_runs_out_ends_the_ladder(error):
     clock = Clock(FASTER, full=100, error=error)
-    assert choose(clock, SIZES, memory=1e9)[0] == 64
+    assert choose_batch_size(clock, SIZES, memory=1e9)[0] == 64
     assert clock.asked == [16, 32, 64, 128]
 
 
 def test_a_size_that_would_exceed_the_memory_is_not_tried():
     clock = Clock(FASTER)
-    assert choose(clock, SIZES, memory=1000 * 128)[0] == 128
+    assert choose_batch_size(clock, SIZES, memory=1000 * 128)[0] == 128
     assert clock.asked == [16, 32, 64, 128]
 
 
 def test_a_size_that_would_take_too_long_is_not_tried():
     clock = Clock(dict.fromkeys(SIZES, 0.1) | {16: 0.2})
-    assert [rung.size for rung in climb(clock, SIZES, memory=1e9, seconds=4.0)] == [16]
-    assert [rung.size for rung in climb(clock, SIZES, memory=1e9, seconds=6.4)] == [16, 32, 64]
+    assert [timing.size for timing in time_sizes(clock, SIZES, memory=1e9, seconds=4.0)] == [16]
+    assert [timing.size for timing in time_sizes(clock, SIZES, memory=1e9, seconds=6.4)] == [16, 32, 64]
 
 
 @pytest.mark.parametrize(("full", "asked", "chosen"), [(5, [16, 8, 4], 4), (1, [16, 8, 4, 2, 1], 1)])
 def test_where_the_first_size_does_not_fit_it_is_halved(full, asked, chosen):
     clock = Clock({}, full=full)
-    size, rungs = choose(clock, SIZES, memory=1e9)
+    size, timings = choose_batch_size(clock, SIZES, memory=1e9)
     assert (clock.asked, size) == (asked, chosen)
-    assert len(rungs) == (full > 1)
+    assert len(timings) == (full > 1)
 
 
 def test_any_other_error_is_not_taken_for_full_memory():
     with pytest.raises(RuntimeError, match="broken"):
-        choose(Clock({}, full=1, error=RuntimeError("broken")), SIZES, memory=1e9)
+        choose_batch_size(Clock({}, full=1, error=RuntimeError("broken")), SIZES, memory=1e9)
 
 
 def test_a_real_model_is_measured(few):
-    rung = batching.measure_batches(stubs.Linear((1, 8, 8), 10), few, stubs.CPU)(300)
-    assert rung.size == 300, "more than there are images: they are repeated"
-    assert rung.seconds > 0
-    assert rung.memory > 300 * 64 * 4, "at least the gradient"
+    timing = batching.measure_batches(stubs.Linear((1, 8, 8), 10), few, stubs.CPU)(300)
+    assert timing.size == 300, "more than there are images: they are repeated"
+    assert timing.seconds > 0
+    assert timing.memory > 300 * 64 * 4, "at least the gradient"
 
 
 # --- in a run -----------------------------------------------------------------------------------
@@ -122,7 +130,7 @@ def test_a_real_model_is_measured(few):
 
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
-    """Stands for every measurement: the ladder of 40 samples is 16, 32, 40."""
+    """Stands for every measurement: the candidate_sizes of 40 samples is 16, 32, 40."""
     clock = Clock({16: 0.02, 32: 0.01, 40: 0.015})
     monkeypatch.setattr(batching, "measure_batches", lambda *_: clock)
     return clock
@@ -133,7 +141,7 @@ def plan_of(tmp_path, *specs, text: str = AUTO, seeds: int = 1) -> Plan:
     return make_plan(preset, models=list(specs) or [stubs.spec("linear")], seeds=seeds)
 
 
-def do(plan: Plan, few, out, **options) -> RunOutcome:
+def do(plan: Plan, few, out, **options) -> RunResult:
     return run_plan(plan, few, Store(out), device=stubs.CPU, **options)
 
 
@@ -147,26 +155,26 @@ def test_a_run_measures_once_a_model_and_finds_its_cells_again(few, tmp_path, cl
     text = AUTO.replace('name = "clean"\n', 'name = "clean"\nbatch_size = 7\n')
     plan, out = plan_of(tmp_path, text=text, seeds=2), tmp_path / "out"
     said = stubs.Listening()
-    assert do(plan, few, out, reporter=said) == RunOutcome(done=2 * stubs.CELLS)
+    assert do(plan, few, out, reporter=said) == RunResult(done=2 * stubs.CELLS)
     assert clock.asked == [16, 32, 40]
     assert "linear · 32 samples at once, measured up to 40" in said.lines
     assert sizes_in(out) == {("clean", 7), ("gaussian", 32), ("pgd-linf", 32), ("lipschitz", 32)}
     (choice,) = json.loads((out / "batch_sizes.json").read_text()).values()
     assert choice == {"batch_size": 32, "seconds_per_sample": {"16": 0.02, "32": 0.01, "40": 0.015}}
     clock.seconds[16] = 0.001
-    assert do(plan, few, out) == RunOutcome(skipped=2 * stubs.CELLS)
+    assert do(plan, few, out) == RunResult(skipped=2 * stubs.CELLS)
     assert clock.asked == [16, 32, 40]
     assert do(plan, few, out, fresh=True).done == 2 * stubs.CELLS
     assert clock.asked == 2 * [16, 32, 40]
-    assert Choices(out).get(next(iter(Choices(out)._read()))) == 16
-    assert do(plan, few, out) == RunOutcome(skipped=2 * stubs.CELLS)
+    assert BatchSizeFile(out).get(next(iter(BatchSizeFile(out)._read()))) == 16
+    assert do(plan, few, out) == RunResult(skipped=2 * stubs.CELLS)
 
 
 def test_records_without_a_choice_are_gone_on_with(few, tmp_path, clock):
     """As when a run of the CPU's goes on on a GPU."""
     out = tmp_path / "out"
     do(plan_of(tmp_path, text=stubs.PRESET), few, out)
-    assert do(plan_of(tmp_path), few, out) == RunOutcome(skipped=stubs.CELLS)
+    assert do(plan_of(tmp_path), few, out) == RunResult(skipped=stubs.CELLS)
     assert clock.asked == []
     other = plan_of(tmp_path, stubs.spec("linear", version=2))
     assert do(other, few, out).done == stubs.CELLS
@@ -174,7 +182,7 @@ def test_records_without_a_choice_are_gone_on_with(few, tmp_path, clock):
 
 
 def test_a_damaged_file_is_no_choice(tmp_path):
-    choices = Choices(tmp_path)
+    choices = BatchSizeFile(tmp_path)
     assert choices.get("a") is None
     for text in ("{", "[]", '{"a": 3}', '{"a": {"batch_size": "many"}}', '{"a": {"batch_size": 0}}'):
         (tmp_path / "batch_sizes.json").write_text(text)
@@ -189,7 +197,7 @@ def test_a_model_that_fails_has_no_choice_and_fails_where_it_is_trained(few, tmp
         raise ValueError("no")
 
     plan = plan_of(tmp_path, stubs.faulty("bad", crash))
-    settled = settle_batch_sizes(plan, few, Store(tmp_path / "out"), stubs.CPU)
+    settled = choose_batch_sizes(plan, few, Store(tmp_path / "out"), stubs.CPU)
     assert settled.batch_sizes == {}
     assert not (tmp_path / "out").exists()
     (line,) = do(plan, few, tmp_path / "out").failures
@@ -198,7 +206,7 @@ def test_a_model_that_fails_has_no_choice_and_fails_where_it_is_trained(few, tmp
 
 def test_a_number_is_not_measured(few, tmp_path, clock):
     plan = plan_of(tmp_path, text=stubs.PRESET)
-    assert settle_batch_sizes(plan, few, Store(tmp_path), stubs.CPU) is plan
+    assert choose_batch_sizes(plan, few, Store(tmp_path), stubs.CPU) is plan
     assert clock.asked == []
 
 
@@ -207,7 +215,7 @@ def test_processes_take_the_size_that_was_chosen(tmp_path):
     request = Request(preset=preset, models=("resnet", "node"))
     outcome = run_plan(request.plan(), request.data(), Store(out), device=stubs.CPU, request=request, jobs=2)
     assert outcome.failures == []
-    chosen = {key.split("/")[1]: c["batch_size"] for key, c in Choices(out)._read().items()}
+    chosen = {key.split("/")[1]: c["batch_size"] for key, c in BatchSizeFile(out)._read().items()}
     cells = [r.cell for r in Store(out).load()[0] if r.cell.kind == "accuracy"]
     assert {(cell.model, cell.batch_size) for cell in cells} == set(chosen.items())
 

@@ -9,7 +9,7 @@ from robustode._errors import TimeLimitExceeded
 from robustode.bench.config.cells import accuracy_cells, throughput_cells, training_cell
 from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import load_preset
-from robustode.bench.runner.cost_estimate import Cost, makespan, measure_cost, on_threads
+from robustode.bench.runner.cost_estimate import Cost, makespan, measure_cost, torch_threads
 
 
 @pytest.fixture
@@ -65,8 +65,8 @@ def test_units_are_begun_as_soon_as_a_process_is_free(seconds, processes, span):
 
 def test_threads_are_given_back():
     before = torch.get_num_threads()
-    with on_threads(before + 1):
+    with torch_threads(before + 1):
         assert torch.get_num_threads() == before + 1
-    with on_threads(None):
+    with torch_threads(None):
         assert torch.get_num_threads() == before
     assert torch.get_num_threads() == before

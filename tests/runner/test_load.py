@@ -25,17 +25,17 @@ def test_what_others_took_is_the_busy_time_that_is_not_ours(tmp_path, monkeypatc
     stat.write_text("cpu 0 0 0 0 0 0 0 0 0 0\n")
     times = type("Times", (), {"user": 1.0, "system": 0.0})
     monkeypatch.setattr(load.os, "times", lambda: times)
-    watch = load.Watch()
+    monitor = load.LoadMonitor()
     stat.write_text(f"{line}\ncpu0 1 2 3\n")
     times.user += own
-    assert watch.others() == pytest.approx(others)
+    assert monitor.others_share() == pytest.approx(others)
 
 
 def test_where_nothing_is_known_nothing_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(load, "_STAT", tmp_path / "absent")
-    assert load.Watch().others() is None
+    assert load.LoadMonitor().others_share() is None
 
 
 def test_here_it_is_a_share():
-    others = load.Watch().others()
+    others = load.LoadMonitor().others_share()
     assert others is None or 0 <= others <= 1

@@ -59,13 +59,13 @@ def clock(monkeypatch) -> Time:
 def test_a_pipe_gets_one_plain_line_for_each_thing_said(clock, capsys):
     with Terminal(Console(file=io.StringIO())) as reporter:
         reporter.start(100.0)
-        reporter.doing("something")
-        reporter.say("first [bold]")
+        reporter.activity("something")
+        reporter.line("first [bold]")
         reporter.advance(50.0)
         clock.now = 50.0
-        reporter.say("second")
+        reporter.line("second")
         reporter.advance(70.0)
-        reporter.say("last")
+        reporter.line("last")
     out = capsys.readouterr().out
     lines = out.splitlines()
     assert lines[0] == "[  0%, 1 min 40 s left] first [bold]"
@@ -75,12 +75,54 @@ def test_a_pipe_gets_one_plain_line_for_each_thing_said(clock, capsys):
     assert "\r" not in out
 
 
+def test_a_pipe_gets_a_line_now_and_then_while_nothing_ends(clock, capsys):
+    with Terminal(Console(file=io.StringIO())) as reporter:
+        reporter.start(1000.0)
+        reporter.activity("node seed 0 · pgd-linf 0.1")
+        for clock.now in range(0, 200, 10):
+            reporter.advance(10.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(line.endswith("left] node seed 0 · pgd-linf 0.1") for line in lines)
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_details_are_for_who_asks(verbose, capsys):
+    with Terminal(Console(file=io.StringIO()), verbose=verbose) as reporter:
+        reporter.detail("one cell")
+        reporter.line("one model")
+    shown = [line.split("] ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert shown == (["one cell"] if verbose else []) + ["one model"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "bar", "colours"),
+    [
+        ({"TERM": "dumb"}, False, False),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, True, False),
+        ({"TERM": "xterm"}, True, True),
+    ],
+)
+def test_dumb_terminals_and_no_color_are_respected(environ, bar, colours, capsys):
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=100, _environ=environ)
+    with Terminal(console) as reporter:
+        reporter.start(10.0)
+        reporter.advance(4.0)
+        reporter.line("a line")
+    text, plain = file.getvalue(), capsys.readouterr().out
+    assert ("\x1b" in text) == bar
+    assert bool(re.search(r"\x1b\[[0-9;]*3[0-9]", text)) == colours
+    assert bool(plain) != bar
+    assert "\r" not in plain
+
+
 def test_the_time_left_follows_the_pace(clock, capsys):
     with Terminal(Console(file=io.StringIO())) as reporter:
         reporter.start(1000.0)
         reporter.advance(500.0)
         clock.now = 5000.0  # ten times slower than thought
-        reporter.say("slow")
+        reporter.line("slow")
     found = re.search(r"(\d+) h (\d+) min left", capsys.readouterr().out)
     assert found
     left = 3600 * int(found[1]) + 60 * int(found[2])
@@ -90,7 +132,7 @@ def test_the_time_left_follows_the_pace(clock, capsys):
 def test_nothing_to_do_is_all_done(clock, capsys):
     with Terminal(Console(file=io.StringIO())) as reporter:
         reporter.start(0.0)
-        reporter.say("done")
+        reporter.line("done")
     assert capsys.readouterr().out == "[100%, 0 s left] done\n"
 
 
@@ -99,9 +141,9 @@ def test_a_terminal_gets_a_bar_and_the_lines_stay():
     console = Console(file=file, force_terminal=True, width=100, color_system=None)
     with Terminal(console) as reporter:
         reporter.start(10.0)
-        reporter.doing("node [red]seed 0[/red]")
+        reporter.activity("node [red]seed 0[/red]")
         reporter.advance(4.0)
-        reporter.say("a line [that] stays")
+        reporter.line("a line [that] stays")
         reporter.advance(60.0)
     text = file.getvalue()
     assert "a line [that] stays" in text
@@ -126,7 +168,7 @@ def test_a_bar_is_closed_by_an_error():
 def test_quiet_says_nothing(capsys):
     reporter = Quiet()
     reporter.start(1.0)
-    reporter.doing("x")
+    reporter.activity("x")
     reporter.advance(1.0)
-    reporter.say("x")
+    reporter.line("x")
     assert capsys.readouterr() == ("", "")

@@ -28,8 +28,8 @@ from robustode.bench.runner import cell_run as measure
 from robustode.bench.runner import cost_estimate as estimate
 from robustode.bench.runner import model_run as unit
 from robustode.bench.runner import schedule as work
-from robustode.bench.runner.model_run import Unit
-from robustode.bench.runner.run import RunOutcome, run_plan
+from robustode.bench.runner.model_run import ModelRun
+from robustode.bench.runner.run import RunResult, run_plan
 from robustode.models import ModelSpec
 
 
@@ -39,7 +39,7 @@ def plan_of(folder: Path, *specs: ModelSpec, text: str = stubs.PRESET, seeds: in
     return make_plan(load_preset(str(stubs.preset_file(folder, text))), models=models, seeds=seeds)
 
 
-def do(plan: Plan, data, folder: Path, **options) -> RunOutcome:
+def do(plan: Plan, data, folder: Path, **options) -> RunResult:
     return run_plan(plan, data, Store(folder), device=stubs.CPU, **options)
 
 
@@ -72,7 +72,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 def test_a_run_stores_every_cell(few, tmp_path):
     outcome = do(plan_of(tmp_path, seeds=2), few, tmp_path / "out")
-    assert outcome == RunOutcome(done=2 * stubs.CELLS, skipped=0)
+    assert outcome == RunResult(done=2 * stubs.CELLS, skipped=0)
     records = loaded(tmp_path / "out")
     assert len(records) == 2 * stubs.CELLS
     assert Headline.read(tmp_path / "out").reported == {"gaussian": 0.1, "linf": 0.05}
@@ -101,14 +101,14 @@ def test_a_finished_run_is_not_done_again(few, tmp_path, monkeypatch):
     monkeypatch.setattr(unit, "train", never)
     for name in ("evaluate_cell", "measure_cell"):
         monkeypatch.setattr(measure, name, never)
-    assert do(plan, few, tmp_path / "out") == RunOutcome(done=0, skipped=stubs.CELLS)
+    assert do(plan, few, tmp_path / "out") == RunResult(done=0, skipped=stubs.CELLS)
     assert snapshot(tmp_path / "out") == before
 
 
 def test_fresh_does_everything_again_to_the_same_result(few, tmp_path):
     plan = plan_of(tmp_path)
     do(plan, few, tmp_path / "out")
-    assert do(plan, few, tmp_path / "out", fresh=True) == RunOutcome(done=stubs.CELLS, skipped=0)
+    assert do(plan, few, tmp_path / "out", fresh=True) == RunResult(done=stubs.CELLS, skipped=0)
     do(plan, few, tmp_path / "other")
     same_results(tmp_path / "out", tmp_path / "other")
 
@@ -130,7 +130,7 @@ def test_an_interrupted_run_goes_on_where_it_was(few, tmp_path, monkeypatch, cal
     with pytest.raises(KeyboardInterrupt):
         do(plan, few, tmp_path / "out")
     monkeypatch.undo()
-    assert do(plan, few, tmp_path / "out") == RunOutcome(done=stubs.CELLS - 1 - call, skipped=1 + call)
+    assert do(plan, few, tmp_path / "out") == RunResult(done=stubs.CELLS - 1 - call, skipped=1 + call)
     same_results(tmp_path / "whole", tmp_path / "out")
 
 
@@ -138,14 +138,14 @@ def test_one_more_model_leaves_the_others_alone(few, tmp_path):
     do(plan_of(tmp_path), few, tmp_path / "out")
     before = snapshot(tmp_path / "out")
     outcome = do(plan_of(tmp_path, stubs.spec("linear"), stubs.spec("second")), few, tmp_path / "out")
-    assert outcome == RunOutcome(done=stubs.CELLS, skipped=stubs.CELLS)
+    assert outcome == RunResult(done=stubs.CELLS, skipped=stubs.CELLS)
     assert before.items() <= snapshot(tmp_path / "out").items()
 
 
 def test_a_raised_version_is_done_again(few, tmp_path):
     do(plan_of(tmp_path), few, tmp_path / "out")
     raised = plan_of(tmp_path, stubs.spec("linear", version=2))
-    assert do(raised, few, tmp_path / "out") == RunOutcome(done=stubs.CELLS, skipped=0)
+    assert do(raised, few, tmp_path / "out") == RunResult(done=stubs.CELLS, skipped=0)
 
 
 def test_what_was_not_the_reported_strength_is_done_again_with_its_examples(few, tmp_path):
@@ -256,7 +256,7 @@ def test_a_bad_model_stops_no_other(few, tmp_path, monkeypatch, spec, status, me
 def test_a_model_that_is_mended_is_trained(few, tmp_path):
     do(plan_of(tmp_path, stubs.faulty("bad", crash)), few, tmp_path / "out")
     outcome = do(plan_of(tmp_path, stubs.spec("bad")), few, tmp_path / "out")
-    assert outcome == RunOutcome(done=stubs.CELLS, skipped=0)
+    assert outcome == RunResult(done=stubs.CELLS, skipped=0)
 
 
 def test_a_model_that_fails_under_one_threat_fails_there_alone(few, tmp_path):
@@ -359,14 +359,14 @@ def test_a_training_that_fails_when_done_again_is_not_timed_on_its_old_weights(f
 
 
 def test_weights_that_are_gone_when_timings_begin_are_a_failure(few, tmp_path, monkeypatch):
-    real = Unit.evaluate
+    real = ModelRun.evaluate
 
     def lose(self):
         keys = real(self)
         self.store.checkpoint_path(self.training).unlink()
         return keys
 
-    monkeypatch.setattr(Unit, "evaluate", lose)
+    monkeypatch.setattr(ModelRun, "evaluate", lose)
     outcome = do(plan_of(tmp_path), few, tmp_path / "out")
     (line,) = outcome.failures
     assert line.startswith("linear seed 0 · timings: CheckpointError: ")

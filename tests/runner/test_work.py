@@ -13,7 +13,7 @@ from robustode.bench.config.preset import load_preset
 from robustode.bench.records.store import Store
 from robustode.bench.runner.cost_estimate import Cost
 from robustode.bench.runner.run import run_plan
-from robustode.bench.runner.schedule import Outlook, cells_of, elapsed, look_ahead
+from robustode.bench.runner.schedule import RemainingWork, cells_of, estimate_duration, estimate_remaining
 from robustode.bench.training.provenance import describe_flow, describe_solver
 from robustode.models import MODELS
 from torch import nn
@@ -26,7 +26,7 @@ def plan(tmp_path) -> Plan:
 
 def test_everything_is_left_before_a_run_and_nothing_after_it(plan, few, tmp_path):
     store = Store(tmp_path / "out")
-    (before,) = look_ahead(plan, few, store, stubs.CPU)
+    (before,) = estimate_remaining(plan, few, store, stubs.CPU)
     assert not store.folder.exists()
     assert (before.model, before.cells, before.left) == ("stub", 2 * stubs.CELLS, 2 * stubs.CELLS)
     training = training_cell(plan, plan.specs[0], 0, few)
@@ -34,9 +34,9 @@ def test_everything_is_left_before_a_run_and_nothing_after_it(plan, few, tmp_pat
     assert before.seconds == pytest.approx(2 * sum(before.cost.of(cell, plan) for cell in cells))
     assert before.seconds > 0
     run_plan(plan, few, store, device=stubs.CPU)
-    (after,) = look_ahead(plan, few, store, stubs.CPU)
+    (after,) = estimate_remaining(plan, few, store, stubs.CPU)
     assert (after.cells, after.left, after.seconds) == (2 * stubs.CELLS, 0, 0)
-    (fresh,) = look_ahead(plan, few, store, stubs.CPU, fresh=True)
+    (fresh,) = estimate_remaining(plan, few, store, stubs.CPU, fresh=True)
     assert fresh.left == 2 * stubs.CELLS
 
 
@@ -47,9 +47,9 @@ def test_what_was_removed_is_left_again(plan, few, tmp_path):
     for record in records:
         if record.cell.threat == "gaussian" and record.cell.training_seed == 1:
             store.path(record.cell).unlink()
-    assert look_ahead(plan, few, store, stubs.CPU)[0].left == 2
+    assert estimate_remaining(plan, few, store, stubs.CPU)[0].left == 2
     store.checkpoint_path(training_cell(plan, plan.specs[0], 0, few)).write_bytes(b"damaged")
-    assert look_ahead(plan, few, store, stubs.CPU)[0].left == 2 + stubs.CELLS
+    assert estimate_remaining(plan, few, store, stubs.CPU)[0].left == 2 + stubs.CELLS
 
 
 def test_a_failing_model_costs_nothing_and_stops_nothing(plan, few, tmp_path):
@@ -57,7 +57,7 @@ def test_a_failing_model_costs_nothing_and_stops_nothing(plan, few, tmp_path):
         raise RuntimeError("no")
 
     broken = make_plan(plan.preset, models=[stubs.faulty("broken", crash), stubs.spec("fine")], seeds=1)
-    one, two = look_ahead(broken, few, Store(tmp_path / "out"), stubs.CPU)
+    one, two = estimate_remaining(broken, few, Store(tmp_path / "out"), stubs.CPU)
     assert (one.model, one.cells, one.left) == ("broken", stubs.CELLS, stubs.CELLS)
     assert one.cost.forward == one.cost.backward == 0
     assert (one.cost.problem, two.cost.problem) == ("the model raised RuntimeError: no (test_work.py:57)", "")
@@ -114,19 +114,21 @@ def test_a_state_too_wide_to_enumerate_keeps_its_closed_forms():
 def test_the_time_of_a_run_counts_units_side_by_side_and_timings_alone():
     nothing = Cost(forward=0, backward=0)
     outlooks = [
-        Outlook(model="a", cost=nothing, cells=9, left=9, seconds=30.0, busy={0: 10.0, 1: 12.0}),
-        Outlook(model="b", cost=nothing, cells=9, left=9, seconds=5.0, busy={1: 4.0}),
-        Outlook(model="c", cost=nothing, cells=9, left=1, seconds=2.0),
+        RemainingWork(
+            model="a", cost=nothing, cells=9, left=9, seconds=30.0, seconds_by_seed={0: 10.0, 1: 12.0}
+        ),
+        RemainingWork(model="b", cost=nothing, cells=9, left=9, seconds=5.0, seconds_by_seed={1: 4.0}),
+        RemainingWork(model="c", cost=nothing, cells=9, left=1, seconds=2.0),
     ]
     timings = 8.0 + 1.0 + 2.0
-    assert elapsed(outlooks, 1) == 26.0 + timings
-    assert elapsed(outlooks, 2) == 14.0 + timings  # seed 0 of a and then b's, beside seed 1 of a
-    assert elapsed(outlooks, 9) == 12.0 + timings
-    assert elapsed([], 2) == 0
+    assert estimate_duration(outlooks, 1) == 26.0 + timings
+    assert estimate_duration(outlooks, 2) == 14.0 + timings  # seed 0 of a and then b's, beside seed 1 of a
+    assert estimate_duration(outlooks, 9) == 12.0 + timings
+    assert estimate_duration([], 2) == 0
 
 
 def test_what_a_seed_takes_is_all_that_is_left_of_it_but_timings(plan, few, tmp_path):
-    (outlook,) = look_ahead(plan, few, Store(tmp_path / "out"), stubs.CPU)
+    (outlook,) = estimate_remaining(plan, few, Store(tmp_path / "out"), stubs.CPU)
     timings = 2 * 2 * 1.5 * 0.001
-    assert list(outlook.busy) == [0, 1]
-    assert sum(outlook.busy.values()) == pytest.approx(outlook.seconds - timings)
+    assert list(outlook.seconds_by_seed) == [0, 1]
+    assert sum(outlook.seconds_by_seed.values()) == pytest.approx(outlook.seconds - timings)

@@ -21,7 +21,7 @@ from robustode.bench.report.statistics import summarise
 from robustode.bench.runner import schedule as work
 from robustode.bench.runner import workers
 from robustode.bench.runner.cost_estimate import Cost
-from robustode.bench.runner.run import RunOutcome, run_plan
+from robustode.bench.runner.run import RunResult, run_plan
 
 CELLS = stubs.CELLS + stubs.FLOW_CELLS
 """Of one model with a flow."""
@@ -53,7 +53,7 @@ def request_of(folder: Path, *models: str, text: str = stubs.PRESET, seeds: int 
     return Request(preset=preset, models=models, seeds=seeds)
 
 
-def do(request: Request, out: Path, **options) -> RunOutcome:
+def do(request: Request, out: Path, **options) -> RunResult:
     return run_plan(request.plan(), request.data(), Store(out), device=stubs.CPU, request=request, **options)
 
 
@@ -69,7 +69,7 @@ def test_side_by_side_gives_what_one_after_the_other_gives_on_as_many_threads(tm
     assert torch.get_num_threads() == 1
     request, listening = request_of(tmp_path, "resnet", "node"), stubs.Listening()
     together = do(request, tmp_path / "two", jobs=2, reporter=listening)
-    assert together == RunOutcome(done=2 * CELLS)
+    assert together == RunResult(done=2 * CELLS)
     assert do(request, tmp_path / "one", jobs=1) == together
     one, two = results(tmp_path / "one"), results(tmp_path / "two")
     assert one.keys() == two.keys()
@@ -81,7 +81,7 @@ def test_side_by_side_gives_what_one_after_the_other_gives_on_as_many_threads(tm
     assert {"resnet seed 0 · trained", "node seed 0 · pgd-linf"} <= set(said)
     passes = ("inference", "training-step", "flow", "flow-gradient")
     assert said[-4:] == [f"node seed 0 · {what}" for what in passes]
-    assert do(request, tmp_path / "two", jobs=2) == RunOutcome(skipped=2 * CELLS)
+    assert do(request, tmp_path / "two", jobs=2) == RunResult(skipped=2 * CELLS)
 
 
 def test_every_process_has_its_share_of_the_threads(tmp_path):
