@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from robustode.bench.cli.arguments import command_line
 from robustode.bench.config.preset import load_preset, preset_names
 
 try:
@@ -55,6 +56,13 @@ def test_the_drawing_and_the_page_of_the_architecture_follow_the_import_contract
     assert [min(height) for height in heights] == sorted({drawn[name] for name in names})
     page = (DOCS / "architecture.md").read_text(encoding="utf-8")
     assert [name for name in names if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(ROOT / name for name in AT_ROOT)], ids=lambda page: page.name)
+def test_every_command_parses(page):
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+    for command in re.findall(r"^ *(?:.*/)?robustode (.*)$", blocks, re.MULTILINE):
+        command_line().parse_args(command.split("#")[0].split())
 
 
 def test_the_docs_environment_installs_the_docs_extra():
