@@ -13,8 +13,12 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 if not torch.cuda.is_available():
     # Triton's kernels run in its interpreter, on CPU tensors; it reads this where kernels are defined.
     os.environ.setdefault("TRITON_INTERPRET", "1")
-settings.register_profile("robustode", deadline=None, max_examples=40, derandomize=True)
-settings.load_profile("robustode")
+# `pytest --hypothesis-profile thorough` draws more and other examples; tox and CI draw fewer.
+for profile, examples in (("robustode", 40), ("ci", 15), ("thorough", 500)):
+    settings.register_profile(
+        profile, deadline=None, max_examples=examples, derandomize=profile != "thorough", print_blob=True
+    )
+settings.load_profile("ci" if os.environ.get("CI") else "robustode")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,6 +39,32 @@ def _torch(request: pytest.FixtureRequest) -> None:
 def _seeded() -> None:
     """Every test draws the same numbers each time, alone or after others."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def empty_figure() -> tuple[bytes, bytes]:
+    """A figure without anything in it, as SVG and as PNG."""
+    from matplotlib.figure import Figure
+    from robustode.bench.report.rendering import render_here
+
+    ((_, drawn),) = render_here([({}, Figure(figsize=(1, 1)))])()
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def empty_figures(empty_figure) -> Iterator[None]:
+    """Reports that this process makes show empty figures: rendering takes most of a report's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("robustode.bench.report.rendering._both", lambda figure: empty_figure)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _figures(request: pytest.FixtureRequest) -> None:
+    """Only tests of the report, and timed benchmarks, render what figures show."""
+    timed = request.config.getoption("benchmark_only")
+    if not timed and "report" not in request.path.parts:
+        request.getfixturevalue("empty_figures")
 
 
 @pytest.fixture

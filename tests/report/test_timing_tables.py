@@ -19,6 +19,7 @@ from robustode.bench.report.leaderboard.terminal import terminal_table
 from robustode.bench.report.report import write_report
 from robustode.bench.report.statistics import summarise
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
 FLOW, GRADIENT = "flow", "flow-gradient"
 
 
