@@ -1,6 +1,6 @@
 """Gradient attacks on the cross-entropy: FGSM and PGD, in L-infinity and L2, through torchattacks.
 
-Each takes `stop`, see `Threat.stops`: whether it lets go of a sample once it is broken.
+Each takes `early_stopping`: whether it stops attacking a sample once that is broken.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import torchattacks
 from torch import Tensor
 
-from .algorithms.torchattacks_adapter import strongest
+from .algorithms.torchattacks_adapter import run_torchattacks
 from .core.types import Model, Seed
 from .registry import register_threat
 
@@ -30,15 +30,22 @@ def _pgd_queries(parameters: Mapping[str, Any]) -> tuple[int, int]:
     norm="linf",
     strength_name="eps",
     needs_gradient=True,
-    stops=True,
+    optional_early_stopping=True,
     queries=lambda _: (2, 1),
     reference=_GOODFELLOW,
 )
 def fgsm_linf(
-    model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed, stop: bool = True
+    model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed, early_stopping: bool = True
 ) -> Tensor:
     """One step x + eps sign(grad)."""
-    return strongest(lambda m: torchattacks.FGSM(m, eps=strength), model, images, labels, seed, stop=stop)
+    return run_torchattacks(
+        lambda m: torchattacks.FGSM(m, eps=strength),
+        model,
+        images,
+        labels,
+        seed,
+        early_stopping=early_stopping,
+    )
 
 
 @register_threat(
@@ -47,21 +54,21 @@ def fgsm_linf(
     norm="l2",
     strength_name="eps",
     needs_gradient=True,
-    stops=True,
+    optional_early_stopping=True,
     queries=lambda _: (2, 1),
     reference=_GOODFELLOW,
 )
 def fgsm_l2(
-    model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed, stop: bool = True
+    model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed, early_stopping: bool = True
 ) -> Tensor:
     """One step x + eps grad/|grad|_2: PGD in L2 with a single full step from the image itself."""
-    return strongest(
+    return run_torchattacks(
         lambda m: torchattacks.PGDL2(m, eps=strength, alpha=strength, steps=1, random_start=False),
         model,
         images,
         labels,
         seed,
-        stop=stop,
+        early_stopping=early_stopping,
     )
 
 
@@ -71,7 +78,7 @@ def fgsm_l2(
     norm="linf",
     strength_name="eps",
     needs_gradient=True,
-    stops=True,
+    optional_early_stopping=True,
     queries=_pgd_queries,
     reference=_MADRY,
 )
@@ -81,7 +88,7 @@ def pgd_linf(
     labels: Tensor,
     strength: float,
     seed: Seed,
-    stop: bool = True,
+    early_stopping: bool = True,
     *,
     steps: int = 20,
     restarts: int = 2,
@@ -89,13 +96,13 @@ def pgd_linf(
 ) -> Tensor:
     """`steps` steps of size relative_step * eps / steps from random starts; best iterate kept."""
     alpha = relative_step * strength / steps
-    return strongest(
+    return run_torchattacks(
         lambda m: torchattacks.PGD(m, eps=strength, alpha=alpha, steps=steps),
         model,
         images,
         labels,
         seed,
-        stop=stop,
+        early_stopping=early_stopping,
         restarts=restarts,
     )
 
@@ -106,7 +113,7 @@ def pgd_linf(
     norm="l2",
     strength_name="eps",
     needs_gradient=True,
-    stops=True,
+    optional_early_stopping=True,
     queries=_pgd_queries,
     reference=_MADRY,
 )
@@ -116,7 +123,7 @@ def pgd_l2(
     labels: Tensor,
     strength: float,
     seed: Seed,
-    stop: bool = True,
+    early_stopping: bool = True,
     *,
     steps: int = 20,
     restarts: int = 2,
@@ -124,12 +131,12 @@ def pgd_l2(
 ) -> Tensor:
     """`steps` normalised-gradient steps of length relative_step * eps / steps; best iterate kept."""
     alpha = relative_step * strength / steps
-    return strongest(
+    return run_torchattacks(
         lambda m: torchattacks.PGDL2(m, eps=strength, alpha=alpha, steps=steps),
         model,
         images,
         labels,
         seed,
-        stop=stop,
+        early_stopping=early_stopping,
         restarts=restarts,
     )

@@ -56,9 +56,9 @@ class Threat:
     pooled
         Whether each sample is attacked by itself, whatever others are given beside it: survivors of several
         batches are then attacked together, and the model is asked of a batch at a time.
-    stops
-        Whether `craft` takes ``stop=False``, and then pushes a sample on to the end of the run that broke it:
-        what is trained on, or scored on another model, had better be pushed as far as it goes.
+    optional_early_stopping
+        Whether `craft` takes ``early_stopping=False``, and then attacks a sample to the end of the run that
+        broke it: for images to train on, or to be scored on another model.
     grid_matters
         Whether what `curve` finds at one strength depends on the other strengths and on what is reported.
     parameters
@@ -91,7 +91,7 @@ class Threat:
     closest: Closest | None = None
     curve: CurveOf | None = None
     pooled: bool = False
-    stops: bool = False
+    optional_early_stopping: bool = False
     grid_matters: bool = False
     norm: Norm | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -124,17 +124,17 @@ class Threat:
         strength: float,
         seed: Seed,
         *,
-        stop: bool = True,
+        early_stopping: bool = True,
     ) -> Tensor:
         """Perturb `images` with this threat's parameters; strength 0 leaves them, box permitting.
 
-        With ``stop=False`` a threat that `stops` goes on with broken samples.
+        With ``early_stopping=False`` a threat of `optional_early_stopping` goes on with broken samples.
         """
         self.check_strength(strength)
         if not len(images) or (strength == 0 and self.box == (0.0, 1.0)):
             return images.clone()
-        onwards = {"stop": False} if self.stops and not stop else {}
-        return self.craft(model, images, labels, strength, seed, **onwards, **self.parameters)
+        options = {"early_stopping": False} if self.optional_early_stopping and not early_stopping else {}
+        return self.craft(model, images, labels, strength, seed, **options, **self.parameters)
 
     def along(
         self,

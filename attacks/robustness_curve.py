@@ -105,7 +105,7 @@ def _attack(
     with part("carried", strengths, curve.standing):
         for number in at.unique().tolist():  # a sample comes once at each radius
             mine = at == number
-            curve.broken[number, rows[mine & fell]] = True
+            curve.stop(number, rows[mine & fell])
             curve.note(rows[mine], survivors.best[mine], survivors.margin[mine], fell[mine])
     if not bool(fell.any()):
         return

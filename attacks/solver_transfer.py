@@ -41,7 +41,7 @@ def solver_transfer(
 
     It goes on with samples that the surrogate gets wrong: the model may not.
     """
-    with under_attack(model, images, labels, seed, stop=False) as survivors:
+    with under_attack(model, images, labels, seed, early_stopping=False) as survivors:
 
         def loss(logits: Tensor, rows: Tensor) -> Tensor:
             return cross_entropy(logits, survivors.labels[rows])

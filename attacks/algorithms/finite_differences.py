@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core.batch_state import Survivors
-from ..core.norms import Radius, radius_of
+from ..core.norms import Radius, radius_of, scale_into_ball
 from ..core.norms import inside as within
 from ..core.sampling import draw, uniform_unit
 from ..core.seeds import derive
@@ -31,8 +31,7 @@ _ENTRIES = 2**26
 def farthest(g: Tensor, x0: Tensor, eps: Radius, norm: Norm) -> Tensor:
     """The point x of the ball and the box that maximises <g, x>, (n, C, H, W): exact for each norm.
 
-    In l2, |x - x0|_i = min(lambda |g_i|, room_i): every pixel moves along `g` until it meets the box.
-    |x - x0|^2 is piecewise quadratic in lambda, and its breakpoints room_i / |g_i| are sorted.
+    In l2 every pixel moves along `g` until it meets the box, see `scale_into_ball`.
 
     Parameters
     ----------
@@ -43,22 +42,14 @@ def farthest(g: Tensor, x0: Tensor, eps: Radius, norm: Norm) -> Tensor:
     """
     if norm == "linf":
         return (x0 + eps * g.sign()).clamp(0, 1)
-    w, p = g.flatten(1).double(), x0.flatten(1).double()
-    eps = eps.flatten(1).double() if isinstance(eps, Tensor) else eps
-    sign, w = w.sign(), w.abs()
-    w = w / w.amax(1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)
-    room = torch.where(w > 0, torch.where(sign > 0, 1 - p, p), 0)
-    breaks, order = torch.where(w > 0, room / w, 0).sort(dim=1)
-    full, rate = room.square().gather(1, order), w.square().gather(1, order)
-    before, left = full.cumsum(1) - full, rate.flip(1).cumsum(1).flip(1)
-    k = (before + breaks.square() * left < eps**2).sum(1, keepdim=True)
-    inside = k == w.shape[1]
-    k = k.clamp_max(w.shape[1] - 1)
-    tiny = torch.finfo(w.dtype).tiny
-    meets = ((eps**2 - before.gather(1, k)).clamp_min(0) / left.gather(1, k).clamp_min(tiny)).sqrt()
-    amount = torch.where(inside, breaks[:, -1:], meets)
-    x: Tensor = (p + sign * torch.minimum(amount * w, room)).view_as(x0).to(x0)
-    return x.clamp(0, 1)
+    g, center = g.double(), x0.double()
+    g = g / g.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    room = torch.where(g > 0, 1 - center, center)
+    corner = torch.where(g == 0, 0, room / g.abs()).flatten(1).amax(1)  # where the last pixel meets the box
+    radius = eps.double() if isinstance(eps, Tensor) else eps
+    scale = scale_into_ball(g, center, radius, corner)
+    x: Tensor = (center + scale.view(-1, 1, 1, 1) * g).clamp(0, 1).to(x0)
+    return x
 
 
 def directions(x: Tensor, seeds: list[int], first: int, count: int) -> Tensor:

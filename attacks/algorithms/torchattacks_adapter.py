@@ -21,66 +21,68 @@ import torch
 from torch import Tensor, nn
 from torchattacks.attack import Attack
 
+from ..core.best_images import BestImages
 from ..core.frozen_model import frozen
-from ..core.losses import hairline, margin
+from ..core.losses import margin, minimum_reliable_margin
 from ..core.memory import out_of_memory
 from ..core.queried_model import QueriedModel
 from ..core.seeds import seeded
 from ..core.types import Model, Seed
 
 
-class BestIterate(nn.Module):
-    """A model that remembers, per sample, the image of the largest margin it was asked about.
+class TrackedModel(nn.Module):
+    """The model as torchattacks sees it: it notes the best image of each sample, and has no mode to switch.
 
-    Attributes
+    Parameters
     ----------
-    images
-        Best images so far, (N, C, H, W).
-    margin
-        Their margins max_{k != y} z_k - z_y, (N,), in the images' precision; -inf before the first query.
-    standing
-        Which samples are not broken yet by more than a `hairline`, bool (N,).
+    best
+        Of all N samples, by their margin in the precision of the images. With early stopping the model is
+        asked about active samples only; one is broken once its margin is a `minimum_reliable_margin`.
+    labels
+        Of all samples, (N,).
+    rows
+        Numbers of the n samples that this run attacks, (n,).
     """
 
-    def __init__(self, model: Model, images: Tensor, labels: Tensor, *, stop: bool = False) -> None:
-        """With `stop`, `model` is asked about standing samples only."""
+    def __init__(self, model: QueriedModel, best: BestImages, labels: Tensor, rows: Tensor) -> None:
         super().__init__()
-        asked = QueriedModel.of(model, deferred=True)
-        self._model = (asked,)  # in a tuple, so that no mode or parameter of it can be reached
-        self._labels, self._stop = labels, stop
-        self._anchor = nn.Parameter(images.new_empty(0), requires_grad=False)  # tells torchattacks the device
-        self.images = images.clone()
-        self.margin = images.new_full((len(images),), -torch.inf)
-        self.standing = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        self._state = (model, best)  # in a tuple, so that no mode or parameter of the model can be reached
+        self._labels, self._rows = labels[rows], rows
+        self._anchor = nn.Parameter(best.images.new_empty(0), requires_grad=False)  # tells the device
         self._classes = 0
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, K) of the N samples in their original order; zeros for those it stopped working on."""
-        (model,) = self._model
-        if not self._stop or bool(self.standing.all()):
+        """Logits (n, K) of the n samples in their original order; zeros for those that are not active."""
+        model, best = self._state
+        everyone = torch.arange(len(images), device=images.device)
+        active = everyone
+        if best.early_stopping:
+            active = best.active[self._rows].nonzero().flatten()
+        if len(active) == len(everyone):
             logits = model.differentiable(images)
-            self._keep(slice(None), images, logits)
+            self._keep(everyone, images, logits)
             return logits
-        rows = self.standing.nonzero().flatten()
         nothing = images.flatten(1)[:, :1].mul(0).expand(-1, self._classes)  # zeros with a gradient of zero
-        if not len(rows):
+        if not len(active):
             return nothing
-        logits = model.differentiable(images[rows])
-        self._keep(rows, images[rows], logits)
-        return nothing.to(logits).index_copy(0, rows, logits)
+        logits = model.differentiable(images[active])
+        self._keep(active, images[active], logits)
+        return nothing.to(logits).index_copy(0, active, logits)
 
     @torch.no_grad()
-    def _keep(self, rows: Tensor | slice, images: Tensor, logits: Tensor) -> None:
-        self._classes = logits.shape[1]
-        exact = margin(logits, self._labels[rows])
-        found = exact.to(self.margin)
-        better = found > self.margin[rows]
-        self.margin[rows] = torch.where(better, found, self.margin[rows])
-        self.images[rows] = torch.where(better.view(-1, 1, 1, 1), images.detach(), self.images[rows])
-        self.standing[rows] &= exact <= hairline(logits)
+    def _keep(self, part: Tensor, images: Tensor, logits: Tensor) -> None:
+        _, best = self._state
+        self._classes, rows = logits.shape[1], self._rows[part]
+        found = margin(logits, self._labels[part])
+        best.offer(rows, images, found)
+        best.stop(rows, found > minimum_reliable_margin(logits))
+
+    def release(self) -> None:
+        """Let go of all images: torchattacks' objects are cycles, and live until they are collected."""
+        del self._state
 
 
-def lets_go_at_once(images: Tensor) -> bool:
+def can_stop_early(images: Tensor) -> bool:
     """Whether an attack may look at what is broken after every query: where nobody has to wait for it."""
     return images.device.type == "cpu"
 
@@ -88,7 +90,7 @@ def lets_go_at_once(images: Tensor) -> bool:
 def _run(
     make: Callable[[nn.Module], Attack],
     model: QueriedModel,
-    tracker: BestIterate,
+    tracked: TrackedModel,
     images: Tensor,
     labels: Tensor,
     seed: Seed,
@@ -99,9 +101,9 @@ def _run(
     try:
         with seeded(seed, restart=restart, device=images.device):
             with torch.enable_grad():
-                last = make(tracker)(images, labels)
+                last = make(tracked)(images, labels)
             with torch.no_grad():
-                tracker(last)
+                tracked(last)
     except (MemoryError, RuntimeError) as error:
         split = model.largest_batch is not None and model.largest_batch < len(images)
         if split or len(images) == 1 or not out_of_memory(error):
@@ -109,49 +111,44 @@ def _run(
         full = True
     if full:  # outside the handler: the exception holds on to every tensor of the failed try
         model.halve_batch(len(images))
-        _run(make, model, tracker, images, labels, seed, restart)
+        _run(make, model, tracked, images, labels, seed, restart)
 
 
-def strongest(
+def run_torchattacks(
     make: Callable[[nn.Module], Attack],
     model: Model,
     images: Tensor,
     labels: Tensor,
     seed: Seed,
     *,
-    stop: bool,
+    early_stopping: bool,
     restarts: int = 1,
 ) -> Tensor:
-    """Run ``make(model)`` up to `restarts` times and return every sample's best iterate.
+    """Run ``make(model)`` up to `restarts` times; the image of each sample's largest margin, (N, C, H, W).
 
     A sample that is broken takes no part in later restarts; a GPU is waited for once between two, to see
-    which those are, and once at the end. With `stop`, and on a CPU, a sample is let go within a run already.
-    Without it, it is pushed on to the end of the run, as an attack asks for whose images are meant for
-    training or for another model.
+    which those are, and once at the end. With `early_stopping`, and on a CPU, it is attacked no further
+    within a run either. Without, it is attacked to the end of the run: for images to train on or to score
+    on another model.
 
     Raises
     ------
     NonFinite
         Pixels, logits or input gradients were NaN or infinite: their sign would pass for robustness.
     """
-    asked = QueriedModel.of(model, deferred=True)
-    asked.require_finite(images, "pixels are")
-    best = images.clone()
-    reached = images.new_full((len(images),), -torch.inf)
-    active = torch.arange(len(images), device=images.device)
+    queried = QueriedModel.of(model, deferred=True)
+    queried.require_finite(images, "pixels are")
+    best = BestImages(images, early_stopping=early_stopping and can_stop_early(images), dtype=images.dtype)
+    rows = torch.arange(len(images), device=images.device)
     for restart in range(restarts):
-        at_once = stop and lets_go_at_once(images)
-        tracker = BestIterate(asked, images[active], labels[active], stop=at_once)
-        with frozen(asked):
-            _run(make, asked, tracker, images[active], labels[active], seed, restart)
-        better = tracker.margin > reached[active]
-        best[active] = torch.where(better.view(-1, 1, 1, 1), tracker.images, best[active])
-        reached[active] = torch.where(better, tracker.margin, reached[active])
-        tracker.images = images[:0]  # torchattacks' objects are cycles: they keep it until they are collected
-        if restart + 1 == restarts:
+        if restart:
+            rows = rows[best.score[rows] <= 0]
+            best.active[rows] = True
+        if not len(rows):
             break
-        active = active[tracker.margin <= 0]
-        if not len(active):
-            break
-    asked.raise_pending()
-    return best
+        tracked = TrackedModel(queried, best, labels, rows)
+        with frozen(queried):
+            _run(make, queried, tracked, images[rows], labels[rows], seed, restart)
+        tracked.release()
+    queried.raise_pending()
+    return best.images

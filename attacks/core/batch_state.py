@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from .best_images import BestImages
 from .frozen_model import frozen
-from .losses import margin, nonzero_gradient, rounding
+from .losses import margin, nonzero_gradient, rounding, wrong_classes
 from .queried_model import QueriedModel
 from .seeds import per_sample, seeded
 from .types import Loss, Model, Seed
@@ -17,15 +18,15 @@ from .types import Loss, Model, Seed
 
 @contextmanager
 def under_attack(
-    model: Model, images: Tensor, labels: Tensor, seed: Seed, *, stop: bool = True
+    model: Model, images: Tensor, labels: Tensor, seed: Seed, *, early_stopping: bool = True
 ) -> Iterator[Survivors]:
     """The samples of a batch, all of them to be broken: images (N, C, H, W) in [0, 1], labels (N,).
 
     In the block the model is `frozen` and torch's generators are forked, for a model that draws from them.
-    `stop` is that of `Survivors`.
+    `early_stopping` is that of `Survivors`.
     """
     with frozen(model), seeded(seed, restart=0, device=images.device):
-        yield Survivors(model, images, labels, seed, stop=stop)
+        yield Survivors(model, images, labels, seed, early_stopping=early_stopping)
 
 
 class Survivors:
@@ -38,16 +39,8 @@ class Survivors:
     ----------
     images, labels, seeds
         The N samples as they were given, and one seed for each.
-    stop
-        Whether a broken sample is let go; one that is meant for another model had better not be.
     logits
         Of the images as they are, (N, K); a sample that is wrong already is left alone.
-    best
-        Best images so far, (N, C, H, W).
-    margin
-        Their margins max_{k != y} z_k - z_y, float64 (N,).
-    standing
-        Which samples are not broken yet, bool (N,).
     blind
         Samples whose input gradient was exactly zero whenever it was asked for, bool (N,).
     still
@@ -69,14 +62,12 @@ class Survivors:
     """
 
     def __init__(
-        self, model: Model, images: Tensor, labels: Tensor, seed: Seed, *, stop: bool = True
+        self, model: Model, images: Tensor, labels: Tensor, seed: Seed, *, early_stopping: bool = True
     ) -> None:
-        self._model, self._stop = QueriedModel.of(model), stop
+        self._model = QueriedModel.of(model)
         self.images, self.labels = images.detach(), labels
         self.seeds = per_sample(seed, len(images))
-        self.best = self.images.clone()
-        self.margin = images.new_full((len(images),), -torch.inf, dtype=torch.float64)
-        self.standing = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        self._best = BestImages(self.images, early_stopping=early_stopping)
         self.blind = torch.ones_like(self.standing)
         self.still = torch.ones_like(self.standing)
         self.fine = torch.zeros_like(self.standing)
@@ -85,6 +76,21 @@ class Survivors:
         self._model.require_finite(self.images, "pixels are")
         self._model.raise_pending()
         self.logits = self._look(self.rows, self.images, None)[0] if len(images) else images.new_empty(0, 1)
+
+    @property
+    def best(self) -> Tensor:
+        """Best images so far, (N, C, H, W)."""
+        return self._best.images
+
+    @property
+    def margin(self) -> Tensor:
+        """Their margins max_{k != y} z_k - z_y, float64 (N,)."""
+        return self._best.score
+
+    @property
+    def standing(self) -> Tensor:
+        """Which samples are not broken yet, bool (N,)."""
+        return self._best.active
 
     @property
     def rows(self) -> Tensor:
@@ -97,8 +103,7 @@ class Survivors:
 
     def target(self, rank: int) -> Tensor:
         """The class of the `rank`-th largest logit of the unperturbed image among the wrong ones, (N,)."""
-        wrong = self.logits.scatter(1, self.labels[:, None], -torch.inf)
-        return wrong.argsort(dim=1, descending=True, stable=True)[:, rank - 1]
+        return wrong_classes(self.logits, self.labels)[:, rank - 1]
 
     def ask(self, rows: Tensor, x: Tensor, inside: Tensor | None = None) -> Tensor:
         """Margins, float64 (n,), of the samples `rows` perturbed to `x` (n, C, H, W); no graph is built.
@@ -201,14 +206,6 @@ class Survivors:
         if self._first is None:
             self._first = own.clone()
         self.still[rows] &= own == self._first[rows]
-        better = found > self.margin[rows]
-        if inside is not None:
-            better &= inside
-        if bool(better.any()):
-            gained = rows[better]
-            self.best[gained] = x[better].detach()
-            self.margin[gained] = found[better]
-            if not self._stop:
-                return found
-            self.standing[gained] = found[better] <= rounding(logits[better])
+        better = self._best.offer(rows, x, found, inside)
+        self._best.stop(rows, better & (found > rounding(logits)))
         return found

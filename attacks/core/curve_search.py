@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .best_images import BestImages
 from .losses import margin, rounding
 from .minimum_norm_search import Watch
 from .norms import BUDGET_TOLERANCE, distance
@@ -27,13 +28,6 @@ class Curve:
         The samples as they were given, and one seed for each.
     radii
         Ascending, float64 (S,), in pixel units.
-    best
-        For every radius the image of the largest margin known inside it, (S, N, C, H, W): monotone by
-        construction, since what lies inside one radius lies inside the next.
-    broken
-        Whether some image inside the radius has a margin that is positive by more than rounding (see
-        `Survivors`), bool (S, N): nothing more is spent there. A smaller positive margin is kept in `best`
-        as well, and whether it holds is for whoever predicts it again.
     missed
         Samples that the cascade broke where the minimal-norm attack had not, bool (N,): that is not to be
         relied on for them, at any radius.
@@ -50,12 +44,31 @@ class Curve:
         self.images, self.labels, self.norm = images.detach(), labels, norm
         self.seeds = per_sample(seed, len(images))
         self.radii = torch.tensor(radii, dtype=torch.float64, device=images.device)
-        self.best = self.images.expand(len(radii), *images.shape).clone()
-        self.margin = self.radii.new_full((len(radii), len(images)), -torch.inf)
+        self._best = BestImages(self.images, levels=len(radii))
         self.distance = self.radii.new_full((len(images),), torch.inf)
-        self.broken = self.margin > 0
         self.blind = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         self.missed = self.blind.clone()
+
+    @property
+    def best(self) -> Tensor:
+        """At each radius the image of the largest margin known inside it, (S, N, C, H, W).
+
+        Monotone by construction: what lies inside one radius lies inside the next.
+        """
+        return self._best.images
+
+    @property
+    def broken(self) -> Tensor:
+        """Whether an image inside the radius has a margin positive by more than rounding, bool (S, N).
+
+        Nothing more is spent there. A smaller positive margin is kept in `best` as well, and whether it holds
+        is for whoever predicts it again.
+        """
+        return ~self._best.active
+
+    def stop(self, number: int, rows: Tensor) -> None:
+        """The samples `rows` (n,) are broken at the radius of that number."""
+        self._best.stop((torch.full_like(rows, number), rows), torch.ones_like(rows, dtype=torch.bool))
 
     @property
     def everyone(self) -> Tensor:
@@ -93,11 +106,10 @@ class Curve:
         length = distance(x, self.images[rows], self.norm)
         self.distance[rows] = torch.minimum(self.distance[rows], torch.where(sure, length, torch.inf))
         inside = length[None] <= (self.radii + SLACK * self.radii.clamp_min(1))[:, None]
-        s, i = (inside & (found[None] > self.margin[:, rows])).nonzero(as_tuple=True)
-        self.best[s, rows[i]] = x[i]
-        self.margin[s, rows[i]] = found[i]
+        s, i = (inside & (found[None] > self._best.score[:, rows])).nonzero(as_tuple=True)
+        self._best.offer((s, rows[i]), x[i], found[i])
         s, i = (inside & sure[None]).nonzero(as_tuple=True)
-        self.broken[s, rows[i]] = True
+        self._best.stop((s, rows[i]), sure[i])
 
     def due(self, done: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
         """Where samples are still to be attacked: numbers of radii and of samples, a pair for each attack.

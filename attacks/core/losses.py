@@ -30,12 +30,12 @@ def rounding(logits: Tensor) -> Tensor:
     return 64 * torch.finfo(logits.dtype).eps * logits.abs().amax(1).double()
 
 
-def hairline(logits: Tensor) -> Tensor:
-    """Up to which margin a break of `logits` (N, K) is too close to be let go, float64 (N,).
+def minimum_reliable_margin(logits: Tensor) -> Tensor:
+    """The margin of `logits` (N, K) above which a sample stays broken when its image is stored, float64 (N,).
 
     A hundredth of how far the logits lie apart: an adversarial image is stored in whole steps, which takes
-    less than that from its margin unless the model is very stiff, and who stops at a closer one stops at a
-    break that does not last.
+    less than that from its margin unless the model is very stiff. An attack that stops at a smaller margin
+    may stop at an image that is no longer adversarial once it is stored.
     """
     apart = (logits.amax(1) - logits.amin(1)).double()
     return torch.maximum(rounding(logits), 0.01 * apart)
@@ -44,6 +44,12 @@ def hairline(logits: Tensor) -> Tensor:
 def nonzero_gradient(gradient: Tensor) -> Tensor:
     """Which samples' `gradient` (n, C, H, W) is not exactly zero, bool (n,)."""
     return (gradient != 0).flatten(1).any(1)
+
+
+def wrong_classes(logits: Tensor, labels: Tensor) -> Tensor:
+    """The classes other than y by descending logit, int64 (N, K - 1), of logits (N, K)."""
+    wrong = logits.scatter(1, labels[:, None], -torch.inf)
+    return wrong.argsort(dim=1, descending=True, stable=True)[:, :-1]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

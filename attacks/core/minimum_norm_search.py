@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .best_images import BestImages
 from .frozen_model import frozen
+from .losses import wrong_classes
 from .norms import distance, onto_ball
 from .queried_model import QueriedModel
 from .sampling import draw, normal, uniform_unit
@@ -38,10 +40,6 @@ class Search:
     ----------
     images, labels
         The unperturbed images (N, C, H, W) and their classes (N,).
-    best
-        The closest adversarial images so far, (N, C, H, W); the unperturbed ones where none is known.
-    distance
-        Their distances, float64 (N,), in pixel units; infinity where none is known.
     farthest
         The distance to the farthest corner of the box, (N,): no image is farther.
     """
@@ -56,8 +54,7 @@ class Search:
         watch: Watch = lambda images, logits, gradient: None,
     ) -> None:
         self.images, self.labels, self.norm = images.detach(), labels, norm
-        self.best = self.images.clone()
-        self.distance = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
+        self._best = BestImages(self.images)
         corner = torch.where(self.images < 0.5, 1.0, 0.0).to(self.images)
         self.farthest = distance(corner, self.images, norm).to(images)
         self._model, self._seed, self._watch = QueriedModel.of(model, deferred=True), seed, watch
@@ -65,6 +62,16 @@ class Search:
         self._noise: Tensor | None = None
         self._runs = 0
         self._model.require_finite(self.images, "pixels are")
+
+    @property
+    def best(self) -> Tensor:
+        """The closest adversarial images so far, (N, C, H, W); the unperturbed ones where none is known."""
+        return self._best.images
+
+    @property
+    def distance(self) -> Tensor:
+        """Their distances, float64 (N,), in pixel units; infinity where none is known."""
+        return -self._best.score
 
     def descend(self, images: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Ask for logits and a gradient at `images`: one forward, one backward.
@@ -106,10 +113,7 @@ class Search:
         if self._clean is None:
             self._clean = logits
         adversarial = logits.argmax(1) != self.labels
-        length = distance(images, self.images, self.norm)
-        closer = adversarial & (length < self.distance)
-        self.distance = torch.where(closer, length, self.distance)
-        self.best = torch.where(spread(closer), images, self.best)
+        self._best.offer(slice(None), images, -distance(images, self.images, self.norm), adversarial)
         return adversarial
 
     @property
@@ -130,8 +134,7 @@ class Search:
         """The other classes, (N, K - 1), by descending logit at the first image asked about."""
         if self._clean is None:
             raise RuntimeError("the model has not been asked yet")
-        logits = self._clean.scatter(1, self.labels[:, None], -torch.inf)
-        return logits.argsort(dim=1, descending=True, stable=True)[:, :-1]
+        return wrong_classes(self._clean, self.labels)
 
     def restart(self) -> Tensor:
         """A random start for one more run: at the distance known from each image, or anywhere in the box."""
@@ -147,7 +150,7 @@ class Search:
         In l2 along the segment; in L-infinity by clipping the perturbation, which keeps more of it than
         scaling does at the same length.
         """
-        far, low, high = self.best, torch.zeros_like(self.farthest), torch.ones_like(self.farthest)
+        far, low, high = self.best.clone(), torch.zeros_like(self.farthest), torch.ones_like(self.farthest)
         length = distance(far, self.images, self.norm).to(far)
         for _ in range(steps):
             middle = (low + high) / 2
@@ -162,7 +165,7 @@ class Search:
         NonFinite
             Some pixel or some answer during the search was NaN or infinite: what was found says nothing.
         """
-        best, length = self.best, self.distance
+        best, length = self.best.clone(), self.distance
         adversarial = self.look(best) & length.isfinite()
         self._model.raise_pending()
         return torch.where(spread(adversarial), best, self.images), length.where(adversarial, torch.inf)

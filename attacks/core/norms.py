@@ -43,7 +43,7 @@ def project(images: Tensor, center: Tensor, radius: Radius, norm: Norm) -> Tenso
     if norm == "linf":
         return onto_ball(images, center, radius, norm).clamp(0, 1)
     delta = images - center
-    return (center + _within(delta, center, radius).view(-1, 1, 1, 1) * delta).clamp(0, 1)
+    return (center + scale_into_ball(delta, center, radius).view(-1, 1, 1, 1) * delta).clamp(0, 1)
 
 
 def onto_ball(images: Tensor, center: Tensor, radius: Radius, norm: Norm) -> Tensor:
@@ -58,25 +58,36 @@ def onto_ball(images: Tensor, center: Tensor, radius: Radius, norm: Norm) -> Ten
     return nearest
 
 
-def _within(delta: Tensor, center: Tensor, radius: Radius) -> Tensor:
-    """The largest s <= 1, (n,), for which center + s delta, clipped to the box, lies in the l2 ball.
+def scale_into_ball(delta: Tensor, center: Tensor, radius: Radius, largest: float | Tensor = 1.0) -> Tensor:
+    """The largest s <= `largest`, (n,), for which center + s delta, clipped to the box, lies in the l2 ball.
 
-    By the conditions of Karush, Kuhn and Tucker the nearest point of ball and box is of that form. With the
-    coordinates that are clipped at s known, s is the root of a quadratic equation; clipping none at first,
-    each root clips more of them and is larger, until none is added.
+    By the conditions of Karush, Kuhn and Tucker, the nearest point of ball and box to center + delta is of
+    that form (`largest` 1), and so is the point of both that is farthest along delta. With the coordinates
+    that are clipped at s known, s is the root of a quadratic equation; clipping none at first, each root
+    clips more of them and is larger, until none is added.
+
+    Parameters
+    ----------
+    delta, center
+        (n, C, H, W); the centres lie in the box.
+    radius
+        In pixel units: one for all samples, or one for each.
+    largest
+        One for all samples, or one for each, (n,).
     """
     moves = delta.flatten(1).abs()
     room = torch.where(delta > 0, 1 - center, center).flatten(1)
     budget = (radius.view(-1) if isinstance(radius, Tensor) else torch.full_like(moves[:, 0], radius)) ** 2
-    share = torch.zeros_like(moves[:, 0])
+    scale = torch.zeros_like(moves[:, 0])
     while True:
-        free = share[:, None] * moves < room
+        free = scale[:, None] * moves < room
         rest = (moves * free).square().sum(1)
         spent = room.where(~free, 0).square().sum(1)
-        root = ((budget - spent).clamp_min(0) / rest).sqrt().nan_to_num(1.0, 1.0).clamp_max(1)
-        if not bool((root > share).any()):
-            return share
-        share = torch.maximum(share, root)
+        root = ((budget - spent).clamp_min(0) / rest).sqrt().nan_to_num(torch.inf, torch.inf)
+        root = root.minimum(largest) if isinstance(largest, Tensor) else root.clamp_max(largest)
+        if not bool((root > scale).any()):
+            return scale
+        scale = torch.maximum(scale, root)
 
 
 def violation(

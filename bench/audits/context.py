@@ -166,7 +166,7 @@ class Context:
                 with torch.set_grad_enabled(threat.needs_gradient):
                     strength = self.eps if eps is None else eps
                     attacked = (asked, self.images[part].clone(), self.labels[part], strength, seeds)
-                    found = threat(*attacked, stop=model is None)
+                    found = threat(*attacked, early_stopping=model is None)
                 images[part] = found.detach()
         return images
 

@@ -82,6 +82,6 @@ class Perturber:
         with frozen(self._model), torch.set_grad_enabled(self._threat.needs_gradient):
             model = CheckedModel(self._model, self._classes, deferred=images.device.type != "cpu")
             strength = self.strength(epoch)
-            perturbed = self._threat(model, images, labels, strength, seeds, stop=False).detach()
+            perturbed = self._threat(model, images, labels, strength, seeds, early_stopping=False).detach()
             model.raise_pending()
         return perturbed

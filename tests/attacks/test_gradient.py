@@ -7,7 +7,9 @@ import stubs
 import torch
 from robustode.attacks import THREATS, distance
 from robustode.attacks.algorithms import torchattacks_adapter as _torchattacks
-from robustode.attacks.algorithms.torchattacks_adapter import BestIterate, strongest
+from robustode.attacks.algorithms.torchattacks_adapter import TrackedModel, run_torchattacks
+from robustode.attacks.core.best_images import BestImages
+from robustode.attacks.core.queried_model import QueriedModel
 from robustode.bench.evaluation.accuracy import evaluate_cell
 from robustode.bench.runtime.checked_model import CheckedModel
 from robustode.models import MODELS
@@ -46,7 +48,7 @@ def margin(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torc
 def test_linf_attacks_reach_the_optimum_of_a_linear_model(name):
     model, images, labels, clean, weight = linear_problem()
     eps = float(middle(clean) / weight.abs().sum())
-    attacked = THREATS.get(name)(model, images, labels, eps, 0, stop=False)
+    attacked = THREATS.get(name)(model, images, labels, eps, 0, early_stopping=False)
     best = clean - eps * weight.abs().sum()
     torch.testing.assert_close(margin(model, attacked, labels), best, rtol=0, atol=1e-5)
     broken = margin(model, attacked, labels) < 0
@@ -59,7 +61,7 @@ def test_l2_attacks_reach_the_optimum_of_a_linear_model(name, slack):
     model, images, labels, clean, weight = linear_problem()
     length = weight.norm()
     eps = float(middle(clean) / length)
-    attacked = THREATS.get(name)(model, images, labels, eps, 0, stop=False)
+    attacked = THREATS.get(name)(model, images, labels, eps, 0, early_stopping=False)
     gained = clean - margin(model, attacked, labels)
     assert float(gained.max()) <= eps * float(length) + 1e-5
     assert float(gained.min()) >= eps * float(length) * (1 - slack) - 1e-5
@@ -104,17 +106,18 @@ class Fake:
 @pytest.mark.parametrize("stop", [True, False])
 def test_the_best_iterate_is_kept_and_not_the_last(asked, best, stop):
     images, labels = torch.full((1, 1, 1, 1), 0.65), torch.tensor([1])
-    result = strongest(lambda m: Fake(m, asked), Valley(), images, labels, 0, stop=stop)
+    result = run_torchattacks(lambda m: Fake(m, asked), Valley(), images, labels, 0, early_stopping=stop)
     assert result.item() == pytest.approx(best)
 
 
 def test_the_best_iterate_is_kept_per_sample():
     images, labels = torch.tensor([0.3, 0.7]).view(2, 1, 1, 1), torch.tensor([1, 0])
-    tracker = BestIterate(Valley(), images, labels)
+    best = BestImages(images, dtype=images.dtype, early_stopping=False)
+    tracked = TrackedModel(QueriedModel(Valley()), best, labels, torch.arange(2))
     for value in (0.52, 0.9):
-        tracker(torch.full_like(images, value))
-    torch.testing.assert_close(tracker.images.flatten(), torch.tensor([0.52, 0.9]))
-    torch.testing.assert_close(tracker.margin, torch.tensor([1e-4, 0.38**2 - 1e-4]))
+        tracked(torch.full_like(images, value))
+    torch.testing.assert_close(best.images.flatten(), torch.tensor([0.52, 0.9]))
+    torch.testing.assert_close(best.score, torch.tensor([1e-4, 0.38**2 - 1e-4]))
 
 
 def test_broken_samples_take_no_part_in_later_restarts():
@@ -131,7 +134,7 @@ def test_broken_samples_take_no_part_in_later_restarts():
         return Counted()
 
     images, labels = torch.tensor([0.3, 0.7, 0.8]).view(3, 1, 1, 1), torch.tensor([1, 1, 0])
-    result = strongest(make, Valley(), images, labels, 0, stop=True, restarts=5)
+    result = run_torchattacks(make, Valley(), images, labels, 0, early_stopping=True, restarts=5)
     assert sizes == [3, 1]
     torch.testing.assert_close(result.flatten(), torch.tensor([0.52, 0.52, 0.9]))
 
@@ -143,7 +146,7 @@ def test_what_stops_breaks_the_same_samples_with_fewer_queries(name):
     broken, forwards, backwards = [], [], []
     for stop in (True, False):
         queried = CheckedModel(model, 2)
-        attacked = THREATS.get(name)(queried, images, labels, eps, 0, stop=stop)
+        attacked = THREATS.get(name)(queried, images, labels, eps, 0, early_stopping=stop)
         broken.append(model(attacked).argmax(1) != labels)
         forwards.append(queried.forwards)
         backwards.append(queried.backwards)
@@ -165,7 +168,7 @@ def test_fgsm_leaves_alone_what_is_wrong_already(name):
 
 
 @pytest.mark.parametrize("stop", [True, False])
-def test_a_broken_sample_is_let_go_within_a_run_exactly(stop):
+def test_early_stopping_within_a_run_is_exact(stop):
     """Two pixels on a line, logits (0, x - 0.5): one crosses at its third query, one never does."""
     model = stubs.two_class(torch.ones(1, 1, 1), -0.5)
     images, labels = torch.tensor([0.62, 0.95]).view(2, 1, 1, 1), torch.ones(2, dtype=torch.long)
@@ -183,24 +186,25 @@ def test_a_broken_sample_is_let_go_within_a_run_exactly(stop):
             return images
 
     queried = CheckedModel(model, 2)
-    found = strongest(Walk, queried, images, labels, 0, stop=stop)
+    found = run_torchattacks(Walk, queried, images, labels, 0, early_stopping=stop)
     # asked at 0.62, 0.55, 0.48: broken; the other at 0.95, 0.88, ... 0.60, the sixth image without a gradient
     assert (queried.forwards, queried.backwards) == ((3 + 6, 3 + 5) if stop else (12, 10))
     torch.testing.assert_close(found.flatten(), torch.tensor([0.48 if stop else 0.27, 0.60]))
 
 
-def test_a_hairline_break_is_pushed_on():
+def test_a_sample_within_the_minimum_reliable_margin_stays_active():
     """One that rounding an image for storage, or the last digits of another batch, may take back."""
     labels = torch.zeros(3, dtype=torch.long)
     logits = torch.tensor([[2.0, 2.0, 1.0], [2.0, 2.009, 1.0], [2.0, 2.02, 1.0]])
-    tracker = BestIterate(lambda x: logits[: len(x)], torch.zeros(3, 1, 1, 1), labels, stop=True)
-    tracker(torch.full((3, 1, 1, 1), 0.5))
-    assert tracker.standing.tolist() == [True, True, False]
+    best = BestImages(torch.zeros(3, 1, 1, 1))
+    tracked = TrackedModel(QueriedModel(lambda x: logits[: len(x)]), best, labels, torch.arange(3))
+    tracked(torch.full((3, 1, 1, 1), 0.5))
+    assert best.active.tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize(("name", "eps"), [("pgd-linf", 0.015), ("pgd-l2", 0.25)])
-def test_what_is_let_go_is_still_broken_as_it_is_stored(name, eps, monkeypatch):
-    """Many pixels, each rounded towards the image: of 1,000 samples a dozen breaks are hairlines."""
+def test_early_stopping_leaves_samples_broken_as_they_are_stored(name, eps, monkeypatch):
+    """Many pixels, each rounded towards the image: a dozen margins of 1,000 are below the reliable."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = stubs.Linear((1, 28, 28), 10).eval()
@@ -211,7 +215,7 @@ def test_what_is_let_go_is_still_broken_as_it_is_stored(name, eps, monkeypatch):
     cell = stubs.cell_for(threat, eps, samples=1000)
     options = {"num_classes": 10, "device": stubs.CPU, "environment": {}, "keep": lambda breaks: None}
     stopped = evaluate_cell(cell, model, split, threat, **options)
-    monkeypatch.setattr(_torchattacks, "lets_go_at_once", lambda images: False)
+    monkeypatch.setattr(_torchattacks, "can_stop_early", lambda images: False)
     whole = evaluate_cell(cell, model, split, threat, **options)
     assert torch.equal(*(torch.from_numpy(record.outcomes["correct"]) for record in (stopped, whole)))
     assert 0.2 < whole.outcomes["correct"].mean() < 0.8
@@ -229,7 +233,7 @@ def test_restarts_and_pgd_are_never_worse(name):
     left = []
     for restarts in (1, 2, 4):
         threat = THREATS.get(name).configure(steps=5, restarts=restarts)
-        left.append(margin(model, threat(model, images, labels, eps, 7, stop=False), labels))
+        left.append(margin(model, threat(model, images, labels, eps, 7, early_stopping=False), labels))
     assert bool((left[1] <= left[0]).all())
     assert bool((left[2] <= left[1]).all())
     assert bool((left[0] < margin(model, images, labels)).all())
@@ -250,7 +254,7 @@ def test_pgd_step_size_is_relative_to_the_budget():
     model, images, labels, clean, weight = linear_problem()
     for relative, least in ((0.5, -0.5), (2.5, 1.0)):
         threat = THREATS.get("pgd-linf").configure(steps=1, restarts=1, relative_step=relative)
-        attacked = threat(model, images, labels, 0.01, 0, stop=False)
+        attacked = threat(model, images, labels, 0.01, 0, early_stopping=False)
         gained = (clean - margin(model, attacked, labels)) / (0.01 * weight.abs().sum())
         assert float(gained.min()) >= least - 1e-3
         assert float(gained.mean()) == pytest.approx(0.4375 if relative == 0.5 else 1.0, abs=0.05)
@@ -259,7 +263,7 @@ def test_pgd_step_size_is_relative_to_the_budget():
 def test_l2_attacks_use_the_whole_budget_on_a_linear_model():
     model, images, labels, *_ = linear_problem(10)
     for name in L2:
-        attacked = THREATS.get(name)(model, images, labels, 0.2, 0, stop=False)
+        attacked = THREATS.get(name)(model, images, labels, 0.2, 0, early_stopping=False)
         torch.testing.assert_close(
             distance(attacked, images, "l2"), torch.full((10,), 0.2).double(), rtol=0.01, atol=0
         )

@@ -358,8 +358,8 @@ class Climb(Context):
     def configure(self, **parameters):
         return self
 
-    def __call__(self, model, images, labels, eps, seed, *, stop):
-        assert not stop, "of a sample that is let go there is no loss to write down"
+    def __call__(self, model, images, labels, eps, seed, *, early_stopping):
+        assert not early_stopping, "of a sample that is attacked no longer there is no loss to write down"
         moving = seed - self.seed == self.climbs
         x = images.clone().requires_grad_(True)
         slope = torch.autograd.grad(model(x).gather(1, labels[:, None]).sum(), x)[0].sign()
@@ -450,6 +450,9 @@ def test_an_attack_through_another_model_goes_on_with_what_it_breaks():
     own = case.perturbed(threat, eps=0.3)
     through = case.perturbed(threat, eps=0.3, model=case.model)
     assert not bool(case.correct(own).all())
-    for parts, whole, stop in ((own, threat(*given), True), (through, threat(*given, stop=False), False)):
+    for parts, whole, stop in (
+        (own, threat(*given), True),
+        (through, threat(*given, early_stopping=False), False),
+    ):
         torch.testing.assert_close(parts, whole, msg=f"stop={stop}")
     assert not torch.equal(own, through)

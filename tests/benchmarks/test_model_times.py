@@ -76,4 +76,4 @@ def test_pgd_step_on_a_batch(against, device, tried, batch):
 def pgd_step(model: torch.nn.Module, batch: int, device: torch.device):
     pixels, labels = images(batch, device)
     queried = CheckedModel(model, CLASSES)
-    return (lambda: STEP(queried, pixels, labels, 0.1, 0, stop=False)), queried
+    return (lambda: STEP(queried, pixels, labels, 0.1, 0, early_stopping=False)), queried

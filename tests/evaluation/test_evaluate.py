@@ -54,7 +54,7 @@ def patience(monkeypatch):
         return CheckedModel(*args, **{**options, "deferred": True})
 
     monkeypatch.setattr(evaluate, "CheckedModel", patient)
-    monkeypatch.setattr(_torchattacks, "lets_go_at_once", lambda images: False)
+    monkeypatch.setattr(_torchattacks, "can_stop_early", lambda images: False)
 
 
 def liar(craft, norm="linf", family="gradient") -> Threat:

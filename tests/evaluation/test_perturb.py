@@ -65,7 +65,7 @@ def test_an_attack_in_training_goes_on_with_what_is_broken(few):
     threat, seeds = perturbing_threat(ATTACK), sample_seeds(1, numbers.tolist())
     given = (model.eval(), images, labels, ATTACK.strength, seeds)
     trained_on = change(images, labels, numbers, 1)
-    assert torch.equal(trained_on, threat(*given, stop=False))
+    assert torch.equal(trained_on, threat(*given, early_stopping=False))
     assert not torch.equal(trained_on, threat(*given))
 
 

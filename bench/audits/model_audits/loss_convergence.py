@@ -58,7 +58,7 @@ def check(context: Context) -> Verdict:
         seed = context.seed + restart
         with torch.enable_grad():
             given = (whole, context.images.clone(), context.labels, context.eps, seed)
-            attacked = once(*given, stop=False)
+            attacked = once(*given, early_stopping=False)
         survivors = survivors & (context.logits(attacked.detach()).argmax(1) == context.labels)
         runs.append(torch.stack(diary.losses))
     if not bool(survivors.any()):

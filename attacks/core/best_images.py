@@ -1,0 +1,85 @@
+"""Each sample's best image so far, and which samples are still under attack: the memory of every attack."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Index: TypeAlias = Tensor | slice | tuple[Tensor, Tensor]
+"""Which of the entries (N,) or (S, N): sample numbers, all of them, or pairs of level and sample number."""
+
+
+class BestImages:
+    """The image of the largest score that was offered for each of N samples, at one level or at each of S.
+
+    What the score is, is for the attack to say: the margin, the negative distance of an adversarial image, or
+    the margin inside one radius of a grid, which then is the level. Of equal scores the first counts. Nothing
+    here looks across samples. On a GPU nothing is waited for.
+
+    Parameters
+    ----------
+    images
+        The unperturbed images (N, C, H, W): the best ones until another is offered.
+    levels
+        S; None for one level without an axis of its own.
+    early_stopping
+        Whether `stop` takes a sample out of the attack. Without it all samples stay active to the end.
+    dtype
+        That of the scores.
+
+    Attributes
+    ----------
+    images
+        Best images so far, (N, C, H, W) or (S, N, C, H, W).
+    score
+        Their scores, (N,) or (S, N); -inf where none was offered.
+    active
+        Which samples are still attacked, bool (N,) or (S, N).
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        *,
+        levels: int | None = None,
+        early_stopping: bool = True,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        axis = () if levels is None else (levels,)
+        self.images = images.detach().expand(*axis, *images.shape).clone()
+        self.score = torch.full((*axis, len(images)), -torch.inf, dtype=dtype, device=images.device)
+        self.active = torch.ones_like(self.score, dtype=torch.bool)
+        self.early_stopping = early_stopping
+
+    @torch.no_grad()
+    def offer(self, index: Index, images: Tensor, score: Tensor, eligible: Tensor | None = None) -> Tensor:
+        """Keep those of `images` (n, C, H, W) whose `score` (n,) is larger; which, as bool (n,).
+
+        `eligible`, bool (n,), tells which of them count at all; None for all.
+        """
+        score = score.to(self.score.dtype)
+        better = score > self.score[index]
+        if eligible is not None:
+            better &= eligible
+        if better.device.type != "cpu" or not self.early_stopping:
+            self.images[index] = torch.where(better.view(-1, 1, 1, 1), images, self.images[index])
+            self.score[index] = torch.where(better, score, self.score[index])
+        elif bool(better.any()):
+            gained = _part(index, better)
+            self.images[gained] = images[better].detach()
+            self.score[gained] = score[better]
+        return better
+
+    def stop(self, index: Index, broken: Tensor) -> None:
+        """Take the samples of `index` that are `broken`, bool (n,), out of an attack with early stopping."""
+        if self.early_stopping:
+            self.active[index] &= ~broken
+
+
+def _part(index: Index, mask: Tensor) -> Index:
+    """The entries of `index` in `mask`, bool (n,)."""
+    if isinstance(index, slice):
+        return mask.nonzero().flatten()
+    return (index[0][mask], index[1][mask]) if isinstance(index, tuple) else index[mask]
