@@ -12,10 +12,11 @@ from .ode.backend import (
     set_ode_backend,
     use_ode_backend,
 )
-from .ode.block import ODEBlock, count_nfe
+from .ode.block import ODEBlock
 from .ode.kernels.fixed_step import flow_implementation
 from .ode.lipschitz import LipschitzParts, NoCertificate, convolution_bound
-from .ode.solver import Solver, SolverFailure
+from .ode.nfe import count_nfe
+from .ode.solver import Field, Solver, SolverFailure, StepMap
 from .ode.surrogates import solver_surrogates, with_solver
 from .ode.tanh_field import TanhField
 from .pixel_network import Normalise
@@ -28,6 +29,7 @@ __all__ = [
     "CLAIMS",
     "MODELS",
     "ODE_BACKENDS",
+    "Field",
     "LipschitzParts",
     "ModelSpec",
     "NoCertificate",
@@ -36,6 +38,7 @@ __all__ = [
     "ODEBlock",
     "Solver",
     "SolverFailure",
+    "StepMap",
     "TanhField",
     "convolution_bound",
     "count_nfe",

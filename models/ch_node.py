@@ -24,7 +24,7 @@ from .ode.tanh_field import TanhField
 from .pixel_network import PixelNetwork
 from .registry import register_model
 
-MOST_STEPS = 10_000
+MAX_CONTRACTIVE_STEPS = 10_000
 """Solver steps beyond which a contractive grid is refused."""
 
 _GAMMA_FLOOR = 1e-3
@@ -133,15 +133,15 @@ class ContractiveFlow(ODEBlock):
         Raises
         ------
         SolverFailure
-            When that takes more than `MOST_STEPS`: the field is too stiff for an explicit method.
+            When that takes more than `MAX_CONTRACTIVE_STEPS`: the field is too stiff for an explicit method.
         """
         if self.solver.steps != "contractive":
             return super().steps_per_layer()
         known = self.bounds()
         limit = contractive_step_limit(known["gamma"], known["c1"], known["c2"], known["rho"])
-        if self.final_time > limit * MOST_STEPS:
+        if self.final_time > limit * MAX_CONTRACTIVE_STEPS:
             raise SolverFailure(
-                f"a contractive grid would need over {MOST_STEPS:,} steps: raise kappa or margin"
+                f"a contractive grid would need over {MAX_CONTRACTIVE_STEPS:,} steps: raise kappa or margin"
             )
         return math.floor(self.final_time / len(self.layers) / limit) + 1
 

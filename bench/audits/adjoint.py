@@ -15,7 +15,7 @@ from ...models.ode.solver import Field
 class _Adjoint(ODEBlock):
     """Solves forwards as the block does, and the adjoint equation backwards by the same solver."""
 
-    def _solve(self, field: Field, state: Tensor, *, duration: float, steps: int) -> Tensor:
+    def integrate(self, field: Field, state: Tensor, *, duration: float, steps: int) -> Tensor:
         def derivative(_time: Tensor, x: Tensor) -> Tensor:
             self.nfe += 1
             return field(x)
@@ -35,7 +35,7 @@ class _Adjoint(ODEBlock):
                 **how,
             )
         except AssertionError as error:
-            raise SolverFailure(f"{solver.method} gave up: {error}") from None
+            raise SolverFailure(f"{solver.method} failed: {error}") from None
         return path[-1]
 
 
@@ -46,7 +46,7 @@ def adjoint_copy(model: nn.Module) -> nn.Module | None:
     """
     blocks = [module for module in model.modules() if isinstance(module, ODEBlock)]
     if not blocks or any(
-        type(b)._solve is not ODEBlock._solve or b.solver.method == "ssprk3" for b in blocks
+        type(b).integrate is not ODEBlock.integrate or b.solver.method == "ssprk3" for b in blocks
     ):
         return None
     found = copy.deepcopy(model)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models import ODEBlock
-from ...models.ode.block import StepMap
+from ...models.ode.solver import StepMap
 from ..data import Split
 from ..records.record import Cell, Record
 from .accuracy import frozen

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ...models import ODEBlock
-from ...models.ode.kernels.fixed_step import STAGES
+from ...models.ode.kernels.fixed_step import SHU_OSHER_ALPHAS
 from ...models.ode.tanh_field import TanhField
 from .roofline import Work
 
@@ -70,7 +70,7 @@ def flow_work(flow: ODEBlock, state: Tensor, *, gradient: bool) -> Work:
     """The work of carrying `state` through `flow`, with `gradient` forwards and backwards.
 
     Operations are those of the cheapest formulation known: `tanh_operations` for a flow that states tanh
-    fields and solves by a method of `STAGES`, else what a copy of the flow dispatches on a CPU
+    fields and solves by a method of `SHU_OSHER_ALPHAS`, else what a copy of the flow dispatches on a CPU
     (`OperationCounter`). Backwards means gradients to the state and to every parameter, from values that
     the forward pass kept: nothing is computed twice.
 
@@ -83,7 +83,7 @@ def flow_work(flow: ODEBlock, state: Tensor, *, gradient: bool) -> Work:
     size = state.numel() * state.element_size()
     weights = sum(p.numel() * p.element_size() for p in twin.parameters())
     moved = 5 * size + 2 * weights if gradient else 2 * size + weights
-    if state.ndim == 2 and flow.solver.method in STAGES and flow.has_tanh_fields():
+    if state.ndim == 2 and flow.solver.method in SHU_OSHER_ALPHAS and flow.has_tanh_fields():
         forward, backward = tanh_operations(
             twin.tanh_fields(), state.shape[1], steps=twin.steps_per_layer(), method=flow.solver.method
         )
@@ -108,7 +108,7 @@ def tanh_operations(fields: Sequence[TanhField], columns: int, *, steps: int, me
     of operations that does not grow with the columns.
     """
     forward = backward = 0
-    stages = len(STAGES[method])
+    stages = len(SHU_OSHER_ALPHAS[method])
     for field in fields:
         n = len(field.B)
         B, A = (2 * int(torch.count_nonzero(matrix)) for matrix in (field.B, field.A))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ...models import ModelSpec, NoCertificate, ODEBlock
-from ...models.ode.lipschitz import LARGEST_STATE
+from ...models.ode.lipschitz import MAX_ENUMERATED_STATE
 from ..data import Data
 from ..records.checkpoint import Checkpoint
 from ..records.record import Cell, Record
@@ -49,7 +49,7 @@ def describe_flow(model: nn.Module) -> dict[str, float]:
         return {}
     found: dict[str, float] = {}
     if flow.has_tanh_fields():
-        if all(len(form.B) <= LARGEST_STATE for form in flow.tanh_forms()):
+        if all(len(form.B) <= MAX_ENUMERATED_STATE for form in flow.tanh_forms()):
             found |= {f"lipschitz_{name}": value for name, value in flow.lipschitz_bounds().items()}
     else:
         with suppress(NoCertificate):

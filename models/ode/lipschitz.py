@@ -9,7 +9,7 @@ the rounding of the network that runs in float32 is not part of a bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..._errors import RobustodeError
 
-LARGEST_STATE = 10
+MAX_ENUMERATED_STATE = 10
 """Largest n whose 2^n vertices are enumerated."""
 
 CONVEX_COMBINATIONS: Mapping[str, Callable[[float], float]] = {
@@ -87,11 +87,11 @@ class TanhForm:
         Raises
         ------
         ValueError
-            When n exceeds `LARGEST_STATE`.
+            When n exceeds `MAX_ENUMERATED_STATE`.
         """
         n = self.B.shape[0]
-        if n > LARGEST_STATE:
-            raise ValueError(f"a state of {n} channels has too many vertices: at most {LARGEST_STATE}")
+        if n > MAX_ENUMERATED_STATE:
+            raise ValueError(f"a state of {n} channels has too many vertices: at most {MAX_ENUMERATED_STATE}")
         vertices = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * n).reshape(
             -1, n, 1
         )
@@ -132,6 +132,37 @@ class TanhForm:
         if not bounds:
             raise ValueError(f"no Lipschitz bound is known for a step of {method}")
         return min(bounds)
+
+
+def flow_bounds(
+    forms: Sequence[TanhForm], *, final_time: float, method: str, steps: int | None
+) -> dict[str, float]:
+    """Return l2 Lipschitz bounds of a flow through `forms` over equal parts of [0, `final_time`].
+
+    Parameters
+    ----------
+    forms
+        One for each part of [0, T].
+    final_time
+        T, in the model's own time.
+    method, steps
+        The solver's method and its steps in each part; `steps` is None where no bound of a step is known.
+
+    Returns
+    -------
+    dict
+        ``exact_flow`` and, with `steps`, ``solver`` and ``worst_step``: see `ODEBlock.lipschitz_bounds`.
+    """
+    duration = final_time / len(forms)
+    bounds = {"exact_flow": _exp(sum(duration * form.logarithmic_norm() for form in forms))}
+    if steps is not None:
+        each = [form.step_bound(duration / steps, method) for form in forms]
+        bounds |= {"solver": _exp(steps * sum(map(math.log, each))), "worst_step": max(each)}
+    return bounds
+
+
+def _exp(exponent: float) -> float:
+    return math.exp(exponent) if exponent < 700 else math.inf
 
 
 def contractive_euler_bound(h: float, gamma: float, c1: float, c2: float) -> float:

@@ -1,4 +1,4 @@
-"""How a flow is solved: methods, steps, tolerances, and convex combinations of Euler steps."""
+"""ODE solvers: method, steps and tolerances; torchdiffeq's methods and Shu-Osher steps."""
 
 from __future__ import annotations
 
@@ -6,44 +6,66 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torchdiffeq import odeint
 
 from ..._errors import InvalidArgument, ModelFailure
 from ..._registry import unknown_name
-from .kernels.fixed_step import STAGES
+from .kernels.fixed_step import SHU_OSHER_ALPHAS
 from .lipschitz import CONVEX_COMBINATIONS
 
 Field = Callable[[Tensor], Tensor]
-"""An autonomous field: a state of any shape to its derivative."""
+"""An autonomous field: maps a state, any shape, to its derivative, same shape."""
 
 Steps: TypeAlias = int | Literal["contractive"]
-"""Solver steps over [0, T], or the fewest that contract."""
+"""Number of solver steps over [0, T], or the smallest number whose steps are contractive."""
 
 FIXED_GRID = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "ssprk3": 3}
 """Fixed-grid methods, each with its field evaluations per step; all but ``ssprk3`` are torchdiffeq's."""
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
+"""Methods of torchdiffeq that choose their own step sizes."""
 
 
 class SolverFailure(ModelFailure):
-    """The solver gave up (step size underflow, non-finite state); its output is not an answer."""
+    """The solver failed (step size underflow, non-finite state), so there is no output."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Solver:
-    """How a flow is solved.
+    """How an ODE block is solved.
 
     Attributes
     ----------
     method
-        A torchdiffeq method, or ``ssprk3``, Shu and Osher's SSPRK(3,3). ``euler``, ``heun2`` (the explicit
-        trapezoid, SSPRK(2,2)) and ``ssprk3`` are convex combinations of Euler steps, so they contract
-        where an Euler step of the same size does.
+        On a fixed grid ``euler``, ``midpoint``, ``heun2``, ``heun3``, ``rk4`` or ``ssprk3``; adaptive
+        ``dopri5``, ``dopri8``, ``bosh3`` or ``adaptive_heun``. All but ``ssprk3`` (Shu and Osher's
+        SSPRK(3,3)) are torchdiffeq's. ``euler``, ``heun2`` (the explicit trapezoid, SSPRK(2,2)) and
+        ``ssprk3`` are convex combinations of Euler steps: they are contractive where an Euler step of the
+        same size is.
     steps
-        Steps over the whole of [0, T] on a fixed grid, shared equally by the layers in time; or
-        ``"contractive"``, the fewest for which the flow's own bound of a step is below 1.
+        Number of steps over the whole of [0, T] on a fixed grid, shared equally by the layers in time; or
+        ``"contractive"``, the smallest number for which the flow's own Lipschitz bound of a step is below 1.
     rtol, atol
-        Tolerances of an adaptive method. It accepts or rejects a step by one norm over the whole
-        batch, so a sample's result depends on the samples beside it.
+        Relative and absolute tolerance of an adaptive method. It accepts or rejects a step by one norm over
+        the whole batch, so a sample's result depends on the other samples of its batch.
+
+    Raises
+    ------
+    UnknownName
+        For an unknown method.
+    InvalidArgument
+        For fewer than 1 step, or ``"contractive"`` with a method that is no combination of Euler steps.
+
+    References
+    ----------
+    Shu, Osher, "Efficient implementation of essentially non-oscillatory shock-capturing schemes",
+    J. Comput. Phys. 77, 1988, eq. 2.16 and 2.18.
+
+    Examples
+    --------
+    >>> str(Solver(method="heun2", steps=8)), str(Solver(method="dopri5", rtol=1e-4))
+    ('heun2 8 steps', 'dopri5 rtol=0.0001 atol=0.001')
     """
 
     method: str = "heun2"
@@ -66,7 +88,7 @@ class Solver:
 
     @property
     def adaptive(self) -> bool:
-        """Whether the method chooses its own steps."""
+        """Whether the method chooses its own step sizes."""
         return self.method in ADAPTIVE
 
     def __str__(self) -> str:
@@ -75,8 +97,31 @@ class Solver:
         return f"{self.method} {self.steps} steps"
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepMap:
+    """One step of a solver inside one layer.
+
+    Attributes
+    ----------
+    layer
+        The layer whose field is solved.
+    duration
+        Length of the step, in the model's own time.
+    map
+        Maps a state (n, M) to the state one step later, same shape.
+    """
+
+    layer: nn.Module
+    duration: float
+    map: Field
+
+    def __call__(self, state: Tensor) -> Tensor:
+        """Return the state one step after `state`, shape (n, M)."""
+        return self.map(state)
+
+
 def shu_osher(field: Field, state: Tensor, *, method: str, h: float, steps: int) -> Tensor:
-    """Carry `state` by `steps` steps of a method of `STAGES`, each a convex combination of Euler steps.
+    """Solve by `steps` steps of a method of `SHU_OSHER_ALPHAS`, each a convex combination of Euler steps.
 
     References
     ----------
@@ -85,7 +130,49 @@ def shu_osher(field: Field, state: Tensor, *, method: str, h: float, steps: int)
     """
     for _ in range(steps):
         stage = state
-        for alpha in STAGES[method]:
+        for alpha in SHU_OSHER_ALPHAS[method]:
             stage = alpha * state + (1 - alpha) * (stage + h * field(stage))
         state = stage
     return state
+
+
+def solve(field: Field, state: Tensor, *, solver: Solver, duration: float, steps: int) -> Tensor:
+    """Return the state after `duration` of x' = field(x), by torchdiffeq or, for ``ssprk3``, `shu_osher`.
+
+    Parameters
+    ----------
+    field
+        Maps a state to its derivative, same shape.
+    state
+        Initial state, any shape.
+    duration
+        In the model's own time.
+    steps
+        Steps of a method on a fixed grid; an adaptive method ignores it.
+
+    Raises
+    ------
+    SolverFailure
+        When an adaptive method underflows its step size or meets a non-finite state.
+    """
+    if solver.method == "ssprk3":  # torchdiffeq has none
+        return shu_osher(field, state, method="ssprk3", h=duration / steps, steps=steps)
+
+    def derivative(_time: Tensor, x: Tensor) -> Tensor:
+        return field(x)
+
+    interval = torch.tensor([0.0, duration], dtype=state.dtype, device=state.device)
+    if solver.adaptive:
+        tolerances = {"rtol": solver.rtol, "atol": solver.atol}
+        try:
+            path = odeint(derivative, state, interval, method=solver.method, **tolerances)
+        except AssertionError as error:
+            raise SolverFailure(f"{solver.method} failed: {error}") from None
+    else:
+        grid = torch.linspace(0.0, duration, steps + 1, dtype=state.dtype)
+        grid = grid.to(state.device)
+        grid[-1] = interval[-1]
+        options = {"grid_constructor": lambda *_: grid}
+        path = odeint(derivative, state, interval, method=solver.method, options=options)
+    final: Tensor = path[-1]
+    return final

@@ -41,7 +41,7 @@ class TanhField:
         return TanhForm(A=A, B=B, C=C)
 
 
-def states_field(layer: object) -> bool:
+def defines_tanh_field(layer: object) -> bool:
     """Whether `layer` has a ``tanh_field`` that belongs to its ``forward``: both from the same class.
 
     A subclass that changes ``forward`` alone is not taken at its parent's word.

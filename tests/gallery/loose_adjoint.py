@@ -16,9 +16,9 @@ class AdjointBlock(ODEBlock):
         super().__init__(layers, final_time=final_time, solver=Solver(method="rk4", steps=16))
         self.method, self.count = method, count
 
-    def _solve(self, field, state: Tensor, *, duration: float, steps: int) -> Tensor:
+    def integrate(self, field, state: Tensor, *, duration: float, steps: int) -> Tensor:
         if self.solver.adaptive:
-            return super()._solve(field, state, duration=duration, steps=steps)
+            return super().integrate(field, state, duration=duration, steps=steps)
 
         def derivative(_time: Tensor, x: Tensor) -> Tensor:
             self.nfe += 1

@@ -14,10 +14,9 @@ from robustode.bench.training.provenance import flow_implementations
 from robustode.models import ODE_BACKENDS, ODEBlock, Solver, use_ode_backend
 from robustode.models.node import TanhLayer
 from robustode.models.ode.kernels import dopri5 as _dopri5
-from robustode.models.ode.kernels.adaptive import adaptive_supported
-from robustode.models.ode.kernels.cpu_loops import TILE
+from robustode.models.ode.kernels.adaptive import supports_adaptive
+from robustode.models.ode.kernels.cpu_tiles import SOURCES, TILE
 from robustode.models.ode.kernels.dopri5 import Step, next_size, solve_all
-from robustode.models.ode.kernels.dopri5_loops import SOURCES
 from robustode.models.ode.kernels.tableau import ERROR, MIDDLE, STAGES, interpolant, rows
 from robustode.models.ode.solver import SolverFailure
 from robustode.models.ode.tanh_field import TanhField
@@ -215,7 +214,7 @@ def test_the_cases_have_rejections_and_every_kind_of_step(taken, trials):
         trials.clear()
         flow_answers(block(**case), normal(case.get("n", 8), 64, seed=3))
         for step in taken[-1]:
-            kinds.add((step.size is not None, step.end is not None, step.timed))
+            kinds.add((step.size is not None, step.end is not None, step.size_gradient))
         kinds.add("rejected" if any(ratio > 1 for _, ratio in trials) else "all accepted")
     first = {(True, False, True), (True, True, True)}
     assert kinds >= {*first, (False, False, False), (False, True, True), "rejected", "all accepted"}
@@ -261,7 +260,7 @@ def test_a_first_step_may_be_rejected(monkeypatch, trials, taken):
     state = 0.1 + 0.001 * normal(8, 64, seed=3)
     found, sizes = flow_answers(flow, state), list(trials)
     assert sizes[0][1] > 1
-    assert not any(step.timed for step in taken[0])
+    assert not any(step.size_gradient for step in taken[0])
     ours, theirs = rounding(monkeypatch, flow, state, found, sizes)
     assert ours <= max(1e-5, 4 * theirs)
 
@@ -345,7 +344,7 @@ def test_a_state_that_is_not_finite_fails_on_either_path(ode_backend, taken, val
     ode_backend(backend)
     flow, state = block(), normal(8, 600)
     state[3, 500] = value
-    with pytest.raises(SolverFailure, match=r"dopri5 gave up: underflow in dt 0\.0"):
+    with pytest.raises(SolverFailure, match=r"dopri5 failed: underflow in dt 0\.0"):
         flow(state)
     assert flow.nfe == 2
     assert taken == []
@@ -357,7 +356,7 @@ def test_an_overflow_on_the_way_fails_on_either_path(ode_backend, backend):
     flow, state = block(2, linear=True, final_time=200.0), normal(2, 4)
     with torch.no_grad():
         flow.layers[0].C[:] = torch.eye(2)
-    with pytest.raises(SolverFailure, match=r"dopri5 gave up: (underflow in dt|non-finite values in state)"):
+    with pytest.raises(SolverFailure, match=r"dopri5 failed: (underflow in dt|non-finite values in state)"):
         flow(state)
 
 
@@ -405,11 +404,11 @@ def test_double_precision_goes_step_by_step(taken):
 
 def test_other_states_go_step_by_step(taken):
     flow = block()
-    assert not adaptive_supported(normal(8), "dopri5")
-    assert not adaptive_supported(normal(17, 4), "dopri5")
-    assert not adaptive_supported(torch.empty(8, 4, device="meta"), "dopri5")
-    assert not adaptive_supported(normal(8, 4), "heun2")
-    assert adaptive_supported(normal(8, 4), "dopri5")
+    assert not supports_adaptive(normal(8), "dopri5")
+    assert not supports_adaptive(normal(17, 4), "dopri5")
+    assert not supports_adaptive(torch.empty(8, 4, device="meta"), "dopri5")
+    assert not supports_adaptive(normal(8, 4), "heun2")
+    assert supports_adaptive(normal(8, 4), "dopri5")
     handle = flow.layers[0].register_forward_hook(lambda *_: None)
     flow(normal(8, 4))
     handle.remove()
@@ -445,10 +444,15 @@ def test_the_package_imports_without_numba():
 
 
 def test_compiled_loops_are_stored_under_the_state_of_every_file_they_come_from():
-    from robustode.models.ode.kernels import dopri5_loops as _adaptive_kernels
-    from robustode.models.ode.kernels import initial_step_loops as _first_step_kernels
+    from robustode.models.ode.kernels import cpu_loops, dopri5_loops, initial_step_loops
 
-    for kernel in (_adaptive_kernels.trial, _adaptive_kernels.pull_step, _first_step_kernels.pull_norms):
+    for kernel in (
+        cpu_loops.forward,
+        cpu_loops.backward,
+        dopri5_loops.trial,
+        dopri5_loops.vjp_step,
+        initial_step_loops.vjp_norms,
+    ):
         file = kernel._cache._cache_file
         assert len(file._source_stamp) == len(SOURCES)
         assert file._load_index(), "the stamp that was saved is the one that is compared"

@@ -13,7 +13,7 @@ from robustode.models import MODELS, ODEBlock, Solver, SolverFailure, count_nfe
 from robustode.models.ch_node import contraction_rate
 from robustode.models.ode.lipschitz import (
     CONVEX_COMBINATIONS,
-    LARGEST_STATE,
+    MAX_ENUMERATED_STATE,
     NONNEGATIVE_TABLEAUS,
     TanhForm,
     contractive_euler_bound,
@@ -97,7 +97,7 @@ def test_the_euler_bound_is_attained_at_the_origin_of_a_tanh_field():
 
 def test_a_state_too_large_for_enumeration_is_refused():
     with pytest.raises(ValueError, match="too many vertices"):
-        form(0, n=LARGEST_STATE + 1).jacobians()
+        form(0, n=MAX_ENUMERATED_STATE + 1).jacobians()
 
 
 def test_a_method_without_a_bound_is_refused():

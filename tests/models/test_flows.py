@@ -1,4 +1,4 @@
-"""Flows timed alone: on the states that the model feeds them, by the path that the model takes."""
+"""Flows size_gradient alone: on the states that the model feeds them, by the path that the model takes."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def test_a_block_inside_a_block_is_part_of_it():
 
 def test_the_compiled_path_stays_on(monkeypatch):
     seen = []
-    real = _ode.fused_flow
-    monkeypatch.setattr(_ode, "fused_flow", lambda *args, **kw: seen.append(1) or real(*args, **kw))
+    real = _ode.fixed_step_flow
+    monkeypatch.setattr(_ode, "fixed_step_flow", lambda *args, **kw: seen.append(1) or real(*args, **kw))
     calls = [FlowCall(flow=block(), state=torch.rand(4, 6))]
     forwards(calls)()
     forwards_and_backwards(calls)()

@@ -22,10 +22,10 @@ from robustode.models import (
 from robustode.models.node import TanhLayer
 from robustode.models.ode import block as ode
 from robustode.models.ode.backend import ENVIRONMENT_VARIABLE, _initial_backend
-from robustode.models.ode.kernels.cpu import _on_all_threads, _operand
-from robustode.models.ode.kernels.cpu_loops import TILE
-from robustode.models.ode.kernels.fixed_step import STAGES, fused_flow, supported
-from robustode.models.ode.tanh_field import TanhField, states_field
+from robustode.models.ode.kernels.cpu import matrix_operand, run_on_threads
+from robustode.models.ode.kernels.cpu_tiles import TILE
+from robustode.models.ode.kernels.fixed_step import SHU_OSHER_ALPHAS, fixed_step_flow, supports
+from robustode.models.ode.tanh_field import TanhField, defines_tanh_field
 from torch import Tensor, nn
 
 SHAPE = (1, 8, 8)
@@ -40,7 +40,7 @@ def build(name: str, **overrides) -> nn.Module:
 
 def fast(name: str) -> bool:
     flow = getattr(build(name), "flow", None)
-    return isinstance(flow, ODEBlock) and flow.has_tanh_fields() and flow.solver.method in STAGES
+    return isinstance(flow, ODEBlock) and flow.has_tanh_fields() and flow.solver.method in SHU_OSHER_ALPHAS
 
 
 FAST = [name for name in MODELS.names() if fast(name)]
@@ -67,9 +67,9 @@ def used(monkeypatch) -> list[int]:
 
     def spy(*args, **kwargs):
         calls.append(1)
-        return fused_flow(*args, **kwargs)
+        return fixed_step_flow(*args, **kwargs)
 
-    monkeypatch.setattr(ode, "fused_flow", spy)
+    monkeypatch.setattr(ode, "fixed_step_flow", spy)
     return calls
 
 
@@ -194,7 +194,7 @@ def fields(tensors: list[list[Tensor]]) -> list[TanhField]:
     seed=st.integers(0, 2**20),
     n=st.sampled_from([1, 2, 3, 5, 8, 10]),
     columns=st.sampled_from([1, 7, TILE - 1, TILE, TILE + 1, 1500]),
-    method=st.sampled_from(sorted(STAGES)),
+    method=st.sampled_from(sorted(SHU_OSHER_ALPHAS)),
     linear=st.booleans(),
     layers=st.integers(1, 3),
     steps=st.integers(1, 3),
@@ -213,7 +213,7 @@ def test_any_field_is_carried_as_by_a_loop_in_float64(seed, n, columns, method, 
                 h,
                 method,
             )
-    out = fused_flow(state, fields(ours), h=h, steps=steps, method=method)
+    out = fixed_step_flow(state, fields(ours), h=h, steps=steps, method=method)
     assert_close(out.detach(), exact.detach(), "state")
     wanted = gradients(exact, exact_state, theirs)
     for i, (found, right) in enumerate(zip(gradients(out, state, ours), wanted, strict=True)):
@@ -227,7 +227,7 @@ def test_layers_with_and_without_a_linear_part_may_be_mixed(order):
     wanted = state
     for field in (plain, linear)[::order]:
         wanted = wanted + 0.5 * field(wanted)
-    found = fused_flow(state, (plain, linear)[::order], h=0.5, steps=1, method="euler")
+    found = fixed_step_flow(state, (plain, linear)[::order], h=0.5, steps=1, method="euler")
     assert_close(found.detach(), wanted.detach())
 
 
@@ -235,8 +235,8 @@ def test_a_state_that_is_not_contiguous_is_read_right_and_left_alone():
     state, field = normal(40, 6), fields(leaves(0, 3, 1, True))
     view = state.T[::2]
     before = state.clone()
-    found = fused_flow(view, field, h=0.2, steps=2, method="heun2")
-    assert torch.equal(found, fused_flow(view.contiguous(), field, h=0.2, steps=2, method="heun2"))
+    found = fixed_step_flow(view, field, h=0.2, steps=2, method="heun2")
+    assert torch.equal(found, fixed_step_flow(view.contiguous(), field, h=0.2, steps=2, method="heun2"))
     assert torch.equal(state, before)
 
 
@@ -247,7 +247,7 @@ def test_a_state_that_is_not_contiguous_is_read_right_and_left_alone():
 def test_threads_share_the_columns_at_whole_tiles(columns, count):
     torch.set_num_threads(count)
     try:
-        parts = _on_all_threads(lambda low, high: (low, high), np.empty((1, columns), np.float32))
+        parts = run_on_threads(lambda low, high: (low, high), np.empty((1, columns), np.float32))
     finally:
         torch.set_num_threads(1)
     tiles = -(-columns // TILE)
@@ -258,13 +258,13 @@ def test_threads_share_the_columns_at_whole_tiles(columns, count):
     assert max(high - low for low, high in parts) <= -(-tiles // len(parts)) * TILE
 
 
-@pytest.mark.parametrize("method", sorted(STAGES))
+@pytest.mark.parametrize("method", sorted(SHU_OSHER_ALPHAS))
 def test_the_number_of_threads_changes_at_most_the_order_of_sums(threads, method):
     def run(count: int) -> tuple[Tensor, list[Tensor]]:
         threads(count)
         tensors = leaves(3, 5, 2, True)
         state = normal(5, 1500).requires_grad_(True)
-        out = fused_flow(state, fields(tensors), h=0.2, steps=2, method=method)
+        out = fixed_step_flow(state, fields(tensors), h=0.2, steps=2, method=method)
         return out.detach(), gradients(out, state, tensors)
 
     (one, (input_one, *rest_one)), (two, (input_two, *rest_two)) = run(1), run(2)
@@ -277,12 +277,12 @@ def test_the_number_of_threads_changes_at_most_the_order_of_sums(threads, method
 # --- NaN, saturation, tanh ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", sorted(STAGES))
+@pytest.mark.parametrize("method", sorted(SHU_OSHER_ALPHAS))
 @pytest.mark.parametrize("column", [0, TILE - 1, TILE, 599])
 def test_nan_stays_in_its_column(method, column):
     def run(state: Tensor) -> tuple[Tensor, Tensor]:
         state.requires_grad_(True)
-        out = fused_flow(state, fields(leaves(0, 3, 2, True)), h=0.2, steps=2, method=method)
+        out = fixed_step_flow(state, fields(leaves(0, 3, 2, True)), h=0.2, steps=2, method=method)
         return out.detach(), torch.autograd.grad(out.sum(), state)[0]
 
     state = normal(3, 600)
@@ -301,7 +301,7 @@ def one(b: float = 0.0, scale: float = 1.0) -> TanhField:
 @pytest.mark.parametrize("scale", [18.0, 1e6, 3e38])
 def test_a_saturated_tanh_is_exactly_one(scale):
     state = torch.tensor([[-2.0, -0.5, 0.5, 1.0]]).requires_grad_(True)
-    out = fused_flow(state, [one(scale=scale)], h=1.0, steps=1, method="euler")
+    out = fixed_step_flow(state, [one(scale=scale)], h=1.0, steps=1, method="euler")
     assert torch.equal(out, state + state.sign())
     (gradient,) = torch.autograd.grad(out.sum(), state)
     assert torch.equal(gradient, torch.ones(1, 4))
@@ -309,16 +309,16 @@ def test_a_saturated_tanh_is_exactly_one(scale):
 
 def test_an_infinite_state_saturates_too():
     state = torch.tensor([[-torch.inf, torch.inf]])
-    assert torch.equal(fused_flow(state, [one()], h=-1.0, steps=1, method="euler"), state)
+    assert torch.equal(fixed_step_flow(state, [one()], h=-1.0, steps=1, method="euler"), state)
     known = TanhField(A=-torch.eye(1), B=torch.eye(1), b=torch.full((1, 1), torch.inf))
-    assert float(fused_flow(torch.zeros(1, 1), [known], h=1.0, steps=1, method="euler")) == -1
+    assert float(fixed_step_flow(torch.zeros(1, 1), [known], h=1.0, steps=1, method="euler")) == -1
 
 
 def tanh(z: Tensor) -> Tensor:
     """tanh of the kernel, bit for bit: the step x + h (tanh x - x) with h = 1."""
     one = z.new_ones(1, 1)
     field = TanhField(A=one, B=one, b=0 * one, C=-one)
-    return fused_flow(z[None], [field], h=1.0, steps=1, method="euler")[0]
+    return fixed_step_flow(z[None], [field], h=1.0, steps=1, method="euler")[0]
 
 
 def test_tanh_is_right_to_six_digits_odd_and_never_beyond_one():
@@ -332,7 +332,7 @@ def test_tanh_is_right_to_six_digits_odd_and_never_beyond_one():
 
 def test_a_step_of_a_known_size_adds_h_tanh_x():
     z, h = torch.linspace(-20, 20, 4001), 2.0**20  # so large that z is lost in rounding
-    moved = fused_flow(z[None], [one()], h=h, steps=1, method="euler")[0]
+    moved = fixed_step_flow(z[None], [one()], h=h, steps=1, method="euler")[0]
     assert float(((moved.double() - z) / h - torch.tanh(z.double())).abs().max()) < 1e-6
 
 
@@ -362,10 +362,10 @@ def test_the_backend_is_restored_after_a_block():
     before = get_ode_backend()
     with suppress(ZeroDivisionError), use_ode_backend("torchdiffeq"):
         assert get_ode_backend() == "torchdiffeq"
-        assert not supported(torch.zeros(2, 3), "euler")
+        assert not supports(torch.zeros(2, 3), "euler")
         raise ZeroDivisionError
     assert get_ode_backend() == before
-    assert supported(torch.zeros(2, 3), "euler")
+    assert supports(torch.zeros(2, 3), "euler")
 
 
 def test_an_unknown_backend_is_refused():
@@ -481,7 +481,7 @@ def test_a_layer_is_taken_at_the_word_of_its_own_class_alone(used, kind, taken, 
     state = normal(3, 4)
     wanted = state + 0.5 * factor * torch.tanh(layer.K @ state + layer.b)
     assert_close(flow(state).detach(), wanted.detach())
-    assert states_field(layer) == taken == flow.has_tanh_fields() == bool(used)
+    assert defines_tanh_field(layer) == taken == flow.has_tanh_fields() == bool(used)
 
 
 def test_one_layer_that_states_nothing_keeps_the_whole_flow_from_it(used):
@@ -506,7 +506,7 @@ def test_one_layer_that_states_nothing_keeps_the_whole_flow_from_it(used):
     ],
 )
 def test_a_matrix_with_at_most_two_entries_in_each_row_is_known_by_them(matrix, few):
-    dense, index, value, sparse = _operand(matrix[None])
+    dense, index, value, sparse = matrix_operand(matrix[None])
     n = len(matrix)
     assert sparse == few
     np.testing.assert_array_equal(dense[0, :, :n], matrix)
@@ -522,7 +522,7 @@ def test_each_matrix_alone_can_ask_for_its_gradient(wanted, used):
     matrices = [normal(8, 8, seed=i) * 0.4 for i in (1, 2, 3)] + [normal(8, 1, seed=4)]
     matrices[wanted].requires_grad_(True)
     field = TanhField(A=matrices[0], B=matrices[1], C=matrices[2], b=matrices[3])
-    out = fused_flow(x, [field], h=h, steps=3, method="heun2")
+    out = fixed_step_flow(x, [field], h=h, steps=3, method="heun2")
     (found,) = torch.autograd.grad(out.square().sum(), matrices[wanted])
     reference = ode.shu_osher(field, x, method="heun2", h=h, steps=3)
     (expected,) = torch.autograd.grad(reference.square().sum(), matrices[wanted])
@@ -547,4 +547,4 @@ def test_the_path_that_is_named_is_the_one_that_is_taken(overrides, change, expe
     B = flow.tanh_fields()[0].B
     state = normal(len(B), 3, dtype=B.dtype).requires_grad_(True)
     assert flow.implementation(torch.device("cpu")) == expected
-    assert (type(flow(state).grad_fn).__name__ == "_FusedFlowBackward") == (expected == "numba")
+    assert (type(flow(state).grad_fn).__name__ == "_FixedStepFlowBackward") == (expected == "numba")

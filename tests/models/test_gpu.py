@@ -1,4 +1,4 @@
-"""The same results on a GPU, timed by events. Run with ``-m gpu``."""
+"""The same results on a GPU, size_gradient by events. Run with ``-m gpu``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from robustode.bench.throughput.measure import inference, measure_cell
 from robustode.bench.training.train import build_model, train
 from robustode.models import MODELS, ODEBlock, Solver
 from robustode.models.node import TanhLayer
-from robustode.models.ode.kernels.fixed_step import flow_implementation, supported
+from robustode.models.ode.kernels.fixed_step import flow_implementation, supports
 from test_fused import FAST, assert_close, build, flow_answers, normal
 
 pytestmark = [
@@ -50,8 +50,8 @@ def test_flows_go_through_triton_to_the_states_and_gradients_of_eager_mode(
     flow = build(name, **overrides).flow.to(CUDA)
     state = normal(len(flow.tanh_fields()[0].B), columns).to(CUDA)
     assert flow_implementation(CUDA) == "triton"
-    assert supported(state, flow.solver.method)
-    assert type(flow(state).grad_fn).__name__ == "_FusedFlowBackward"
+    assert supports(state, flow.solver.method)
+    assert type(flow(state).grad_fn).__name__ == "_FixedStepFlowBackward"
     found, again = flow_answers(flow, state), flow_answers(flow, state)
     ode_backend("torchdiffeq")
     assert flow_implementation(CUDA) == "eager"
@@ -65,7 +65,7 @@ def test_flows_go_through_triton_to_the_states_and_gradients_of_eager_mode(
 def test_a_flow_too_wide_for_triton_goes_step_by_step():
     flow = ODEBlock([TanhLayer(17)], final_time=0.5, solver=Solver(method="euler", steps=1)).to(CUDA)
     state = normal(17, 4).to(CUDA)
-    assert not supported(state, "euler")
+    assert not supports(state, "euler")
     assert_close(flow(state).detach(), flow.double()(state.double()).detach())
 
 

@@ -15,11 +15,11 @@ import pytest
 import torch
 from robustode.models.ode.kernels import fixed_step as _fused
 from robustode.models.ode.kernels.fixed_step import (
-    STAGES,
+    SHU_OSHER_ALPHAS,
+    check_kernels,
+    fixed_step_flow,
     flow_implementation,
-    fused_flow,
-    supported,
-    try_out,
+    supports,
 )
 from robustode.models.ode.solver import shu_osher
 from robustode.models.ode.tanh_field import TanhField
@@ -46,7 +46,7 @@ def passes(monkeypatch) -> list[str]:
         return call
 
     backend = SimpleNamespace(forward=spy("forward"), backward=spy("backward"))
-    monkeypatch.setattr(_fused, "_backend", lambda device: backend)
+    monkeypatch.setattr(_fused, "_kernels", lambda device: backend)
     return calls
 
 
@@ -74,7 +74,7 @@ def test_the_models_flows_are_those_of_float64(name, overrides, passes):
 
 
 @pytest.mark.parametrize("linear", [False, True])
-@pytest.mark.parametrize("method", sorted(STAGES))
+@pytest.mark.parametrize("method", sorted(SHU_OSHER_ALPHAS))
 @pytest.mark.parametrize(("n", "columns"), [(2, 1), (3, BLOCK - 1), (4, BLOCK), (8, BLOCK + 1), (16, 3)])
 def test_any_field_is_carried_as_in_float64(n, columns, method, linear):
     h, steps = 0.3, 2 if method == "heun2" else 1
@@ -85,7 +85,7 @@ def test_any_field_is_carried_as_in_float64(n, columns, method, linear):
     exact = exact_state
     for field in fields(theirs):
         exact = shu_osher(field, exact, method=method, h=h, steps=steps)
-    out = fused_flow(state, fields(ours), h=h, steps=steps, method=method)
+    out = fixed_step_flow(state, fields(ours), h=h, steps=steps, method=method)
     assert_close(out.detach(), exact.detach(), "state")
     wanted = gradients(exact, exact_state, theirs)
     for i, (found, right) in enumerate(zip(gradients(out, state, ours), wanted, strict=True)):
@@ -94,17 +94,17 @@ def test_any_field_is_carried_as_in_float64(n, columns, method, linear):
 
 @pytest.mark.parametrize("linear", [False, True])
 def test_without_parameter_gradients_there_are_no_sums_and_the_input_gradient_is_the_same(linear):
-    settings = {"linear": linear, "alphas": STAGES["ssprk3"], "steps": 1}
+    settings = {"linear": linear, "alphas": SHU_OSHER_ALPHAS["ssprk3"], "steps": 1}
     state, g = (normal(5, 9, seed=seed).to(DEVICE) for seed in (0, 1))
     shapes = [(2, 5, 5), (2, 5), (2, 5, 5), (2, 5, 5)]
     matrices = [normal(*shape, seed=2 + i).to(DEVICE) / 3 for i, shape in enumerate(shapes)]
-    out, kept = _triton.forward(state, matrices, **settings, keep=True)
-    alone, nothing = _triton.forward(state, matrices, **settings, keep=False)
+    out, kept = _triton.forward(state, matrices, **settings, save=True)
+    alone, nothing = _triton.forward(state, matrices, **settings, save=False)
     assert kept.shape == (2, *state.shape)
     assert nothing is None
     assert_close(alone, out)
-    with_sums, sums = _triton.backward(g, kept, matrices, **settings, wants=(True,) * 4)
-    g_in, none = _triton.backward(g, kept, matrices, **settings, wants=(False,) * 4)
+    with_sums, sums = _triton.backward(g, kept, matrices, **settings, needs_grad=(True,) * 4)
+    g_in, none = _triton.backward(g, kept, matrices, **settings, needs_grad=(False,) * 4)
     assert none is None
     assert (sums[3] is not None) == linear
     assert_close(g_in, with_sums)
@@ -113,16 +113,16 @@ def test_without_parameter_gradients_there_are_no_sums_and_the_input_gradient_is
 def test_nothing_is_kept_where_no_gradient_is_wanted(monkeypatch):
     kept = []
     backend = SimpleNamespace(
-        forward=lambda state, matrices, *, keep, **settings: (kept.append(keep), (state.clone(), None))[1]
+        forward=lambda state, matrices, *, save, **settings: (kept.append(save), (state.clone(), None))[1]
     )
-    monkeypatch.setattr(_fused, "_backend", lambda device: backend)
+    monkeypatch.setattr(_fused, "_kernels", lambda device: backend)
     layer = fields(leaves(0, 3, 1, True))
     frozen = [TanhField(A=f.A.detach(), B=f.B.detach(), b=f.b.detach()) for f in layer]
     state = normal(3, 4)
-    fused_flow(state, layer, h=0.1, steps=1, method="euler")
-    fused_flow(state, frozen, h=0.1, steps=1, method="euler")
+    fixed_step_flow(state, layer, h=0.1, steps=1, method="euler")
+    fixed_step_flow(state, frozen, h=0.1, steps=1, method="euler")
     with torch.no_grad():
-        fused_flow(state.clone().requires_grad_(True), layer, h=0.1, steps=1, method="euler")
+        fixed_step_flow(state.clone().requires_grad_(True), layer, h=0.1, steps=1, method="euler")
     assert kept == [True, False, False]
 
 
@@ -132,7 +132,7 @@ def test_programs_that_take_several_blocks_change_no_more_than_rounding(monkeypa
         monkeypatch.setattr(_triton, "PROGRAMS", programs)
         tensors = on_device(leaves(3, 3, 2, linear))
         state = normal(3, 4 * BLOCK + 5).to(DEVICE).requires_grad_(True)
-        out = fused_flow(state, fields(tensors), h=0.2, steps=2, method="euler")
+        out = fixed_step_flow(state, fields(tensors), h=0.2, steps=2, method="euler")
         first, *rest = gradients(out, state, tensors)
         return first, rest
 
@@ -146,7 +146,7 @@ def test_two_calls_give_the_same_bits():
     def run() -> list[Tensor]:
         tensors = on_device(leaves(1, 8, 2, True))
         state = normal(8, BLOCK + 1).to(DEVICE).requires_grad_(True)
-        out = fused_flow(state, fields(tensors), h=0.2, steps=1, method="heun2")
+        out = fixed_step_flow(state, fields(tensors), h=0.2, steps=1, method="heun2")
         return [out.detach(), *gradients(out, state, tensors)]
 
     for first, second in zip(run(), run(), strict=True):
@@ -156,7 +156,9 @@ def test_two_calls_give_the_same_bits():
 def test_a_state_that_is_not_contiguous_is_read_right_and_left_alone():
     state, field = normal(40, 6).to(DEVICE), fields(on_device(leaves(0, 3, 1, True)))
     view, before = state.T[::2].requires_grad_(True), state.clone()
-    found, wanted = (fused_flow(x, field, h=0.2, steps=2, method="heun2") for x in (view, view.contiguous()))
+    found, wanted = (
+        fixed_step_flow(x, field, h=0.2, steps=2, method="heun2") for x in (view, view.contiguous())
+    )
     assert torch.equal(found, wanted)
     gradients = [torch.autograd.grad(out.sum(), view)[0] for out in (found, wanted)]  # g_out is expanded
     assert torch.equal(*gradients)
@@ -165,7 +167,7 @@ def test_a_state_that_is_not_contiguous_is_read_right_and_left_alone():
 
 def test_no_columns_give_none_and_gradients_of_zero(passes):
     tensors, state = on_device(leaves(0, 3, 2, True)), torch.zeros(3, 0, device=DEVICE, requires_grad=True)
-    out = fused_flow(state, fields(tensors), h=0.2, steps=2, method="heun2")
+    out = fixed_step_flow(state, fields(tensors), h=0.2, steps=2, method="heun2")
     first, *rest = gradients(out, state, tensors)
     assert out.shape == first.shape == (3, 0)
     assert not any(gradient.any() for gradient in rest)
@@ -179,7 +181,7 @@ def test_no_columns_give_none_and_gradients_of_zero(passes):
 def test_nan_stays_in_its_column(n, method):
     def run(state: Tensor) -> tuple[Tensor, Tensor]:
         state.requires_grad_(True)
-        out = fused_flow(state, fields(on_device(leaves(0, n, 1, True))), h=0.2, steps=1, method=method)
+        out = fixed_step_flow(state, fields(on_device(leaves(0, n, 1, True))), h=0.2, steps=1, method=method)
         return out.detach(), torch.autograd.grad(out.sum(), state)[0]
 
     state, column = normal(n, BLOCK + 3).to(DEVICE), BLOCK
@@ -198,7 +200,7 @@ def test_an_infinite_state_saturates_as_in_eager_mode(n):
     state = torch.zeros(n, 2, device=DEVICE)
     state[0] = torch.tensor([-torch.inf, torch.inf])
     with np.errstate(invalid="ignore"):  # the interpreter's numpy meets 0 times infinity, as eager mode does
-        found = fused_flow(state, [field], h=0.5, steps=1, method="euler")
+        found = fixed_step_flow(state, [field], h=0.5, steps=1, method="euler")
     wanted = state + 0.5 * field(state)
     torch.testing.assert_close(found, wanted, equal_nan=True)
 
@@ -208,7 +210,7 @@ def test_a_saturated_tanh_is_exactly_one(scale):
     one = torch.ones(1, 1, device=DEVICE)
     state = torch.tensor([[-1.0, -0.5, 0.5, 1.0]], device=DEVICE, requires_grad=True)
     field = TanhField(A=one, B=scale * one, b=0 * one)
-    out = fused_flow(state, [field], h=1.0, steps=1, method="euler")
+    out = fixed_step_flow(state, [field], h=1.0, steps=1, method="euler")
     assert torch.equal(out, state + state.sign())
     (gradient,) = torch.autograd.grad(out.sum(), state)
     assert torch.equal(gradient, torch.ones_like(state))
@@ -229,7 +231,7 @@ def test_tanh_is_right_to_six_digits_relative_to_it_odd_and_never_beyond_one(mon
 def test_a_gpu_takes_it_where_triton_runs(monkeypatch, ode_backend):
     def on_gpu(n: int, method: str = "heun2", **changes) -> bool:
         state = {"ndim": 2, "dtype": torch.float32, "device": torch.device("cuda"), "shape": (n, 5)}
-        return supported(SimpleNamespace(**(state | changes)), method)
+        return supports(SimpleNamespace(**(state | changes)), method)
 
     monkeypatch.setattr(_fused, "_triton_runs", lambda device: True)
     assert flow_implementation(torch.device("cuda")) == "triton"
@@ -238,8 +240,8 @@ def test_a_gpu_takes_it_where_triton_runs(monkeypatch, ode_backend):
     assert not on_gpu(17)
     assert not on_gpu(8, "rk4")
     assert not on_gpu(8, dtype=torch.float64)
-    assert not supported(torch.zeros(17, 3), "heun2"), "on a CPU a wider state is left to BLAS"
-    assert supported(torch.zeros(16, 3), "heun2")
+    assert not supports(torch.zeros(17, 3), "heun2"), "on a CPU a wider state is left to BLAS"
+    assert supports(torch.zeros(16, 3), "heun2")
     ode_backend("torchdiffeq")
     assert flow_implementation(torch.device("cuda")) == "eager"
     assert not on_gpu(8)
@@ -259,20 +261,22 @@ def test_without_triton_a_gpu_goes_step_by_step(monkeypatch):
 
 
 def test_a_gpu_that_triton_cannot_serve_goes_step_by_step_and_says_so(monkeypatch):
-    _fused.try_out(_triton, DEVICE)
+    _fused.check_kernels(_triton, DEVICE)
 
     def refuses(*args, **kwargs):
         raise RuntimeError("no C compiler found\nand more")
 
     runs = _fused._triton_runs.__wrapped__
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(_fused, "try_out", lambda backend, _: try_out(backend, DEVICE))
+    monkeypatch.setattr(_fused, "check_kernels", lambda backend, _: check_kernels(backend, DEVICE))
     monkeypatch.setattr(_fused, "_module", lambda name: SimpleNamespace(forward=refuses))
-    with pytest.warns(UserWarning, match=r"^flows go step by step on cuda: .* \(no C compiler found\)$"):
+    with pytest.warns(
+        UserWarning, match=r"torchdiffeq solves the flows on cuda: .* \(no C compiler found\)$"
+    ):
         assert not runs(torch.device("cuda"))
     wrong = SimpleNamespace(forward=lambda x, *a, **k: (x, x), backward=lambda g, *a, **k: (2 * g, None))
     monkeypatch.setattr(_fused, "_module", lambda name: wrong)
-    with pytest.warns(UserWarning, match="stands still does not"):
+    with pytest.warns(UserWarning, match="wrong result"):
         assert not runs(torch.device("cuda"))
     monkeypatch.setattr(_fused, "_module", lambda name: _triton)
     assert runs(torch.device("cuda"))
@@ -289,7 +293,7 @@ from robustode.models.ode.kernels import gpu, gpu_loops as kernels
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-for kernel, flag in (("forward", {"KEEP": True}), ("backward", {"SUMS": 3})):
+for kernel, flag in (("forward", {"SAVE": True}), ("backward", {"SUMS": 3})):
     function = getattr(kernels, kernel)
     constants = {**gpu._constants(8, True, (0.0, 0.5)), **flag}
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}

@@ -7,7 +7,7 @@ import torch
 from robustode import ODEBlock, Solver
 from robustode.bench.throughput.flop_count import OperationCounter, flow_work, tanh_operations
 from robustode.models import MODELS
-from robustode.models.ode.kernels.fixed_step import STAGES
+from robustode.models.ode.kernels.fixed_step import SHU_OSHER_ALPHAS
 from robustode.models.ode.solver import shu_osher
 from robustode.models.ode.tanh_field import TanhField
 from torch import nn
@@ -95,7 +95,7 @@ def canonical(f: TanhField, x, g_out, *, h: float, steps: int, method: str):
         state, kept = x, []
         for _ in range(steps):
             u = state
-            for alpha in STAGES[method]:
+            for alpha in SHU_OSHER_ALPHAS[method]:
                 t = torch.tanh(torch.addmm(b, B, u))
                 kept.append((u, t))
                 v = torch.addmm(u if E is None else E @ u, G, t)
@@ -107,7 +107,7 @@ def canonical(f: TanhField, x, g_out, *, h: float, steps: int, method: str):
         g, sums = g_out, {"A": [], "B": [], "b": [], "C": []}
         for _ in range(steps):
             held = None
-            for alpha in reversed(STAGES[method]):
+            for alpha in reversed(SHU_OSHER_ALPHAS[method]):
                 u, t = kept.pop()
                 if alpha > 0:
                     part = alpha * g
@@ -127,7 +127,7 @@ def canonical(f: TanhField, x, g_out, *, h: float, steps: int, method: str):
 
 
 @pytest.mark.parametrize("linear", [False, True])
-@pytest.mark.parametrize("method", list(STAGES))
+@pytest.mark.parametrize("method", list(SHU_OSHER_ALPHAS))
 def test_the_closed_form_is_what_the_counter_sees_of_a_formulation_that_is_right(method, linear):
     f, (h, steps) = field(linear), (0.2, 2)
     x, g_out = torch.randn(N, M), torch.randn(N, M)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ....models import ODEBlock
-from ....models.ode.block import StepMap
+from ....models.ode.solver import StepMap
 from ...evaluation.dynamics import FAR, NEAR, flow_inputs, follow, worst_direction
 from ..context import Context, array, in_double
 from ..registry import Verdict, judged, not_applicable, register_audit

@@ -1,1 +1,1 @@
-"""Compiled paths of a flow, on a CPU and on a GPU."""
+"""Compiled solvers of tanh flows: fixed steps on a CPU (numba) and a GPU (triton), dopri5 on a CPU."""

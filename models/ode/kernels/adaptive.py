@@ -1,7 +1,7 @@
-"""The compiled path of an adaptive flow: `dopri5` on a CPU, as one function that autograd knows.
+"""Adaptive path: `dopri5` on a CPU, as one autograd function.
 
-It takes the decisions that torchdiffeq takes, so the two agree to rounding wherever rounding does not turn
-an acceptance; the step-by-step path is the reference it is tested against.
+It accepts and resizes steps as torchdiffeq does, so the two agree to rounding unless rounding changes
+whether a step is accepted; torchdiffeq is the reference it is tested against.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from ..tanh_field import TanhField
-from .fixed_step import NO_SECOND_DERIVATIVE, suits
+from .fixed_step import NO_SECOND_DERIVATIVE, supports_state
 
 METHOD = "dopri5"
 """The one adaptive method with compiled steps."""
 
 
-def adaptive_supported(state: Tensor, method: str) -> bool:
-    """Whether `adaptive_flow` can carry `state`: as `fixed_step.supported`, on a CPU, with nobody watching.
+def supports_adaptive(state: Tensor, method: str) -> bool:
+    """Whether `adaptive_flow` takes `state`: as `fixed_step.supports`, on a CPU, outside a dispatch mode.
 
-    A dispatch mode, such as a counter of operations, would see none of them.
+    A dispatch mode, such as a counter of operations, would see no operation of a compiled step.
     """
-    watched = torch._C._len_torch_dispatch_stack() > 0
-    return method == METHOD and state.device.type == "cpu" and suits(state) and not watched
+    observed = torch._C._len_torch_dispatch_stack() > 0
+    return method == METHOD and state.device.type == "cpu" and supports_state(state) and not observed
 
 
 def adaptive_flow(
@@ -38,7 +38,7 @@ def adaptive_flow(
     atol: float,
     count: Callable[[int], None],
 ) -> Tensor:
-    """Carry `state` (n, M) by adaptive steps over `duration` in each of `fields`; same shape.
+    """The state (n, M) after adaptive steps over `duration` in each of `fields`; same shape.
 
     Gradients reach the state and every matrix, and as in torchdiffeq they go through the size of each
     layer's first step and through no other; there is no second derivative.
@@ -58,9 +58,9 @@ def adaptive_flow(
     A = torch.stack([field.A for field in fields])
     C = torch.stack([torch.zeros_like(f.A) if f.C is None else f.C for f in fields])
     settings = {"linear": any(field.C is not None for field in fields), "rtol": rtol, "atol": atol}
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (state, B, b, A, C))
+    save = torch.is_grad_enabled() and any(t.requires_grad for t in (state, B, b, A, C))
     out: Tensor = _AdaptiveFlow.apply(  # type: ignore[no-untyped-call]
-        state, B, b, A, C, settings, duration, count, keep
+        state, B, b, A, C, settings, duration, count, save
     )
     return out
 
@@ -77,13 +77,13 @@ class _AdaptiveFlow(torch.autograd.Function):
         settings: dict[str, Any],
         duration: float,
         count: Callable[[int], None],
-        keep: bool,
+        save: bool,
     ) -> Tensor:
         solver, operands = _modules()
         field = operands.Operands((B, b, A, C), **settings)
         before = state.detach().contiguous()
-        out, kept = solver.solve_all(before.numpy(), field, len(B), duration=duration, count=count, keep=keep)
-        if keep:
+        out, kept = solver.solve_all(before.numpy(), field, len(B), duration=duration, count=count, save=save)
+        if save:
             ctx.settings, ctx.steps = settings, kept
             ctx.save_for_backward(state, B, b, A, C)
         return torch.from_numpy(out)
@@ -94,14 +94,14 @@ class _AdaptiveFlow(torch.autograd.Function):
             raise RuntimeError(NO_SECOND_DERIVATIVE)
         solver, operands = _modules()
         _, *matrices = ctx.saved_tensors  # the state too, for autograd to see that nothing changed it
-        wants = ctx.needs_input_grad[1:5]
-        field = operands.Operands(matrices, **ctx.settings, wants=wants)
+        needs_grad = ctx.needs_input_grad[1:5]
+        field = operands.Operands(matrices, **ctx.settings, needs_grad=needs_grad)
         g_in = g_out.clone(memory_format=torch.contiguous_format)
-        totals = solver.pull_all(ctx.steps, g_in.numpy(), field)
+        totals = solver.vjp_all_steps(ctx.steps, g_in.numpy(), field)
         n = len(g_in)
         return g_in, *(torch.from_numpy(total)[..., :n] for total in totals), None, None, None, None
 
 
 def _modules() -> tuple[Any, Any]:
-    """numba is imported at the first pass, not with the package."""
+    """Import numba at the first pass rather than with the package."""
     return tuple(import_module(name, __package__) for name in (".dopri5", ".operands"))  # type: ignore[return-value]

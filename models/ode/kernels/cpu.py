@@ -1,4 +1,4 @@
-"""Flows on a CPU: the compiled loops of `cpu_loops` on the columns that each thread takes."""
+"""Fixed-step path on a CPU: calls the compiled loops of `cpu_loops`, columns shared among threads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import cpu_loops
-from .cpu_loops import BLOCK, TILE
+from .cpu_tiles import BLOCK, TILE
 
 _loops: Any = cpu_loops  # compiled: they have no Python types
 
@@ -26,50 +26,50 @@ def forward(
     linear: bool,
     alphas: Sequence[float],
     steps: int,
-    keep: bool,
+    save: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """See `fixed_step.Backend`; the flow's input is all that is kept."""
+    """See `fixed_step.Kernels`; only the flow's input is saved."""
     out = torch.empty_like(state)
     x, y = state.detach().numpy(), out.numpy()
     B, b, G, E = matrices
-    operands = _array(B), _array(b), _operand(G), _operand(E)
+    operands = padded_array(B), padded_array(b), matrix_operand(G), matrix_operand(E)
     settings = linear, np.array(alphas, np.float32), steps
-    _on_all_threads(lambda low, high: _loops.forward(x, y, *operands, *settings, low, high), x)
-    return out, state if keep else None
+    run_on_threads(lambda low, high: _loops.forward(x, y, *operands, *settings, low, high), x)
+    return out, state if save else None
 
 
 def backward(
     g_out: Tensor,
-    kept: Tensor,
+    saved: Tensor,
     matrices: Sequence[Tensor],
     *,
     linear: bool,
     alphas: Sequence[float],
     steps: int,
-    wants: Sequence[bool],
+    needs_grad: Sequence[bool],
 ) -> tuple[Tensor, Sequence[Tensor | None] | None]:
-    """See `fixed_step.Backend`."""
-    g_in = torch.empty_like(kept)
-    x, g, y = kept.detach().numpy(), g_out.numpy(), g_in.numpy()
+    """See `fixed_step.Kernels`."""
+    g_in = torch.empty_like(saved)
+    x, g, y = saved.detach().numpy(), g_out.numpy(), g_in.numpy()
     B, b, G, E = matrices
-    operands = _array(B), _array(b), _operand(G), _operand(E)
-    transposed = _array(B.mT), _operand(G.mT), _operand(E.mT)
+    operands = padded_array(B), padded_array(b), matrix_operand(G), matrix_operand(E)
+    transposed = padded_array(B.mT), matrix_operand(G.mT), matrix_operand(E.mT)
     settings = linear, np.array(alphas, np.float32), steps
-    wanted = wants[0] or wants[1], wants[2], wants[3] and linear
+    needed = needs_grad[0] or needs_grad[1], needs_grad[2], needs_grad[3] and linear
 
     def part(low: int, high: int) -> list[np.ndarray]:
-        sums = [np.zeros(_array(matrix).shape, np.float32) for matrix in matrices]
-        _loops.backward(x, g, y, *operands, *transposed, *settings, wanted, *sums, low, high)
+        sums = [np.zeros(padded_array(matrix).shape, np.float32) for matrix in matrices]
+        _loops.backward(x, g, y, *operands, *transposed, *settings, needed, *sums, low, high)
         return sums
 
-    parts = _on_all_threads(part, x)
-    if not any(wanted):
+    parts = run_on_threads(part, x)
+    if not any(needed):
         return g_in, None
     totals = [torch.from_numpy(np.sum(sums, axis=0)) for sums in zip(*parts, strict=True)]
-    return g_in, [total[..., : len(kept)] for total in totals]
+    return g_in, [total[..., : len(saved)] for total in totals]
 
 
-def _array(tensor: Tensor) -> np.ndarray:
+def padded_array(tensor: Tensor) -> np.ndarray:
     """An array of shape (..., n), its rows padded with zeros to whole blocks of the kernels."""
     array: np.ndarray = tensor.detach().numpy()
     more = -array.shape[-1] % BLOCK
@@ -78,11 +78,11 @@ def _array(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def _operand(matrices: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-    """The matrices (L, n, n) as an array, the two largest entries of each row, and whether they are all.
+def matrix_operand(matrices: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    """The matrices (L, n, n) as an array, the two largest entries of each row, and whether all others are 0.
 
-    G = h I and E = I + h kappa^2 (J - gamma I) are such matrices: they cost a quarter of a product or less.
-    An attack asks with the same matrices thousands of times, so they are looked up by their values.
+    G = h I and E = I + h kappa^2 (J - gamma I) have at most two entries per row: their products cost a
+    quarter or less. An attack uses the same matrices thousands of times, so results are cached by value.
     """
     return _prepared(matrices.detach().numpy().tobytes(), matrices.shape)
 
@@ -95,10 +95,10 @@ def _prepared(values: bytes, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarr
     sparse = int(torch.count_nonzero(matrices)) == int(torch.count_nonzero(value))
     if value.shape[-1] == 1:
         index, value = index.repeat(1, 1, 2), F.pad(value, (0, 1))
-    return _array(matrices), index.numpy(), value.numpy(), sparse
+    return padded_array(matrices), index.numpy(), value.numpy(), sparse
 
 
-def _on_all_threads(work: Any, x: np.ndarray) -> list[Any]:
+def run_on_threads(work: Any, x: np.ndarray) -> list[Any]:
     """``work(low, high)`` on as many ranges of columns as torch has threads, cut at whole tiles."""
     tiles = -(-x.shape[1] // TILE)
     threads = max(1, min(torch.get_num_threads(), tiles))

@@ -1,4 +1,4 @@
-"""Adaptive Dormand-Prince flows of tanh fields on a CPU: the decisions of torchdiffeq 0.2.5, compiled steps.
+"""Adaptive dopri5 path on a CPU: step size control as in torchdiffeq 0.2.5 around compiled steps.
 
 Steps are accepted, rejected and resized by one norm of the error over the whole state, and the last one goes
 past the end, where the state is read off its interpolant. All of y0, k_1, ..., k_7 cancels in that quartic
@@ -15,22 +15,22 @@ from typing import Any
 import numpy as np
 
 from . import dopri5_loops
-from .initial_step import FirstStep, first_step, pull_first_step, rms
+from .initial_step import FirstStep, first_step, rms, vjp_first_step
 from .operands import Operands, Totals
 from .tableau import ERROR, STAGES, interpolant, row, rows
 
 _loops: Any = dopri5_loops  # compiled: they have no Python types
 
-SAFETY, LARGEST_FACTOR, LEAST_FACTOR, ORDER = 0.9, 10.0, 0.2, 5
+SAFETY, MAX_FACTOR, MIN_FACTOR, ORDER = 0.9, 10.0, 0.2, 5
 
 
-class GaveUp(ArithmeticError):
-    """There is no further step."""
+class IntegrationError(ArithmeticError):
+    """The step size underflowed, or the state is not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """An accepted step, as its gradient needs it.
+    """An accepted step, with what its gradient needs.
 
     Attributes
     ----------
@@ -41,8 +41,8 @@ class Step:
     end
         Where the layer's end lies in it, in (0, 1]; None for a step that is followed by another.
     size
-        What the size was made of, on a layer's first step: None where a rejection made it a constant.
-    timed
+        How the size was chosen, on a layer's first step: None where a rejection made it a constant.
+    size_gradient
         Whether the layer's first size has a gradient that this step contributes to.
     """
 
@@ -51,7 +51,7 @@ class Step:
     h: float
     end: float | None
     size: FirstStep | None
-    timed: bool
+    size_gradient: bool
 
 
 def solve(
@@ -61,9 +61,9 @@ def solve(
     *,
     duration: float,
     count: Callable[[int], None],
-    keep: bool,
+    save: bool,
 ) -> tuple[np.ndarray, list[Step]]:
-    """Carry `y0` over [0, `duration`] in `layer`; the state there, and with `keep` the accepted steps.
+    """Solve from `y0` over [0, `duration`] in `layer`; the final state, and with `save` the accepted steps.
 
     Parameters
     ----------
@@ -72,8 +72,8 @@ def solve(
 
     Raises
     ------
-    GaveUp
-        When the step size underflows or the state is not finite, in torchdiffeq's words.
+    IntegrationError
+        When the step size underflows or the state is not finite; messages as in torchdiffeq.
 
     References
     ----------
@@ -86,39 +86,39 @@ def solve(
     count(2)
     size = first_step(y0, f0, field, layer)
     steps: list[Step] = []
-    finite, t, h, constant = size.finite, 0.0, size.h, False
-    moved = False  # whether a step was accepted, constant: whether the first trial was not
+    finite, t, h, first_trial_rejected = size.finite, 0.0, size.h, False
+    any_accepted = False
     while True:
         if not math.isfinite(h):
             h = 0.0
         if not t + h > t:
-            raise GaveUp(f"underflow in dt {h}")
+            raise IntegrationError(f"underflow in dt {h}")
         if not finite:
-            raise GaveUp("non-finite values in state `y`")
+            raise IntegrationError("non-finite values in state `y`")
         end = (finish - t) / (t + h - t) if t + h >= finish else None
         count(6)
-        ratio, finite_after = _trial(y0, f0, y1, f1, field, layer, h=h, end=end)
+        ratio, next_finite = _trial(y0, f0, y1, f1, field, layer, h=h, end=end)
         if ratio <= 1:
-            if keep:
-                first = None if constant or moved else size
-                timed = not constant and (end is not None or not moved)
-                steps.append(Step(y0=y0, layer=layer, h=h, end=end, size=first, timed=timed))
+            if save:
+                first = None if first_trial_rejected or any_accepted else size
+                size_gradient = not first_trial_rejected and (end is not None or not any_accepted)
+                steps.append(Step(y0=y0, layer=layer, h=h, end=end, size=first, size_gradient=size_gradient))
             if end is not None:
                 return y1, steps
-            t, finite, moved = t + h, finite_after, True
+            t, finite, any_accepted = t + h, next_finite, True
             y0, f0, y1, f1 = y1, f1, np.empty_like(y0), f0
-        elif not moved:
-            constant = True
+        elif not any_accepted:
+            first_trial_rejected = True
         h = next_size(h, ratio)
 
 
 def next_size(h: float, ratio: float) -> float:
-    """The size to try after `h`, by the error over the tolerance; NaN where that is."""
+    """The size to try after `h`, from the ratio of error to tolerance; NaN for a NaN ratio."""
     if ratio == 0:
-        return h * LARGEST_FACTOR
+        return h * MAX_FACTOR
     factor = np.float64(SAFETY) / np.float64(ratio) ** (1 / ORDER)
-    factor = np.maximum(factor, 1.0 if ratio < 1 else LEAST_FACTOR)  # either keeps NaN, unlike Python's own
-    return float(h * np.minimum(factor, LARGEST_FACTOR))
+    factor = np.maximum(factor, 1.0 if ratio < 1 else MIN_FACTOR)  # propagates NaN, unlike Python's max
+    return float(h * np.minimum(factor, MAX_FACTOR))
 
 
 def solve_all(
@@ -128,21 +128,21 @@ def solve_all(
     *,
     duration: float,
     count: Callable[[int], None],
-    keep: bool,
+    save: bool,
 ) -> tuple[np.ndarray, list[Step]]:
     """`solve` one layer after the other."""
     steps: list[Step] = []
     with np.errstate(all="ignore"):  # a norm may overflow, or be NaN: the step then underflows
         for layer in range(layers):
-            state, more = solve(state, field, layer, duration=duration, count=count, keep=keep)
+            state, more = solve(state, field, layer, duration=duration, count=count, save=save)
             steps += more
     return state, steps
 
 
-def pull(step: Step, g: np.ndarray, field: Operands, totals: Totals) -> float:
-    """Take the gradient `g`, in place, from after a step to before it; the derivative by its layer's first h.
+def vjp(step: Step, g: np.ndarray, field: Operands, totals: Totals) -> float:
+    """Replace `g`, the gradient after a step, by that before it; return the gradient by its layer's first h.
 
-    What `step.size` does to the gradient is left to the caller, who knows the sum of these derivatives.
+    The gradient through `step.size` is added by the caller, which knows the sum of these values.
     """
     weights, slope, shift = step.h * STAGES[6], STAGES[6], 1 / step.h
     stages = 6
@@ -156,11 +156,11 @@ def pull(step: Step, g: np.ndarray, field: Operands, totals: Totals) -> float:
     tableau = np.float32(step.h) * STAGES.astype(np.float32)
     sums = field.sums(g, 1)
     lower, upper = rows(tableau), rows(tableau[:stages, :stages].T)
-    rest = weights.astype(np.float32), stages, row(slope), np.float32(shift), step.timed
-    field.pull(
-        lambda wants, parts, low, high: _loops.pull_step(
-            step.y0, g, field.forward, field.transposed, step.layer, lower, upper, *rest, wants, parts, sums,
-            low, high,
+    rest = weights.astype(np.float32), stages, row(slope), np.float32(shift), step.size_gradient
+    field.run_vjp(
+        lambda needs_grad, parts, low, high: _loops.vjp_step(
+            step.y0, g, field.forward, field.transposed, step.layer, lower, upper, *rest, needs_grad, parts,
+            sums, low, high,
         ),
         g,
         totals,
@@ -168,14 +168,14 @@ def pull(step: Step, g: np.ndarray, field: Operands, totals: Totals) -> float:
     return float(sums.sum())
 
 
-def pull_all(steps: list[Step], g: np.ndarray, field: Operands) -> Totals:
-    """Take the gradient `g`, in place, through all of `steps`; returns the matrices' gradients."""
-    totals, by_h = field.totals(), 0.0
+def vjp_all_steps(steps: list[Step], g: np.ndarray, field: Operands) -> Totals:
+    """Replace `g`, the gradient after all `steps`, by that before them; return the matrices' gradients."""
+    totals, grad_h = field.totals(), 0.0
     for step in reversed(steps):
-        by_h += pull(step, g, field, totals)
+        grad_h += vjp(step, g, field, totals)
         if step.size is not None:
-            pull_first_step(step.size, by_h, step.y0, g, field, step.layer, totals)
-            by_h = 0.0
+            vjp_first_step(step.size, grad_h, step.y0, g, field, step.layer, totals)
+            grad_h = 0.0
     return totals
 
 

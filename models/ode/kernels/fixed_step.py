@@ -1,10 +1,10 @@
-"""The fast path of a flow: all its steps on a few columns at a time, in one compiled loop.
+"""Fixed-step path: all steps of a tanh flow on a few columns at a time, in one compiled loop.
 
 A layer whose field is A tanh(B x + b) + C x has the Euler step E x + G tanh(B x + b) with E = I + h C and
-G = h A, and the contraction-keeping solvers are convex combinations of such steps (Shu, Osher, J. Comput.
+G = h A, and contraction-preserving solvers are convex combinations of such steps (Shu, Osher, J. Comput.
 Phys. 77, 1988, eq. 2.1): stage i is alpha_i x + (1 - alpha_i) (Euler step of stage i - 1). So one compiled
-loop serves every model that states its matrices: `cpu` has it for a CPU, `gpu` for a GPU. `ODEBlock`
-takes it when `supported` says so; the step-by-step path is the reference it is tested against.
+loop serves every model with a ``tanh_field``: `cpu` has it for a CPU, `gpu` for a GPU. `ODEBlock` uses it
+where `supports` is true; torchdiffeq is the reference it is tested against.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from ..backend import get_ode_backend
 from ..tanh_field import TanhField
 
-STAGES = {"euler": (0.0,), "heun2": (0.0, 1 / 2), "ssprk3": (0.0, 3 / 4, 1 / 3)}
+SHU_OSHER_ALPHAS = {"euler": (0.0,), "heun2": (0.0, 1 / 2), "ssprk3": (0.0, 3 / 4, 1 / 3)}
 """alpha of each stage, by method."""
 
 MAX_STATE_SIZE = 16
@@ -32,11 +32,11 @@ NO_SECOND_DERIVATIVE = (
 )
 
 
-class Backend(Protocol):
-    """A module that carries flows on one kind of device.
+class Kernels(Protocol):
+    """A module with the compiled loops for one kind of device.
 
-    ``state``, ``g_out`` and what is kept are contiguous float32; ``matrices`` are B, b, G, E, stacked over
-    the layers: (L, n, n), and b (L, n). E is the identity unless ``linear``.
+    ``state``, ``g_out`` and what `forward` saves are contiguous float32; ``matrices`` are B, b, G, E, stacked
+    over the layers: (L, n, n), and b (L, n). E is the identity unless ``linear``.
     """
 
     def forward(
@@ -47,22 +47,22 @@ class Backend(Protocol):
         linear: bool,
         alphas: Sequence[float],
         steps: int,
-        keep: bool,
+        save: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """The state (n, M) carried through the flow, and with `keep` what `backward` needs."""
+        """The state (n, M) after the flow, and with `save` what `backward` needs."""
 
     def backward(
         self,
         g_out: Tensor,
-        kept: Tensor,
+        saved: Tensor,
         matrices: Sequence[Tensor],
         *,
         linear: bool,
         alphas: Sequence[float],
         steps: int,
-        wants: Sequence[bool],
+        needs_grad: Sequence[bool],
     ) -> tuple[Tensor, Sequence[Tensor | None] | None]:
-        """Gradient by the state, and at least those by B, b, G, E that `wants` names (E where `linear`)."""
+        """Gradient by the state, and at least those by B, b, G, E with `needs_grad` (E where `linear`)."""
 
 
 def flow_implementation(device: torch.device) -> str:
@@ -77,13 +77,13 @@ def flow_implementation(device: torch.device) -> str:
     return "triton" if device.type == "cuda" and _triton_runs(device) else "eager"
 
 
-def supported(state: Tensor, method: str) -> bool:
-    """Whether `fused_flow` can carry `state`: (n, M), float32, for reverse mode alone; n at most 16."""
-    return method in STAGES and suits(state)
+def supports(state: Tensor, method: str) -> bool:
+    """Whether `fixed_step_flow` takes `state`: (n, M), float32, n <= 16, reverse-mode gradients only."""
+    return method in SHU_OSHER_ALPHAS and supports_state(state)
 
 
-def suits(state: Tensor) -> bool:
-    """Whether a compiled loop takes `state`, whatever the method; see `supported`."""
+def supports_state(state: Tensor) -> bool:
+    """Whether compiled loops take `state`, for any method; see `supports`."""
     return (
         state.ndim == 2
         and state.dtype == torch.float32
@@ -94,8 +94,10 @@ def suits(state: Tensor) -> bool:
     )
 
 
-def fused_flow(state: Tensor, fields: Sequence[TanhField], *, h: float, steps: int, method: str) -> Tensor:
-    """Carry `state` (n, M) by `steps` steps of size `h` of `method` in each of `fields`; same shape.
+def fixed_step_flow(
+    state: Tensor, fields: Sequence[TanhField], *, h: float, steps: int, method: str
+) -> Tensor:
+    """The state (n, M) after `steps` steps of size `h` of `method` in each of `fields`; same shape.
 
     Gradients reach the state and every matrix; there is no second derivative.
     """
@@ -106,13 +108,13 @@ def fused_flow(state: Tensor, fields: Sequence[TanhField], *, h: float, steps: i
     linear = any(field.C is not None for field in fields)
     if linear:
         E = E + h * torch.stack([torch.zeros_like(f.A) if f.C is None else f.C for f in fields])
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (state, B, b, G, E))
-    settings = {"linear": linear, "alphas": STAGES[method], "steps": steps}
-    out: Tensor = _FusedFlow.apply(state, B, b, G, E, settings, keep)  # type: ignore[no-untyped-call]
+    save = torch.is_grad_enabled() and any(t.requires_grad for t in (state, B, b, G, E))
+    settings = {"linear": linear, "alphas": SHU_OSHER_ALPHAS[method], "steps": steps}
+    out: Tensor = _FixedStepFlow.apply(state, B, b, G, E, settings, save)  # type: ignore[no-untyped-call]
     return out
 
 
-class _FusedFlow(torch.autograd.Function):
+class _FixedStepFlow(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -122,38 +124,39 @@ class _FusedFlow(torch.autograd.Function):
         G: Tensor,
         E: Tensor,
         settings: dict[str, Any],
-        keep: bool,
+        save: bool,
     ) -> Tensor:
         ctx.settings = settings
-        out, kept = _backend(state.device).forward(state.contiguous(), (B, b, G, E), **settings, keep=keep)
-        if kept is not None:
-            ctx.save_for_backward(kept, B, b, G, E)
+        out, saved = _kernels(state.device).forward(state.contiguous(), (B, b, G, E), **settings, save=save)
+        if saved is not None:
+            ctx.save_for_backward(saved, B, b, G, E)
         return out
 
     @staticmethod
     def backward(ctx: Any, g_out: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(NO_SECOND_DERIVATIVE)
-        kept, *matrices = ctx.saved_tensors
-        wants = ctx.needs_input_grad[1:5]
-        backend = _backend(g_out.device)
-        g_in, totals = backend.backward(g_out.contiguous(), kept, matrices, **ctx.settings, wants=wants)
+        saved, *matrices = ctx.saved_tensors
+        needs_grad = ctx.needs_input_grad[1:5]
+        g_in, totals = _kernels(g_out.device).backward(
+            g_out.contiguous(), saved, matrices, **ctx.settings, needs_grad=needs_grad
+        )
         return g_in, *(totals or [None] * 4), None, None
 
 
-def _backend(device: torch.device) -> Backend:
+def _kernels(device: torch.device) -> Kernels:
     return _module("cpu" if device.type == "cpu" else "gpu")
 
 
 @cache
-def _module(name: str) -> Backend:
-    """numba and triton are imported at the first pass, not with the package."""
-    return cast(Backend, import_module(f".{name}", __package__))
+def _module(name: str) -> Kernels:
+    """Import numba or triton at the first pass rather than with the package."""
+    return cast(Kernels, import_module(f".{name}", __package__))
 
 
 @cache
 def _triton_runs(device: torch.device) -> bool:
-    """Whether triton is installed and compiles for this GPU: tried on one small flow, there and back."""
+    """Whether triton is installed and compiles for this GPU: tested on one small flow and its gradient."""
     try:
         backend = _module("gpu")
     except ImportError:
@@ -161,24 +164,26 @@ def _triton_runs(device: torch.device) -> bool:
     if torch.cuda.get_device_capability(device) < (8, 0):
         return False
     try:
-        try_out(backend, device)
-    except Exception as error:  # no compiler, no ptxas, a kernel this GPU refuses: whatever it is, go on
+        check_kernels(backend, device)
+    except Exception as error:  # no compiler, no ptxas, a kernel this GPU refuses: fall back
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(f"flows go step by step on {device}: triton cannot carry them ({reason})", stacklevel=2)
+        warnings.warn(
+            f"torchdiffeq solves the flows on {device}: triton is unusable ({reason})", stacklevel=2
+        )
         return False
     return True
 
 
-def try_out(backend: Backend, device: torch.device) -> None:
-    """Carry a small flow forwards and backwards, x' = tanh(0) in one step; raises what `backend` raises."""
+def check_kernels(backend: Kernels, device: torch.device) -> None:
+    """Solve x' = tanh(0) in one step, forwards and backwards; raises `ArithmeticError` for a wrong result."""
     state = torch.ones(2, 3, device=device)
     matrices = [state.new_zeros(1, 2, 2), state.new_zeros(1, 2), state.new_zeros(1, 2, 2)]
     matrices.append(torch.eye(2, device=device)[None])
-    settings: dict[str, Any] = {"linear": False, "alphas": STAGES["euler"], "steps": 1}
-    out, kept = backend.forward(state, matrices, **settings, keep=True)
-    assert kept is not None
+    settings: dict[str, Any] = {"linear": False, "alphas": SHU_OSHER_ALPHAS["euler"], "steps": 1}
+    out, saved = backend.forward(state, matrices, **settings, save=True)
+    assert saved is not None
     gradient, _ = backend.backward(
-        torch.ones_like(out), kept, matrices, **settings, wants=[True] * 3 + [False]
+        torch.ones_like(out), saved, matrices, **settings, needs_grad=[True] * 3 + [False]
     )
     if not (torch.equal(out, state) and torch.equal(gradient, state)):
-        raise ArithmeticError("a flow that stands still does not")
+        raise ArithmeticError("wrong result for x' = 0")

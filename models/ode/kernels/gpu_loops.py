@@ -1,4 +1,4 @@
-"""Triton kernels of `gpu`: Shu-Osher steps of tanh flows on (N, BLOCK) tiles, N the channels padded.
+"""Fixed-step path on a GPU, compiled by triton: Shu-Osher steps on (N, BLOCK) tiles, N the channels padded.
 
 Rows from n on are zero in every state and gradient. Columns beyond the last have gradient zero, so that they
 add nothing to any sum.
@@ -97,17 +97,17 @@ def _euler(u, t, G, E, n: tl.constexpr, N: tl.constexpr, LINEAR: tl.constexpr):
 @triton.jit(do_not_specialize=_RUNTIME)
 def forward(
     x_at, out_at, starts_at, B_at, b_at, G_at, E_at, M, layers, steps,
-    KEEP: tl.constexpr, n: tl.constexpr, N: tl.constexpr, LINEAR: tl.constexpr,
+    SAVE: tl.constexpr, n: tl.constexpr, N: tl.constexpr, LINEAR: tl.constexpr,
     STAGES: tl.constexpr, ALPHA1: tl.constexpr, ALPHA2: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`steps` steps in each layer; with KEEP the state before each goes to starts, (layers steps, n, M)."""
+    """`steps` steps in each layer; with SAVE the state before each goes to starts, (layers steps, n, M)."""
     size = n * M.to(tl.int64)
     at, inside = _tile(tl.program_id(0).to(tl.int64), M, n, N, BLOCK)
     x = tl.load(x_at + at, mask=inside, other=0.0)
     for layer in range(layers):
         B, b, G, E = _matrices(B_at, b_at, G_at, E_at, layer, n, N, LINEAR)
         for step in range(steps):
-            if KEEP:
+            if SAVE:
                 tl.store(starts_at + (layer * steps + step) * size + at, x, mask=inside)
             u = _euler(x, _tanh_of(x, B, b, n, N), G, E, n, N, LINEAR)
             if STAGES > 1:
@@ -168,23 +168,23 @@ def backward(
                 start = layer * steps + (steps - 1 - step)
                 x = tl.load(starts_at + start * size + at, mask=inside, other=0.0)
                 t = _tanh_of(x, B, b, n, N)
-                kept = tl.zeros((N, BLOCK), tl.float32)
+                g_start = tl.zeros((N, BLOCK), tl.float32)
                 if STAGES > 1:
                     u1 = _euler(x, t, G, E, n, N, LINEAR)
                     t1 = _tanh_of(u1, B, b, n, N)
                     if STAGES > 2:
                         u2 = ALPHA1 * x + (1.0 - ALPHA1) * _euler(u1, t1, G, E, n, N, LINEAR)
                         t2 = _tanh_of(u2, B, b, n, N)
-                        kept += ALPHA2 * g
+                        g_start += ALPHA2 * g
                         g, dB, db, dG, dE = _euler_back(
                             (1.0 - ALPHA2) * g, u2, t2, dB, db, dG, dE, B, G, E, n, N, LINEAR, SUMS
                         )
-                    kept += ALPHA1 * g
+                    g_start += ALPHA1 * g
                     g, dB, db, dG, dE = _euler_back(
                         (1.0 - ALPHA1) * g, u1, t1, dB, db, dG, dE, B, G, E, n, N, LINEAR, SUMS
                     )
                 g, dB, db, dG, dE = _euler_back(g, x, t, dB, db, dG, dE, B, G, E, n, N, LINEAR, SUMS)
-                g += kept
+                g += g_start
             tl.store(g_at + at, g, mask=inside)
         to = sums_at + (program * layers + layer) * n * WIDTH + i * WIDTH
         if SUMS & 1:

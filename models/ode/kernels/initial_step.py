@@ -1,7 +1,7 @@
-"""The size of an adaptive solver's first step, as torchdiffeq 0.2.5 chooses it, and the gradient by it.
+"""Adaptive path on a CPU: the size of the first step, as torchdiffeq 0.2.5 chooses it, and its gradient.
 
 torchdiffeq differentiates this one size, through three norms over the whole state; those of later steps are
-constants to it.
+constants.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from . import initial_step_loops
 from .operands import Operands, Totals
 
 _loops: Any = initial_step_loops  # compiled: they have no Python types
-_LEAST = np.float32(1e-6)
+_MIN_STEP_SIZE = np.float32(1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FirstStep:
-    """The first size, h = min(100 h0, h1), and what it is made of.
+    """The first step size, h = min(100 h0, h1), and the values it is computed from.
 
     Attributes
     ----------
@@ -61,61 +61,61 @@ def first_step(y0: np.ndarray, f0: np.ndarray, field: Operands, layer: int) -> F
     """Choose the size in `layer` from `y0`; f(y0) is written to `f0`. Two evaluations of the field."""
     norms = field.sums(y0, 3)
     common = field.forward, layer, field.tolerance
-    field.run(lambda low, high: _loops.derivative(y0, f0, *common, norms, low, high), y0)
+    field.run(lambda low, high: _loops.initial_norms(y0, f0, *common, norms, low, high), y0)
     d0, d1 = rms(norms[:, 0], y0), rms(norms[:, 1], y0)
-    h0 = _LEAST if d0 < 1e-5 or d1 < 1e-5 else np.float32(0.01) * d0 / d1
+    h0 = _MIN_STEP_SIZE if d0 < 1e-5 or d1 < 1e-5 else np.float32(0.01) * d0 / d1
     change = field.sums(y0, 1)
-    field.run(lambda low, high: _loops.probe(y0, f0, h0, *common, change, low, high), y0)
+    field.run(lambda low, high: _loops.second_norm(y0, f0, h0, *common, change, low, high), y0)
     d2 = rms(change, y0) / h0
     if d1 <= 1e-15 and d2 <= 1e-15:
-        h1 = max(_LEAST, h0 * np.float32(1e-3))
+        h1 = max(_MIN_STEP_SIZE, h0 * np.float32(1e-3))
     else:
         h1 = (np.float32(0.01) / (d2 if d2 > d1 else d1)) ** np.float32(0.2)
     return FirstStep(d0=d0, d1=d1, d2=d2, h0=h0, h1=h1, finite=not norms[:, 2].any())
 
 
-def pull_first_step(
-    size: FirstStep, gh: float, y0: np.ndarray, g: np.ndarray, field: Operands, layer: int, totals: Totals
+def vjp_first_step(
+    size: FirstStep, grad_h: float, y0: np.ndarray, g: np.ndarray, field: Operands, layer: int, totals: Totals
 ) -> None:
-    """Add to `g` and `totals` the gradient by y0 and the field of a function with derivative `gh` by h."""
+    """Add the gradients through the first step size to `g` and `totals`; `grad_h` is the gradient by it."""
     d0, d1, d2, h0, h1 = map(float, (size.d0, size.d1, size.d2, size.h0, size.h1))
-    to_h0 = to_d0 = to_d1 = to_change = 0.0
+    grad_h0 = grad_d0 = grad_d1 = grad_d2_change = 0.0
     if 100 * h0 < h1:
-        to_h0 = 100 * gh
+        grad_h0 = 100 * grad_h
     elif d2 > max(d1, 1e-15):
-        to_change = -gh * h1 / (5 * d2 * h0)
-        to_h0 = -to_change * d2
+        grad_d2_change = -grad_h * h1 / (5 * d2 * h0)
+        grad_h0 = -grad_d2_change * d2
     elif d1 > 1e-15:
-        to_d1 = -gh * h1 / (5 * d1)
+        grad_d1 = -grad_h * h1 / (5 * d1)
 
-    def work(factors: tuple[float, ...], ahead: bool) -> float:
+    def accumulate(factors: tuple[float, ...], only_h0_gradient: bool) -> float:
         slopes = tuple(np.float32(factor) for factor in factors)
         sums = field.sums(y0, 1)
-        rest = field.tolerance, size.h0, slopes, ahead
-        field.pull(
-            lambda wants, parts, low, high: _loops.pull_norms(
-                y0, g, field.forward, field.transposed, layer, *rest, wants, parts, sums, low, high
+        rest = field.tolerance, size.h0, slopes, only_h0_gradient
+        field.run_vjp(
+            lambda needs_grad, parts, low, high: _loops.vjp_norms(
+                y0, g, field.forward, field.transposed, layer, *rest, needs_grad, parts, sums, low, high
             ),
             y0,
-            None if ahead else totals,
+            None if only_h0_gradient else totals,
         )
         return float(sums.sum())
 
-    by_change = to_change / (y0.size * d2 * h0) if to_change else 0.0
+    grad_change = grad_d2_change / (y0.size * d2 * h0) if grad_d2_change else 0.0
     if size.constant:
-        to_h0 = 0.0
-    elif to_change:
-        to_h0 += work((0.0, 0.0, by_change), True)
-    if to_h0:
-        to_d0 += 0.01 * to_h0 / d1
-        to_d1 -= h0 * to_h0 / d1
+        grad_h0 = 0.0
+    elif grad_d2_change:
+        grad_h0 += accumulate((0.0, 0.0, grad_change), True)
+    if grad_h0:
+        grad_d0 += 0.01 * grad_h0 / d1
+        grad_d1 -= h0 * grad_h0 / d1
     factors = (
-        to_d0 / (y0.size * d0) if to_d0 else 0.0,
-        to_d1 / (y0.size * d1) if to_d1 else 0.0,
-        by_change,
+        grad_d0 / (y0.size * d0) if grad_d0 else 0.0,
+        grad_d1 / (y0.size * d1) if grad_d1 else 0.0,
+        grad_change,
     )
     if any(factors):
-        work(factors, False)
+        accumulate(factors, False)
 
 
 def rms(sums: np.ndarray, state: np.ndarray) -> np.float32:

@@ -1,4 +1,4 @@
-"""Compiled loops of `initial_step`: the norms that the size of a first step is made of, and their gradients.
+"""Adaptive path on a CPU, compiled by numba: the norms behind the first step size, and their gradients.
 
 Operands are those of `dopri5_loops`.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from .cpu_loops import TILE, _mix, _read, _write
-from .dopri5_loops import _dot, _entry, _field, _inner, _pull, _strange
+from .cpu_tiles import TILE, compiled_helper, compiled_kernel, mix, read_columns, write_columns
+from .dopri5_loops import count_nonfinite, dot_difference, field, field_vjp
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
-@_inner
-def _scaled(x, y, z, tolerance, rows, width):
+@compiled_helper
+def sum_of_scaled_squares(x, y, z, tolerance, rows, width):
     """Sum of the squares of (x - y) / (atol + rtol |z|)."""
     rtol, atol = tolerance
     total = 0.0
@@ -27,24 +27,24 @@ def _scaled(x, y, z, tolerance, rows, width):
     return total
 
 
-@_entry
-def derivative(y0, f0, F, layer, tolerance, sums, low, high):
+@compiled_kernel
+def initial_norms(y0, f0, F, layer, tolerance, sums, low, high):
     """Columns of f0 = f(y0); `sums` gets y0 and f0 over the tolerance, squared, and what is not finite."""
     n, rows = F[0].shape[2], y0.shape[0]
     zeros, u = np.zeros((n, TILE), np.float32), np.zeros((n, TILE), np.float32)
     t, k = np.zeros((n, TILE), np.float32), np.zeros((n, TILE), np.float32)
     for start in range(low, high, TILE):
         width = min(TILE, high - start)
-        _read(y0, start, u, width)
-        _field(u, t, F, layer, zeros[:, 0], k, width)
-        _write(k, f0, start, width)
-        sums[start // TILE, 0] = _scaled(u, zeros, u, tolerance, rows, width)
-        sums[start // TILE, 1] = _scaled(k, zeros, u, tolerance, rows, width)
-        sums[start // TILE, 2] = _strange(u, width)
+        read_columns(y0, start, u, width)
+        field(u, t, F, layer, zeros[:, 0], k, width)
+        write_columns(k, f0, start, width)
+        sums[start // TILE, 0] = sum_of_scaled_squares(u, zeros, u, tolerance, rows, width)
+        sums[start // TILE, 1] = sum_of_scaled_squares(k, zeros, u, tolerance, rows, width)
+        sums[start // TILE, 2] = count_nonfinite(u, width)
 
 
-@_entry
-def probe(y0, f0, h0, F, layer, tolerance, sums, low, high):
+@compiled_kernel
+def second_norm(y0, f0, h0, F, layer, tolerance, sums, low, high):
     """`sums` gets f(y0 + h0 f0) - f0 over the tolerance, squared."""
     n = F[0].shape[2]
     zeros, u = np.zeros(n, np.float32), np.zeros((n, TILE), np.float32)
@@ -52,19 +52,21 @@ def probe(y0, f0, h0, F, layer, tolerance, sums, low, high):
     k, k0 = np.zeros((n, TILE), np.float32), np.zeros((n, TILE), np.float32)
     for start in range(low, high, TILE):
         width = min(TILE, high - start)
-        _read(y0, start, u, width)
-        _read(f0, start, k0, width)
-        _mix(_ONE, u, h0, k0, v, width)
-        _field(v, t, F, layer, zeros, k, width)
-        sums[start // TILE, 0] = _scaled(k, k0, u, tolerance, y0.shape[0], width)
+        read_columns(y0, start, u, width)
+        read_columns(f0, start, k0, width)
+        mix(_ONE, u, h0, k0, v, width)
+        field(v, t, F, layer, zeros, k, width)
+        sums[start // TILE, 0] = sum_of_scaled_squares(k, k0, u, tolerance, y0.shape[0], width)
 
 
-@_entry
-def pull_norms(y0, g, F, T, layer, tolerance, h0, factors, ahead, wants, totals, sums, low, high):
-    """Adds to g the gradient of a function of the norms, whose slopes over the norms' own are `factors`.
+@compiled_kernel
+def vjp_norms(
+    y0, g, F, T, layer, tolerance, h0, factors, only_h0_gradient, needs_grad, totals, sums, low, high
+):
+    """Add to g the gradient of a function of the norms; `factors` are its derivatives over the norms' own.
 
-    The norms are those of y0, f0 = f(y0) and f1 - f0 over the tolerance, f1 = f(y0 + h0 f0). Where `ahead`,
-    nothing but the derivative by h0 through the last of them is computed, into `sums`.
+    The norms are those of y0, f0 = f(y0) and f1 - f0 over the tolerance, f1 = f(y0 + h0 f0). Where
+    `only_h0_gradient`, only the gradient by h0 through the last of them is computed, into `sums`.
     """
     n, rows = F[0].shape[2], y0.shape[0]
     (rtol, atol), (a0, a1, a2) = tolerance, factors
@@ -77,32 +79,32 @@ def pull_norms(y0, g, F, T, layer, tolerance, h0, factors, ahead, wants, totals,
     none, through_f1 = np.zeros((n, TILE), np.float32), a2 != _ZERO
     for start in range(low, high, TILE):
         width = min(TILE, high - start)
-        _read(y0, start, u, width)
-        _field(u, t0, F, layer, zeros, k0, width)
+        read_columns(y0, start, u, width)
+        field(u, t0, F, layer, zeros, k0, width)
         if through_f1:
-            _mix(_ONE, u, h0, k0, v, width)
-            _field(v, t1, F, layer, zeros, d, width)
-            _mix(_ONE, d, -_ONE, k0, d, width)
+            mix(_ONE, u, h0, k0, v, width)
+            field(v, t1, F, layer, zeros, d, width)
+            mix(_ONE, d, -_ONE, k0, d, width)
             for i in range(rows):
                 for p in range(width):
                     scale = atol + rtol * abs(u[i, p])
                     d1[i, p] = a2 * d[i, p] / (scale * scale)
-            _pull(d1, v, t1, F, T, layer, zeros, dz, gv, wants, totals, width)
-            if ahead:
-                sums[start // TILE, 0] = _dot(gv, k0, none, rows, width)
+            field_vjp(d1, v, t1, F, T, layer, zeros, dz, gv, needs_grad, totals, width)
+            if only_h0_gradient:
+                sums[start // TILE, 0] = dot_difference(gv, k0, none, rows, width)
                 continue
-        _read(g, start, gy, width)
+        read_columns(g, start, gy, width)
         for i in range(rows):
             for p in range(width):
                 x, f, e = u[i, p], k0[i, p], d[i, p]
                 scale = atol + rtol * abs(x)
                 square = scale * scale
-                of_scale = -rtol * (a0 * x * x + a1 * f * f + a2 * e * e) / (square * scale)
-                signed = of_scale if x > _ZERO else (-of_scale if x < _ZERO else _ZERO)
+                scale_gradient = -rtol * (a0 * x * x + a1 * f * f + a2 * e * e) / (square * scale)
+                signed = scale_gradient if x > _ZERO else (-scale_gradient if x < _ZERO else _ZERO)
                 gy[i, p] += gv[i, p] + (a0 * x / square + signed)
                 gf[i, p] = (a1 * f / square - d1[i, p]) + h0 * gv[i, p]
-        _pull(gf, u, t0, F, T, layer, zeros, dz, gv, wants, totals, width)
-        _mix(_ONE, gy, _ONE, gv, gy, width)
-        _write(gy, g, start, width)
+        field_vjp(gf, u, t0, F, T, layer, zeros, dz, gv, needs_grad, totals, width)
+        mix(_ONE, gy, _ONE, gv, gy, width)
+        write_columns(gy, g, start, width)
         if not through_f1:
             gv[:] = _ZERO

@@ -1,4 +1,4 @@
-"""The matrices of a flow's fields as the compiled loops of adaptive steps take them."""
+"""Adaptive path on a CPU: the matrices of a flow's fields in the form that the compiled loops take."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from .cpu import _array, _on_all_threads, _operand
-from .cpu_loops import TILE
+from .cpu import matrix_operand, padded_array, run_on_threads
+from .cpu_tiles import TILE
 
 Totals: TypeAlias = list[np.ndarray]
-"""Gradients of B, b, A, C, stacked over the layers and padded as the kernels want them."""
+"""Gradients of B, b, A, C, stacked over the layers and padded as in `cpu.padded_array`."""
 
 
 class Operands:
@@ -33,14 +33,14 @@ class Operands:
         linear: bool,
         rtol: float,
         atol: float,
-        wants: Sequence[bool] = (False,) * 4,
+        needs_grad: Sequence[bool] = (False,) * 4,
     ) -> None:
         B, b, A, C = matrices
-        self.forward = _array(B), _array(b), _operand(A), _operand(C), linear
-        self.transposed = _array(B.mT), _operand(A.mT), _operand(C.mT)
+        self.forward = padded_array(B), padded_array(b), matrix_operand(A), matrix_operand(C), linear
+        self.transposed = padded_array(B.mT), matrix_operand(A.mT), matrix_operand(C.mT)
         self.tolerance = np.float32(rtol), np.float32(atol)
-        self._wants = wants[0] or wants[1], wants[2], wants[3] and linear
-        self._shapes = [_array(matrix).shape for matrix in matrices]
+        self._needs_grad = needs_grad[0] or needs_grad[1], needs_grad[2], needs_grad[3] and linear
+        self._shapes = [padded_array(matrix).shape for matrix in matrices]
 
     def totals(self) -> Totals:
         """Zeros that gradients are added to."""
@@ -54,18 +54,18 @@ class Operands:
     @staticmethod
     def run(work: Callable[[int, int], Any], state: np.ndarray) -> None:
         """``work(low, high)`` on all columns of `state`, by torch's number of threads."""
-        _on_all_threads(work, state)
+        run_on_threads(work, state)
 
-    def pull(self, work: Any, state: np.ndarray, totals: Totals | None) -> None:
-        """As `run`, ``work(wants, parts, low, high)`` with gradients of its own, then added to `totals`."""
-        wants = (False,) * 3 if totals is None else self._wants
+    def run_vjp(self, work: Any, state: np.ndarray, totals: Totals | None) -> None:
+        """As `run`, with ``work(needs_grad, parts, low, high)``; all `parts` are added to `totals`."""
+        needs_grad = (False,) * 3 if totals is None else self._needs_grad
 
         def part(low: int, high: int) -> Totals:
             sums = self.totals()
-            work(wants, tuple(sums), low, high)
+            work(needs_grad, tuple(sums), low, high)
             return sums
 
-        parts = _on_all_threads(part, state)
-        for sums in parts if any(wants) and totals is not None else []:
+        parts = run_on_threads(part, state)
+        for sums in parts if any(needs_grad) and totals is not None else []:
             for total, more in zip(totals or [], sums, strict=True):
                 total += more

@@ -1,4 +1,4 @@
-"""tanh as the compiled flows compute it: z p(z^2) / q(z^2) on [-9, 9], and exactly -1 or 1 outside.
+"""tanh for all compiled paths: z p(z^2) / q(z^2) on [-9, 9], and exactly -1 or 1 outside.
 
 A rational function fitted here by iteratively reweighted least squares on Chebyshev points, relative error
 2e-8 before rounding.

@@ -1,4 +1,4 @@
-"""Dormand and Prince's 5(4) tableau, its interpolant, and its rows as the compiled loops take them."""
+"""Adaptive path: the Dormand-Prince 5(4) tableau, its interpolant, and its rows for the compiled loops."""
 
 from __future__ import annotations
 
