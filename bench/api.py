@@ -1,4 +1,4 @@
-"""robustode from Python: evaluate a module you have, load a model that a run has trained."""
+"""The Python interface: evaluate a module, load a model that a run has trained."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ DEFAULT_STRENGTHS: Mapping[str, float] = {
     "paper-gaussian": 0.05,
     "paper-salt-pepper": 0.05,
 }
-"""The strength of a threat that is named without one."""
+"""Strength of a threat that is named without one, in the unit of its ``strength_name``."""
 
 
 def evaluate(
@@ -69,44 +69,61 @@ def evaluate(
     name: str = "module",
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    """Accuracy of a trained module under threats, as a tidy table; nothing is stored.
+    """Measure the accuracy of a trained module under noise and attacks; nothing is stored.
 
     Parameters
     ----------
     module
-        Maps images in [0, 1], shape (N, C, H, W), to logits (N, K). Its modes, parameters, gradients and
-        device are left as they are, and so are the random numbers of torch, numpy and Python.
+        Maps images in [0, 1], shape (N, C, H, W), to logits, shape (N, K). Its mode, parameters, gradients
+        and device are left unchanged, and so are the random states of torch, numpy and ``random``.
+    dataset
+        Name of a dataset whose test set is used; see ``robustode list datasets``.
     threats
-        Names, or (name, strength) pairs in pixel units; see ``robustode list threats``. A name alone stands
-        for `DEFAULT_STRENGTHS`.
+        Names of threats, or pairs (name, strength); see ``robustode list threats``. Strengths are in pixel
+        units: the radius of the norm ball, or the standard deviation of noise. A name alone uses the strength
+        in `robustode.bench.api.DEFAULT_STRENGTHS`.
     samples
-        The first so many test samples, at most all of them, which is the default.
+        Number of test samples, the first ones of the test set; all by default.
     draws
-        Repetitions of a random threat.
+        Number of repetitions of a random threat.
+    batch_size
+        Number of samples in one forward pass.
     seed
-        Of noise and attacks.
+        Seed of noise and attacks.
     device
-        Where to compute, on a copy of the module if it lies elsewhere; by default where it lies.
+        Where to compute, on a copy of the module if that is on another device; by default the module's.
+    data_root
+        Folder of the datasets; by default ``$ROBUSTODE_DATA`` or ``~/.cache/robustode``.
     name
-        What the table calls the module.
+        Name of the module in the table.
     progress
-        Show what is being done; by default on a terminal and in a notebook.
+        Whether to show progress; by default on a terminal and in a notebook.
 
     Returns
     -------
-    DataFrame
-        One row a figure, columns `stats.COLUMNS` as in ``summary.csv``: ``accuracy`` of each threat, the
-        ``worst-case`` of each norm that was attacked, where ``clean`` is among the threats, and field
-        evaluations (``nfe``). `low` and `high` bound an accuracy by a 95% Wilson interval.
+    pandas.DataFrame
+        One row per number, with the columns of ``summary.csv``: ``dataset, protocol, model, recipe, threat,
+        norm, strength, statistic, value, low, high, samples, seeds``. Statistics are ``accuracy`` under each
+        threat, a fraction in [0, 1], ``nfe``, the number of field evaluations of a forward pass, and, where
+        ``clean`` is among the threats, the accuracy under the threat ``worst-case`` of each attacked norm.
+        `low` and `high` are the 95% Wilson interval of an accuracy.
 
     Raises
     ------
     UnknownName, InvalidArgument
         For names, strengths and modules that cannot be used, before anything is computed.
     DataUnavailable
-        When the dataset is not there.
+        When the dataset is neither stored nor downloadable.
     ModelFailure, NonFinite, BudgetViolation
-        When the module breaks its contract or an attack its budget.
+        When the module raises or returns no finite logits, or an attack exceeds its norm ball.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    >>> table = evaluate(module, threats=["clean", ("pgd-linf", 0.05)], samples=10)
+    >>> sorted(set(table["threat"]))
+    ['clean', 'pgd-linf', 'worst-case']
     """
     if not isinstance(module, nn.Module):
         raise InvalidArgument(f"evaluate takes a torch.nn.Module, not {type(module).__name__}")
@@ -119,7 +136,7 @@ def evaluate(
     chosen = {(threat.name, strength): (threat, strength) for threat, strength in asked}
     if not chosen:
         raise InvalidArgument("threats names no threat: see `robustode list threats`")
-    place = _place(module, device)
+    place = _pick_device(module, device)
     data = load_data(dataset, Path(data_root) if data_root else None)
     count = samples or len(data.test)
     if count > len(data.test):
@@ -148,9 +165,9 @@ def evaluate(
     ]
     records = []
     with random_state_kept(place), shown(progress) as reporter:
-        if place != _home(module):
+        if place != _module_device(module):
             module = copy.deepcopy(module).to(place)
-        pace = 0.0 if isinstance(reporter, Quiet) else _seconds(module, data, batch_size, place)
+        pace = 0.0 if isinstance(reporter, Quiet) else _seconds_per_sample(module, data, batch_size, place)
         reporter.start(pace * sum(_passes(cell) for cell in cells))
         for cell, (threat, _) in zip(cells, chosen.values(), strict=True):
             cost = pace * _passes(cell) / (cell.samples * cell.draws)
@@ -172,7 +189,7 @@ def evaluate(
 
 
 def _threat(item: str | tuple[str, float]) -> tuple[Threat, float]:
-    """One threat and its strength, checked."""
+    """A threat and its strength, checked."""
     name, strength = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
     if not isinstance(name, str):
         raise InvalidArgument(f"a threat is a name or a pair (name, strength), not {item!r}")
@@ -188,19 +205,19 @@ def _threat(item: str | tuple[str, float]) -> tuple[Threat, float]:
     return threat, threat.check_strength(number)
 
 
-def _home(module: nn.Module) -> torch.device:
-    """Where a module lies; the CPU for one without tensors."""
+def _module_device(module: nn.Module) -> torch.device:
+    """Device of a module; the CPU for one without tensors."""
     return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
-def _place(module: nn.Module, device: str | torch.device | None) -> torch.device:
-    """Where to compute; raises `InvalidArgument` for a device that is not there or a module on several."""
+def _pick_device(module: nn.Module, device: str | torch.device | None) -> torch.device:
+    """Where to compute; raises `InvalidArgument` for a missing device or a module on several devices."""
     found = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
     if len(found) > 1:
         names = ", ".join(sorted(map(str, found)))
         raise InvalidArgument(f"the module lies on several devices ({names}): move it to one")
     try:
-        place = _home(module) if device is None else torch.device(device)
+        place = _module_device(module) if device is None else torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise InvalidArgument(f"device {str(device)!r} cannot be used: {one_line(error)}") from None
@@ -213,8 +230,8 @@ def _advance(reporter: Reporter, cost: float, samples: int) -> None:
     reporter.advance(cost * samples)
 
 
-def _seconds(module: nn.Module, data: Data, batch_size: int, device: torch.device) -> float:
-    """Time a sample takes forwards: the faster of two batches."""
+def _seconds_per_sample(module: nn.Module, data: Data, batch_size: int, device: torch.device) -> float:
+    """Seconds of a forward pass per sample: the faster of two batches."""
     images, times = data.test.images[:batch_size].to(device), []
     with frozen(module), torch.no_grad():
         for _ in range(2):
@@ -225,7 +242,7 @@ def _seconds(module: nn.Module, data: Data, batch_size: int, device: torch.devic
 
 
 def _passes(cell: Cell) -> float:
-    """Forward passes that `cell` costs, a backward one counted twice."""
+    """Cost of `cell` in forward passes of a sample; a backward pass counts twice."""
     threat = THREATS.get(cell.threat)
     forwards, backwards = threat.queries(threat.parameters)
     return (forwards + 2.0 * backwards + 1.0) * cell.samples * cell.draws
@@ -234,25 +251,33 @@ def _passes(cell: Cell) -> float:
 def load_model(
     folder: str | Path, name: str, *, seed: int = 0, recipe: str | None = None, model: str | None = None
 ) -> nn.Module:
-    """Return the trained model called `name` from a results folder, in eval mode on the CPU.
+    """Load a trained model from a results folder.
 
     Parameters
     ----------
     folder
-        What ``--out`` named, for example ``results/quick``.
+        Results folder, such as ``results/quick``: the ``--out`` of ``robustode run``.
+    name
+        Name of the model in the leaderboard.
     seed
         Training seed.
     recipe
-        The training recipe, where the folder holds the model by several; by default the one last run.
+        Name of the training recipe, for a model that was trained by several; by default that of the last run.
     model
-        ``FILE.py:factory`` for a model that lives in a file.
+        ``FILE.py:factory``, for a model that is defined in a file.
+
+    Returns
+    -------
+    torch.nn.Module
+        In eval mode on the CPU. It maps images in [0, 1], shape (N, C, H, W), to logits, shape (N, K).
 
     Raises
     ------
     UnknownName, InvalidArgument
-        When no such training is stored.
+        When the folder holds no such training.
     CheckpointError
-        When its code has changed since, or its weights are missing or do not match the hash in its record.
+        When the model's code has changed since, or its weights are missing or do not match the SHA-256 in
+        the record.
     """
     from .plugins.entry_points import load_plugins
     from .plugins.model_file import resolve_model
@@ -280,7 +305,7 @@ def load_model(
     if newest is None:
         have = ", ".join(sorted({f"{r.cell.model} {r.cell.training_seed}" for r in records})) or "nothing"
         raise InvalidArgument(
-            f"{folder} holds no trained {name} with seed {seed}: train it with `robustode run`, or take one "
+            f"{folder} holds no trained {name} with seed {seed}: train it with `robustode run`, or use one "
             f"of these models and seeds: {have}"
         )
     return trained_model(store, newest, external or model_of(newest, how="model='{}'"))

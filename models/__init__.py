@@ -1,4 +1,7 @@
-"""The architectures. Every file here that registers a model is part of the benchmark."""
+"""Model architectures, one file per registered model, and the ODE blocks that they are built from.
+
+Every file of this folder that registers a model is part of the benchmark, without any other edit.
+"""
 
 from __future__ import annotations
 

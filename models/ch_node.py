@@ -112,7 +112,7 @@ class ContractiveFlow(ODEBlock):
         return largest
 
     def gamma(self) -> Tensor:
-        """gamma of the present parameters, a differentiable scalar."""
+        """Return the gamma of the current parameters, a differentiable scalar."""
         return (1 + self.margin) * contraction_threshold(self.sigma(), self.kappa).clamp_min(_GAMMA_FLOOR)
 
     def bounds(self) -> dict[str, float]:
@@ -124,11 +124,11 @@ class ContractiveFlow(ODEBlock):
         return {"gamma": gamma, "c1": c1, "c2": c2, "rho": contraction_rate(gamma, c1, c2)}
 
     def shared(self) -> dict[str, Tensor]:
-        """The present gamma."""
+        """Return the gamma of the current parameters."""
         return {"gamma": self.gamma()}
 
     def steps_per_layer(self) -> int:
-        """Solver steps in each part of [0, T]; for ``"contractive"`` the fewest with a step bound below 1.
+        """Return the steps in each part of [0, T]; for ``"contractive"`` the fewest with a bound below 1.
 
         Raises
         ------
@@ -173,13 +173,13 @@ def build(
     Parameters
     ----------
     input_shape, num_classes, width, layers, final_time, method, steps, smoothing
-        As in `hamiltonian.build`.
+        As in `h_node.build`.
     kappa
         The quadratic term M = kappa I; c1 = kappa^2.
     margin
-        How far gamma lies above the contraction threshold, as a fraction of it.
+        gamma is (1 + margin) times the contraction threshold.
     gain, offset
-        Initial size of K, small enough that the solver's grid resolves the flow from the start, and of b.
+        Initial size of K, small enough for the solver's grid to resolve the flow from the start, and of b.
     """
     blocks = [ContractiveLayer(width, kappa=kappa, gain=gain, offset=offset) for _ in range(layers)]
     solver = Solver(method=method, steps=steps)

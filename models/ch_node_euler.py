@@ -1,8 +1,8 @@
 """CH-NODE as published: gamma set from K after every optimiser step, forward Euler with h = 0.5.
 
-The field is that of `contractive_hamiltonian`, and its exact flow contracts. The network that runs is
-another matter: with kappa = 0.02 gamma is in the hundreds, so that h times the stiffest rate of the field is
-in the thousands, far beyond what forward Euler can follow. It is kept as it was, to be measured.
+The field is that of `ch_node`, and its exact flow contracts. The network itself does not: with kappa = 0.02
+gamma is in the hundreds, and h times the stiffest rate of the field is in the thousands, far outside the
+stability region of forward Euler. The model is unchanged from the publication, so that it can be measured.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .pixel_network import PixelNetwork
 from .registry import register_model
 
 EPSILON = 1e-6
-"""Keeps the root in gamma away from 0; the same number decides where gamma stops being a number."""
+"""Keeps the root in gamma away from 0; gamma is NaN where 1 - a^2 is smaller than this."""
 
 
 class ScheduledFlow(ODEBlock):
@@ -104,7 +104,7 @@ def build(
     step
         h, units of the model's time per layer; each layer is one forward-Euler step.
     kappa, gain, offset, smoothing
-        As in `contractive_hamiltonian.build`.
+        As in `ch_node.build`.
     """
     blocks = [ContractiveLayer(width, kappa=kappa, gain=gain, offset=offset) for _ in range(layers)]
     solver = Solver(method="euler", steps=layers)

@@ -1,11 +1,11 @@
-"""CH-NODE built to be certified: no part of it stretches distances, and training asks for margins.
+"""CH-NODE built for certification: every part is 1-Lipschitz after normalisation, trained for large margins.
 
 The field is that of CH-NODE, x' = (J - gamma I) grad H(x), with a piecewise quadratic energy:
 H(x) = 1/2 |relu(K^T x + b)|^2 + kappa^2/2 |x|^2. Its Hessian K D K^T + kappa^2 I, D in {0, 1}^n, lies
 between c1 = kappa^2 and c2 = kappa^2 + sigma_max(K)^2, so the rate, the threshold of gamma and the bound of
-an Euler step hold as they stand. Where tanh shrinks most directions a little, relu leaves half of them alone
-and, at the largest contractive step with K orthogonal, nearly reflects the others: distances are almost kept,
-as in the convex potential layers that this flow tends to as gamma grows.
+an Euler step are those of CH-NODE. Unlike tanh, which shrinks most directions a little, relu leaves half of
+them unchanged and, at the largest contractive step with K orthogonal, nearly reflects the others: distances
+are almost preserved, as in the convex potential layers that this flow approaches as gamma grows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .pixel_network import Normalise
 from .registry import register_model
 
 STEP_FRACTION = 0.999
-"""Of the largest contractive step: rounding must not push a step over its limit."""
+"""Fraction of the largest contractive step that is used, so that rounding cannot exceed the limit."""
 
 
 class OrthogonalLayer(nn.Module):
@@ -190,15 +190,15 @@ def build(
     input_shape, num_classes
         (C, H, W), and the number of logits.
     bands
-        Cosine frequencies kept along each side of the image; 16, or as many as the image has.
+        Cosine frequencies used along each side of the image; None for 16, or all if the image has fewer.
     layers
         Euler steps, each with its own K and b.
     kappa, margin
-        c1 = kappa^2; gamma lies by the fraction `margin` above its threshold.
+        c1 = kappa^2; gamma is (1 + margin) times its threshold.
     radius
-        The l2 perturbation, in pixel units, against which the loss asks for a margin.
+        l2 norm, in pixel units, of the perturbation against which the loss requires a margin.
     temperature
-        What the logits are multiplied with inside the loss.
+        Factor of the logits inside the loss.
     """
     bands = min(16, *input_shape[1:]) if bands is None else bands
     return LipschitzNetwork(

@@ -50,7 +50,7 @@ def build(
 ) -> nn.Module:
     """Build a vanilla NODE with weights constant over each of `layers` parts of [0, `final_time`].
 
-    Hyperparameters as in `hamiltonian.build`; `rtol` and `atol` are those of an adaptive method.
+    Hyperparameters as in `h_node.build`; `rtol` and `atol` are those of an adaptive method.
     """
     fields = [TanhLayer(width, gain=gain, offset=offset) for _ in range(layers)]
     solver = Solver(method=method, steps=steps, rtol=rtol, atol=atol)

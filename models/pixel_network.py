@@ -1,4 +1,4 @@
-"""What the core models share around their dynamics: input normalisation, convolutional stem, linear head."""
+"""The network around the dynamics of most models: input normalisation, convolutional stem, linear head."""
 
 from __future__ import annotations
 
@@ -15,8 +15,17 @@ from .ode.lipschitz import LipschitzParts, convolution_bound
 class Normalise(nn.Module):
     """(x - mean) / std per channel, inside the model, so that attacks act on pixels in [0, 1].
 
-    `mean` and `std` are buffers, shape (1, C, 1, 1): they travel with the checkpoint. Training sets
-    them from its own images through `fit`; until then they are 0.5.
+    Training calls `fit` of every `Normalise` with its training images.
+
+    Parameters
+    ----------
+    channels
+        C.
+
+    Attributes
+    ----------
+    mean, std
+        Buffers, shape (1, C, 1, 1), part of the checkpoint; 0.5 until `fit`.
     """
 
     mean: Tensor
@@ -40,7 +49,7 @@ class Normalise(nn.Module):
 
 
 class PixelNetwork(nn.Module):
-    """normalise -> conv 3x3 to n channels -> flow on the channels of every pixel -> linear.
+    """Normalisation, 3x3 convolution to n channels, a flow on the channels of every pixel, linear head.
 
     The flow sees the state as (n, N H W), one column for every pixel of every sample, so that a layer
     shared by all pixels is one matrix product.
@@ -90,12 +99,12 @@ class PixelNetwork(nn.Module):
         return logits
 
     def lipschitz_parts(self) -> LipschitzParts:
-        """Bounds for an l2 certificate: normalisation and stem together, then the solver's map.
+        """Return bounds for an l2 certificate: normalisation and stem together, then the solver's map.
 
         Raises
         ------
         NoCertificate
-            When the map that runs has no known bound: an adaptive solver, a state too wide.
+            When no bound of the solver's map is known: an adaptive method, or a wide state.
         """
         stem = convolution_bound(self.stem.weight / self.normalise.std, *self.image_size)
         return LipschitzParts(
@@ -103,7 +112,7 @@ class PixelNetwork(nn.Module):
         )
 
     def penalty(self) -> Tensor:
-        """What training adds to the loss, a scalar: `smoothness_penalty` of the flow's layers."""
+        """Return the scalar that training adds to the loss: `smoothness_penalty` of the flow's layers."""
         layers = [layer for layer in self.flow.layers if isinstance(layer, ChannelLayer)]
         step = self.flow.final_time / len(self.flow.layers)
         return smoothness_penalty(layers, step=step, weight=self.smoothing)
@@ -127,7 +136,7 @@ class ChannelLayer(nn.Module):
 
 
 def smoothness_penalty(layers: Sequence[ChannelLayer], *, step: float, weight: float) -> Tensor:
-    """weight * step / 2 * sum_j |K_{j+1} - K_j|^2 + |b_{j+1} - b_j|^2 over consecutive layers.
+    """Return weight * step / 2 * sum_j (|K_{j+1} - K_j|^2 + |b_{j+1} - b_j|^2) over consecutive layers.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""What a model is to the benchmark (`ModelSpec`), and the registry that models join by decoration."""
+"""`ModelSpec`, the description of a model, and the registry that `register_model` adds models to."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ CLAIMS: Mapping[str, str] = {
     "hamiltonian": "the exact flow conserves the model's energy H along every layer",
     "contractive": "the exact flow brings any two states closer: its rate rho is positive",
 }
-"""What a model may say of itself; each claim is measured by the conformance suite."""
+"""Properties that a model may claim, with their meaning; `robustode check` measures each of them."""
 
 
 Build: TypeAlias = Callable[..., nn.Module]
-"""``build(input_shape, num_classes, **hyperparameters)`` returns an untrained module.
+"""A factory ``build(input_shape, num_classes, **hyperparameters)`` that returns an untrained module.
 
 `input_shape` is (C, H, W). The module maps images in [0, 1], shape (N, C, H, W), to logits, shape
 (N, num_classes).
@@ -33,36 +33,46 @@ Build: TypeAlias = Callable[..., nn.Module]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """One entry of the model registry.
+    """Everything that the benchmark knows of a model before it is built.
 
     Attributes
     ----------
     name
-        Lower-case identifier; safe in a path.
+        1 to 64 characters from ``a-z 0-9 . _ -``, the first a letter or digit; unique in the registry.
     build
-        The factory, see `Build`.
+        ``build(input_shape, num_classes, **hyperparameters)`` returns an untrained ``nn.Module``, which maps
+        images in [0, 1], shape (N, C, H, W), to logits, shape (N, num_classes); `input_shape` is (C, H, W).
     summary
-        One sentence: the dynamics.
+        The dynamics, in one sentence.
     reference
-        The paper, with its identifier.
+        The paper, with its arXiv number or DOI.
     hyperparameters
-        Overrides of the defaults in the signature of `build`.
+        Overrides of the defaults in the signature of `build`: JSON values.
     recipe
-        Overrides of the preset's training recipe that belong to the model itself (weight decay).
+        Overrides of the preset's training recipe for this model, such as ``{"weight_decay": 2e-4}``.
     claims
-        Names from `CLAIMS`.
+        Properties that are measured by `robustode check` and by audits: ``fixed_step``, ``hamiltonian``,
+        ``contractive``.
     expected_failures
-        Conformance checks and audits that this model is known to fail, each with its reason.
+        Conformance checks and audits that this model is known to fail, each with the reason.
     version
-        Raise it by hand when the algorithm changes: stored records of older versions are not reused.
+        Raised by hand when the algorithm changes: stored records of older versions are not reused.
     source
-        Hash of the file of a model that lives outside the package; None inside.
+        SHA-256 of the file of a model outside the package and of the modules beside it; None inside.
     file
-        ``net.py:build``, what such a model is called on the command line but for the folder.
+        ``net.py:build`` for a model from a file; None inside the package.
     plugin
-        Distribution and version of an installed plug-in, ``my-package 1.2``.
+        Distribution and version of an installed plug-in, such as ``my-package 1.2``.
     variant_of
-        Name of the entry that this one differs from in hyperparameters or recipe alone; None for an entry.
+        Name of the registered model that this one differs from in hyperparameters or recipe; None for a
+        registered model.
+
+    Raises
+    ------
+    InvalidArgument
+        For a name that is not allowed.
+    UnknownName
+        For an unknown claim; the message suggests the nearest ones.
     """
 
     name: str
@@ -87,17 +97,17 @@ class ModelSpec:
 
     @property
     def full_version(self) -> str:
-        """The hand-raised version, with the file's hash or the plug-in's for a model outside the package."""
+        """`version`, followed for a model outside the package by its file's hash or its plug-in's version."""
         parts = [str(self.version), (self.source or "")[:12], (self.plugin or "").replace(" ", "-")]
         return "+".join(part for part in parts if part)
 
     @property
     def architecture(self) -> str:
-        """The name in the registry: its own, or that of the entry it is a variant of."""
+        """Name of the registered model: its own, or that of the model it is a variant of."""
         return self.variant_of or self.name
 
     def variant(self, name: str, hyperparameters: Mapping[str, Any], recipe: Mapping[str, Any]) -> ModelSpec:
-        """The same model under another name, with `hyperparameters` and `recipe` over its own."""
+        """Return the same model under another name, with `hyperparameters` and `recipe` over its own."""
         return dataclasses.replace(
             self,
             name=name,
@@ -133,12 +143,33 @@ class ModelSpec:
 
 
 MODELS: Registry[ModelSpec] = Registry("model")
+"""Every registered model, in order of registration."""
 
 
 def register_model(name: str, **attributes: Any) -> Callable[[Build], Build]:
-    """Register the decorated factory as the model `name`; `attributes` are those of `ModelSpec`.
+    """Register the decorated factory as a model of the benchmark.
 
-    A file that is imported a second time, by its path after its name say, takes the place of its own model.
+    A file that is imported twice, for example by its path and by its module name, replaces its own model.
+
+    Parameters
+    ----------
+    name
+        As in `ModelSpec`; unique in the registry.
+    **attributes
+        Other attributes of `ModelSpec`: ``summary``, ``reference``, ``hyperparameters``, ``recipe``,
+        ``claims``, ``expected_failures``, ``version``.
+
+    Returns
+    -------
+    callable
+        A decorator that returns the factory unchanged.
+
+    Raises
+    ------
+    InvalidArgument
+        For a name that is taken or not allowed, and when what is decorated is not callable.
+    UnknownName
+        For an unknown claim.
 
     Examples
     --------
@@ -164,9 +195,9 @@ def register_model(name: str, **attributes: Any) -> Callable[[Build], Build]:
 
 
 def same_factory(one: Build, other: Build) -> bool:
-    """Whether two functions are one definition in one file, which was imported under two names.
+    """Whether two functions come from the same definition in the same file, imported under two names.
 
-    Two that one decorator returned are not told apart.
+    Two functions that one decorator returned cannot be distinguished.
     """
     if one is other:
         return True

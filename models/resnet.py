@@ -43,7 +43,7 @@ def build(
     offset: float = 0.0,
     smoothing: float = 1e-3,
 ) -> nn.Module:
-    """Build a ResNet of `layers` residual blocks; hyperparameters as in `hamiltonian.build`."""
+    """Build a ResNet of `layers` residual blocks; hyperparameters as in `h_node.build`."""
     blocks = [ResNetLayer(width, gain=gain, offset=offset) for _ in range(layers)]
     flow = ODEBlock(blocks, final_time=final_time, solver=Solver(method="euler", steps=layers))
     return PixelNetwork(input_shape, num_classes, flow, width=width, smoothing=smoothing)

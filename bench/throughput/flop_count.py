@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ...models import ODEBlock
-from ...models.ode.kernels.fixed_step import SHU_OSHER_ALPHAS
+from ...models.ode.solver import SHU_OSHER_ALPHAS
 from ...models.ode.tanh_field import TanhField
 from .roofline import Work
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..._errors import InvalidArgument
 from .kernels.adaptive import METHOD, adaptive_flow, supports_adaptive
-from .kernels.fixed_step import SHU_OSHER_ALPHAS, fixed_step_flow, flow_implementation, supports
+from .kernels.fixed_step import fixed_step_flow, flow_implementation, supports
 from .lipschitz import (
     CONVEX_COMBINATIONS,
     MAX_ENUMERATED_STATE,
@@ -19,7 +19,7 @@ from .lipschitz import (
     TanhForm,
     flow_bounds,
 )
-from .solver import Field, Solver, SolverFailure, StepMap, shu_osher, solve
+from .solver import SHU_OSHER_ALPHAS, Field, Solver, SolverFailure, StepMap, shu_osher, solve
 from .tanh_field import TanhField, defines_tanh_field
 
 

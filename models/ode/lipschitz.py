@@ -1,9 +1,9 @@
-"""Sound Lipschitz bounds on tanh fields and on the solver steps that carry them.
+"""Sound l2 Lipschitz bounds of tanh fields, of their exact flow and of solver steps.
 
 For f(x) = A tanh(B x + b) + C x the Jacobian is A D B + C with D diagonal in [0, 1]^n. Norms and
 logarithmic norms are convex, and the Jacobian is affine in D, so their maxima over the box are attained
-at its 2^n vertices: enumerating these is exact over the box. Everything is real arithmetic in float64;
-the rounding of the network that runs in float32 is not part of a bound.
+at its 2^n vertices: enumerating these is exact over the box. Bounds are computed in float64 and hold for
+real arithmetic: the rounding of a float32 network is not part of a bound.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..._errors import RobustodeError
 
 MAX_ENUMERATED_STATE = 10
-"""Largest n whose 2^n vertices are enumerated."""
+"""Largest state dimension n whose 2^n vertices are enumerated."""
 
 CONVEX_COMBINATIONS: Mapping[str, Callable[[float], float]] = {
     "euler": lambda e: e,
@@ -33,19 +33,28 @@ NONNEGATIVE_TABLEAUS: Mapping[str, int] = {"euler": 1, "midpoint": 2, "heun2": 2
 
 
 class NoCertificate(RobustodeError):
-    """A model of whose map no Lipschitz bound is known; the message is the reason."""
+    """No Lipschitz bound of the model is known; the message is the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LipschitzParts:
-    """What a model states of itself for an l2 certificate: logits = W body(x) + bias.
+    """The parts of a network logits = W body(x) + bias, for an l2 certificate.
+
+    A model returns it from a method ``lipschitz_parts()``. A sample whose logit of class k exceeds that of
+    class j by m is certified against j within the l2 radius m / (|w_k - w_j| L), L the product of `body`.
 
     Attributes
     ----------
     body
-        Lipschitz bounds of the parts whose composition is the body, by name, in pixel units.
+        l2 Lipschitz bounds of the maps whose composition is the body, by name. The first takes pixels in
+        [0, 1], so that the radius is in pixel units.
     head
-        W, shape (K, D), float64.
+        W, shape (K, D), float64, detached: K classes, D features.
+
+    References
+    ----------
+    Tsuzuku, Sato, Sugiyama, "Lipschitz-margin training", NeurIPS 2018, arXiv 1802.04034, proposition 1, with
+    the norm of the difference of two rows in place of sqrt(2) times that of the whole network.
     """
 
     body: Mapping[str, float]
@@ -53,16 +62,23 @@ class LipschitzParts:
 
 
 def convolution_bound(weight: Tensor, height: int, width: int) -> float:
-    """Upper bound on the l2 norm of a zero-padded, stride-1 convolution of (C_in, H, W) images.
+    """Return an upper bound of the l2 norm of a zero-padded convolution with stride 1.
 
-    The norm of the circular convolution on the torus of size (H + k - 1, W + k - 1), exact by the
-    singular values of its transfer matrices. An image padded by zeros to that torus does not wrap
-    around, so this bounds the zero-padded convolution.
+    It is the norm of the circular convolution on images of size (H + k - 1, W + k - 1), computed exactly from
+    the singular values of its transfer matrices. An image padded by zeros to that size does not wrap around,
+    so the bound holds for the zero-padded convolution.
 
     Parameters
     ----------
     weight
-        Kernel, shape (C_out, C_in, k, k).
+        Kernel, shape (C_out, C_in, k, k), of a convolution with ``padding`` at most k - 1.
+    height, width
+        H and W of the input images, shape (C_in, H, W).
+
+    Returns
+    -------
+    float
+        The bound, dimensionless.
 
     References
     ----------
@@ -82,7 +98,7 @@ class TanhForm:
     C: Tensor
 
     def jacobians(self) -> Tensor:
-        """A D B + C at every vertex D of [0, 1]^n, shape (2^n, n, n).
+        """Return A D B + C at every vertex D of [0, 1]^n, shape (2^n, n, n).
 
         Raises
         ------
@@ -98,22 +114,22 @@ class TanhForm:
         return self.A @ (vertices.to(self.B) * self.B) + self.C
 
     def lipschitz(self) -> float:
-        """Lipschitz constant of f, per unit of time; exact over the box."""
+        """Return the Lipschitz constant of f, per unit of time; exact over the box."""
         return float(torch.linalg.matrix_norm(self.jacobians(), ord=2).amax())
 
     def logarithmic_norm(self) -> float:
-        """Largest mu_2 of the Jacobian: distances along the exact flow grow at most like exp(mu_2 t)."""
+        """Return the Jacobian's largest mu_2: distances along the exact flow grow by at most exp(mu_2 t)."""
         jacobians = self.jacobians()
         return float(torch.linalg.eigvalsh((jacobians + jacobians.mT) / 2).amax())
 
     def euler_bound(self, h: float) -> float:
-        """Lipschitz constant of one Euler step x + h f(x); exact over the box."""
+        """Return the Lipschitz constant of one Euler step x + h f(x); exact over the box."""
         jacobians = self.jacobians()
         identity = torch.eye(jacobians.shape[-1]).to(jacobians)
         return float(torch.linalg.matrix_norm(identity + h * jacobians, ord=2).amax())
 
     def step_bound(self, h: float, method: str) -> float:
-        """Lipschitz bound of one step of `method` with step size `h`.
+        """Return a Lipschitz bound of one step of `method` with step size `h`.
 
         The smaller of two: that of a convex combination of Euler steps, and sum_{k <= p} (h L)^k / k!
         for an explicit method of p stages, order p and nonnegative coefficients, L = `lipschitz`.
@@ -166,7 +182,7 @@ def _exp(exponent: float) -> float:
 
 
 def contractive_euler_bound(h: float, gamma: float, c1: float, c2: float) -> float:
-    """Lipschitz bound of an Euler step of x' = (J - gamma I) grad H, c1 I <= Hessian <= c2 I.
+    """Return a Lipschitz bound of an Euler step of x' = (J - gamma I) grad H, c1 I <= Hessian <= c2 I.
 
     sqrt((1 - h gamma m)^2 + (h m)^2) + h d sqrt(1 + gamma^2), with m = (c1 + c2)/2, d = (c2 - c1)/2:
     the step is normal with eigenvalues 1 - h m gamma +- i h m about the Hessian's midpoint, and the rest
@@ -177,7 +193,9 @@ def contractive_euler_bound(h: float, gamma: float, c1: float, c2: float) -> flo
 
 
 def contractive_step_limit(gamma: float, c1: float, c2: float, rho: float) -> float:
-    """The step size below which `contractive_euler_bound` is less than 1: 2 rho / ((1 + gamma^2) c1 c2).
+    """Return the step size below which `contractive_euler_bound` is less than 1.
+
+    It is 2 rho / ((1 + gamma^2) c1 c2), in the model's own time.
 
     With s = d sqrt(1 + gamma^2) the bound is below 1 when (1 - h gamma m)^2 + (h m)^2 < (1 - h s)^2,
     that is h ((1 + gamma^2) m^2 - s^2) < 2 (gamma m - s) = 2 rho.

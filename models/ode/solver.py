@@ -12,7 +12,6 @@ from torchdiffeq import odeint
 
 from ..._errors import InvalidArgument, ModelFailure
 from ..._registry import unknown_name
-from .kernels.fixed_step import SHU_OSHER_ALPHAS
 from .lipschitz import CONVEX_COMBINATIONS
 
 Field = Callable[[Tensor], Tensor]
@@ -25,6 +24,9 @@ FIXED_GRID = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "sspr
 """Fixed-grid methods, each with its field evaluations per step; all but ``ssprk3`` are torchdiffeq's."""
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 """Methods of torchdiffeq that choose their own step sizes."""
+
+SHU_OSHER_ALPHAS = {"euler": (0.0,), "heun2": (0.0, 1 / 2), "ssprk3": (0.0, 3 / 4, 1 / 3)}
+"""Convex combinations of Euler steps: stage i is alpha_i x + (1 - alpha_i) Euler(stage i - 1); by method."""
 
 
 class SolverFailure(ModelFailure):

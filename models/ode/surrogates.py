@@ -1,8 +1,8 @@
-"""Surrogates of a model: the same weights, their flow solved on another grid.
+"""Surrogates of a model: the same weights, solved by another ODE solver.
 
-An attack crafted through one and scored on the model itself tells whether it was the solver that hid the
-gradient (Huang, Yu, Zhang, Ma, Yao, PMLR 145, 2021), or that the solver is part of the model (Ott,
-Katiyar, Hennig, Tiemann, ICLR 2021, arXiv 2007.15386).
+An attack crafted on a surrogate and scored on the model itself shows whether the solver masks gradients
+(Huang, Yu, Zhang, Ma, Yao, PMLR 145, 2021) or is part of the model (Ott, Katiyar, Hennig, Tiemann, ICLR 2021,
+arXiv 2007.15386).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .block import ODEBlock
 from .solver import Solver
 
 SURROGATE_GRIDS = tuple((method, steps) for method in ("euler", "rk4") for steps in (16, 64))
-"""Methods and steps over the whole of [0, T] of the surrogates."""
+"""Method and steps over the whole of [0, T] of each surrogate."""
 
 
 def with_solver(
@@ -28,22 +28,22 @@ def with_solver(
     rtol: float | None = None,
     atol: float | None = None,
 ) -> nn.Module:
-    """A deep copy of `model` whose every ODE block is solved by another solver; `model` stays as it is.
+    """Return a deep copy of `model` with another solver in every ODE block; `model` itself is unchanged.
 
     Parameters
     ----------
     method
         As in `Solver`.
     steps
-        Over the whole of [0, T] on a fixed grid, raised to the next multiple of a block's layers; a block's
-        own number unless given.
+        Over the whole of [0, T] on a fixed grid, rounded up to a multiple of a block's layers; None for a
+        block's own number.
     rtol, atol
-        Tolerances of an adaptive method; a block's own unless given.
+        Tolerances of an adaptive method; None for a block's own.
 
     Raises
     ------
     InvalidArgument
-        When `model` has no ODE block, or there is no such solver.
+        When `model` has no ODE block, or the solver is unknown.
     """
     blocks = _blocks(model)
     if not blocks:
@@ -56,10 +56,10 @@ def with_solver(
 
 
 def solver_surrogates(model: nn.Module) -> dict[str, nn.Module]:
-    """`model` on grids of 16 and 64 steps of ``euler`` and of ``rk4``, by name: ``euler-16`` and so on.
+    """Return `model` solved by 16 and 64 steps of ``euler`` and ``rk4``, by name: ``euler-16`` and so on.
 
-    A surrogate that solves as the model itself does is left out, and one that solves as an earlier one
-    does. Empty for a model without an ODE block.
+    Surrogates with the solver of the model itself, or of an earlier surrogate, are left out. Empty for a
+    model without an ODE block.
     """
     blocks = _blocks(model)
     seen = [[_grid(block, block.solver) for block in blocks]]

@@ -24,7 +24,8 @@ from robustode.models.ode import block as ode
 from robustode.models.ode.backend import ENVIRONMENT_VARIABLE, _initial_backend
 from robustode.models.ode.kernels.cpu import matrix_operand, run_on_threads
 from robustode.models.ode.kernels.cpu_tiles import TILE
-from robustode.models.ode.kernels.fixed_step import SHU_OSHER_ALPHAS, fixed_step_flow, supports
+from robustode.models.ode.kernels.fixed_step import fixed_step_flow, supports
+from robustode.models.ode.solver import SHU_OSHER_ALPHAS
 from robustode.models.ode.tanh_field import TanhField, defines_tanh_field
 from torch import Tensor, nn
 

@@ -15,13 +15,12 @@ import pytest
 import torch
 from robustode.models.ode.kernels import fixed_step as _fused
 from robustode.models.ode.kernels.fixed_step import (
-    SHU_OSHER_ALPHAS,
     check_kernels,
     fixed_step_flow,
     flow_implementation,
     supports,
 )
-from robustode.models.ode.solver import shu_osher
+from robustode.models.ode.solver import SHU_OSHER_ALPHAS, shu_osher
 from robustode.models.ode.tanh_field import TanhField
 from test_fused import FAST, assert_close, build, fields, flow_answers, gradients, leaves, normal, tanh
 from torch import Tensor

@@ -7,8 +7,7 @@ import torch
 from robustode import ODEBlock, Solver
 from robustode.bench.throughput.flop_count import OperationCounter, flow_work, tanh_operations
 from robustode.models import MODELS
-from robustode.models.ode.kernels.fixed_step import SHU_OSHER_ALPHAS
-from robustode.models.ode.solver import shu_osher
+from robustode.models.ode.solver import SHU_OSHER_ALPHAS, shu_osher
 from robustode.models.ode.tanh_field import TanhField
 from torch import nn
 from torch.nn import functional as F

@@ -19,10 +19,8 @@ import torch
 from torch import Tensor
 
 from ..backend import get_ode_backend
+from ..solver import SHU_OSHER_ALPHAS
 from ..tanh_field import TanhField
-
-SHU_OSHER_ALPHAS = {"euler": (0.0,), "heun2": (0.0, 1 / 2), "ssprk3": (0.0, 3 / 4, 1 / 3)}
-"""alpha of each stage, by method."""
 
 MAX_STATE_SIZE = 16
 """Largest state dimension n: a GPU's threads hold whole columns, and on a CPU BLAS is faster beyond it."""
