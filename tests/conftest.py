@@ -51,20 +51,24 @@ def empty_figure() -> tuple[bytes, bytes]:
     return drawn
 
 
-@pytest.fixture(scope="module")
-def empty_figures(empty_figure) -> Iterator[None]:
+def _render_empty(patch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    drawn = request.getfixturevalue("empty_figure")
+    patch.setattr("robustode.bench.report.rendering._both", lambda figure: drawn)
+
+
+@pytest.fixture
+def empty_figures(monkeypatch, request: pytest.FixtureRequest) -> None:
     """Reports that this process makes show empty figures: rendering takes most of a report's time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("robustode.bench.report.rendering._both", lambda figure: empty_figure)
-        yield
+    _render_empty(monkeypatch, request)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _figures(request: pytest.FixtureRequest) -> None:
+def _figures(request: pytest.FixtureRequest) -> Iterator[None]:
     """Only tests of the report, and timed benchmarks, render what figures show."""
-    timed = request.config.getoption("benchmark_only")
-    if not timed and "report" not in request.path.parts:
-        request.getfixturevalue("empty_figures")
+    with pytest.MonkeyPatch.context() as patch:
+        if "report" not in request.path.parts and not request.config.getoption("benchmark_only"):
+            _render_empty(patch, request)
+        yield
 
 
 @pytest.fixture

@@ -174,6 +174,7 @@ def test_the_command_wants_one_file(capsys):
     assert "usage" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_the_report_has_a_page_of_benchmarks_while_there_are_files(tmp_path):
     synthetic.write(tmp_path, small(("node",), threats=("gaussian",)))
     write_report(tmp_path)

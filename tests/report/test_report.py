@@ -75,6 +75,7 @@ def test_report_is_complete(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_page_needs_no_network_and_can_be_used_by_keyboard(tmp_path: Path) -> None:
     text = write_report(synthetic.write(tmp_path, small())).page.read_text(encoding="utf-8")
     page = Page(text)
@@ -123,6 +124,7 @@ def test_report_is_byte_identical_in_a_process_without_torch(tmp_path: Path) -> 
     assert first.keys() == second.keys()
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_stale_figures_are_removed(tmp_path: Path) -> None:
     synthetic.write(tmp_path, small())
     write_report(tmp_path)
@@ -171,6 +173,7 @@ def test_markup_in_model_names(tmp_path: Path) -> None:
     assert "[bold]m[/bold]" in console.export_text()
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_failure_is_named_and_never_counted_as_robust(tmp_path: Path) -> None:
     failures = {("node", "pgd-linf", 0.1): synthetic.FAILURE}
     report = write_report(synthetic.write(tmp_path, small(failures=failures)))
@@ -181,6 +184,7 @@ def test_failure_is_named_and_never_counted_as_robust(tmp_path: Path) -> None:
     assert synthetic.FAILURE in Page(report.page.read_text(encoding="utf-8")).text
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_damaged_records_are_named_and_left_out(tmp_path: Path) -> None:
     synthetic.write(tmp_path, small())
     store = Store(tmp_path)
@@ -202,6 +206,7 @@ def test_damaged_records_are_named_and_left_out(tmp_path: Path) -> None:
     assert pd.isna(board.loc["node", "linf@0.1"])
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_superseded_records_are_counted(tmp_path: Path) -> None:
     old = small(("node",), threats=("gaussian",))
     new = small(("node",), threats=("gaussian",), created="2026-03-01T00:00:00Z", model_version="2")
@@ -241,6 +246,7 @@ def test_nothing_to_report(tmp_path: Path, damaged: bool) -> None:
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_unusable_plan_and_benchmarks_are_named(tmp_path: Path) -> None:
     synthetic.write(tmp_path, small(("node",)), headline=None)
     (tmp_path / "plan.json").write_text("{}")
