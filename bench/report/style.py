@@ -1,10 +1,10 @@
-"""How things look and what they are called: one style a model, everywhere and for good. No torch."""
+"""Colours, markers and names in every figure and table: one fixed style per model. No torch."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
@@ -190,13 +190,14 @@ def darker(color: str) -> tuple[float, ...]:
     return tuple(float(part) for part in rgb)
 
 
+def luminance(rgb: Sequence[float]) -> float:
+    """Relative luminance of an sRGB colour of channels in [0, 1], as WCAG 2.2 defines it."""
+    parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in rgb[:3]]
+    return float(np.dot(parts, [0.2126, 0.7152, 0.0722]))
+
+
 def readable_on(color: tuple[float, ...]) -> str:
     """The ink, dark or white, that has the higher contrast on a colour (WCAG 2.2, relative luminance)."""
-
-    def luminance(rgb: tuple[float, ...]) -> float:
-        parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in rgb[:3]]
-        return float(np.dot(parts, [0.2126, 0.7152, 0.0722]))
-
     behind, ink = luminance(color), luminance(to_rgb(INK))
     return INK if (behind + 0.05) / (ink + 0.05) > 1.05 / (behind + 0.05) else "white"
 

@@ -35,8 +35,8 @@ const dropCharts = (host) => {
   }
 };
 
-// How a curve is drawn: what is certified as a row of round dots, all else in its own dashes or the model's.
-// Between two strengths no more is certified here than at the larger one.
+// How a curve is drawn: certified accuracy as round dots, the others with their own dashes or the model's.
+// Between two strengths the certified accuracy is taken to be that at the larger one, a lower bound.
 const stepsBefore = uPlot.paths.stepped({ align: -1 });
 const styleOf = (curve) => (curve.dotted
   ? { dash: [0.1, 6], width: 3, cap: "round" }
@@ -138,7 +138,7 @@ const draw = (host, { title, axis, symbol, curves, height = 176 }) => {
   } };
 };
 
-// The panels of one axis: a norm (its worst case, what is certified, its attacks), or one noise.
+// The panels of one axis: a norm (worst case, certified accuracy, single attacks), or one noise.
 const groupsOf = (set) => {
   const groups = new Map();
   set.panels.forEach((panel, number) => {
@@ -160,12 +160,11 @@ const curvesAt = (row, panel, number) => {
   return curves;
 };
 
-// The first figure, alive: a chart a threat, models switched on and off together.
-const NAMED = 16;
+// The first figure as interactive charts, one per threat; a model is shown or hidden in all of them.
 const explore = (figure) => {
   const set = DATA.charts.find((one) => one.name === figure.dataset.explorer);
   if (!set) return;
-  const rows = set.rows.filter((row) => Object.keys(row.curves).length).slice(0, NAMED).map((row) => ROWS.get(row.id));
+  const rows = set.rows.filter((row) => Object.keys(row.curves).length).slice(0, DATA.named).map((row) => ROWS.get(row.id));
   const grid = make("div", { class: "charts" });
   const legend = make("ul", { class: "legend", "aria-label": "Models" });
   const host = make("div", { class: "explorer" }, legend, grid);
@@ -187,7 +186,7 @@ const explore = (figure) => {
     legend.append(make("li", {}, button));
   }
   if (set.rows.length > rows.length) {
-    legend.append(make("li", { class: "quiet" }, `the first ${rows.length} of ${set.rows.length}; tick others in the leaderboard to compare them`));
+    legend.append(make("li", { class: "quiet" }, `the first ${rows.length} of ${set.rows.length} models; tick others in the leaderboard to compare them`));
   }
 };
 const waiting = new IntersectionObserver((entries) => {

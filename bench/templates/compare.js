@@ -67,9 +67,9 @@ const showCompare = (ids) => {
   const settings = settingsBeside(rows);
   const left = chosenRows.length - rows.length;
   body.replaceChildren(
-    ...(left ? [make("p", { class: "notice" }, `${many(left, "model")} of another dataset, or beyond ${MOST}, left out.`)] : []),
+    ...(left ? [make("p", { class: "notice" }, `${many(left, "model")} of another dataset, or beyond ${MOST}, not shown.`)] : []),
     ...(first ? [make("div", { class: "picker" }, make("label", { for: "compare-threat" }, "Threat"), select), legend, host] : []),
-    make("p", { class: "quiet" }, "Bands are 95% Wilson intervals; round dots are certified, a lower bound."),
+    make("p", { class: "quiet" }, "Bands are 95% Wilson intervals; round dots are certified accuracy, a lower bound."),
     make("h3", {}, "Side by side"), sideBySide(rows, numbersBeside(rows), "Value"),
     make("h3", {}, "Settings that differ"),
     settings.length ? sideBySide(rows, settings, "Setting") : make("p", { class: "quiet" }, "None."),

@@ -42,7 +42,7 @@ const drawSheet = (row, host) => {
   }
 };
 
-// Every accuracy of some rows at some panels, as a table: what the charts show, for those who read numbers.
+// The numbers of some panels of some rows, as a table.
 const numbersOf = (rows, panels, label) => {
   const body = panels.flatMap((panel) => rows.flatMap((row) => curveOf(row, panel.number).filter((point) => point.samples || point.x > 0).map((point) => make(
     "tr", {}, make("th", { scope: "row" }, rows.length > 1 ? row.label : panel.title), rows.length > 1 ? make("td", { class: "text" }, panel.title) : null,
@@ -80,5 +80,5 @@ const showSheet = (details) => {
   body.querySelectorAll("[data-part]").forEach((part) => { part.hidden = !some; });
   if (!some) return;
   drawSheet(row, body.querySelector(".charts"));
-  body.querySelector(".numbers").append(numbersOf([row], numbered(row.set), `Every accuracy of ${row.label}`));
+  body.querySelector(".numbers").append(numbersOf([row], numbered(row.set), `All accuracies of ${row.label}`));
 };

@@ -109,7 +109,7 @@ const filterBoards = () => {
   const words = rank ? ` ranked by ${rank.selectedOptions[0].textContent}` : "";
   const tested = rank && BOARDS.every(({ name: set }) => DATA.ranks[set]?.[rank.value]);
   const known = tested || !rank || rank.value === rank.dataset.default;
-  const ties = tested ? "; = where McNemar's test cannot tell models apart" : known ? "" : " (by value: equal values share a rank)";
+  const ties = tested ? "; = marks models that McNemar's test does not distinguish" : known ? "" : " (by value: equal values share a rank)";
   const count = shown === all ? many(all, "row") : `${shown} of ${many(all, "row")}`;
   byId("state").textContent = `${count}${words}${ties}`;
 };

@@ -13,6 +13,7 @@ import pytest
 import synthetic
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
 from robustode import __version__
 from robustode.bench.audits.outcome import Finding
 from robustode.bench.audits.sheet import Sheet
@@ -24,14 +25,14 @@ from robustode.bench.report.html import page as page_module
 from robustode.bench.report.html.audit_lines import audit_badge, audit_lines
 from robustode.bench.report.html.citation import bibtex, linked, own_bibtex
 from robustode.bench.report.html.grid import evidence, flags, grid
-from robustode.bench.report.html.panels import _channels, _luminance, chart_data, on_dark
+from robustode.bench.report.html.panels import chart_data, on_dark
 from robustode.bench.report.html.reproduce import command
 from robustode.bench.report.html.sheets import certificates
 from robustode.bench.report.html.template import embedded, script
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
 from robustode.bench.report.report import write_report
 from robustode.bench.report.statistics import COLUMNS, summarise
-from robustode.bench.report.style import _COLOURS, _CORE
+from robustode.bench.report.style import _COLOURS, _CORE, luminance
 
 AUDITS = (
     Finding(name="masking", title="Gradient masking", seed=0, verdict="flag", value=0.031, threshold=0.01,
@@ -103,13 +104,13 @@ def test_a_value_that_a_training_seed_lacks_is_a_gap():
 
 @pytest.mark.parametrize("colour", [*_COLOURS, *(look[0] for look in _CORE.values())])
 def test_colours_stand_out_from_the_dark_background(colour):
-    background = _luminance(_channels("#1b1f23"))
-    assert (_luminance(_channels(on_dark(colour))) + 0.05) / (background + 0.05) >= 3.99
+    background = luminance(to_rgb("#1b1f23"))
+    assert (luminance(to_rgb(on_dark(colour))) + 0.05) / (background + 0.05) >= 3.99
 
 
 def test_luminance_of_black_and_white():
-    assert _luminance([0, 0, 0]) == 0
-    assert _luminance([255, 255, 255]) == pytest.approx(1)
+    assert luminance([0, 0, 0]) == 0
+    assert luminance([1, 1, 1]) == pytest.approx(1)
 
 
 # --- citations ------------------------------------------------------------------------------------
@@ -195,20 +196,21 @@ def test_the_command_names_preset_model_and_seeds():
 
 
 def test_the_command_says_what_it_cannot_know():
-    assert command(Headline(), of()) == ("", "The results folder does not say by which preset it was made.")
+    assert command(Headline(), of())[0] == ""
     line, note = command(Headline(preset="mine"), of(seeds=(2,)))
     assert line == "robustode run --preset mine.toml --models node --seeds 3"
-    assert "stands for the file" in note
-    assert "Training seeds 2 are behind" in note
+    assert "mine.toml" in note
+    assert "seeds 2" in note
     card = {"summary": "x' = tanh(x)", "file": "my_node.py:build", "given": {"file": "my.safetensors"}}
     given = [dataclasses.replace(r, card=card) if r.card else r for r in of()]
     line, note = command(Headline(preset="quick"), given)
     assert line == "robustode run --preset quick --models my_node.py:build --weights my.safetensors"
-    assert "So do its weights" in note
+    assert "my_node.py" in note
+    assert "checkpoint" in note
     made = [dataclasses.replace(r, card={"summary": "my_node.py:build"}) if r.card else r for r in of()]
     line, note = command(Headline(preset="quick"), made)
     assert line == "robustode run --preset quick --models my_node.py:build --seeds 1"
-    assert "whoever ran it" in note
+    assert "my_node.py" in note
 
 
 # --- the leaderboard's cells ------------------------------------------------------------------------
@@ -307,7 +309,10 @@ def test_p_values_stand_with_the_rank():
     made = synthetic.records(("node", "resnet"), samples=30, threats=("gaussian", "pgd-linf"))
     found = table(made, p_leader=[np.nan, 0.0312], p_above=[np.nan, 0.5])
     assert cell_of(found, 0, "rank")["tip"] == ""
-    assert cell_of(found, 1, "rank")["tip"] == "p = 0.031 against the first, p = 0.5 against the row above"
+    assert (
+        cell_of(found, 1, "rank")["tip"]
+        == "p = 0.031 against the rank's first row, p = 0.5 against the row above"
+    )
 
 
 def test_a_row_that_was_not_asked_is_below_those_that_were():
@@ -364,5 +369,5 @@ def test_certificates_say_which_samples_they_are_about():
     ]
     (first, second) = certificates(pd.DataFrame(rows, columns=list(COLUMNS)))["digits", "m", "r"]
     assert (first["what"], first["how"], first["value"]) == ("ℓ₂, ε = 0.25", "Lipschitz bound", "50.0")
-    assert (first["over"], first["samples"]) == ("those that were attacked", "100")
-    assert (second["over"], second["samples"]) == ("all that were certified", "450")
+    assert (first["over"], first["samples"]) == ("attacked samples", "100")
+    assert (second["over"], second["samples"]) == ("all test samples with a certificate", "450")

@@ -34,7 +34,7 @@ _ORDER = (
 def attack_parts(records: Iterable[Record]) -> pd.DataFrame:
     """One row for each part of an attack at a strength, columns `COLUMNS`; means over training seeds.
 
-    `samples` are those that stood when the part began, `broken` those of them that it broke; `evaluations`
+    `samples` are those that no earlier part broke, `broken` those of them that this part broke; `evaluations`
     are evaluations of the field times samples, over all forward passes, missing in records of before they
     were counted. Where the strengths of a curve were done in one run, what it cost is the strength's share.
     """

@@ -1,4 +1,4 @@
-"""Model cards: what a leaderboard's row is, as JSON with a published schema, from records alone. No torch.
+"""Model cards: one row of the leaderboard as JSON with a published schema, from records alone. No torch.
 
 ``schemas/model-card.schema.json`` is the JSON Schema of `ModelCard`, as
 ``python -m robustode.bench.report.html.cards`` prints it.
@@ -50,13 +50,13 @@ class CardCheckpoint(_Part):
 
 
 class ModelCard(_Part):
-    """A model on a robustode leaderboard: what it is, what it says of itself, and what makes it again.
+    """A model on a robustode leaderboard: its definition, its claims, and the command that reproduces it.
 
     `claims` are the model's own, each measured by `robustode check`; `expected_failures` are the checks that
-    it is known to fail, with reasons. `recipe` is how it was trained, or `given` where its weights were
-    brought along, which `weights` then says. `solver` is null for a model without an ODE block. `parameters`
-    counts numbers, `seeds` lists training seeds. `file` names a model from a file and `plugin` a model from
-    an installed package. `command` is given in the results folder.
+    it is known to fail, with reasons. `recipe` is how it was trained, `given` for pretrained
+    weights, as `weights` then says. `solver` is null for a model without an ODE block. `parameters` counts
+    numbers, `seeds` lists training seeds. `file` names a model from a file and `plugin` a model from
+    an installed package. `command` is run in the results folder.
     """
 
     schema_version: Literal[1] = 1
@@ -93,7 +93,7 @@ def published_schema() -> dict[str, Any]:
 
 
 def cards(store: Store, used: Iterable[Record], preset: str) -> dict[str, str]:
-    """The cards of all rows that have trained, or were given, weights: ``cards/<model>.json`` and its text.
+    """The cards of all rows that have trained, or pretrained, weights: ``cards/<model>.json`` and its text.
 
     A model with several rows, of several recipes or datasets, has ``cards/<model>@<dataset>@<recipe>.json``.
     A row whose records do not say enough, as those of older versions may not, has none.
@@ -133,7 +133,7 @@ def model_card(store: Store, trainings: Sequence[Record], preset: str) -> ModelC
         )
         for record in trainings
     ]
-    given = "weights_sha256" in cell.recipe
+    pretrained = "weights_sha256" in cell.recipe
     return ModelCard(
         name=cell.model,
         architecture=str(card.get("architecture", cell.model)),
@@ -144,7 +144,7 @@ def model_card(store: Store, trainings: Sequence[Record], preset: str) -> ModelC
         expected_failures=dict(card.get("expected_failures", {})),
         hyperparameters=_sorted(cell.hyperparameters),
         recipe=_sorted(cell.recipe),
-        weights="given" if given else "trained",
+        weights="given" if pretrained else "trained",
         solver=card.get("solver"),
         parameters=int(trainings[0].measures.get("parameters", 0)),
         dataset=CardDataset(
@@ -157,17 +157,8 @@ def model_card(store: Store, trainings: Sequence[Record], preset: str) -> ModelC
         checkpoints=checkpoints,
         file=card.get("file"),
         plugin=card.get("plugin"),
-        command=command(trainings, preset, checkpoints[0].file if given else None),
+        command=run_line(preset, trainings, checkpoints[0].file if pretrained else None) or None,
     )
-
-
-def command(trainings: Sequence[Record], preset: str, weights: str | None = None) -> str | None:
-    """The command that makes a row again, in the results folder; None where no plan says which preset."""
-    if not preset:
-        return None
-    model = str(trainings[0].card.get("file") or trainings[0].cell.model)
-    seeds = max(record.cell.training_seed for record in trainings) + 1
-    return run_line(preset, model, seeds, weights)
 
 
 def _sorted(values: Mapping[str, Any]) -> dict[str, Any]:

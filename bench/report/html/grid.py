@@ -120,7 +120,7 @@ def _cell(field: Field, row: pd.Series[Any], top: bool, behind: Evidence) -> dic
     if not missing(spread):
         parts.append(f"standard deviation over seeds {percent(spread)}")
     if field.name == "rank":
-        tests = {"p_leader": "the first", "p_above": "the row above"}
+        tests = {"p_leader": "the rank's first row", "p_above": "the row above"}
         found = [f"p = {row[name]:.2g} against {of}" for name, of in tests.items() if _there(row, name)]
         parts.append(", ".join(found))
     busy = is_busy(field, row)
@@ -184,7 +184,7 @@ def flags(tables: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     words = {
         "audit": "flagged by an audit",
         "unaudited": "not fully audited",
-        "expected": "known to fail a check",
+        "expected": "expected check failure",
         "incomplete": "failed or incomplete",
     }
     present = {flag for table in tables for line in table["lines"] for flag in line["flags"]}

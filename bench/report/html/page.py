@@ -1,4 +1,4 @@
-"""What stands on the page, as plain data for the template. No torch."""
+"""The page, as plain data for its templates. No torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...records.latest import Entry, entry
 from ...records.record import SUBMISSION, Record
 from ..figures import Picture, labelled
 from ..leaderboard.side_tables import SideTable
-from ..style import key_name, strength_symbol
+from ..style import NAMED_MODELS, key_name, strength_symbol
 from .audit_lines import audit_badge, audit_lines
 from .citation import own_bibtex
 from .compact_svg import compact_svg
@@ -113,6 +113,7 @@ def render(
         data=embedded(
             {
                 "charts": charts,
+                "named": NAMED_MODELS,
                 "ranks": {table["name"]: table["ranks"] for table in tables if table["ranks"]},
             }
         ),

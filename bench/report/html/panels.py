@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
+from matplotlib.colors import to_hex, to_rgb
 
 from ..certificates import CERTIFICATE
 from ..statistics import traced
-from ..style import NORMS, certified_name, strength_name, styles, threat_name
+from ..style import NORMS, certified_name, luminance, strength_name, styles, threat_name
 from ..text import missing
 from ..worst_case import WORST_CASE
 
@@ -133,19 +134,10 @@ def _curve(line: Iterable[Mapping[str, Any] | None], seeds: int) -> list[Any]:
 
 def on_dark(colour: str) -> str:
     """Lighten a colour, its hue kept, until it stands out from the dark background."""
-    rgb = _channels(colour)
+    rgb, behind = to_rgb(colour), luminance(to_rgb(_DARK))
     for step in range(21):
-        mixed = [channel + (255 - channel) * step / 20 for channel in rgb]
-        if (_luminance(mixed) + 0.05) / (_luminance(_channels(_DARK)) + 0.05) >= _CONTRAST:
+        mixed = [channel + (1 - channel) * step / 20 for channel in rgb]
+        if (luminance(mixed) + 0.05) / (behind + 0.05) >= _CONTRAST:
             break
-    return "#" + "".join(f"{round(channel):02x}" for channel in mixed)
-
-
-def _channels(colour: str) -> list[float]:
-    return [float(int(colour[i : i + 2], 16)) for i in (1, 3, 5)]
-
-
-def _luminance(rgb: Iterable[float]) -> float:
-    """Relative luminance, as WCAG 2 defines it."""
-    linear = [c / 255 / 12.92 if c <= 10.0 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
-    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    red, green, blue = mixed
+    return to_hex((red, green, blue))

@@ -1,10 +1,11 @@
-"""The command that makes a row of the leaderboard again. No torch."""
+"""The command that reproduces a row of the leaderboard. No torch."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ...config.preset import preset_names
 from ...records.headline import Headline
@@ -14,7 +15,7 @@ _FILE = re.compile(r"^[\w./-]+\.py:\w+$")
 
 
 def command(headline: Headline, records: Sequence[Record]) -> tuple[str, str]:
-    """The command line that makes the records of one row, and what to know before running it.
+    """The command line that reproduces the records of one row, and what to know before running it.
 
     Parameters
     ----------
@@ -24,38 +25,60 @@ def command(headline: Headline, records: Sequence[Record]) -> tuple[str, str]:
     Returns
     -------
     command, note
-        The command is empty where the folder does not say by which preset it was made.
+        The command is empty where the folder does not record its preset.
     """
     if not headline.preset:
-        return "", "The results folder does not say by which preset it was made."
-    cell, notes = records[0].cell, []
-    card = next((r.card for r in records if r.cell.kind == "training"), {})
+        return "", "The results folder does not record its preset."
+    notes = []
     if headline.preset not in preset_names():
-        notes.append(f"{headline.preset}.toml stands for the file of the preset {headline.preset}.")
-    model, summary = cell.model, str(card.get("summary") or "")
-    if file := str(card.get("file") or (summary if _FILE.match(summary) else "")):
-        model = file
-        notes.append("The model comes from a file of whoever ran it.")
-    given = card.get("given")
-    weights = str(given["file"]) if isinstance(given, Mapping) else None
+        notes.append(f"Replace {headline.preset}.toml by the path of that preset file.")
+    if file := _file(records):
+        notes.append(f"The model is defined in {file.partition(':')[0]}, which is not part of robustode.")
+    pretrained = _card(records).get("given")
+    weights = str(pretrained["file"]) if isinstance(pretrained, Mapping) else None
     if weights:
-        notes.append("So do its weights, which the checkpoint in this folder keeps.")
-    seeds = sorted({r.cell.training_seed for r in records if r.cell.kind != "throughput"} or {0})
-    count = seeds[-1] + 1
-    if seeds != list(range(count)):
-        notes.append(f"Training seeds {', '.join(map(str, seeds))} are behind this row.")
+        notes.append("The pretrained weights are kept as a checkpoint in this results folder.")
+    seeds = _seeds(records)
+    if seeds != list(range(len(seeds))):
+        notes.append(f"This row has the training seeds {', '.join(map(str, seeds))}.")
     devices = sorted({str(r.environment.get("device", "")) for r in records if r.cell.kind == "accuracy"})
     if any(devices):
         where = ", ".join(filter(None, devices))
-        notes.append(f"Accuracies here are from {where}; another device or library version rounds otherwise.")
+        notes.append(
+            f"Accuracies were computed on {where}; other devices and library versions round differently."
+        )
     commits = {str(r.environment["commit"])[:12] for r in records if r.environment.get("commit")}
     if commits:
-        notes.append(f"Made at commit {', '.join(sorted(commits))}.")
-    return run_line(headline.preset, model, count, weights), " ".join(notes)
+        notes.append(f"Commit: {', '.join(sorted(commits))}.")
+    return run_line(headline.preset, records, weights), " ".join(notes)
 
 
-def run_line(preset: str, model: str, seeds: int, weights: str | None = None) -> str:
-    """``robustode run`` of one model; `weights` is the file of weights that were given, not trained."""
+def run_line(preset: str, records: Sequence[Record], weights: str | None = None) -> str:
+    """``robustode run`` of the model of these records; empty where the preset is not known.
+
+    Parameters
+    ----------
+    weights
+        The file of pretrained weights, for a model that is not trained.
+    """
+    if not preset:
+        return ""
     chosen = preset if preset in preset_names() else f"{preset}.toml"
-    how = ["--weights", weights] if weights else ["--seeds", str(seeds)]
+    model = _file(records) or records[0].cell.model
+    how = ["--weights", weights] if weights else ["--seeds", str(max(_seeds(records)) + 1)]
     return shlex.join(["robustode", "run", "--preset", chosen, "--models", model, *how])
+
+
+def _card(records: Sequence[Record]) -> Mapping[str, Any]:
+    return next((r.card for r in records if r.cell.kind == "training"), {})
+
+
+def _file(records: Sequence[Record]) -> str:
+    """The file that defines the model, ``FILE.py:NAME``; empty for a registered one."""
+    card = _card(records)
+    summary = str(card.get("summary") or "")  # where older versions noted it
+    return str(card.get("file") or (summary if _FILE.match(summary) else ""))
+
+
+def _seeds(records: Sequence[Record]) -> list[int]:
+    return sorted({r.cell.training_seed for r in records if r.cell.kind != "throughput"} or {0})

@@ -1,4 +1,4 @@
-"""What stands on a model's sheet: what is known, proven and audited, and how to get it again. No torch."""
+"""The details of one model on the page: settings, certificates, audits, and how to reproduce it. No torch."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def certificates(summary: pd.DataFrame) -> dict[tuple[str, str, str], list[dict[
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for f in summary[summary["statistic"].isin(_CERTIFIED)].to_dict("records"):
         smoothed = f["threat"] != CERTIFICATE
-        over = "all that were certified" if f["statistic"] == _CERTIFIED[1] else "those that were attacked"
+        over = (
+            "all test samples with a certificate" if f["statistic"] == _CERTIFIED[1] else "attacked samples"
+        )
         found.setdefault((f["dataset"], f["model"], f["recipe"]), []).append(
             {
                 "what": f"{NORMS.get(f['norm'], f['norm'])}, ε = {f['strength']:g}",
@@ -99,13 +101,13 @@ def certificates(summary: pd.DataFrame) -> dict[tuple[str, str, str], list[dict[
 
 
 def environments(records: Iterable[Record]) -> list[list[tuple[str, str]]]:
-    """What made the numbers: each different environment once, the time of writing left out."""
+    """Each different environment of the records once, the time of writing left out."""
     found = {tuple(_pairs({k: v for k, v in r.environment.items() if k != "created"})) for r in records}
     return [list(one) for one in sorted(found) if one]
 
 
 def _flow(record: Record) -> list[tuple[str, str]]:
-    """What is proven of the trained flow: Lipschitz bounds, contraction constants."""
+    """Lipschitz bounds and contraction constants of the trained ODE blocks."""
     others = ("best_epoch", "parameters")
     return [(name, f"{value:.4g}") for name, value in sorted(record.measures.items()) if name not in others]
 
@@ -125,7 +127,7 @@ def _training(record: Record) -> dict[str, Any]:
     return {
         "seed": record.cell.training_seed,
         "epochs": epochs,
-        "given": str(record.cell.recipe.get("weights_sha256", "")),
+        "pretrained": str(record.cell.recipe.get("weights_sha256", "")),
         "best": "" if missing(chosen) else f"{chosen:g}",
         "seconds": duration(record.seconds),
         "rows": [(i + 1, *(at(name, i) for name in names)) for i in rows],

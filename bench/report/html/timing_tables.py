@@ -1,4 +1,4 @@
-"""The throughput tables of the page: how fast, and how far from the time floor of the device. No torch."""
+"""The throughput tables of the page: how fast, and how close to the roofline of the device. No torch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..text import count, duration, memory, missing, percent
 
 _NAMES = {
     "training-step": "training step",
-    "flow": "flow, forward",
-    "flow-gradient": "flow, forward + backward",
+    "flow": "ODE blocks, forward",
+    "flow-gradient": "ODE blocks, forward + backward",
 }
 _STATISTICS = ("throughput", "latency_median", "latency_p95", "peak_memory", "floor", "achieved_fraction")
 
@@ -30,7 +30,7 @@ def timing_tables(summary: pd.DataFrame, records: Iterable[Record]) -> list[dict
     summary
         ``stats.summarise(records)``.
     records
-        The records that count: those of flow timings say what sets the floor, and what the device can do.
+        The records that count: those of ODE blocks say what limits the roofline time.
     """
     records = list(records)
     timing = summary[summary["statistic"].isin(_STATISTICS)]
@@ -111,7 +111,7 @@ def _rates(records: list[Record]) -> DeviceRates:
 
 
 def _ceilings(records: list[Record]) -> dict[str, str]:
-    """What the floors of one table rest on, in giga per second; empty without any."""
+    """Bandwidth and arithmetic rate of one table, in giga per second; empty without any."""
     if not records:
         return {}
     rates = _rates(records)

@@ -24,9 +24,9 @@ MEANINGS = {
 
 
 MEANING_OF_SMOOTHING = (
-    "Certified accuracy of the smoothed classifier, which votes over copies of the image under Gaussian "
-    "noise: another classifier than the model itself, certified with probability 1 - α per sample "
-    "(Cohen et al. 2019)."
+    "Certified accuracy of the smoothed classifier: the majority vote of the model over copies of the image "
+    "with Gaussian noise. It is a different classifier from the model itself; each certificate holds with "
+    "probability 1 - α (Cohen et al. 2019)."
 )
 
 

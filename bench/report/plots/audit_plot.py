@@ -19,7 +19,7 @@ WIDTH, HEIGHT = 340, 190
 LETTER = 4.9
 """Width of a letter, about."""
 HUGE = 1e300
-"""What is larger is as good as infinite, and a gap in the line."""
+"""A larger value is a gap in the line, as an infinite one is."""
 _HEAD = (
     f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
     f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" font-family="sans-serif" font-size="9" fill="currentColor">'

@@ -1,4 +1,4 @@
-"""Both bounds on robust accuracy, proven and not broken, at every perturbation. No torch."""
+"""Both bounds on robust accuracy, certified and worst case, at every strength. No torch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Bounds:
         return np.asarray(self.attacked[np.searchsorted(self.eps, eps, side="right") - 1], float)
 
     def at(self, eps: float) -> tuple[float, float]:
-        """Both bounds at one eps: proven, and not broken."""
+        """Certified and worst-case accuracy at one eps."""
         lower, upper = (side(np.array([eps])) for side in (self.certified, self.upper))
         return float(lower[0]), float(upper[0])
 

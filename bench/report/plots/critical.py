@@ -65,9 +65,9 @@ def draw_critical(
         _leader(ax, x[i], y, best, label, f"{x[i]:.1f}", darker(looks[label].color))
     _axis(ax, xlabel)
     if runs:
-        note = f"a bar joins models no two of which can be told apart (McNemar's exact test, p ≥ {ALPHA:g})"
+        note = f"a bar joins models that do not differ significantly (McNemar's exact test, p ≥ {ALPHA:g})"
     else:
-        note = f"any two of these models can be told apart (McNemar's exact test, p < {ALPHA:g})"
+        note = f"all models differ significantly (McNemar's exact test, p < {ALPHA:g})"
     if len(values) > len(labels):
         note += f" · {len(labels)} of {len(values)} models"
     figure.text(0.5, 0.005, note, ha="center", va="bottom", fontsize=7.5, color=QUIET)

@@ -1,4 +1,4 @@
-"""Proven to attacked at the reported strengths, a bar for each model: the sandwich in one look. No torch."""
+"""Certified, undecided and broken samples at the reported strengths: one bar per model. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ...records.headline import Headline
 from ..style import INK, NORMS, QUIET, Style, darker, mixed
 from .bounds import Bounds
-from .sandwich import BROKEN, GAP, PROVEN, areas
+from .sandwich import BROKEN, CERTIFIED, UNDECIDED, areas
 
 
 def draw_gap(
@@ -20,7 +20,7 @@ def draw_gap(
     looks: Mapping[str, Style],
     headline: Headline,
 ) -> Figure | None:
-    """Draw a column for each norm, and in it a bar for each model: proven, neither, broken.
+    """Draw a column for each norm, and in it a bar for each model: certified, undecided, broken.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def draw_gap(
     for tick, label in zip(axes[0].get_yticklabels(), rows, strict=True):
         tick.set_color(darker(looks[label].color))
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
-    handles = areas("proven", "neither proven nor broken", "broken, or wrong unperturbed")
+    handles = areas("certified", "undecided", "broken, or misclassified clean")
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
 
@@ -65,8 +65,8 @@ def _column(
         low, high = (100 * bound for bound in one.at(eps))
         color = looks[label].color
         ax.barh(place, 100, 0.72, color=BROKEN)
-        ax.barh(place, high, 0.72, color=mixed(color, GAP))
-        ax.barh(place, low, 0.72, color=mixed(color, PROVEN))
+        ax.barh(place, high, 0.72, color=mixed(color, UNDECIDED))
+        ax.barh(place, low, 0.72, color=mixed(color, CERTIFIED))
         known = f"{low:.1f} – {high:.1f}" if one.radii is not None else f"? – {high:.1f}"
         ax.text(102, place, known, va="center", fontsize=7.5, color=INK if one.radii is not None else QUIET)
     ax.set_xlim(0, 100)

@@ -129,7 +129,7 @@ def _draw(share: pd.DataFrame) -> Figure:
         linewidths=1.2,
         linecolor="white",
         annot_kws={"fontsize": 8.5},
-        cbar_kws={"label": "examples that break it (%)", "aspect": 14, "pad": 0.015},
+        cbar_kws={"label": "examples that break the target (%)", "aspect": 14, "pad": 0.015},
         ax=ax,
     )
     for y, x in zip(*np.nonzero(share.isna().to_numpy()), strict=True):
@@ -139,7 +139,7 @@ def _draw(share: pd.DataFrame) -> Figure:
     ax.tick_params(length=0)
     ax.set_xticklabels(list(share.columns), rotation=35, ha="left")
     ax.set_yticklabels(list(share.index), rotation=0)
-    ax.set_xlabel("replayed on", color=QUIET)
-    ax.set_ylabel("made for", color=QUIET)
+    ax.set_xlabel("target model", color=QUIET)
+    ax.set_ylabel("source model", color=QUIET)
     ax.grid(False)
     return figure

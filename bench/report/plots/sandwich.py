@@ -1,4 +1,4 @@
-"""Certified to attacked: what is proven and what is broken, and the gap that is neither. No torch."""
+"""Certified and worst-case accuracy against strength, and the undecided samples between. No torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .bounds import Bounds
 
 WIDE = 4  # panels beside each other, at most
 BROKEN = "#F4F5F7"
-GAP, PROVEN = 0.28, 0.85  # of a model's colour
+UNDECIDED, CERTIFIED = 0.28, 0.85  # of a model's colour
 
 
 def draw_sandwich(
@@ -29,7 +29,7 @@ def draw_sandwich(
     looks: Mapping[str, Style],
     headline: Headline,
 ) -> Figure | None:
-    """Draw a panel for each model and norm: certified below, attacked above, the gap in the model's colour.
+    """Draw a panel for each model and norm: certified accuracy below, worst-case accuracy above.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def draw_sandwich(
         ax.set_visible(False)
     start = 0
     for column, norm in enumerate(norms):
-        # One range of eps a norm, so that panels can be compared: as far as anything stands.
+        # One range of eps per norm, so that panels can be compared: until no sample is robust.
         at = headline.reported.get(norm, 0.0)
         end = 1.05 * max(at, *(_end(found[norm][label]) for label in panels[norm]))
         for i, label in enumerate(panels[norm]):
@@ -74,27 +74,27 @@ def draw_sandwich(
         start += lines[norm]
     axes[0, 0].set_ylim(0, 100)
     axes[0, 0].set_yticks(range(0, 101, 25))
-    survives: Any = {"marker": "o", "ms": 3.5, "mec": "white", "mew": 0.5}
+    line: Any = {"marker": "o", "ms": 3.5, "mec": "white", "mew": 0.5}
     handles = [
-        Line2D([], [], color=INK, lw=1.4, label="survives every attack", **survives),
-        *reversed(areas("proven", "neither broken nor proven", "broken")),
+        Line2D([], [], color=INK, lw=1.4, label="worst-case accuracy", **line),
+        *reversed(areas("certified", "undecided", "broken")),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles) if width > 2 else 2)
     return figure
 
 
-def areas(proven: str, gap: str, broken: str) -> list[Patch]:
+def areas(certified: str, undecided: str, broken: str) -> list[Patch]:
     """The legend of the three areas, in grey where a model's own colour stands."""
     grey = "#7A828E"
     return [
-        Patch(fc=mixed(grey, PROVEN), lw=0, label=proven),
-        Patch(fc=mixed(grey, GAP), lw=0, label=gap),
+        Patch(fc=mixed(grey, CERTIFIED), lw=0, label=certified),
+        Patch(fc=mixed(grey, UNDECIDED), lw=0, label=undecided),
         Patch(fc=BROKEN, ec="#D5D8DD", lw=0.6, label=broken),
     ]
 
 
 def _end(one: Bounds) -> float:
-    """The first attacked strength at which next to nothing stands, or the last one."""
+    """The first attacked strength at which at most 1% of samples are robust, or the last one."""
     gone = one.eps[one.attacked <= 0.01]
     return float(gone[0] if gone.size else one.eps[-1])
 
@@ -108,11 +108,11 @@ def _panel(ax: Axes, one: Bounds, end: float, look: Style, at: float) -> None:
     ax.set_facecolor(BROKEN)
     ax.set_axisbelow(False)
     ax.grid(True, color="white", alpha=0.5)
-    ax.fill_between(eps, 0, attacked, step="post", color=mixed(look.color, GAP), lw=0, zorder=1)
+    ax.fill_between(eps, 0, attacked, step="post", color=mixed(look.color, UNDECIDED), lw=0, zorder=1)
     if one.radii is not None:
         fine = np.linspace(0, min(end, float(one.radii[-1])), 81)
         proven = 100 * one.certified(fine)
-        ax.fill_between(fine, 0, proven, color=mixed(look.color, PROVEN), lw=0, zorder=1.5)
+        ax.fill_between(fine, 0, proven, color=mixed(look.color, CERTIFIED), lw=0, zorder=1.5)
     ax.step(eps, attacked, where="post", color=look.color, lw=1.4, zorder=3)
     ax.plot(
         eps[:-1],
