@@ -16,6 +16,8 @@ from robustode.bench.report.html.timings import HEADS, Goal, timing
 from robustode.bench.report.report import write_report
 from test_report import Page, contents, small
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 COMMAND = "pytest tests/benchmarks -m 'not gpu' --benchmark-only --benchmark-json=results/benchmarks/cpu.json"
 
 

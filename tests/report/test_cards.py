@@ -23,6 +23,8 @@ from robustode.bench.runner.run import run_plan
 from robustode.bench.verification.verify import verify
 from robustode.models import MODELS
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 RESULTS = Path(__file__).parents[2] / "results"
 
 

@@ -21,6 +21,8 @@ from robustode.bench.report.report import write_report
 from robustode.bench.report.statistics import summarise
 
 pytestmark = pytest.mark.usefixtures("empty_figures")
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 FLOW, GRADIENT = "flow", "flow-gradient"
 
 
@@ -152,12 +154,13 @@ def test_a_busy_timing_is_marked_wherever_the_leaderboard_stands(tmp_path):
         files = ("leaderboard.md", "leaderboard.tex", "index.html")
         return [(tmp_path / name / "report" / file).read_text(encoding="utf-8") for file in files]
 
+    note = BUSY_NOTE.rpartition("% ")[2]  # the sign is escaped in LaTeX
     for before, after, mark in zip(
         texts("quiet"), texts("busy"), ("\\* |", "* &", "busy machine"), strict=True
     ):
-        assert BUSY_NOTE not in before
+        assert note not in before
         assert mark not in before
-        assert BUSY_NOTE in after
+        assert note in after
         assert mark in after
     rows = json.loads((tmp_path / "busy" / "report" / "leaderboard.json").read_text())["rows"]
     assert [sorted(row["busy"]) for row in rows if "busy" in row] == [sorted(timings)]
