@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from ... import __version__
 
 COMMANDS = ("run", "list", "new-model", "check", "report", "verify", "submit-attack", "transfer", "audit")
 LISTS = ("models", "threats", "datasets", "presets", "audits")
+MODELS = "A,B|FILE.py:FACTORY"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -26,6 +27,18 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of descriptions and examples, and gives no line to the word COMMAND."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+        self._action_max_length = 4 + max(map(len, COMMANDS))  # argparse forgets their indentation
+
+    def _format_action(self, action: argparse.Action) -> str:
+        text = super()._format_action(action)
+        return text.split("\n", 1)[1] if isinstance(action, argparse._SubParsersAction) else text
+
+
 def _batch_size(text: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
@@ -38,83 +51,134 @@ def command_line() -> argparse.ArgumentParser:
     """Build the parser of every command; on a mistake it prints one line and exits with status 2."""
     parser = _Parser(
         prog="robustode",
+        usage="robustode COMMAND [OPTIONS]",
         description="The robustness benchmark for neural-ODE classifiers.",
-        epilog="Start with `robustode run`: four models on 8x8 digits, no download, under 3 minutes.",
+        epilog="example:\n"
+        "  robustode run          four models on 8x8 digits, no download, under 3 minutes\n"
+        "  robustode run --help   what a command does, its options and an example",
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"robustode {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(
+        dest="command",
+        required=True,
+        prog="robustode",
+        metavar="COMMAND",
+        title="commands",
+        parser_class=_Parser,
+    )
+    _add_run(commands)
+    _add_model_commands(commands)
+    _add_results_commands(commands)
+    return parser
 
-    run = commands.add_parser(
-        "run", help="train, evaluate and time models, then write the report", allow_abbrev=False
+
+def _command(
+    commands: Any, name: str, help: str, description: str, example: str, usage: str = "[OPTIONS]"
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help,
+        usage=f"robustode {name} {usage}",
+        description=description,
+        epilog=f"example:\n  robustode {name} {example}",
+        formatter_class=_Help,
+        allow_abbrev=False,
     )
-    run.add_argument(
-        "--preset", default="quick", metavar="NAME|FILE.toml", help="what to run (default: quick)"
+    return command
+
+
+def _add_run(commands: Any) -> None:
+    run = _command(
+        commands,
+        "run",
+        "train, attack and time models, then write the report",
+        "Train each model (or load its weights), attack it, bound its robust accuracy,\n"
+        "time it, and write tables, figures and a page. Cells stored already are skipped.",
+        "--preset quick --models ch-node,my_model.py:build --seeds 3",
     )
-    run.add_argument(
-        "--models",
-        metavar="A,B|FILE.py:FACTORY",
-        help="these models instead of the preset's, separated by commas",
-    )
+    run.add_argument("--preset", default="quick", metavar="NAME|FILE.toml", help="default: quick")
+    run.add_argument("--models", metavar=MODELS, help="these models instead of the preset's")
     run.add_argument(
         "--weights",
         type=Path,
         metavar="FILE.safetensors",
-        help="evaluate these weights of the one model that --models names, instead of training it",
+        help="do not train: weights of the one model in --models",
     )
-    run.add_argument(
-        "--seeds", type=int, metavar="N", help="training seeds 0 .. N-1 instead of the preset's number"
-    )
+    run.add_argument("--seeds", type=int, metavar="N", help="training seeds 0 .. N-1 instead of the preset's")
     run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     run.add_argument(
         "--jobs",
         type=int,
         metavar="N",
-        help="models trained and attacked at once on a CPU (default: one a thread, as memory allows)",
+        help="models trained and attacked at once on a CPU\n(default: one per thread, as memory allows)",
     )
     run.add_argument(
         "--flow",
         choices=("auto", "eager"),
         default="auto",
-        help="what carries the flows: compiled steps where there are some, or torchdiffeq (default: auto)",
+        help="ODE backend: compiled (auto, where there is a kernel) or torchdiffeq (eager)",
     )
     run.add_argument(
         "--batch-size",
         type=_batch_size,
         metavar="N|auto",
-        help="samples attacked at once; auto measures what suits each model "
-        "(default: the preset's number, on a GPU auto)",
+        help="samples attacked at once; auto measures the fastest (default: the preset's; on a GPU auto)",
     )
     run.add_argument(
-        "--data-root", type=Path, metavar="DIR", help="where datasets lie (default: $ROBUSTODE_DATA)"
+        "--data-root", type=Path, metavar="DIR", help="folder of datasets (default: $ROBUSTODE_DATA)"
     )
     run.add_argument("--out", type=Path, metavar="DIR", help="results folder (default: results/<preset>)")
     run.add_argument("--fresh", action="store_true", help="do everything again, stored or not")
-    run.add_argument(
-        "--dry-run", action="store_true", help="say what would be done and how long it takes; do nothing"
-    )
+    run.add_argument("--dry-run", action="store_true", help="show what is left to do and its time, then stop")
     shown = run.add_mutually_exclusive_group()
-    shown.add_argument("--quiet", action="store_true", help="no progress, only the leaderboard and failures")
-    shown.add_argument("--verbose", action="store_true", help="one line for each cell besides")
+    shown.add_argument("--quiet", action="store_true", help="only the leaderboard and failures")
+    shown.add_argument("--verbose", action="store_true", help="a line for each threat and timing too")
 
-    listing = commands.add_parser("list", help="show what is registered", allow_abbrev=False)
-    listing.add_argument("what", choices=LISTS)
-    listing.add_argument("--json", action="store_true", help="for programs")
 
-    new = commands.add_parser("new-model", help="write a one-file model to start from", allow_abbrev=False)
+def _add_model_commands(commands: Any) -> None:
+    listing = _command(
+        commands,
+        "list",
+        "show the models, threats, datasets, presets or audits",
+        "Show what is registered, one line per entry.",
+        "models",
+        "WHAT [--json]",
+    )
+    listing.add_argument("what", choices=LISTS, metavar="WHAT", help=", ".join(LISTS))
+    listing.add_argument("--json", action="store_true", help="as JSON, with every property")
+
+    new = _command(
+        commands,
+        "new-model",
+        "write a one-file model to start from",
+        "Write a small model that passes `robustode check`; change it into yours.",
+        "my-model my_model.py",
+        "NAME [FILE.py]",
+    )
     new.add_argument("name", metavar="NAME", help="lower-case letters, digits and dashes")
     new.add_argument("file", nargs="?", type=Path, metavar="FILE.py", help="default: NAME.py in this folder")
 
-    check = commands.add_parser(
-        "check", help="does one model pass the conformance checks? under a minute", allow_abbrev=False
+    check = _command(
+        commands,
+        "check",
+        "does one model pass the conformance checks?",
+        "Run the conformance checks and the fast audits on one untrained model, under a\n"
+        "minute on two cores. Exit status 1 where one fails.",
+        "my_model.py:build",
+        "MODEL",
     )
-    check.add_argument("model", metavar="NAME|FILE.py:FACTORY")
+    check.add_argument("model", metavar="MODEL", help="a registered name, or FILE.py:FACTORY")
 
-    report = commands.add_parser(
-        "report", help="tables, plots and page again, from records alone", allow_abbrev=False
-    )
-    report.add_argument(
-        "--out", type=Path, default=Path("results/quick"), metavar="DIR", help="default: results/quick"
+
+def _add_results_commands(commands: Any) -> None:
+    report = _command(
+        commands,
+        "report",
+        "write tables, figures and page again from records",
+        "Write leaderboard, figures and page from the stored records; runs no model.",
+        "--out results/quick",
     )
     report.add_argument(
         "--benchmarks",
@@ -122,67 +186,71 @@ def command_line() -> argparse.ArgumentParser:
         metavar="FILE.json",
         help="add a pytest-benchmark file, as `tox -e bench` writes it",
     )
-    verify = commands.add_parser(
+    verify = _command(
+        commands,
         "verify",
-        help="stored examples, checkpoints, records and numbers, re-checked",
-        description="Re-check a results folder from its own files: no training, no attack.",
-        allow_abbrev=False,
+        "re-check stored examples, weights and numbers",
+        "Re-check a results folder from its own files: no training, no attack.\n"
+        "Exit status 1 where something disagrees.",
+        "--out results/quick",
     )
     verify.add_argument(
         "--models",
-        metavar="A,B|FILE.py:FACTORY",
-        help="the weights and examples of these alone; files alone say where models are, and all are checked",
+        metavar=MODELS,
+        help="check these models only; files alone say where models are, and all are checked",
     )
-    submit = commands.add_parser(
+    submit = _command(
+        commands,
         "submit-attack",
-        help="lower a score with adversarial examples of your own",
-        description="FILE.npz holds index (k,), each sample's number in its source, and image (k, c, h, w), "
-        "float in [0, 1], uint8 or uint16; origin, a text, is shown on the page.",
-        allow_abbrev=False,
+        "lower a score with adversarial examples of your own",
+        "FILE.npz holds `index` (k,), each sample's number in its source, and `image`\n"
+        "(k, c, h, w): float in [0, 1], uint8 or uint16; and `origin`, a text for the page.",
+        "mine.npz --model node --norm linf",
+        "FILE.npz --model MODEL [OPTIONS]",
     )
-    submit.add_argument("file", type=Path, metavar="FILE.npz")
+    submit.add_argument("file", type=Path, metavar="FILE.npz", help="the adversarial examples")
     submit.add_argument("--model", required=True, metavar="NAME|FILE.py:FACTORY", help="the attacked model")
     submit.add_argument("--seed", type=int, default=0, metavar="N", help="its training seed (default: 0)")
-    submit.add_argument(
-        "--recipe", metavar="NAME", help="its training recipe, where it has several (default: the last run)"
-    )
-    submit.add_argument(
-        "--norm", choices=("linf", "l2"), help="default: the norm that the leaderboard ranks by"
-    )
-    transfer = commands.add_parser(
+    submit.add_argument("--recipe", metavar="NAME", help="its training recipe (default: the last run's)")
+    submit.add_argument("--norm", choices=("linf", "l2"), help="default: the norm of the ranking")
+    transfer = _command(
+        commands,
         "transfer",
-        help="replay each model's stored adversarial examples on all others",
-        description="No training, no gradients: what breaks another model too joins its worst case.",
-        allow_abbrev=False,
+        "replay each model's adversarial examples on all others",
+        "Replay stored adversarial examples of every other model; no training, no\n"
+        "gradients. What breaks a model lowers its worst case.",
+        "--out results/standard --models ch-node",
     )
-    transfer.add_argument(
-        "--models", metavar="A,B|FILE.py:FACTORY", help="replay on these models alone (default: on all)"
-    )
-    audit = commands.add_parser(
+    transfer.add_argument("--models", metavar=MODELS, help="replay on these models only (default: all)")
+    audit = _command(
+        commands,
         "audit",
-        help="can the numbers be believed? checks on the trained models of a results folder",
-        description="Run the checks of `robustode list audits` that ask a model on every trained model of a "
-        "results folder, store each outcome, and write the report. A stored outcome is not asked for again.",
-        allow_abbrev=False,
+        "check trained models for known ways a number can mislead",
+        "Run the audits that need a model (see `robustode list audits`) on every trained\n"
+        "model of a results folder, store each outcome, and write the report. A stored\n"
+        "outcome is not computed again.",
+        "--out results/quick --checks finite,determinism",
     )
-    audit.add_argument(
-        "--models", metavar="A,B|FILE.py:FACTORY", help="these models only, and where models from files are"
-    )
-    audit.add_argument("--checks", metavar="A,B", help="these checks only, separated by commas")
+    audit.add_argument("--models", metavar=MODELS, help="these models only, and where models from files are")
+    audit.add_argument("--checks", metavar="A,B", help="these audits only")
     audit.add_argument("--samples", type=int, default=128, metavar="N", help="test images (default: 128)")
     audit.add_argument("--seeds", type=int, metavar="N", help="training seeds 0 .. N-1 only (default: all)")
-    audit.add_argument("--jobs", type=int, metavar="N", help="models audited at once (default: one a core)")
-    audit.add_argument("--fresh", action="store_true", help="run every check again, stored or not")
+    audit.add_argument("--jobs", type=int, metavar="N", help="models audited at once (default: one per core)")
+    audit.add_argument("--fresh", action="store_true", help="run every audit again, stored or not")
+    for command in (report, verify, submit, transfer, audit):
+        command.add_argument(
+            "--out",
+            type=Path,
+            default=Path("results/quick"),
+            metavar="DIR",
+            help="results folder (default: results/quick)",
+        )
     for command in (verify, submit, transfer, audit):
         command.add_argument(
-            "--out", type=Path, default=Path("results/quick"), metavar="DIR", help="default: results/quick"
+            "--data-root", type=Path, metavar="DIR", help="folder of datasets (default: $ROBUSTODE_DATA)"
         )
-        command.add_argument(
-            "--data-root", type=Path, metavar="DIR", help="where datasets lie (default: $ROBUSTODE_DATA)"
-        )
-    return parser
 
 
 def names_in(text: str | None) -> list[str]:
-    """Split what an option like ``--models A,B`` was given; none for an option that was not used."""
+    """Split the value of an option like ``--models A,B``; empty for an option that was not used."""
     return [name.strip() for name in (text or "").split(",") if name.strip()]

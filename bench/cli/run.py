@@ -31,7 +31,7 @@ from .arguments import names_in
 from .run_lines import result_line
 
 
-def run_command(arguments: argparse.Namespace, preset: Preset, show: Callable[[Path], int]) -> int:
+def run_preset(arguments: argparse.Namespace, preset: Preset, show: Callable[[Path], int]) -> int:
     """Run `preset` as the arguments change it, or say with ``--dry-run`` what that would be.
 
     Parameters

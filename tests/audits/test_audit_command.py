@@ -79,8 +79,9 @@ def test_it_is_said_that_rows_which_nobody_audited_stand_below(folder, capsys):
         cell = dataclasses.replace(record.cell, model="node")
         store.put(dataclasses.replace(record, cell=cell))
     assert audit(folder, "--checks", FAST, "--models", "resnet") == 0
-    hint = "1 of 2 rows were not asked every check that others were, and stand below those that were"
-    assert f"{hint}: `robustode audit --out {folder}` asks the rest, with --models" in capsys.readouterr().out
+    (hint,) = [line for line in capsys.readouterr().out.splitlines() if "robustode audit" in line]
+    assert hint.startswith("1 of 2 rows")
+    assert f"`robustode audit --out {folder}`" in hint
 
 
 def test_only_the_first_seeds_are_audited_where_so_many_are_asked_for(tmp_path):

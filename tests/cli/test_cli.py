@@ -13,7 +13,7 @@ import pytest
 import robustode
 import stubs
 from robustode.bench.cli import main as cli
-from robustode.bench.cli.arguments import COMMANDS, LISTS
+from robustode.bench.cli.arguments import COMMANDS, LISTS, command_line
 from robustode.bench.cli.main import main
 from robustode.bench.records.store import Store
 from robustode.models import MODELS, get_ode_backend
@@ -59,7 +59,7 @@ def error(capsys):
         (["run", "--seeds", "x"], "argument --seeds: invalid int value: 'x'"),
         (["run", "--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
         (["run", "--fres"], "unrecognized arguments: --fres"),
-        (["list", "model"], "argument what: invalid choice: 'model'"),
+        (["list", "model"], "invalid choice: 'model'"),
         (["check", "ch-nod"], "unknown model 'ch-nod': did you mean ch-node"),
         (["new-model", "A B"], "model name 'A B' is not allowed"),
         (["report", "--out", "none"], "no records in none: run `robustode run` first, or pass --out"),
@@ -71,15 +71,35 @@ def test_a_mistake_is_one_line_and_status_2(error, tmp_path, monkeypatch, argv, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_and_version(capsys):
+def test_version(capsys):
     assert run("--version") == 0
     assert capsys.readouterr().out == f"robustode {robustode.__version__}\n"
+
+
+def test_help_fits_a_screen_and_lists_every_command(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     assert run("--help") == 0
-    text = capsys.readouterr().out
-    assert all(command in text for command in COMMANDS)
-    for command in COMMANDS:
-        assert run(command, "--help") == 0
-        assert "usage: robustode" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 24
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines if line.startswith("    ")] == list(COMMANDS)
+    assert set(COMMANDS) == set(cli.HANDLERS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_fits_and_ends_with_an_example_that_it_understands(
+    command, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(command, "--help") == 0
+    lines = capsys.readouterr().out.rstrip().splitlines()
+    assert len(lines) <= (40 if command == "run" else 24)
+    assert max(map(len, lines)) <= 82
+    assert lines[0].startswith(f"usage: robustode {command} ")
+    assert lines[-2] == "example:"
+    words = lines[-1].split()
+    assert words[0] == "robustode"
+    assert command_line().parse_args(words[1:]).command == command
 
 
 @pytest.mark.parametrize("what", LISTS)
@@ -194,14 +214,14 @@ def test_a_run_with_a_failure_ends_with_status_1_and_names_it_last(finished):
 
 def test_a_run_again_does_only_what_failed(finished, capsys, monkeypatch):
     _, argv = finished
-    monkeypatch.setattr(cli, "_show", lambda out: 0)
+    monkeypatch.setattr(cli, "show_report", lambda out: 0)
     assert main(argv) == 1
     assert f"1 cells done, {stubs.CELLS + stubs.FLOW_CELLS} stored already" in capsys.readouterr().out
 
 
 def test_quiet_prints_no_progress(finished, capsys, monkeypatch):
     _, argv = finished
-    monkeypatch.setattr(cli, "_show", lambda out: 0)
+    monkeypatch.setattr(cli, "show_report", lambda out: 0)
     assert main([*argv[:3], "--models", "resnet", *argv[5:], "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
 
@@ -239,9 +259,10 @@ def test_stopping_a_run_is_not_an_error_message_of_python(monkeypatch, capsys):
     def stop(_arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_list", stop)
+    monkeypatch.setitem(cli.HANDLERS, "list", stop)
     assert main(["list", "models"]) == 130
-    assert "what was finished is stored" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.split("\n", 1)[1].splitlines()
+    assert line.startswith("robustode: stopped")
 
 
 def test_new_model_then_check(tmp_path, monkeypatch, capsys):

@@ -369,7 +369,7 @@ def test_a_tampered_replay_is_found(folder, change, message):
 
 
 def test_examples_that_are_not_as_their_record_says_are_not_replayed(folder, monkeypatch, capsys):
-    monkeypatch.setattr("robustode.bench.cli.main._show", lambda out: 0)
+    monkeypatch.setattr("robustode.bench.cli.results_commands.show_report", lambda out: 0)
     store = Store(folder)
     for model in ("node", "resnet"):
         (made,) = [r for r in attacks(folder, model) if r.cell.family == "gradient"]
@@ -430,7 +430,7 @@ def test_a_run_whose_preset_says_so_ends_with_it(folder, tmp_path, digits):
 def test_a_model_that_answers_nan_is_a_failure_and_tried_again(folder, monkeypatch, capsys):
     nan = stubs.Faulty((1, 8, 8), 10, lambda logits, images: logits * torch.nan)
     monkeypatch.setattr("robustode.bench.runner.model_transfer.trained_model", lambda *a: nan)
-    monkeypatch.setattr("robustode.bench.cli.main._show", lambda out: 0)
+    monkeypatch.setattr("robustode.bench.cli.results_commands.show_report", lambda out: 0)
     assert main(["transfer", "--out", str(folder), "--models", "resnet"]) == 1
     assert "resnet seed 0 · transfer-linf 0.1: nonfinite" in capsys.readouterr().err
     (record,) = replays(folder)

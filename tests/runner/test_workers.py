@@ -186,9 +186,8 @@ def test_processes_end_with_the_run_and_the_next_goes_on(tmp_path, how):
     message = process.communicate(timeout=60)[1].decode()
     assert process.returncode == (-signal.SIGKILL if how == "SIGKILL" else 130)
     if how == "SIGINT":
-        assert message.strip().splitlines() == [
-            "robustode: stopped; what was finished is stored, and the same command goes on from there"
-        ]
+        (line,) = message.strip().splitlines()
+        assert line.startswith("robustode: stopped")
     while True:  # nothing goes on writing
         try:
             os.killpg(process.pid, 0)

@@ -1,0 +1,140 @@
+"""Commands on a results folder: report, verify, audit, submit-attack, transfer.
+
+Each imports what it needs, so that `report` loads no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+
+from ..._errors import InvalidArgument
+from .arguments import names_in
+from .shared import load_plugins_with_warnings, show_report
+
+
+def report_command(arguments: Namespace) -> int:
+    """Write the report from records and show it."""
+    if arguments.benchmarks:
+        from ..report.benchmark_tables import add_benchmarks
+
+        add_benchmarks(arguments.out, arguments.benchmarks)
+    return show_report(arguments.out)
+
+
+def verify_command(arguments: Namespace) -> int:
+    """Re-check a results folder; 1 where something disagrees."""
+    from ..plugins.model_file import named_models
+    from ..verification.verify import verify
+
+    load_plugins_with_warnings()
+    references = names_in(arguments.models)
+    if arguments.models is not None and not references:
+        raise InvalidArgument("--models names no model")
+    names, specs = named_models(references)
+    done = verify(
+        arguments.out,
+        arguments.data_root,
+        specs,
+        only=names if any(".py" not in reference for reference in references) else None,
+        say=lambda line: print(line, flush=True),
+    )
+    for note in done.notes:
+        print(f"note: {note}")
+    print(
+        f"checked: records {done.records}, models {done.models}, adversarial examples {done.predicted}; "
+        f"disagreements: {len(done.disagreements)}, notes: {len(done.notes)}"
+    )
+    for finding in done.disagreements:
+        print(f"disagrees: {finding}", file=sys.stderr)
+    return 1 if done.disagreements else 0
+
+
+def audit_command(arguments: Namespace) -> int:
+    """Audit trained models, then show the report; 1 where an audit failed."""
+    from ..audits.run import audit_folder
+
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise InvalidArgument(f"--jobs must be at least 1, not {arguments.jobs}")
+    done = audit_folder(
+        arguments.out,
+        arguments.data_root,
+        models=names_in(arguments.models),
+        checks=names_in(arguments.checks),
+        samples=arguments.samples,
+        seeds=arguments.seeds,
+        fresh=arguments.fresh,
+        jobs=arguments.jobs,
+        say=lambda line: print(line, flush=True),
+    )
+    print(f"{done.done} checks done, {done.skipped} stored already")
+    status = show_report(arguments.out)
+    for line in done.failures:
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if done.failures else status
+
+
+def submit_attack_command(arguments: Namespace) -> int:
+    """Take in adversarial examples from a file; 1 where none succeeds."""
+    from ..report.report import write_report
+    from ..verification.submit import submit
+    from ..verification.submitted_file import read_submission
+
+    load_plugins_with_warnings()
+    sent = read_submission(arguments.file)
+    verdict = submit(
+        arguments.out,
+        sent,
+        arguments.model,
+        norm=arguments.norm,
+        seed=arguments.seed,
+        recipe=arguments.recipe,
+        data_root=arguments.data_root,
+    )
+    cell = verdict.cell
+    for reason, count in sorted(verdict.rejected.items()):
+        print(f"rejected {count}: {reason}")
+    others = [norm for norm in verdict.norms if norm != cell.norm and arguments.norm is None]
+    if others and any(reason.startswith("out of budget") for reason in verdict.rejected):
+        print(f"the norm was {cell.norm}; --norm {others[0]} uses {others[0]}")
+    print(f"accepted {verdict.accepted} of {len(sent.index)}, from {sent.origin}")
+    if not verdict.accepted:
+        against = f"{cell.model} in {cell.norm} {cell.strength:g}"
+        print(f"no new adversarial example succeeds against {against}", file=sys.stderr)
+        return 1
+    which = f"{cell.model} ({cell.recipe['name']}) seed {cell.training_seed}"
+    where = f"{which}, {cell.norm} {cell.strength:g}"
+    remark = "" if verdict.after < verdict.before else ": no further sample is broken"
+    remark = remark if verdict.new else " (stored already)"
+    print(f"{where}: worst case {verdict.before:.1%} -> {verdict.after:.1%}{remark}")
+    print(f"open {write_report(arguments.out).page.resolve()}")
+    return 0
+
+
+def transfer_command(arguments: Namespace) -> int:
+    """Replay stored adversarial examples on other models; 1 where a replay failed."""
+    from ..plugins.model_file import named_models
+    from ..records.store import Store
+    from ..runner.model_transfer import replay_all
+
+    store = Store(arguments.out)
+    if not store.records.is_dir():
+        raise InvalidArgument(f"no records in {store.folder}: run `robustode run` first, or pass --out")
+    names, specs = named_models(names_in(arguments.models))
+    if arguments.models is not None and not names:
+        raise InvalidArgument("--models names no model")
+    with store.lock():
+        done = replay_all(
+            store,
+            names=names or None,
+            specs=specs,
+            data_root=arguments.data_root,
+            say=lambda line: print(line, flush=True),
+        )
+    for note in done.notes:
+        print(f"note: {note}")
+    print(f"{done.done} cells done, {done.skipped} stored already")
+    status = show_report(arguments.out)
+    for line in done.failures:
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if done.failures else status

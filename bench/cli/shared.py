@@ -1,0 +1,40 @@
+"""What several commands do: load plug-ins, write the report and show it. Loads no torch by itself."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def load_plugins_with_warnings() -> None:
+    """Load the models of installed packages; one that cannot be loaded is a warning on stderr."""
+    from ..plugins.entry_points import load_plugins
+
+    load_plugins(lambda line: print(f"robustode: warning: {line}", file=sys.stderr))
+
+
+def show_report(out: Path) -> int:
+    """Write the report and print the leaderboard and the page's path."""
+    from rich.console import Console
+
+    from ..report.leaderboard.terminal import WIDTH, terminal_table
+    from ..report.report import write_report
+
+    report = write_report(out)
+    console = Console()
+    width = console.width if console.is_terminal else max(console.width, WIDTH)
+    Console(width=width).print(terminal_table(report.leaderboard, width))
+    for problem in report.problems:
+        print(f"not used: {problem}", file=sys.stderr)
+    board = report.leaderboard
+    complete = board[board["status"] == "ok"]
+    if "audit_missing" in board and (unaudited := int((complete["audit_missing"] != "").sum())):
+        print(
+            f"{unaudited} of {len(board)} rows lack audits that others have, and are ranked below those: "
+            f"`robustode audit --out {out}` runs the missing ones, with --models FILE.py:FACTORY for each "
+            "model that comes from a file"
+        )
+    if report.superseded:
+        print(f"{report.superseded} records of older versions or checkpoints are not shown")
+    print(f"open {report.page.resolve()}")
+    return 0
