@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import re
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 from robustode.bench.cli.arguments import command_line
@@ -63,6 +64,13 @@ def test_every_command_parses(page):
     blocks = "".join(re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
     for command in re.findall(r"^ *(?:.*/)?robustode (.*)$", blocks, re.MULTILINE):
         command_line().parse_args(command.split("#")[0].split())
+
+
+def test_the_reference_names_what_exists():
+    names = re.findall(r"^::: (\S+)", (DOCS / "reference.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert names
+    for name in names:
+        resolve_name(name)
 
 
 def test_the_docs_environment_installs_the_docs_extra():
