@@ -42,7 +42,8 @@ class _Adjoint(ODEBlock):
 def adjoint_copy(model: nn.Module) -> nn.Module | None:
     """A deep copy of `model` whose ODE blocks have adjoint gradients, to the state alone.
 
-    None without an ODE block, where one solves in a way of its own, and with ssprk3, which torchdiffeq lacks.
+    None for a model without ODE blocks, with one that overrides its solve, or with ssprk3, which torchdiffeq
+    lacks.
     """
     blocks = [module for module in model.modules() if isinstance(module, ODEBlock)]
     if not blocks or any(

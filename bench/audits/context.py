@@ -20,7 +20,7 @@ from ..evaluation.accuracy import frozen
 from ..records.record import Cell
 from ..runtime.checked_model import CheckedModel
 from ..training.provenance import describe_solver
-from .evidence import Evidence
+from .stored_records import StoredRecords
 
 T = TypeVar("T")
 DEFAULT_EPS = {"linf": 0.1, "l2": 0.5}
@@ -41,7 +41,7 @@ class Context:
         Of the dataset.
     spec
         What the model says of itself.
-    evidence
+    stored
         Stored records of this model and training seed.
     norm, eps
         The budget at which the model is attacked: what the leaderboard ranks by, if that is a norm.
@@ -59,7 +59,7 @@ class Context:
         Compare logits as `robustode check` does of an untrained model: passes must agree to the last bit, the
         scale of the logits counts, and no difference is excused by ill-conditioned weights.
     memo
-        Answers that several checks share.
+        Answers that several audits share.
     """
 
     model: nn.Module
@@ -68,7 +68,7 @@ class Context:
     num_classes: int
     dataset: str
     spec: ModelSpec
-    evidence: Evidence = field(default_factory=Evidence)
+    stored: StoredRecords = field(default_factory=StoredRecords)
     norm: Norm = "linf"
     eps: float = 0.1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -222,7 +222,7 @@ class Context:
     def white_box(self) -> Tensor:
         """Which samples survive every white-box attack of the audit and of the records, bool (N,)."""
         left = self.long_pgd() & self.apgd()[1]
-        known = self.evidence.broken(self.norm, self.eps)
+        known = self.stored.broken(self.norm, self.eps)
         if known is not None:
             count = min(len(known), len(left))
             left[:count] &= ~torch.from_numpy(known[:count]).to(left)
@@ -235,7 +235,7 @@ class Context:
         """
         stored = [
             r.cell
-            for r in self.evidence.attacks(self.norm)
+            for r in self.stored.attacks(self.norm)
             if r.cell.family == "gradient"
             and abs(r.cell.strength - self.eps) < 1e-9
             and r.cell.threat in THREATS
@@ -250,8 +250,8 @@ def _as_stored(cell: Cell) -> Threat:
     return threat.configure(**{k: v for k, v in cell.parameters.items() if k in threat.parameters})
 
 
-def share(mask: Tensor) -> float:
-    """The share of true entries."""
+def fraction(mask: Tensor) -> float:
+    """The fraction of true entries."""
     return float(mask.double().mean())
 
 

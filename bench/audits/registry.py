@@ -1,4 +1,4 @@
-"""What a check is (`Audit`), what it says (`Verdict`), and the registry that checks join. No torch."""
+"""What an audit is (`Audit`), what it returns (`AuditResult`), and the registry of audits. No torch."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ..._errors import InvalidArgument
 from ..._registry import Registry, check_name
 
 Needs = Literal["records", "model"]
-Outcome = Literal["pass", "flag", "not applicable"]
+Verdict = Literal["pass", "flag", "not applicable"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What a check found.
+class AuditResult:
+    """The result of an audit.
 
     Attributes
     ----------
-    outcome
+    verdict
         ``pass``, ``flag`` or ``not applicable``.
     sentence
-        One sentence that a reader understands without the check's source; the reason where it does not apply.
+        One sentence for a reader who does not know the audit's source; the reason where it does not apply.
     value, threshold
-        The measured number and the one it is held against; NaN where nothing was measured.
+        The measured number and the one it is compared with; NaN where nothing was measured.
     unit
         Of both: ``points``, ``share``, ``cosine``, ``ratio``, ``samples``, ...
     arrays
@@ -36,7 +36,7 @@ class Verdict:
         Labels of that plot's axes.
     """
 
-    outcome: Outcome
+    verdict: Verdict
     sentence: str
     value: float = math.nan
     threshold: float = math.nan
@@ -45,42 +45,42 @@ class Verdict:
     axes: tuple[str, str] = ("", "")
 
     def __post_init__(self) -> None:
-        if self.outcome not in get_args(Outcome):
-            raise InvalidArgument(f"a verdict is pass, flag or not applicable, not {self.outcome!r}")
+        if self.verdict not in get_args(Verdict):
+            raise InvalidArgument(f"a verdict is pass, flag or not applicable, not {self.verdict!r}")
 
 
-def judged(
-    value: float, threshold: float, sentence: str, *, fails: bool | None = None, **rest: Any
-) -> Verdict:
-    """A verdict that flags when `value` exceeds `threshold`, or as `fails` says; NaN flags."""
-    # Differences of percentages carry rounding: 55% - 50% is more than 5 points in binary.
-    bad = not round(value, 12) <= threshold if fails is None else fails
-    return Verdict(
-        outcome="flag" if bad else "pass", sentence=sentence, value=value, threshold=threshold, **rest
+def measured(
+    value: float, threshold: float, sentence: str, *, flagged: bool | None = None, **rest: Any
+) -> AuditResult:
+    """A result that is flagged when `value` exceeds `threshold`, or as `flagged` says; NaN flags."""
+    # Differences of percentages contain rounding: 55% - 50% is more than 5 points in binary.
+    bad = not round(value, 12) <= threshold if flagged is None else flagged
+    return AuditResult(
+        verdict="flag" if bad else "pass", sentence=sentence, value=value, threshold=threshold, **rest
     )
 
 
-def not_applicable(reason: str) -> Verdict:
-    """The check has nothing to say of this model, for `reason`."""
-    return Verdict(outcome="not applicable", sentence=reason)
+def not_applicable(reason: str) -> AuditResult:
+    """The audit does not apply to this model, for `reason`."""
+    return AuditResult(verdict="not applicable", sentence=reason)
 
 
-Check: TypeAlias = Callable[[Any], Verdict]
-"""Takes a `context.Context`, or an `evidence.Evidence` where only records are needed."""
+Check: TypeAlias = Callable[[Any], AuditResult]
+"""Takes a `context.Context`, or a `stored_records.StoredRecords` where only records are needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """One entry of the registry of checks.
+    """One entry of the registry of audits.
 
     Attributes
     ----------
     title
-        What is asked, in a few words.
+        What a model that passes does, in a few words.
     needs
-        ``records``: it reads stored records when a report is made. ``model``: it asks the trained model.
+        ``records``: it reads stored records when a report is made. ``model``: it measures the trained model.
     cost
-        What it asks of the model, in forwards and backwards an image, or in words.
+        What it costs, in forwards and backwards per image, or in words.
     fast
         Whether it takes seconds.
     untrained
@@ -93,7 +93,7 @@ class Audit:
     check
         See `Check`.
     version
-        Raise it by hand when the check changes: stored outcomes of older versions are not reused.
+        Raise it by hand when the audit changes: stored results of older versions are not reused.
     """
 
     name: str
@@ -112,8 +112,8 @@ class Audit:
         if self.needs not in get_args(Needs):
             raise InvalidArgument(f"audit {self.name}: needs records or model, not {self.needs!r}")
 
-    def __call__(self, context: Any) -> Verdict:
-        """Run the check."""
+    def __call__(self, context: Any) -> AuditResult:
+        """Run the audit."""
         return self.check(context)
 
 
@@ -121,14 +121,14 @@ AUDITS: Registry[Audit] = Registry("audit")
 
 
 def register_audit(name: str, **attributes: Any) -> Callable[[Check], Check]:
-    """Register the decorated function as the check `name`; `attributes` are those of `Audit`.
+    """Register the decorated function as the audit `name`; `attributes` are those of `Audit`.
 
     Examples
     --------
     >>> @register_audit("example", title="always passes", needs="records", cost="none")
-    ... def check(evidence):
-    ...     return judged(0.0, 1.0, "Nothing was measured.")
-    >>> AUDITS.get("example")(None).outcome
+    ... def check(stored):
+    ...     return measured(0.0, 1.0, "Nothing was measured.")
+    >>> AUDITS.get("example")(None).verdict
     'pass'
     >>> AUDITS.unregister("example")
     """

@@ -28,11 +28,11 @@ from ..runtime.processes import Died, Message, Raised, Returned, Send, run_jobs
 from ..runtime.time_limit import time_limit
 from ..training.load_trained import model_of, trained_model
 from ..training.provenance import made_by
+from .audit_record import audit_cell, audit_record, stored_result
 from .context import DEFAULT_EPS, Context
-from .evidence import Evidence
 from .library import all_audits
-from .outcome import audit_cell, audit_record, stored_finding
 from .registry import Audit
+from .stored_records import StoredRecords
 
 SAMPLES = 128
 LIMIT = 300.0
@@ -230,12 +230,12 @@ def audit_unit(task: Task, say: Callable[[str], None] = lambda line: None) -> Au
         num_classes=data.num_classes,
         dataset=data.name,
         spec=spec,
-        evidence=Evidence(records=tuple(records), reported=headline.reported),
+        stored=StoredRecords(records=tuple(records), reported=headline.reported),
         norm=norm,
         eps=eps,
     )
     for record in _records(store, training, _checks(task.checks), context, task.fresh, done):
-        found = stored_finding(record)
+        found = stored_result(record)
         if record.status != "ok":
             done.failures.append(f"{record.cell.label()}: {record.status}: {record.error}")
         mark = "exempt" if found.verdict == "flag" and found.exempt else found.verdict

@@ -1,4 +1,4 @@
-"""From records to audit sheets: what was found of each row, and what it does to its rank. No torch."""
+"""Audit sheets: the results of all audits of a leaderboard row, and what withholds its rank. No torch."""
 
 from __future__ import annotations
 
@@ -9,82 +9,82 @@ from dataclasses import dataclass, replace
 from ..records.headline import Headline
 from ..records.latest import Entry, entry
 from ..records.record import Record
-from .evidence import Evidence
+from .audit_record import SeedResult, result_of_audit, stored_result
 from .library import names_of, records_audits
-from .outcome import Finding, read_finding, stored_finding
+from .stored_records import StoredRecords
 
-UNASKED = "not audited"
+NOT_AUDITED = "not audited"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """Everything that was found of one row of the leaderboard, over its training seeds.
+    """The results of all audits of one row of the leaderboard, over its training seeds.
 
     Attributes
     ----------
-    findings
-        By check, then seed; checks that ask the model first.
-    asked
-        Checks that the model was asked at every training seed at which a row of its dataset was.
+    results
+        By audit, then seed; audits of the model first.
+    done
+        Model audits that were run at every training seed at which they were run for a row of the dataset.
     missing
-        Checks that another row of the dataset was asked, and this one not at each of its training seeds.
-    told
-        Whether the leaderboard speaks of audits: a row of the dataset was asked, or a check of records
-        counts against one or is explained.
+        Model audits that were run for another row of the dataset, but not at each training seed of this one.
+    shown
+        Whether the leaderboard shows audits: a row of the dataset has a model audit, or an audit of records
+        flags one.
     """
 
-    findings: Sequence[Finding]
-    asked: Sequence[str] = ()
+    results: Sequence[SeedResult]
+    done: Sequence[str] = ()
     missing: Sequence[str] = ()
-    told: bool = True
+    shown: bool = True
 
     def names(self, *verdicts: str) -> list[str]:
-        """The checks with one of these verdicts at some seed; a flag with a reason is ``exempt``."""
-        found = [f.name for f in self.findings if _shown(f) in verdicts]
+        """The audits with one of these verdicts at some seed; an explained flag is ``exempt``."""
+        found = [f.name for f in self.results if _verdict(f) in verdicts]
         return list(dict.fromkeys(found))
 
     @property
     def against(self) -> list[str]:
-        """The checks that withhold a rank: flagged without a reason, or not to be run."""
+        """The audits that withhold a rank: flagged without an explanation, or failed to run."""
         return self.names("flag", "failed")
 
     @property
     def explained(self) -> list[str]:
-        """The checks whose flags the model explains at every seed."""
+        """The audits whose flags the model explains at every seed."""
         against = self.against
         return [name for name in self.names("exempt") if name not in against]
 
     @property
     def passed(self) -> list[str]:
-        """The checks that every seed passes, among those that apply to one."""
+        """The audits that every seed passes, apart from seeds to which they do not apply."""
         other = {*self.against, *self.explained}
         return [name for name in self.names("pass") if name not in other]
 
     def coverage(self) -> str:
-        """``not audited`` or ``3 of 18 model checks`` where some were not asked; else empty."""
-        known = {*names_of("model"), *self.asked, *self.missing}
-        if not self.told or len(known) == len(self.asked) or not (self.asked or self.missing):
+        """``not audited`` or ``3 of 18 model checks`` where some are missing; else empty."""
+        known = {*names_of("model"), *self.done, *self.missing}
+        if not self.shown or len(known) == len(self.done) or not (self.done or self.missing):
             return ""
-        return f"{len(self.asked)} of {len(known)} model checks" if self.asked else UNASKED
+        return f"{len(self.done)} of {len(known)} model checks" if self.done else NOT_AUDITED
 
     def badge(self) -> str:
-        """``16 passed, 2 flagged, 1 explained``, after what was not asked; empty where nothing is told."""
-        if not self.told:
+        """``16 passed, 2 flagged, 1 explained``, after `coverage`; empty unless `shown`."""
+        if not self.shown:
             return ""
         coverage = self.coverage()
         parts = [coverage] if coverage else []
-        parts += [f"{len(self.passed)} passed"] if coverage != UNASKED else []
+        parts += [f"{len(self.passed)} passed"] if coverage != NOT_AUDITED else []
         parts += [f"{len(self.against)} flagged"] if self.against else []
         parts += [f"{len(self.explained)} explained"] if self.explained else []
         return ", ".join(parts)
 
 
-def _shown(finding: Finding) -> str:
-    return "exempt" if finding.verdict == "flag" and finding.exempt else finding.verdict
+def _verdict(line: SeedResult) -> str:
+    return "exempt" if line.verdict == "flag" and line.exempt else line.verdict
 
 
 def sheets(records: Iterable[Record], headline: Headline) -> dict[Entry, Sheet]:
-    """The sheet of each row: what its stored audits say, and the checks that read its records, run here.
+    """The sheet of each row: its stored audits, and the audits of its records, which are run here.
 
     Parameters
     ----------
@@ -94,49 +94,49 @@ def sheets(records: Iterable[Record], headline: Headline) -> dict[Entry, Sheet]:
     units: dict[Entry, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         units[entry(record.cell)][record.cell.training_seed].append(record)
-    asked = {row: _asked(seeds) for row, seeds in units.items()}
+    done = {row: _model_audits(seeds) for row, seeds in units.items()}
     of_dataset: dict[str, set[tuple[str, int]]] = defaultdict(set)
-    for row, mine in asked.items():
+    for row, mine in done.items():
         of_dataset[row[0]] |= mine
     found: dict[Entry, Sheet] = {}
     for row, seeds in units.items():
         trained = {seed for seed, ours in seeds.items() if any(r.cell.kind != "throughput" for r in ours)}
         wanted = {(name, seed) for name, seed in of_dataset[row[0]] if seed in trained}
-        missing = {name for name, _ in wanted - asked[row]}
-        if of_dataset[row[0]] and not asked[row]:
+        missing = {name for name, _ in wanted - done[row]}
+        if of_dataset[row[0]] and not done[row]:
             missing = {name for name, _ in of_dataset[row[0]]}
         found[row] = Sheet(
-            findings=_findings(seeds, headline),
-            asked=sorted({name for name, _ in asked[row]} - missing),
+            results=_results(seeds, headline),
+            done=sorted({name for name, _ in done[row]} - missing),
             missing=sorted(missing),
         )
-    told = {row[0] for row, sheet in found.items() if of_dataset[row[0]] or sheet.against or sheet.explained}
-    return {row: replace(sheet, told=row[0] in told) for row, sheet in found.items()}
+    shown = {row[0] for row, sheet in found.items() if of_dataset[row[0]] or sheet.against or sheet.explained}
+    return {row: replace(sheet, shown=row[0] in shown) for row, sheet in found.items()}
 
 
-def _asked(seeds: Mapping[int, Sequence[Record]]) -> set[tuple[str, int]]:
-    """The checks that the model of each training seed was asked, as (name, seed)."""
+def _model_audits(seeds: Mapping[int, Sequence[Record]]) -> set[tuple[str, int]]:
+    """The model audits that were run, as (name, training seed)."""
     return {(r.cell.threat, seed) for seed, ours in seeds.items() for r in ours if r.cell.kind == "audit"}
 
 
-def _findings(seeds: Mapping[int, Sequence[Record]], headline: Headline) -> list[Finding]:
-    """What was found of one row, by check, then seed; checks that ask the model first."""
-    findings: dict[str, list[Finding]] = defaultdict(list)
+def _results(seeds: Mapping[int, Sequence[Record]], headline: Headline) -> list[SeedResult]:
+    """The results of one row, by audit, then seed; audits of the model first."""
+    results: dict[str, list[SeedResult]] = defaultdict(list)
     for seed, ours in sorted(seeds.items()):
         for record in ours:
             if record.cell.kind == "audit":
-                findings[record.cell.threat].append(stored_finding(record))
-        evidence = Evidence(records=tuple(ours), reported=headline.reported)
-        expected = _expected(evidence)
+                results[record.cell.threat].append(stored_result(record))
+        stored = StoredRecords(records=tuple(ours), reported=headline.reported)
+        expected = _expected(stored)
         for audit in records_audits():
             exempt = str(expected.get(audit.name, ""))
-            findings[audit.name].append(read_finding(audit, evidence, seed, exempt))
+            results[audit.name].append(result_of_audit(audit, stored, seed, exempt))
     last = [audit.name for audit in records_audits()]
-    order = sorted(findings, key=lambda name: (name in last, name))
-    return [finding for name in order for finding in findings[name]]
+    order = sorted(results, key=lambda name: (name in last, name))
+    return [result for name in order for result in results[name]]
 
 
-def _expected(evidence: Evidence) -> Mapping[str, object]:
-    training = evidence.training
+def _expected(stored: StoredRecords) -> Mapping[str, object]:
+    training = stored.training
     expected = training.card.get("expected_failures") if training else None
     return expected if isinstance(expected, Mapping) else {}

@@ -44,7 +44,7 @@ class NothingToCheck(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Outcome of one check.
+    """Verdict of one check.
 
     Attributes
     ----------
@@ -203,9 +203,9 @@ def check_audit(spec: ModelSpec, audit: Audit) -> None:
             strict=True,
         )
         verdict = audit(context)
-        if verdict.outcome == "flag":
+        if verdict.verdict == "flag":
             raise ContractBroken(f"{verdict.sentence} {audit.remedy}".rstrip(" ."))
-        if verdict.outcome == "not applicable":
+        if verdict.verdict == "not applicable":
             raise NothingToCheck(verdict.sentence)
 
 

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from robustode.bench.audits.outcome import Finding
+from robustode.bench.audits.audit_record import SeedResult
 from robustode.bench.report.plots.audit_plot import HEIGHT, WIDTH, plot
 
 NAME = "{http://www.w3.org/2000/svg}"
 
 
-def finding(x: object, axes: tuple[str, str] = ("step", "loss"), **lines: object) -> Finding:
+def finding(x: object, axes: tuple[str, str] = ("step", "loss"), **lines: object) -> SeedResult:
     arrays = {name: np.asarray(values, float) for name, values in {"x": x, **lines}.items()}
-    return Finding(name="a", seed=0, verdict="pass", sentence="x", arrays=arrays, axes=axes)
+    return SeedResult(name="a", seed=0, verdict="pass", sentence="x", arrays=arrays, axes=axes)
 
 
-def drawn(what: Finding) -> ElementTree.Element:
+def drawn(what: SeedResult) -> ElementTree.Element:
     return ElementTree.fromstring(plot(what))
 
 

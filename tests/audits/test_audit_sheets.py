@@ -11,9 +11,9 @@ import stubs
 import synthetic
 from gallery.base import Case, context_of
 from robustode._errors import TimeLimitExceeded
+from robustode.bench.audits.audit_record import SeedResult, audit_cell, audit_record, stored_result
 from robustode.bench.audits.library import audit_names, names_of, records_audits
-from robustode.bench.audits.outcome import Finding, audit_cell, audit_record, stored_finding
-from robustode.bench.audits.registry import AUDITS, Verdict, judged, not_applicable
+from robustode.bench.audits.registry import AUDITS, AuditResult, measured, not_applicable
 from robustode.bench.audits.run import run_audit
 from robustode.bench.audits.sheet import Sheet, sheets
 from robustode.bench.records.headline import Headline
@@ -31,7 +31,7 @@ def plain() -> nn.Module:
 
 
 def told_record(
-    model: str, verdict: Verdict, name: str = "finite", exempt: str = "", seed: int = 0
+    model: str, verdict: AuditResult, name: str = "finite", exempt: str = "", seed: int = 0
 ) -> Record:
     training = synthetic.training_record(model, seed, "2026").cell
     sha256 = synthetic.cell(model, seed).checkpoint_sha256
@@ -42,11 +42,11 @@ def told_record(
 
 
 def test_a_verdict_comes_back_from_its_record():
-    verdict = judged(
+    verdict = measured(
         2.0, 1.0, "Too much.", unit="points", arrays={"x": np.arange(3.0), "y": np.ones(3)}, axes=("a", "b")
     )
     record = from_json(to_json(told_record("node", verdict, exempt="because")))
-    found = stored_finding(record)
+    found = stored_result(record)
     assert (found.name, found.verdict, found.value, found.threshold) == ("finite", "flag", 2.0, 1.0)
     assert (found.sentence, found.unit, found.exempt, found.seed) == ("Too much.", "points", "because", 0)
     assert found.title == AUDITS.get("finite").title
@@ -56,7 +56,7 @@ def test_a_verdict_comes_back_from_its_record():
 
 
 def test_an_infinite_value_is_stored_without_its_number():
-    found = stored_finding(from_json(to_json(told_record("node", judged(math.inf, 1.0, "Gone.")))))
+    found = stored_result(from_json(to_json(told_record("node", measured(math.inf, 1.0, "Gone.")))))
     assert found.verdict == "flag"
     assert math.isnan(found.value)
 
@@ -73,8 +73,8 @@ def test_a_check_that_raises_is_a_failed_record(error, status):
     cell = told_record("node", not_applicable("x")).cell
     record = run_audit(audit, context, cell, {})
     assert record.status == status
-    assert stored_finding(record).counts_against
-    assert stored_finding(record).verdict == "failed"
+    assert stored_result(record).counts_against
+    assert stored_result(record).verdict == "failed"
 
 
 def test_what_a_check_asks_is_counted():
@@ -84,13 +84,13 @@ def test_what_a_check_asks_is_counted():
     assert record.status == "ok"
 
 
-def finding(name: str, verdict: str, seed: int = 0, exempt: str = "") -> Finding:
-    return Finding(name=name, seed=seed, verdict=verdict, sentence="x", exempt=exempt)
+def finding(name: str, verdict: str, seed: int = 0, exempt: str = "") -> SeedResult:
+    return SeedResult(name=name, seed=seed, verdict=verdict, sentence="x", exempt=exempt)
 
 
 def test_a_sheet_counts_each_check_once_over_seeds():
     sheet = Sheet(
-        findings=[
+        results=[
             finding("a", "pass"),
             finding("a", "flag", 1),
             finding("b", "pass"),
@@ -116,8 +116,8 @@ def test_without_audits_the_leaderboard_is_as_it_was():
 
 
 def test_an_unexplained_flag_withholds_the_rank():
-    fine = told_record("node", judged(0.0, 0.0, "Good."))
-    board = board_of(told_record("ch-node", judged(1.0, 0.0, "Bad.")), fine)
+    fine = told_record("node", measured(0.0, 0.0, "Good."))
+    board = board_of(told_record("ch-node", measured(1.0, 0.0, "Bad.")), fine)
     assert list(board["model"]) == ["node", "ch-node"]
     assert list(board["rank"]) == [1, 2]
     assert list(board["audit_flags"]) == ["", "finite"]
@@ -127,21 +127,23 @@ def test_an_unexplained_flag_withholds_the_rank():
 
 
 def test_nothing_is_best_where_all_are_equal_whoever_is_flagged():
-    board = board_of(told_record("ch-node", judged(1.0, 0.0, "Bad.")), told_record("node", judged(0, 0, "")))
+    board = board_of(
+        told_record("ch-node", measured(1.0, 0.0, "Bad.")), told_record("node", measured(0, 0, ""))
+    )
     clean = next(f for f in fields(board) if f.name == "clean")
     assert best(board.assign(clean=0.5), clean) == set()
     assert best(board.assign(clean=[0.5, 0.6]), clean) == {0}
 
 
 def test_a_row_that_nobody_asked_does_not_beat_one_that_was_asked_and_flagged():
-    board = board_of(told_record("ch-node", judged(1.0, 0.0, "Bad.")))
+    board = board_of(told_record("ch-node", measured(1.0, 0.0, "Bad.")))
     assert list(board["model"]) == ["ch-node", "node"]
     assert list(board["audits"])[1] == "not audited"
     assert list(board["audit_missing"]) == ["", "finite"]
 
 
 def test_a_row_that_nobody_asked_stands_below_those_that_were_and_passed():
-    board = board_of(told_record("node", judged(0.0, 1.0, "Good.")))
+    board = board_of(told_record("node", measured(0.0, 1.0, "Good.")))
     assert list(board["model"]) == ["node", "ch-node"]
     clean = next(f for f in fields(board) if f.name == "clean")
     assert best(board, clean) in (set(), {0}), "a row that was not asked is never the best"
@@ -181,7 +183,7 @@ def test_a_row_that_was_asked_everything_says_no_more():
     records = synthetic.records(["node"], samples=60)
     records += [told_record("node", not_applicable("x"), name) for name in names]
     (sheet,) = sheets(records, Headline()).values()
-    assert (sheet.coverage(), len(sheet.asked)) == ("", 18)
+    assert (sheet.coverage(), len(sheet.done)) == ("", 18)
 
 
 def test_a_check_of_records_flags_where_nobody_was_audited():
@@ -197,8 +199,8 @@ def test_a_check_of_records_flags_where_nobody_was_audited():
 
 
 def test_an_explained_flag_does_not():
-    fine = told_record("node", judged(0.0, 0.0, "Good."))
-    board = board_of(told_record("ch-node", judged(1.0, 0.0, "Bad."), exempt="on purpose"), fine)
+    fine = told_record("node", measured(0.0, 0.0, "Good."))
+    board = board_of(told_record("ch-node", measured(1.0, 0.0, "Bad."), exempt="on purpose"), fine)
     assert list(board["model"]) == ["ch-node", "node"]
     assert board["audits"][0].endswith("1 explained")
 
@@ -214,11 +216,11 @@ def test_a_failed_check_withholds_the_rank_and_fails_no_cell():
 def test_sheets_run_the_checks_of_records_of_every_row():
     records = [
         *synthetic.records(["ch-node", "node"], samples=60),
-        told_record("node", judged(0.0, 1.0, "x")),
+        told_record("node", measured(0.0, 1.0, "x")),
     ]
     found = sheets(records, Headline())
     read = {audit.name for audit in records_audits()}
-    assert {row[1]: {f.name for f in sheet.findings} for row, sheet in found.items()} == {
+    assert {row[1]: {f.name for f in sheet.results} for row, sheet in found.items()} == {
         "ch-node": read,
         "node": {"finite", *read},
     }

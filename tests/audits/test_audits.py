@@ -10,15 +10,22 @@ import pytest
 import stubs
 import synthetic
 import torch
-from gallery.base import Case, Wrapped, context_of, fit, fitted, honest
+from gallery.base import Case, Wrapped, context_of, fit, fitted, sound_model
 from robustode._errors import InvalidArgument
 from robustode.attacks import THREATS
 from robustode.attacks.core.seeds import sample_seeds
 from robustode.bench.audits import library
 from robustode.bench.audits.context import Context
-from robustode.bench.audits.evidence import Evidence
 from robustode.bench.audits.library import all_audits, audit_names, names_of, records_audits
-from robustode.bench.audits.registry import AUDITS, Audit, Verdict, judged, not_applicable, register_audit
+from robustode.bench.audits.registry import (
+    AUDITS,
+    Audit,
+    AuditResult,
+    measured,
+    not_applicable,
+    register_audit,
+)
+from robustode.bench.audits.stored_records import StoredRecords
 from robustode.bench.records.record import Record
 from robustode.bench.runtime.checked_model import CheckedModel
 from robustode.models import ODEBlock, SolverFailure
@@ -27,7 +34,7 @@ from torch import nn
 audit_names()  # registers every check
 
 
-def look(name: str, model: nn.Module, **changes: object) -> Verdict:
+def look(name: str, model: nn.Module, **changes: object) -> AuditResult:
     claims = changes.pop("claims", frozenset())
     return AUDITS.get(name)(context_of(Case(model, claims=claims), 0, **changes))
 
@@ -109,22 +116,22 @@ def test_a_check_that_cannot_be_is_refused(bad):
 
 @pytest.mark.parametrize(("value", "outcome"), [(1.0, "pass"), (1.1, "flag"), (math.nan, "flag")])
 def test_a_value_above_its_threshold_flags(value, outcome):
-    assert judged(value, 1.0, "x").outcome == outcome
+    assert measured(value, 1.0, "x").verdict == outcome
 
 
 def test_a_verdict_is_one_of_three():
     with pytest.raises(InvalidArgument, match="pass, flag or not applicable"):
-        Verdict(outcome="maybe", sentence="x")
+        AuditResult(verdict="maybe", sentence="x")
 
 
 # --- checks of a model: those that the gallery does not cover ------------------------------------
 
 
 def test_solver_sensitivity():
-    assert look("solver-sensitivity", honest(0)).outcome == "pass"
+    assert look("solver-sensitivity", sound_model(0)).verdict == "pass"
     coarse = fitted("resnet", 0, gain=4.0)
     found = look("solver-sensitivity", coarse)
-    assert found.outcome == "flag"
+    assert found.verdict == "flag"
     assert "discrete network" in found.sentence
     assert found.axes[0] == "own solver, h/2, h/4, rk4 at h/2", (
         "nothing dearer once the cheap ones have said it"
@@ -132,25 +139,25 @@ def test_solver_sensitivity():
     for line in ("classes changed", "accuracy moved"):
         assert found.arrays[line][0] == 0
         assert len(found.arrays[line]) == len(found.arrays["x"]) == 4
-    assert look("solver-sensitivity", plain()).outcome == "not applicable"
+    assert look("solver-sensitivity", plain()).verdict == "not applicable"
 
 
 @pytest.mark.parametrize(("method", "other"), [("rk4", "ssprk3"), ("euler", "rk4")])
 def test_a_finer_solver_is_of_another_method_too(method, other):
     model = fitted("node", 0, layers=2, method=method, steps=8, gain=0.1)
     found = look("solver-sensitivity", model)
-    assert found.outcome == "pass", found.sentence
+    assert found.verdict == "pass", found.sentence
     assert found.axes[0] == f"own solver, h/2, h/4, {other} at h/2, a tight adaptive solver"
 
 
 def test_a_loose_adaptive_solver_is_held_against_finer_grids():
     loose = fitted("node-dopri5", 0, layers=1, rtol=10.0, atol=10.0, gain=4.0, final_time=2.0)
     found = look("solver-sensitivity", loose)
-    assert found.outcome == "flag"
+    assert found.verdict == "flag"
     assert found.axes[0].startswith("own solver, rk4 in ")
     assert "tight" not in found.axes[0]
     good = look("solver-sensitivity", fitted("node-dopri5", 0, layers=1))
-    assert good.outcome == "pass"
+    assert good.verdict == "pass"
     assert good.axes[0].endswith("a tight adaptive solver")
 
 
@@ -164,7 +171,7 @@ def test_a_finer_solver_that_fails_flags_with_its_plot():
     model = fitted("node", 0, layers=1, steps=8)
     model.flow.__class__ = Brittle
     found = look("solver-sensitivity", model)
-    assert (found.outcome, found.value) == ("flag", 1.0)
+    assert (found.verdict, found.value) == ("flag", 1.0)
     assert "h/2" in found.sentence
     assert list(found.arrays["classes changed"]) == [0, 100]
 
@@ -180,9 +187,9 @@ ADJOINT = "adjoint against backpropagation"
         ("node", {"layers": 1, "steps": 4, "gain": 3.0, "method": "euler"}, -1.0, 0.99),
     ],
 )
-def test_the_adjoint_gradient_is_told_and_not_judged(name, hyperparameters, least, most):
+def test_the_adjoint_gradient_is_reported_and_does_not_count(name, hyperparameters, least, most):
     found = look("gradient-fidelity", fitted(name, 0, **hyperparameters))
-    assert found.outcome == "pass", found.sentence
+    assert found.verdict == "pass", found.sentence
     assert "which the model does not use" in found.sentence
     assert least <= found.arrays[ADJOINT].min() <= most
     assert len(found.arrays[ADJOINT]) == len(found.arrays["x"])
@@ -191,7 +198,7 @@ def test_the_adjoint_gradient_is_told_and_not_judged(name, hyperparameters, leas
 @pytest.mark.parametrize("model", [plain(), fitted("node", 0, layers=1, method="ssprk3", steps=8)])
 def test_no_adjoint_without_a_solver_that_has_one(model):
     found = look("gradient-fidelity", model)
-    assert found.outcome == "pass"
+    assert found.verdict == "pass"
     assert "adjoint" not in found.sentence
 
 
@@ -200,43 +207,43 @@ def test_an_adjoint_solve_that_fails_is_told(monkeypatch):
         raise AssertionError("underflow in dt")
 
     monkeypatch.setattr("robustode.bench.audits.adjoint.odeint_adjoint", give_up)
-    found = look("gradient-fidelity", honest(0))
-    assert found.outcome == "pass"
+    found = look("gradient-fidelity", sound_model(0))
+    assert found.verdict == "pass"
     assert "fails here: " in found.sentence
     assert "failed: underflow in dt." in found.sentence
     assert ADJOINT not in found.arrays
 
 
 def test_stiffness():
-    assert look("nfe-and-stiffness", honest(0)).outcome == "pass"
+    assert look("nfe-and-stiffness", sound_model(0)).verdict == "pass"
     stiff = look("nfe-and-stiffness", fitted("resnet", 0, gain=10.0))
-    assert stiff.outcome == "flag"
+    assert stiff.verdict == "flag"
     assert stiff.value > 2
-    assert look("nfe-and-stiffness", plain()).outcome == "not applicable"
+    assert look("nfe-and-stiffness", plain()).verdict == "not applicable"
 
 
 def test_a_jacobian_that_was_not_formed_is_told():
     adaptive = look("nfe-and-stiffness", fitted("node-dopri5", 0, layers=1))
-    assert adaptive.outcome == "pass"
-    assert "was not formed (the steps of an adaptive solver are its own)" in adaptive.sentence
-    assert adaptive.threshold == 5, "the evaluations are judged"
+    assert adaptive.verdict == "pass"
+    assert "was not computed (the steps of an adaptive solver are its own)" in adaptive.sentence
+    assert adaptive.threshold == 5, "the number of evaluations is compared"
     assert len(adaptive.arrays["NFE, sorted"]) == 32
 
 
 def test_a_state_too_wide_for_its_jacobian_is_told(monkeypatch):
     monkeypatch.setattr("robustode.bench.audits.model_audits.nfe_and_stiffness.WIDEST", 4)
-    wide = look("nfe-and-stiffness", honest(0))
-    assert "was not formed (the state is no vector of at most 4 channels)" in wide.sentence
+    wide = look("nfe-and-stiffness", sound_model(0))
+    assert "was not computed (the state is no vector of at most 4 channels)" in wide.sentence
     assert wide.threshold == 5
 
 
-def test_nothing_measured_is_nothing_judged():
+def test_an_audit_that_can_measure_nothing_does_not_apply():
     class Uncounted(Wrapped):
         """Has a flow whose evaluations nobody counts, and whose Jacobian is not formed."""
 
     found = look("nfe-and-stiffness", Uncounted(plain()))
-    assert found.outcome == "not applicable"
-    assert "was not formed: the model has no ODE block as its flow" in found.sentence
+    assert found.verdict == "not applicable"
+    assert "was not computed: the model has no ODE block as its flow" in found.sentence
 
 
 def test_uneven_cost_flags():
@@ -250,9 +257,9 @@ def test_uneven_cost_flags():
     model = Uneven(plain())
     means = context_of(Case(model), 0).images.flatten(1).mean(1).sort().values
     model.bright = float(means[-2])
-    assert look("nfe-and-stiffness", model).outcome == "flag"
+    assert look("nfe-and-stiffness", model).verdict == "flag"
     model.bright = 2.0
-    assert look("nfe-and-stiffness", model).outcome == "pass"
+    assert look("nfe-and-stiffness", model).verdict == "pass"
 
 
 def test_solver_failure_flags():
@@ -261,7 +268,7 @@ def test_solver_failure_flags():
             raise SolverFailure("dopri5 failed: underflow in dt")
 
     found = look("nfe-and-stiffness", GivesUp(plain()))
-    assert found.outcome == "flag"
+    assert found.verdict == "flag"
     assert "underflow" in found.sentence
 
 
@@ -285,7 +292,7 @@ def test_solver_failure_flags():
 )
 def test_thresholds_of_attacks(name, left, outcome):
     found = AUDITS.get(name)(told(**left))
-    assert found.outcome == outcome, found.sentence
+    assert found.verdict == outcome, found.sentence
 
 
 def test_a_stored_attack_counts_as_white_box():
@@ -294,29 +301,29 @@ def test_a_stored_attack_counts_as_white_box():
     record = synthetic.record_of(
         stubs.cell_for("pgd-linf", 0.05, 100), correct, environment={"created": "2026"}
     )
-    context = dataclasses.replace(told(), evidence=Evidence(records=(record,)))
+    context = dataclasses.replace(told(), stored=StoredRecords(records=(record,)))
     assert int(context.white_box().sum()) == 47
 
 
 @pytest.mark.parametrize(("other", "outcome"), [(50, "pass"), (49, "pass"), (48, "flag")])
 def test_transfer_from_other_solvers(other, outcome):
-    assert AUDITS.get("solver-transfer")(told(honest(0), other=other)).outcome == outcome
+    assert AUDITS.get("solver-transfer")(told(sound_model(0), other=other)).verdict == outcome
     adaptive = fitted("node-dopri5", 0, layers=1)
-    assert AUDITS.get("tolerance-sweep")(told(adaptive, other=other)).outcome == outcome
+    assert AUDITS.get("tolerance-sweep")(told(adaptive, other=other)).verdict == outcome
 
 
 def test_no_solver_no_transfer():
-    assert look("solver-transfer", plain()).outcome == "not applicable"
-    assert look("tolerance-sweep", honest(0)).outcome == "not applicable"
+    assert look("solver-transfer", plain()).verdict == "not applicable"
+    assert look("tolerance-sweep", sound_model(0)).verdict == "not applicable"
 
 
 @pytest.mark.parametrize(("other", "outcome"), [(50, "pass"), (49, "flag")])
 def test_a_frozen_backbone(other, outcome):
     model = plain()
-    assert look("backbone-transfer", model).outcome == "not applicable"
+    assert look("backbone-transfer", model).verdict == "not applicable"
     model.frozen_backbone = nn.Identity()
     found = AUDITS.get("backbone-transfer")(told(model, other=other))
-    assert found.outcome == outcome
+    assert found.verdict == outcome
 
 
 def test_a_masked_model_on_a_frozen_backbone_is_seen_through():
@@ -324,13 +331,13 @@ def test_a_masked_model_on_a_frozen_backbone_is_seen_through():
         def forward(self, images):
             return (2 * super().forward(images)).round() / 2
 
-    model = Masked(honest(0))
-    model.frozen_backbone = honest(0)
-    assert look("backbone-transfer", model).outcome == "flag"
+    model = Masked(sound_model(0))
+    model.frozen_backbone = sound_model(0)
+    assert look("backbone-transfer", model).verdict == "flag"
 
 
 def test_loss_convergence():
-    weak = context_of(Case(honest(0)), 0)
+    weak = context_of(Case(sound_model(0)), 0)
     cell = stubs.cell_for("pgd-linf", weak.eps, len(weak.images))
     stored = {"steps": 2, "restarts": 1, "relative_step": 0.01}
     record = Record(
@@ -338,8 +345,8 @@ def test_loss_convergence():
         outcomes={"prediction": np.zeros((1, 1)), "correct": np.ones((1, 1), bool)},
     )
     check = AUDITS.get("loss-convergence")
-    assert check(weak).outcome == "pass"
-    assert check(dataclasses.replace(weak, evidence=Evidence(records=(record,)))).outcome == "flag"
+    assert check(weak).verdict == "pass"
+    assert check(dataclasses.replace(weak, stored=StoredRecords(records=(record,)))).verdict == "flag"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -369,22 +376,22 @@ class Climb(Context):
 
 
 @pytest.mark.parametrize("climbs", [0, 1])
-def test_each_restart_is_judged_by_itself(climbs):
-    real = context_of(Case(honest(0)), 0)
+def test_each_restart_is_compared_by_itself(climbs):
+    real = context_of(Case(sound_model(0)), 0)
     values = {f.name: getattr(real, f.name) for f in dataclasses.fields(Context)}
     found = AUDITS.get("loss-convergence")(Climb(**values, climbs=climbs))
-    assert found.outcome == "flag", found.sentence
+    assert found.verdict == "flag", found.sentence
     assert found.value == pytest.approx(10 / 40, abs=0.05)
     assert f"restart {climbs + 1} of 2" in found.sentence
     assert len(found.arrays["x"]) == 41 + 1, "the steps of one restart, and the query of its slope"
 
 
 def test_an_attack_that_breaks_everything_had_arrived():
-    found = look("loss-convergence", honest(0), samples=8)
+    found = look("loss-convergence", sound_model(0), samples=8)
     fooled = AUDITS.get("loss-convergence")(
-        dataclasses.replace(context_of(Case(honest(0)), 0, samples=8), eps=1.0)
+        dataclasses.replace(context_of(Case(sound_model(0)), 0, samples=8), eps=1.0)
     )
-    assert (found.outcome, fooled.outcome, fooled.value) == ("pass", "pass", 0.0)
+    assert (found.verdict, fooled.verdict, fooled.value) == ("pass", "pass", 0.0)
 
 
 def test_nothing_can_be_planted_where_logits_do_not_move():
@@ -392,18 +399,18 @@ def test_nothing_can_be_planted_where_logits_do_not_move():
         def forward(self, images):
             return 0 * images.flatten(1)[:, :10] + torch.arange(10.0)
 
-    assert look("binarisation", Constant()).outcome == "not applicable"
+    assert look("binarisation", Constant()).verdict == "not applicable"
 
 
 @pytest.mark.parametrize("name", ["contraction", "lipschitz-bound"])
 def test_no_claim_nothing_to_measure(name):
-    assert look(name, plain()).outcome == "not applicable"
+    assert look(name, plain()).verdict == "not applicable"
 
 
 def test_contraction_of_a_flow_that_claims_nothing():
-    assert look("contraction", honest(0)).outcome == "not applicable"
-    found = look("contraction", honest(0), claims=frozenset({"contractive"}))
-    assert found.outcome == "flag", "a vanilla NODE parts states"
+    assert look("contraction", sound_model(0)).verdict == "not applicable"
+    found = look("contraction", sound_model(0), claims=frozenset({"contractive"}))
+    assert found.verdict == "flag", "a vanilla NODE parts states"
 
 
 def test_a_gradient_that_only_rounding_hides():
@@ -413,14 +420,14 @@ def test_a_gradient_that_only_rounding_hides():
         def forward(self, images):
             return 14 * super().forward(images)
 
-    model = Shift(honest(0))
+    model = Shift(sound_model(0))
     found = look("zero-gradients", model)
-    assert found.outcome == "flag"
-    assert "dividing the logits" in found.sentence
+    assert found.verdict == "flag"
+    assert "divided by their size" in found.sentence
 
 
 def test_the_gallerys_network_classifies():
-    assert float(context_of(Case(honest(0)), 0).correct().double().mean()) > 0.9
+    assert float(context_of(Case(sound_model(0)), 0).correct().double().mean()) > 0.9
     fit(model := fitted("node", 1, steps=8), model.head)
     assert float(context_of(Case(model), 1).correct().double().mean()) > 0.9
 
@@ -432,13 +439,13 @@ def test_the_attack_under_test_may_be_a_stored_curve():
     cell = stubs.cell_for(curve, context.eps, 4, norm="linf")
     cell = dataclasses.replace(cell, parameters={**curve.parameters, "strengths": [0.1], "reported": [0.1]})
     record = Record(cell=cell, outcomes={"correct": np.ones((1, 4), bool)}, environment={})
-    found = dataclasses.replace(context, evidence=Evidence(records=(record,))).attack_under_test()
+    found = dataclasses.replace(context, stored=StoredRecords(records=(record,))).attack_under_test()
     assert (found.name, dict(found.parameters)) == ("curve-linf", dict(curve.parameters))
 
 
 def test_an_attack_through_another_model_goes_on_with_what_it_breaks():
     """What the other model gets wrong early may still be right on the audited one."""
-    case = context_of(Case(honest(0)), 0)
+    case = context_of(Case(sound_model(0)), 0)
     threat = case.threat("pgd", steps=10, restarts=1)
     given = (
         CheckedModel(case.model, 10),

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import stubs
 import synthetic
-from robustode.bench.audits.evidence import Evidence
 from robustode.bench.audits.library import audit_names
-from robustode.bench.audits.registry import AUDITS, Verdict
+from robustode.bench.audits.registry import AUDITS, AuditResult
+from robustode.bench.audits.stored_records import StoredRecords
 from robustode.bench.records.record import Record
 
 audit_names()  # registers every check
@@ -23,29 +23,29 @@ def stored(threat: str, strength: float, broken: int, samples: int = 50, draws: 
     return synthetic.record_of(cell, correct)
 
 
-def read(name: str, *records: Record) -> Verdict:
-    return AUDITS.get(name)(Evidence(records=records))
+def read(name: str, *records: Record) -> AuditResult:
+    return AUDITS.get(name)(StoredRecords(records=records))
 
 
 def test_monotone():
     falls = [stored("pgd-linf", s, n) for s, n in ((0.1, 5), (0.2, 9), (0.05, 1))]
-    assert read("monotone-in-eps", *falls).outcome == "pass"
+    assert read("monotone-in-eps", *falls).verdict == "pass"
     found = read("monotone-in-eps", *falls, stored("pgd-linf", 0.3, 8))
-    assert found.outcome == "flag"
+    assert found.verdict == "flag"
     assert found.value == pytest.approx(2.0)
-    assert read("monotone-in-eps", falls[0]).outcome == "not applicable"
+    assert read("monotone-in-eps", falls[0]).verdict == "not applicable"
     one_step = [stored("fgsm-linf", 0.1, 5), stored("fgsm-linf", 0.2, 2)]
-    assert read("monotone-in-eps", *one_step).outcome == "not applicable"
+    assert read("monotone-in-eps", *one_step).verdict == "not applicable"
 
 
 def test_noise_below_attack():
     noise = stored("uniform", 0.1, 4, draws=2)
-    assert read("noise-below-attack", noise, stored("pgd-linf", 0.1, 4)).outcome == "pass"
+    assert read("noise-below-attack", noise, stored("pgd-linf", 0.1, 4)).verdict == "pass"
     found = read("noise-below-attack", noise, stored("pgd-linf", 0.1, 3))
-    assert (found.outcome, found.value) == ("flag", 1.0)
+    assert (found.verdict, found.value) == ("flag", 1.0)
     both = [stored("pgd-linf", 0.1, 3), stored("pgd-linf", 0.05, 4)]
-    assert read("noise-below-attack", noise, *both).outcome == "pass", "a smaller ball lies inside"
-    assert read("noise-below-attack", noise, stored("pgd-linf", 0.2, 9)).outcome == "not applicable"
+    assert read("noise-below-attack", noise, *both).verdict == "pass", "a smaller ball lies inside"
+    assert read("noise-below-attack", noise, stored("pgd-linf", 0.2, 9)).verdict == "not applicable"
 
 
 def certificate(radius: float, samples: int = 50) -> Record:
@@ -57,13 +57,13 @@ def certificate(radius: float, samples: int = 50) -> Record:
 
 
 def test_certified_below_attacked():
-    assert read("certified-below-attacked", stored("pgd-l2", 0.5, 3)).outcome == "not applicable"
-    assert read("certified-below-attacked", certificate(0.4)).outcome == "not applicable"
-    assert read("certified-below-attacked", certificate(0.4), stored("pgd-l2", 0.5, 3)).outcome == "pass"
+    assert read("certified-below-attacked", stored("pgd-l2", 0.5, 3)).verdict == "not applicable"
+    assert read("certified-below-attacked", certificate(0.4)).verdict == "not applicable"
+    assert read("certified-below-attacked", certificate(0.4), stored("pgd-l2", 0.5, 3)).verdict == "pass"
     found = read("certified-below-attacked", certificate(0.6), stored("pgd-l2", 0.5, 3))
-    assert (found.outcome, found.value) == ("flag", 3.0)
+    assert (found.verdict, found.value) == ("flag", 3.0)
     linf = stored("pgd-linf", 0.1, 2)
-    assert read("certified-below-attacked", certificate(0.79), linf).outcome == "pass", "0.1 sqrt(64) = 0.8"
+    assert read("certified-below-attacked", certificate(0.79), linf).verdict == "pass", "0.1 sqrt(64) = 0.8"
     assert read("certified-below-attacked", certificate(0.81), linf).value == 2.0
 
 
@@ -73,6 +73,6 @@ def test_what_others_sent_is_held_against_a_certificate(family):
     cell = dataclasses.replace(sent.cell, family=family, threat="transfer-l2")
     sent = dataclasses.replace(sent, cell=cell)
     found = read("certified-below-attacked", certificate(0.6), sent)
-    assert (found.outcome, found.value) == ("flag", 3.0)
+    assert (found.verdict, found.value) == ("flag", 3.0)
     assert "3 of 3 attacks" in found.sentence, "the samples that were not broken may not have been tried"
-    assert read("certified-below-attacked", certificate(0.4), sent).outcome == "pass"
+    assert read("certified-below-attacked", certificate(0.4), sent).verdict == "pass"

@@ -21,7 +21,7 @@ from torch import nn
 
 
 class Base(nn.Module):
-    """An honest classifier: flatten, one hidden layer, logits."""
+    """A sound classifier: flatten, one hidden layer, logits."""
 
     def __init__(self, shape, classes) -> None:
         super().__init__()

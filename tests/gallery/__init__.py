@@ -1,10 +1,10 @@
-"""Models that each commit one sin against a robustness number, and an honest twin of each."""
+"""Models with one defect each that makes a robustness number wrong, and a control without it for each."""
 
 from __future__ import annotations
 
 from importlib import import_module
 
-from robustode.tests.gallery.base import Case, Sin, audit_case, context_of
+from robustode.tests.gallery.base import Case, Defect, audit_case, context_of
 
 FILES = (
     "batch_coupling",
@@ -21,6 +21,6 @@ FILES = (
     "not_a_number",
     "softmax_outputs",
 )
-SINS: dict[str, Sin] = {name: import_module(f".{name}", __name__).SIN for name in FILES}
+DEFECTS: dict[str, Defect] = {name: import_module(f".{name}", __name__).DEFECT for name in FILES}
 
-__all__ = ["SINS", "Case", "Sin", "audit_case", "context_of"]
+__all__ = ["DEFECTS", "Case", "Defect", "audit_case", "context_of"]

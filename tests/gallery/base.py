@@ -1,4 +1,4 @@
-"""What sinners and twins share: a random flow between a stem and a head that least squares fits."""
+"""Used by defective models and controls: a random flow between a stem and a head fitted by least squares."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import stubs
 import torch
 from robustode.bench.audits.context import Context
-from robustode.bench.audits.evidence import Evidence
-from robustode.bench.audits.registry import AUDITS, Verdict
+from robustode.bench.audits.registry import AUDITS, AuditResult
+from robustode.bench.audits.stored_records import StoredRecords
 from robustode.bench.data import Data, load_data
 from robustode.models import MODELS, ModelSpec
 from torch import Tensor, nn
@@ -27,18 +27,18 @@ class Case:
 
     model: nn.Module
     claims: frozenset[str] = frozenset()
-    evidence: Evidence = field(default_factory=Evidence)
+    stored: StoredRecords = field(default_factory=StoredRecords)
     same_as: str = ""
-    """Names twins that are one and the same model, which is audited once."""
+    """A name that equal controls share, so that they are audited once."""
 
 
 @dataclass(frozen=True)
-class Sin:
-    """One sin: the check that must flag it, and the makers of sinner and twin by seed."""
+class Defect:
+    """One defect: the audit that must flag it, and the makers of defective model and control by seed."""
 
     flagged_by: str
-    sinner: Callable[[int], Case]
-    twin: Callable[[int], Case]
+    defective: Callable[[int], Case]
+    control: Callable[[int], Case]
 
 
 class Wrapped(nn.Module):
@@ -88,7 +88,7 @@ def fit(model: nn.Module, head: nn.Linear, size: float = 10.0) -> None:
 
 
 @functools.cache
-def honest(seed: int) -> nn.Module:
+def sound_model(seed: int) -> nn.Module:
     """A NODE on a fixed grid that is fine enough."""
     return fitted("node", seed, steps=16, final_time=1.0)
 
@@ -106,7 +106,7 @@ def context_of(case: Case, seed: int, samples: int = SAMPLES, **changes: object)
         num_classes=data.num_classes,
         dataset=data.name,
         spec=spec,
-        evidence=case.evidence,
+        stored=case.stored,
         norm="linf",
         eps=EPS,
         seed=seed,
@@ -114,9 +114,9 @@ def context_of(case: Case, seed: int, samples: int = SAMPLES, **changes: object)
     )
 
 
-def audit_case(case: Case, seed: int, names: Sequence[str]) -> dict[str, Verdict | str]:
+def audit_case(case: Case, seed: int, names: Sequence[str]) -> dict[str, AuditResult | str]:
     """Verdicts by name; the error's text where a check cannot be run."""
-    found: dict[str, Verdict | str] = {}
+    found: dict[str, AuditResult | str] = {}
     contexts: dict[int, Context] = {}
     for name in names:
         audit = AUDITS.get(name)
@@ -124,7 +124,7 @@ def audit_case(case: Case, seed: int, names: Sequence[str]) -> dict[str, Verdict
             samples = AS_AUDITED.get(name, SAMPLES)
             if samples not in contexts:
                 contexts[samples] = context_of(case, seed, samples)
-            found[name] = audit(case.evidence if audit.needs == "records" else contexts[samples])
+            found[name] = audit(case.stored if audit.needs == "records" else contexts[samples])
         except Exception as error:
             found[name] = f"{type(error).__name__}: {error}"
     return found

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from robustode.tests.gallery.base import Case, Sin, fitted
+from robustode.tests.gallery.base import Case, Defect, fitted
 
 
-def sinner(seed: int) -> Case:
+def defective(seed: int) -> Case:
     return Case(fitted("node-dopri5", seed, gain=2.5, layers=1, rtol=0.3, atol=0.3))
 
 
-def twin(seed: int) -> Case:
+def control(seed: int) -> Case:
     """The same field, solved on a grid that is fine enough."""
     return Case(fitted("node", seed, gain=2.5, layers=1, steps=128))
 
 
-SIN = Sin("batch-independence", sinner, twin)
+DEFECT = Defect("batch-independence", defective, control)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from robustode.tests.gallery.base import Case, Sin, fitted
+from robustode.tests.gallery.base import Case, Defect, fitted
 
 
-def sinner(seed: int) -> Case:
+def defective(seed: int) -> Case:
     return Case(fitted("node", seed, size=1e4, steps=16, final_time=1.0))
 
 
-def twin(seed: int) -> Case:
+def control(seed: int) -> Case:
     """Logits of twice the usual size."""
     return Case(fitted("node", seed, size=20.0, steps=16, final_time=1.0))
 
 
-SIN = Sin("zero-gradients", sinner, twin)
+DEFECT = Defect("zero-gradients", defective, control)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from robustode.models import ODEBlock, Solver
-from robustode.tests.gallery.base import Case, Sin, fit, fitted
+from robustode.tests.gallery.base import Case, Defect, fit, fitted
 from torch import Tensor, nn
 from torchdiffeq import odeint_adjoint
 
@@ -60,13 +60,13 @@ class _Field(nn.Module):
         return self.layer(state, gamma=self.gamma)
 
 
-def sinner(seed: int) -> Case:
+def defective(seed: int) -> Case:
     return _make(seed, "euler", 2)
 
 
-def twin(seed: int) -> Case:
+def control(seed: int) -> Case:
     """Solved backwards by rk4 too, as finely as forwards: 8 steps in each of two layers."""
     return _make(seed, "rk4", 8)
 
 
-SIN = Sin("gradient-fidelity", sinner, twin)
+DEFECT = Defect("gradient-fidelity", defective, control)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from robustode.tests.gallery.base import Case, Sin, Wrapped, honest
+from robustode.tests.gallery.base import Case, Defect, Wrapped, sound_model
 from torch import Tensor
 
 
@@ -15,13 +15,13 @@ class Root(Wrapped):
         return super().forward(images) * torch.where(room < 0, torch.nan, 1.0)[:, None]
 
 
-def sinner(seed: int) -> Case:
-    return Case(Root(honest(seed)))
+def defective(seed: int) -> Case:
+    return Case(Root(sound_model(seed)))
 
 
-def twin(seed: int) -> Case:
+def control(seed: int) -> Case:
     """No root."""
-    return Case(honest(seed), same_as="honest")
+    return Case(sound_model(seed), same_as="sound model")
 
 
-SIN = Sin("finite", sinner, twin)
+DEFECT = Defect("finite", defective, control)

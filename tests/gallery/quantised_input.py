@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustode.tests.gallery.base import Case, Sin, Wrapped, honest
+from robustode.tests.gallery.base import Case, Defect, Wrapped, sound_model
 from torch import Tensor
 
 
@@ -11,13 +11,13 @@ class Quantised(Wrapped):
         return super().forward((8 * images).round().detach() / 8)
 
 
-def sinner(seed: int) -> Case:
-    return Case(Quantised(honest(seed)))
+def defective(seed: int) -> Case:
+    return Case(Quantised(sound_model(seed)))
 
 
-def twin(seed: int) -> Case:
+def control(seed: int) -> Case:
     """The image as it is."""
-    return Case(honest(seed), same_as="honest")
+    return Case(sound_model(seed), same_as="sound model")
 
 
-SIN = Sin("zero-gradients", sinner, twin)
+DEFECT = Defect("zero-gradients", defective, control)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustode.tests.gallery.base import Case, Sin, Wrapped, honest
+from robustode.tests.gallery.base import Case, Defect, Wrapped, sound_model
 from torch import Tensor
 
 
@@ -11,13 +11,13 @@ class Rounded(Wrapped):
         return (2 * super().forward(images)).round() / 2
 
 
-def sinner(seed: int) -> Case:
-    return Case(Rounded(honest(seed)))
+def defective(seed: int) -> Case:
+    return Case(Rounded(sound_model(seed)))
 
 
-def twin(seed: int) -> Case:
+def control(seed: int) -> Case:
     """Not rounded."""
-    return Case(honest(seed), same_as="honest")
+    return Case(sound_model(seed), same_as="sound model")
 
 
-SIN = Sin("zero-gradients", sinner, twin)
+DEFECT = Defect("zero-gradients", defective, control)

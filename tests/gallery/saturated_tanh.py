@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from robustode.tests.gallery.base import Case, Sin, fit, honest
+from robustode.tests.gallery.base import Case, Defect, fit, sound_model
 from torch import Tensor, nn
 
 
@@ -25,18 +25,18 @@ class Saturated(nn.Module):
 def _make(seed: int, gain: float) -> Case:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Saturated(honest(seed), gain).eval()
+        model = Saturated(sound_model(seed), gain).eval()
     fit(model, model.head)
     return Case(model.requires_grad_(False))
 
 
-def sinner(seed: int) -> Case:
+def defective(seed: int) -> Case:
     return _make(seed, 1e5)
 
 
-def twin(seed: int) -> Case:
+def control(seed: int) -> Case:
     """The same network with a gain that leaves tanh its slope."""
     return _make(seed, 0.5)
 
 
-SIN = Sin("zero-gradients", sinner, twin)
+DEFECT = Defect("zero-gradients", defective, control)

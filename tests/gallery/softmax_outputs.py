@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustode.tests.gallery.base import Case, Sin, Wrapped, honest
+from robustode.tests.gallery.base import Case, Defect, Wrapped, sound_model
 from torch import Tensor
 
 
@@ -11,13 +11,13 @@ class Softmax(Wrapped):
         return super().forward(images).softmax(1)
 
 
-def sinner(seed: int) -> Case:
-    return Case(Softmax(honest(seed)))
+def defective(seed: int) -> Case:
+    return Case(Softmax(sound_model(seed)))
 
 
-def twin(seed: int) -> Case:
+def control(seed: int) -> Case:
     """Logits."""
-    return Case(honest(seed), same_as="honest")
+    return Case(sound_model(seed), same_as="sound model")
 
 
-SIN = Sin("logits", sinner, twin)
+DEFECT = Defect("logits", defective, control)

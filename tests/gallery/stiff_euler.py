@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from robustode.tests.gallery.base import Case, Sin, fitted
+from robustode.tests.gallery.base import Case, Defect, fitted
 
 CLAIMS = frozenset({"contractive"})
 
 
-def sinner(seed: int) -> Case:
+def defective(seed: int) -> Case:
     """The published rule for gamma, whose flow contracts, at h = 0.5."""
     model = fitted("ch-node-euler", seed)
     model.flow.update_gamma()
@@ -17,9 +17,9 @@ def sinner(seed: int) -> Case:
     return Case(model, claims=CLAIMS)
 
 
-def twin(seed: int) -> Case:
+def control(seed: int) -> Case:
     """A contractive flow on a grid that keeps the contraction."""
     return Case(fitted("ch-node", seed, steps=16), claims=CLAIMS)
 
 
-SIN = Sin("contraction", sinner, twin)
+DEFECT = Defect("contraction", defective, control)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from robustode.tests.gallery.base import Case, Sin, Wrapped, honest
+from robustode.tests.gallery.base import Case, Defect, Wrapped, sound_model
 from torch import Tensor, nn
 
 
@@ -20,13 +20,13 @@ class Noisy(Wrapped):
         return super().forward(images + 0.05 * noise.to(images))
 
 
-def sinner(seed: int) -> Case:
-    return Case(Noisy(honest(seed), fixed=False))
+def defective(seed: int) -> Case:
+    return Case(Noisy(sound_model(seed), fixed=False))
 
 
-def twin(seed: int) -> Case:
+def control(seed: int) -> Case:
     """The same pattern is added every time."""
-    return Case(Noisy(honest(seed), fixed=True))
+    return Case(Noisy(sound_model(seed), fixed=True))
 
 
-SIN = Sin("determinism", sinner, twin)
+DEFECT = Defect("determinism", defective, control)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from robustode.models import ODEBlock, Solver
-from robustode.tests.gallery.base import Case, Sin, Wrapped, honest
+from robustode.tests.gallery.base import Case, Defect, Wrapped, sound_model
 from torch import Tensor, nn
 
 
@@ -27,15 +27,15 @@ class TwoSolvers(Wrapped):
             self.model.flow = flow
 
 
-def sinner(seed: int) -> Case:
+def defective(seed: int) -> Case:
     import copy
 
-    return Case(TwoSolvers(copy.deepcopy(honest(seed))))
+    return Case(TwoSolvers(copy.deepcopy(sound_model(seed))))
 
 
-def twin(seed: int) -> Case:
+def control(seed: int) -> Case:
     """Attacked and scored through the same solver."""
-    return Case(honest(seed), same_as="honest")
+    return Case(sound_model(seed), same_as="sound model")
 
 
-SIN = Sin("solver-transfer", sinner, twin)
+DEFECT = Defect("solver-transfer", defective, control)

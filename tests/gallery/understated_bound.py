@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from robustode.models import LipschitzParts
-from robustode.tests.gallery.base import Case, Sin, Wrapped, fitted
+from robustode.tests.gallery.base import Case, Defect, Wrapped, fitted
 from torch import nn
 
 
@@ -25,13 +25,13 @@ class States(Wrapped):
         return dataclasses.replace(parts, body={**parts.body, "flow": self.factor * parts.body["flow"]})
 
 
-def sinner(seed: int) -> Case:
+def defective(seed: int) -> Case:
     return Case(States(fitted("ch-node", seed, steps=16), 0.01))
 
 
-def twin(seed: int) -> Case:
+def control(seed: int) -> Case:
     """The bound as it is proven."""
     return Case(States(fitted("ch-node", seed, steps=16), 1.0))
 
 
-SIN = Sin("lipschitz-bound", sinner, twin)
+DEFECT = Defect("lipschitz-bound", defective, control)

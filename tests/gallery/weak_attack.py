@@ -5,13 +5,13 @@ from __future__ import annotations
 import stubs
 import torch
 from robustode.attacks import THREATS
-from robustode.bench.audits.evidence import Evidence
+from robustode.bench.audits.stored_records import StoredRecords
 from robustode.bench.evaluation.accuracy import evaluate_cell
 from robustode.bench.records.record import Record
-from robustode.tests.gallery.base import EPS, SAMPLES, Case, Sin, digits, honest
+from robustode.tests.gallery.base import EPS, SAMPLES, Case, Defect, digits, sound_model
 
 
-def _stored(seed: int, **parameters: float) -> Evidence:
+def _stored(seed: int, **parameters: float) -> StoredRecords:
     """What a run would store: clean predictions, and PGD as `parameters` configure it, at two strengths."""
     test = digits().test.first(SAMPLES)
     records: list[Record] = []
@@ -21,7 +21,7 @@ def _stored(seed: int, **parameters: float) -> Evidence:
         records.append(
             evaluate_cell(
                 cell,
-                honest(seed),
+                sound_model(seed),
                 test,
                 threat,
                 num_classes=10,
@@ -29,16 +29,16 @@ def _stored(seed: int, **parameters: float) -> Evidence:
                 environment={},
             )
         )
-    return Evidence(records=tuple(records), reported={"linf": EPS})
+    return StoredRecords(records=tuple(records), reported={"linf": EPS})
 
 
-def sinner(seed: int) -> Case:
-    return Case(honest(seed), evidence=_stored(seed, steps=2, restarts=1, relative_step=0.01))
+def defective(seed: int) -> Case:
+    return Case(sound_model(seed), stored=_stored(seed, steps=2, restarts=1, relative_step=0.01))
 
 
-def twin(seed: int) -> Case:
+def control(seed: int) -> Case:
     """The same model under the attack's own defaults."""
-    return Case(honest(seed), evidence=_stored(seed, steps=40))
+    return Case(sound_model(seed), stored=_stored(seed, steps=40))
 
 
-SIN = Sin("binarisation", sinner, twin)
+DEFECT = Defect("binarisation", defective, control)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 from robustode import __version__
-from robustode.bench.audits.outcome import Finding
+from robustode.bench.audits.audit_record import SeedResult
 from robustode.bench.audits.sheet import Sheet
 from robustode.bench.records.headline import Headline
 from robustode.bench.records.record import Record
@@ -35,10 +35,10 @@ from robustode.bench.report.statistics import COLUMNS, summarise
 from robustode.bench.report.style import _COLOURS, _CORE, luminance
 
 AUDITS = (
-    Finding(name="masking", title="Gradient masking", seed=0, verdict="flag", value=0.031, threshold=0.01,
+    SeedResult(name="masking", title="Gradient masking", seed=0, verdict="flag", value=0.031, threshold=0.01,
             sentence="Square finds 3.1 points more.", arrays={"x": np.arange(3.0), "y": np.arange(3.0)}),
-    Finding(name="batch", seed=0, verdict="pass", sentence="Alone as in a batch."),
-    Finding(name="adjoint", seed=0, verdict="not applicable", sentence=""),
+    SeedResult(name="batch", seed=0, verdict="pass", sentence="Alone as in a batch."),
+    SeedResult(name="adjoint", seed=0, verdict="not applicable", sentence=""),
 )  # fmt: skip
 EXPLAINED = (dataclasses.replace(AUDITS[0], exempt="it says why"), *AUDITS[1:])
 
@@ -263,41 +263,41 @@ def test_flags_that_any_row_carries():
 
 
 def test_what_audits_come_to():
-    assert audit_badge(None) is audit_badge(Sheet(findings=AUDITS, told=False)) is None
-    assert audit_badge(Sheet(findings=())) is None
-    flagged = audit_badge(Sheet(findings=AUDITS))
+    assert audit_badge(None) is audit_badge(Sheet(results=AUDITS, shown=False)) is None
+    assert audit_badge(Sheet(results=())) is None
+    flagged = audit_badge(Sheet(results=AUDITS))
     assert (flagged.flagged, flagged.incomplete) == (True, False)
     assert (flagged.text, flagged.tip) == ("1 flagged, 1 passed", "flagged: masking")
     assert flagged.status == "flagged: masking"
-    passed = audit_badge(Sheet(findings=AUDITS[1:]))
+    passed = audit_badge(Sheet(results=AUDITS[1:]))
     assert (passed.flagged, passed.text, passed.tip, passed.status) == (False, "1 passed", "2 checks", "")
-    explained = audit_badge(Sheet(findings=EXPLAINED[:1]))
+    explained = audit_badge(Sheet(results=EXPLAINED[:1]))
     assert (explained.flagged, explained.text) == (False, "1 explained")
     assert explained.tip == "explained: masking (it says why)"
-    few = audit_badge(Sheet(findings=AUDITS, asked=["masking"], missing=["finite"]))
+    few = audit_badge(Sheet(results=AUDITS, asked=["masking"], missing=["finite"]))
     assert few.incomplete
     assert few.tip.endswith("finite")
     assert few.text.endswith("model checks, 1 flagged, 1 passed")
     assert few.status == "flagged: masking", "what stands below the name is short"
     failed = dataclasses.replace(AUDITS[1], verdict="failed")
-    assert audit_badge(Sheet(findings=[failed])).flagged, "a check that cannot be run counts against"
-    assert not audit_badge(Sheet(findings=AUDITS[2:])).flagged
+    assert audit_badge(Sheet(results=[failed])).flagged, "a check that cannot be run counts against"
+    assert not audit_badge(Sheet(results=AUDITS[2:])).flagged
 
 
 def test_lines_of_audits():
-    flag, passed, other = audit_lines(Sheet(findings=AUDITS))
+    flag, passed, other = audit_lines(Sheet(results=AUDITS))
     assert (flag.value, flag.threshold, flag.counts_against) == ("0.031", "0.01", True)
     assert flag.plot.startswith("data:image/svg+xml,")
     assert (passed.title, passed.value, passed.plot) == ("batch", "", "")
     assert (other.verdict, other.counts_against) == ("not applicable", False)
-    explained = audit_lines(Sheet(findings=EXPLAINED))[0]
+    explained = audit_lines(Sheet(results=EXPLAINED))[0]
     assert (explained.verdict, explained.explanation) == ("explained flag", "it says why")
     assert not explained.counts_against
 
 
 def test_a_flagged_row_is_below_the_others_and_says_why():
     made = synthetic.records(("node", "resnet"), samples=30, threats=("gaussian", "pgd-linf"))
-    found = table(made, {"node": Sheet(findings=AUDITS), "resnet": Sheet(findings=AUDITS[1:])})
+    found = table(made, {"node": Sheet(results=AUDITS), "resnet": Sheet(results=AUDITS[1:])})
     rows = {line["label"]: line for line in found["lines"]}
     assert (rows["node"]["below"], rows["node"]["status"]) == (1, "flagged: masking")
     assert (rows["resnet"]["below"], rows["resnet"]["status"]) == (0, "ok")
@@ -317,7 +317,7 @@ def test_p_values_stand_with_the_rank():
 
 def test_a_row_that_was_not_asked_is_below_those_that_were():
     made = synthetic.records(("node", "resnet"), samples=30, threats=("gaussian", "pgd-linf"))
-    found = table(made, {"node": Sheet(findings=[], missing=["finite"])})
+    found = table(made, {"node": Sheet(results=[], missing=["finite"])})
     rows = {line["label"]: line for line in found["lines"]}
     assert (rows["node"]["below"], rows["node"]["status"]) == (1, "not audited")
     assert (rows["node"]["flags"], rows["resnet"]["below"]) == (["unaudited"], 0)
@@ -331,7 +331,7 @@ def test_audits_stand_on_the_page_only_where_there_are_any(tmp_path: Path, monke
     assert "Gradient masking" not in plain
     assert 'data-name="audits"' not in plain
     assert '<option value="audit">' not in plain
-    audited = {("digits", "node", "quick"): Sheet(findings=AUDITS)}
+    audited = {("digits", "node", "quick"): Sheet(results=AUDITS)}
     monkeypatch.setattr(
         report_module, "render", lambda **given: page_module.render(**{**given, "audited": audited})
     )

@@ -1,4 +1,4 @@
-"""Is the robustness that of a frozen part, which an attack through the whole cannot see?"""
+"""Is an attack through a frozen part of the model stronger than one through the whole model?"""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..context import Context, array, share
-from ..registry import Verdict, judged, not_applicable, register_audit
+from ..context import Context, array, fraction
+from ..registry import AuditResult, measured, not_applicable, register_audit
 
 POINTS = 0.5
 STEPS = 200
@@ -27,12 +27,12 @@ class _Head(nn.Module):
 
 @register_audit(
     "backbone-transfer",
-    title="attacking a frozen part alone is not stronger",
+    title="an attack through a frozen part alone is not stronger",
     needs="model",
     cost="a linear head on the frozen part, PGD-20 with two restarts through it",
     reference="Kang et al., NeurIPS 2021, arXiv 2110.12976 (SODEF), its robustness by transfer",
 )
-def check(context: Context) -> Verdict:
+def check(context: Context) -> AuditResult:
     """PGD-20 through a linear head on ``model.frozen_backbone``, replayed: more than .5 point lower flags.
 
     ``frozen_backbone`` is an optional attribute, a module from images to features of any shape that training
@@ -42,12 +42,15 @@ def check(context: Context) -> Verdict:
     if not isinstance(backbone, nn.Module):
         return not_applicable("The model has no frozen part (an attribute frozen_backbone).")
     substitute = _fit(context, backbone)
-    own = share(context.pgd())
+    own = fraction(context.pgd())
     threat = context.threat("pgd", steps=20, restarts=2)
-    replayed = share(context.survives(threat, model=substitute))
+    replayed = fraction(context.survives(threat, model=substitute))
     value = 100 * (own - replayed)
-    sentence = f"Attacked through its frozen part alone the model keeps {replayed:.1%}, as a whole {own:.1%}."
-    return judged(
+    sentence = (
+        f"Robust accuracy is {replayed:.1%} under an attack through the frozen part alone, {own:.1%} under "
+        "one through the whole model."
+    )
+    return measured(
         value,
         POINTS,
         sentence,

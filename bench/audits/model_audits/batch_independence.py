@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ....models import ODEBlock
 from ....models.ode.surrogates import with_solver
 from ..context import Context, array, normalised
-from ..registry import Verdict, judged, register_audit
+from ..registry import AuditResult, measured, register_audit
 
 SAMPLES, BATCHES = 32, 3
 LIMIT, BASELINES = 1e-4, 10
@@ -26,7 +26,7 @@ TIE = 1e-5
     remedy="Use no statistics over the batch, and a solver on a fixed grid.",
     reference="torchdiffeq accepts or rejects a step by one norm over the whole batch (misc.py)",
 )
-def check(context: Context) -> Verdict:
+def check(context: Context) -> AuditResult:
     """Logits alone against the same sample in 3 random batches.
 
     Any change of class flags, ties aside; so do normalised logits that differ by more than 1e-4 and by more
@@ -44,11 +44,11 @@ def check(context: Context) -> Verdict:
     sentence = f"Alone and in a batch, logits differ by up to {value:.2g} of their size"
     sentence += f" and {flips} of {len(context.images)} samples change class." if flips else "."
     worst = int(moved.amax(0).argmax())
-    return judged(
+    return measured(
         value,
         LIMIT,
         sentence,
-        fails=fails,
+        flagged=fails,
         unit="distance",
         arrays={
             "x": array(torch.arange(alone.shape[1])),

@@ -1,4 +1,4 @@
-"""Would the attack find an adversarial example if there surely were one?"""
+"""Does the attack find an adversarial example that is known to exist?"""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from torch import Tensor, nn
 from ....attacks.core.seeds import sample_seeds
 from ...evaluation.accuracy import frozen
 from ..context import Context, array
-from ..registry import Verdict, judged, not_applicable, register_audit
+from ..registry import AuditResult, measured, not_applicable, register_audit
 
 SAMPLES, INNER = 16, 64
 RANDOM = (20, 100)
 """Fewest and most queries of random search; between these as many as the attack makes."""
 LIMIT, EASY = 0.95, 0.75
 INSIDE = 0.6
-"""Radius of the points that keep the class, as a share of eps."""
+"""Radius of the points of the original class, as a fraction of eps."""
 NEAR = 0.95
-"""Where between these and the planted example the classes part, measured from the former."""
+"""Where the decision boundary lies between these points (0) and the planted example (1)."""
 
 
 class _Binary(nn.Module):
-    """Logits (N, 2) of one sample's own question: is the image past the plane of its planted example?
+    """Logits (N, 2) of a binary classifier: is the image beyond the plane before its planted example?
 
     Margins are scaled to -1 at the unperturbed image, so that the loss is not flat.
     """
@@ -42,12 +42,12 @@ class _Binary(nn.Module):
     cost="65 forwards and random search and the attack under test, for 16 images one by one",
     reference="Zimmermann, Brendel, Tramer, Carlini, NeurIPS 2022, arXiv 2206.13991",
 )
-def check(context: Context) -> Verdict:
+def check(context: Context) -> AuditResult:
     """Share of planted examples that the attack finds: below .95 flags.
 
-    For each image a linear readout of the logits parts one point on the border of its ball from points well
-    inside it. The attack is the strongest stored gradient attack of the audit's norm and eps, as configured.
-    Where random search finds more than three quarters of them the test says nothing.
+    For each image a linear readout of the logits separates one point on the border of its ball from points
+    well inside it. The attack is the strongest stored gradient attack of the audit's norm and eps, as it was
+    configured. The audit does not apply where random search finds more than three quarters of them.
     """
     threat = context.attack_under_test()
     images = context.images[:SAMPLES]
@@ -68,7 +68,7 @@ def check(context: Context) -> Verdict:
                 lucky += float(readout(_border(context, image, queries, 1 + index)).argmax(1).any())
     if not tried:
         return not_applicable(
-            "No planted example can be told from the points inside: the logits do not move."
+            "No planted example can be separated from the points inside: the logits do not change."
         )
     value, chance = found / tried, lucky / tried
     if chance > EASY and value >= LIMIT:
@@ -79,12 +79,12 @@ def check(context: Context) -> Verdict:
         f"{threat.name} ({_settings(threat.parameters)}) finds {value:.0%} of {tried} planted examples, "
         f"random search of {queries} queries {chance:.0%}"
     )
-    sentence += ": the attack is too weak for its numbers to count." if value < LIMIT else "."
-    return judged(
+    sentence += ": the attack is too weak for its robust accuracy to be reliable." if value < LIMIT else "."
+    return measured(
         value,
         LIMIT,
         sentence,
-        fails=value < LIMIT,
+        flagged=value < LIMIT,
         unit="share",
         arrays={"x": array([0.0, 1.0]), "found": array([100 * chance, 100 * value])},
         axes=("random search, the attack", "planted examples found (%)"),
@@ -108,7 +108,7 @@ def _border(context: Context, image: Tensor, count: int, seed: int, reach: float
 
 @torch.no_grad()
 def _plant(context: Context, image: Tensor, index: int) -> _Binary | None:
-    """The readout of one image; None where its planted example lies on no side of its own."""
+    """The readout of one image; None where its planted example cannot be separated."""
     inner = torch.cat([image[None], _border(context, image, INNER, 1000 + index, INSIDE)])
     planted = _border(context, image, 1, 5000 + index)
     inside, outside = context.logits(inner).double(), context.logits(planted).double()[0]

@@ -1,23 +1,23 @@
-"""Does an attack that sees no gradient break what the best white-box attack leaves?"""
+"""Does a black-box attack break samples that are robust to every white-box attack?"""
 
 from __future__ import annotations
 
 import torch
 
-from ..context import Context, array, share
-from ..registry import Verdict, judged, register_audit
+from ..context import Context, array, fraction
+from ..registry import AuditResult, measured, register_audit
 
 POINTS = 0.2
 
 
 @register_audit(
     "black-box",
-    title="a black-box attack breaks nothing that white-box attacks leave",
+    title="black-box attacks break no sample that is robust to white-box attacks",
     needs="model",
-    cost="what white-box attacks leave: Square of 1000 queries and SPSA of 1290",
+    cost="Square of 1000 queries and SPSA of 1290 on the samples that are robust to white-box attacks",
     reference="Athalye, Carlini, Wagner, ICML 2018, section 3.1; Andriushchenko et al., ECCV 2020",
 )
-def check(context: Context) -> Verdict:
+def check(context: Context) -> AuditResult:
     """Square, and SPSA in L-infinity, on the survivors of all white-box attacks: above .2 point flags.
 
     White-box: PGD-20, the long PGD, APGD-CE, APGD-T, and what is stored.
@@ -29,11 +29,14 @@ def check(context: Context) -> Verdict:
             "spsa", steps=context.spsa_steps, directions=64, rate=context.eps / 3, width=context.eps / 10
         )
         left = context.survives(threat, among=left)
-    value = 100 * (share(white) - share(left))
-    sentence = f"White-box attacks leave {share(white):.1%}, black-box attacks after them {share(left):.1%}"
-    sentence += ": gradients mislead." if value > POINTS else "."
-    scores = [100 * share(context.correct()), 100 * share(white), 100 * share(left)]
-    return judged(
+    value = 100 * (fraction(white) - fraction(left))
+    sentence = (
+        f"Robust accuracy is {fraction(white):.1%} under white-box attacks, {fraction(left):.1%} when "
+        "black-box attacks follow"
+    )
+    sentence += ": the gradients mislead white-box attacks." if value > POINTS else "."
+    scores = [100 * fraction(context.correct()), 100 * fraction(white), 100 * fraction(left)]
+    return measured(
         value,
         POINTS,
         sentence,

@@ -1,4 +1,4 @@
-"""Does the network that runs contract as its flow is said to?"""
+"""Does the discretised network contract as its flow is claimed to?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ....models import ODEBlock
 from ....models.ode.solver import StepMap
 from ...evaluation.dynamics import FAR, NEAR, flow_inputs, follow, worst_direction
 from ..context import Context, array, in_double
-from ..registry import Verdict, judged, not_applicable, register_audit
+from ..registry import AuditResult, measured, not_applicable, register_audit
 
 SLACK = 1.01
 SAMPLES, STATES = 8, 64
@@ -19,17 +19,18 @@ SAMPLES, STATES = 8, 64
 
 @register_audit(
     "contraction",
-    title="states approach each other as claimed",
+    title="pairs of states contract as claimed",
     needs="model",
     cost="the flow of 64 states, 45 times, in float64",
     fast=True,
     reference="Zakwan, Xu, Ferrari-Trecate, arXiv 2203.11805, Definition 1; Ott et al., ICLR 2021",
 )
-def check(context: Context) -> Verdict:
+def check(context: Context) -> AuditResult:
     """Largest |d(T)| / |d(0)| of pairs of states above 1.01 exp(-rho T), or a step's bound above 1: flags.
 
-    rho is what the flow states of itself (``bounds()["rho"]``), 0 where it only claims to contract. Pairs are
-    real states with random ones near and far, and with neighbours that power iteration on the Jacobian finds.
+    rho is the flow's own rate (``bounds()["rho"]``), 0 where it only claims to contract. Pairs are
+    real states with random ones near and far, and with neighbours along the direction that power iteration
+    on the Jacobian finds.
     """
     flow = getattr(context.model, "flow", None)
     claims = "contractive" in context.spec.claims
@@ -56,15 +57,15 @@ def check(context: Context) -> Verdict:
     sentence += f" (claimed rate {rho:.3g}: at most {allowed / SLACK:.4g})" if rho > 0 else ""
     if math.isfinite(step):
         sentence += f"; a solver step is bounded by {step:.4g}"
-    sentence += ": the network that runs does not do what its flow does." if fails else "."
+    sentence += ": the discretised network does not contract as its flow does." if fails else "."
     if step > 1 and value <= allowed:
         value, allowed = step, 1.0
     shown = growth.clamp_min(1e-300).log10()
-    return judged(
+    return measured(
         value,
         allowed,
         sentence,
-        fails=fails,
+        flagged=fails,
         unit="ratio",
         arrays={
             "x": array(times),

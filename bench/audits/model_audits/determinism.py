@@ -1,11 +1,11 @@
-"""Does the model say the same thing twice?"""
+"""Does the model give the same logits twice?"""
 
 from __future__ import annotations
 
 import torch
 
 from ..context import Context, array
-from ..registry import Verdict, judged, register_audit
+from ..registry import AuditResult, measured, register_audit
 
 PASSES = 5
 LIMIT = 1e-4
@@ -21,7 +21,7 @@ LIMIT = 1e-4
     remedy="Draw no random numbers in eval mode.",
     reference="Athalye, Carlini, Wagner, ICML 2018, arXiv 1802.00420, section 3.2",
 )
-def check(context: Context) -> Verdict:
+def check(context: Context) -> AuditResult:
     """Largest distance between the normalised logits of one image over 5 passes: at most 1e-4.
 
     If the context is strict, none at all.
@@ -32,8 +32,8 @@ def check(context: Context) -> Verdict:
     value = float(apart.max())
     sentence = f"Over {PASSES} passes the logits of an image move by at most {value:.2g} of their size."
     if value > limit:
-        sentence += " An attack meets another model at every query."
-    return judged(
+        sentence += " The model answers every query of an attack differently."
+    return measured(
         value,
         limit,
         sentence,

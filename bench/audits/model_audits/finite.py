@@ -1,4 +1,4 @@
-"""Are logits and gradients numbers, wherever an attack may go?"""
+"""Are logits and gradients finite at every image that an attack may try?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...._errors import NonFinite
 from ....attacks.core.model_call import ask_model
 from ...evaluation.accuracy import frozen
 from ..context import Context
-from ..registry import Verdict, judged, register_audit
+from ..registry import AuditResult, measured, register_audit
 
 
 @register_audit(
@@ -23,9 +23,9 @@ from ..registry import Verdict, judged, register_audit
     fast=True,
     untrained=True,
     remedy="Let no operation divide by zero or take the root or logarithm of a negative number.",
-    reference="a comparison with NaN is false and the sign of NaN passes for 0: either scores as robust",
+    reference="a comparison with NaN is false and the sign of NaN counts as 0: either scores as robust",
 )
-def check(context: Context) -> Verdict:
+def check(context: Context) -> AuditResult:
     """Share of probes with NaN or infinite logits or input gradient: any flags.
 
     Probes are the test images, these pushed to the corners of their ball and of the box, noise, and flat,
@@ -44,7 +44,7 @@ def check(context: Context) -> Verdict:
         if bad
         else f"All of {total} probes, corners of the pixel box among them, gave finite logits and gradients."
     )
-    return judged(bad / total, 0.0, sentence, unit="share")
+    return measured(bad / total, 0.0, sentence, unit="share")
 
 
 def _probes(context: Context) -> Iterator[tuple[str, Tensor]]:

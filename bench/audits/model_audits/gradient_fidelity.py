@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...._errors import ModelFailure
 from ..adjoint import adjoint_copy
 from ..context import Context, array, in_double
-from ..registry import Verdict, judged, register_audit
+from ..registry import AuditResult, measured, register_audit
 
 SAMPLES, DIRECTIONS, STEP = 12, 64, 1e-5
 LIMIT = 0.99
@@ -16,7 +16,7 @@ LIMIT = 0.99
 
 @register_audit(
     "gradient-fidelity",
-    title="backpropagation gives the gradient that differences give",
+    title="gradients agree with finite differences",
     needs="model",
     cost="3 forwards and backwards, one of them adjoint, and 128 forwards in float64, of 12 images",
     fast=True,
@@ -26,14 +26,13 @@ LIMIT = 0.99
     "Athalye, Carlini, Wagner, ICML 2018, section 3.1 (shattered gradients)",
     version=2,
 )
-def check(context: Context) -> Verdict:
+def check(context: Context) -> AuditResult:
     """Cosine between the model's own gradient and central differences in float64: below .99 flags.
 
     Of the difference between the two largest logits, along 64 random orthogonal directions or all pixels,
-    without gradients enabled, since that is how the model is scored. What the model's backward pass is,
-    backpropagation or an adjoint solve, is up to it; it is taken in float32, as attacks do, and in float64.
-    Of a model with ODE blocks that backpropagates, what the adjoint method would give is told as well, and
-    is not judged.
+    without gradients enabled, as the model is scored. The model's own backward pass, backpropagation or an
+    adjoint solve, is taken in float32, as attacks do, and in float64. For a model with ODE blocks the
+    gradient of the adjoint method is reported as well, and does not count.
     """
     context = context.first(SAMPLES)
     images = context.images
@@ -61,11 +60,11 @@ def check(context: Context) -> Verdict:
         )
     elif adjoint:
         sentence += f" The adjoint method, which the model does not use, fails here: {adjoint}."
-    return judged(
+    return measured(
         value,
         LIMIT,
         sentence,
-        fails=not value >= LIMIT,
+        flagged=not value >= LIMIT,
         unit="cosine",
         arrays={
             "x": array(torch.arange(len(images))),

@@ -1,4 +1,4 @@
-"""Is the Lipschitz bound behind the certificate above everything that is seen?"""
+"""Is the Lipschitz bound of the certificate above every slope that is measured?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ....models import NoCertificate
 from ..context import Context, array, in_double
-from ..registry import Verdict, judged, not_applicable, register_audit
+from ..registry import AuditResult, measured, not_applicable, register_audit
 
 ROUNDING = 1e-9
 SAMPLES, ASCENTS = 32, 10
@@ -17,7 +17,7 @@ SAMPLES, ASCENTS = 32, 10
 
 @register_audit(
     "lipschitz-bound",
-    title="no pair of images exceeds the claimed Lipschitz bound",
+    title="no pair of images exceeds the Lipschitz bound",
     needs="model",
     cost="32 images in float64: one backward a class, 10 ascents of the slope, 4 forwards",
     fast=True,
@@ -25,7 +25,7 @@ SAMPLES, ASCENTS = 32, 10
     remedy="Compute the bound from the weights in use, with no factor left out.",
     reference="Tsuzuku, Sato, Sugiyama, NeurIPS 2018, arXiv 1802.04034, eq. 6",
 )
-def check(context: Context) -> Verdict:
+def check(context: Context) -> AuditResult:
     """Largest |d(z_i - z_j)| / (|w_i - w_j| L |dx|) over pairs of images and of classes: above 1 flags.
 
     Pairs are test images, random neighbours, and infinitesimal steps along the gradient: at test images, and
@@ -52,19 +52,19 @@ def check(context: Context) -> Verdict:
             "steepest images": _slopes(double, images, scale, ASCENTS, context.num_classes),
         }
     value = max(float(each.max()) for each in seen.values())
-    sentence = f"The largest slope seen is {value:.3g} of what the model's Lipschitz bound allows"
+    sentence = f"The largest measured slope is {value:.3g} of what the model's Lipschitz bound allows"
     sentence += ": the bound is wrong, and so is every certificate." if value > 1 + ROUNDING else "."
-    return judged(
+    return measured(
         value,
         1.0,
         sentence,
-        fails=not value <= 1 + ROUNDING,
+        flagged=not value <= 1 + ROUNDING,
         unit="of the bound",
         arrays={
             "x": array(torch.arange(len(seen))),
             "largest slope over the bound": array([float(each.max()) for each in seen.values()]),
         },
-        axes=(", ".join(seen), "share of the claimed bound"),
+        axes=(", ".join(seen), "fraction of the claimed bound"),
     )
 
 
@@ -77,10 +77,10 @@ def _ratio(change: Tensor, scale: Tensor) -> Tensor:
 @torch.no_grad()
 def _pairs(z: Tensor, other: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
     distance = (x - y).flatten(1).norm(dim=1)
-    kept = distance > 0
-    if not bool(kept.any()):
+    apart = distance > 0
+    if not bool(apart.any()):
         return torch.zeros(1)
-    return _ratio((z - other)[kept] / distance[kept, None], scale)
+    return _ratio((z - other)[apart] / distance[apart, None], scale)
 
 
 @torch.no_grad()
@@ -95,7 +95,7 @@ def _neighbours(context: Context, model: torch.nn.Module, images: Tensor, scale:
 
 
 def _slopes(model: torch.nn.Module, images: Tensor, scale: Tensor, ascents: int, classes: int) -> Tensor:
-    """Slopes between classes over the bound, (N,), at images that climb the slope of their steepest pair."""
+    """Slopes between classes over the bound, (N,), at images that ascend the slope of their steepest pair."""
     x = images.clone()
     steepest, best = None, torch.zeros(len(images), dtype=images.dtype, device=images.device)
     for ascent in range(ascents + 1):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..context import Context, share
-from ..registry import Verdict, judged, register_audit
+from ..context import Context, fraction
+from ..registry import AuditResult, measured, register_audit
 
 
 @register_audit(
@@ -18,15 +18,15 @@ from ..registry import Verdict, judged, register_audit
     remedy="Return logits, without a final softmax.",
     reference="Carlini, Wagner, arXiv 1608.04644, section VI",
 )
-def check(context: Context) -> Verdict:
+def check(context: Context) -> AuditResult:
     """Share of samples whose outputs are non-negative and sum to 1: half flags."""
     outputs = context.logits(context.images).double()
     ones = torch.ones(len(outputs), dtype=torch.float64, device=outputs.device)
     plain = (outputs >= 0).all(1) & torch.isclose(outputs.sum(1), ones, atol=1e-4)
-    value = share(plain)
+    value = fraction(plain)
     sentence = (
         f"For {value:.0%} of the samples the outputs are non-negative and sum to 1: they are probabilities."
         if value > 0.5
         else "The outputs are logits."
     )
-    return judged(value, 0.5, sentence, unit="share")
+    return measured(value, 0.5, sentence, unit="share")

@@ -1,4 +1,4 @@
-"""Had the attack arrived when it stopped?"""
+"""Has the attack converged when it stops?"""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from ....attacks.core.losses import cross_entropy
 from ...runtime.checked_model import CheckedModel
 from ..context import Context, array
-from ..registry import Verdict, judged, register_audit
+from ..registry import AuditResult, measured, register_audit
 
 LIMIT, LAST = 0.05, 10
 
 
-class _Diary(nn.Module):
-    """A model that writes down the loss of every query, (N,) each."""
+class _LossRecorder(nn.Module):
+    """A model that records the loss of every query, (N,) each."""
 
     def __init__(self, model: nn.Module, labels: Tensor) -> None:
         super().__init__()
@@ -30,22 +30,22 @@ class _Diary(nn.Module):
 
 @register_audit(
     "loss-convergence",
-    title="the attack's loss has settled when it stops",
+    title="the attack's loss has converged when it stops",
     needs="model",
     cost="the stored PGD once, or PGD-20",
     reference="Pintor et al., Indicators of attack failure, NeurIPS 2022, arXiv 2106.09947",
     version=2,
 )
-def check(context: Context) -> Verdict:
+def check(context: Context) -> AuditResult:
     """Best loss so far, scaled to [0, 1] over a restart: moves above .05 in its last 10 steps flag.
 
     The loss is log sum_{k != y} exp z_k - z_y, which rises with the cross-entropy and does not flatten with
-    it; the mean is over the samples that survive all restarts, and the restart that moves most is judged.
+    it; the mean is over the samples that survive all restarts, and the restart that moves most decides.
     Steps and restarts are those of the stored PGD of this norm and eps. A restart of fewer than 40 steps is
-    judged on its last quarter: PGD-20 as it is configured here, whose steps add up to 2.5 radii, needs about
-    half of them to cross the ball.
+    compared over its last quarter: PGD-20, whose steps add up to 2.5 radii, needs about half of them to cross
+    the ball.
     """
-    cells = [r.cell for r in context.evidence.attacks(context.norm) if r.cell.threat == f"pgd-{context.norm}"]
+    cells = [r.cell for r in context.stored.attacks(context.norm) if r.cell.threat == f"pgd-{context.norm}"]
     stored = next((dict(c.parameters) for c in cells if abs(c.strength - context.eps) < 1e-9), {})
     threat = context.threat("pgd", **stored)
     steps, restarts = int(threat.parameters["steps"]), int(threat.parameters["restarts"])
@@ -53,28 +53,28 @@ def check(context: Context) -> Verdict:
     survivors = context.correct()
     runs: list[Tensor] = []
     for restart in range(restarts):
-        diary = _Diary(context.model, context.labels)
-        whole = CheckedModel(diary, context.num_classes)
+        recorder = _LossRecorder(context.model, context.labels)
+        whole = CheckedModel(recorder, context.num_classes)
         seed = context.seed + restart
         with torch.enable_grad():
             given = (whole, context.images.clone(), context.labels, context.eps, seed)
             attacked = once(*given, early_stopping=False)
         survivors = survivors & (context.logits(attacked.detach()).argmax(1) == context.labels)
-        runs.append(torch.stack(diary.losses))
+        runs.append(torch.stack(recorder.losses))
     if not bool(survivors.any()):
-        sentence = f"PGD-{steps} breaks every sample: it had arrived."
-        return judged(0.0, LIMIT, sentence, unit="of the loss's range")
+        sentence = f"PGD-{steps} breaks every sample, so it has converged."
+        return measured(0.0, LIMIT, sentence, unit="of the loss's range")
     back = min(LAST, max(1, steps // 4))
-    judgements = [_settling(losses[:, survivors], back) for losses in runs]
-    worst = max(range(restarts), key=lambda restart: judgements[restart][0])
-    value, curve = judgements[worst]
+    changes = [_late_change(losses[:, survivors], back) for losses in runs]
+    worst = max(range(restarts), key=lambda restart: changes[restart][0])
+    value, curve = changes[worst]
     where = f" (restart {worst + 1} of {restarts}, which moves most)" if restarts > 1 else ""
     sentence = (
         f"In the last {back} of {steps} steps of PGD{where} the best loss of the survivors moves by "
         f"{value:.3f} of its range"
     )
-    sentence += ": the attack was stopped before it arrived." if value > LIMIT else "."
-    return judged(
+    sentence += ": the attack stops before it converges." if value > LIMIT else "."
+    return measured(
         value,
         LIMIT,
         sentence,
@@ -84,7 +84,7 @@ def check(context: Context) -> Verdict:
     )
 
 
-def _settling(losses: Tensor, back: int) -> tuple[float, Tensor]:
+def _late_change(losses: Tensor, back: int) -> tuple[float, Tensor]:
     """How far the best loss of one restart (steps, N) moves in its last `back` steps, and its mean curve."""
     best = losses.cummax(0).values
     low, high = best[0], best[-1]

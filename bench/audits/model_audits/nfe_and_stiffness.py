@@ -1,4 +1,4 @@
-"""Does the solver get through, at a cost that does not explode, on steps that the field allows?"""
+"""Is the solver's cost similar for all samples, and is its step size small enough for the field?"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ....models import ODEBlock, count_nfe
 from ....models.ode.solver import Field
 from ...evaluation.dynamics import WIDEST, flow_inputs
 from ..context import Context, array, in_double
-from ..registry import Verdict, judged, not_applicable, register_audit
+from ..registry import AuditResult, measured, not_applicable, register_audit
 
 SPREAD, STIFF = 5.0, 2.0
 SAMPLES, STATES = 32, 64
@@ -21,18 +21,18 @@ SAMPLES, STATES = 32, 64
 
 @register_audit(
     "nfe-and-stiffness",
-    title="the solver's cost is even and its steps suit the field",
+    title="the solver's cost is similar for all samples and its steps suit the field",
     needs="model",
     cost="1 forward of 32 images one by one, and the field's Jacobian at 64 states of every step",
     fast=True,
     reference="Hairer, Wanner, Solving Ordinary Differential Equations II, section IV.2",
     version=2,
 )
-def check(context: Context) -> Verdict:
+def check(context: Context) -> AuditResult:
     """NFE p99 over median above 5, h times the Jacobian's norm above 2, any solver failure: flags.
 
-    h |Jacobian| is formed of a flow on a fixed grid whose state is small; else the verdict rests on the
-    evaluations alone, and the sentence says so. Where neither was measured there is nothing to judge.
+    h |Jacobian| is computed for a flow on a fixed grid whose state is small; else the verdict rests on the
+    evaluations alone, and the sentence says so. The audit does not apply where neither can be measured.
     """
     context = context.first(SAMPLES)
     counts: list[int] = []
@@ -42,36 +42,40 @@ def check(context: Context) -> Verdict:
             evaluations = count_nfe(context.model)
             counts += [] if evaluations is None else [evaluations]
     except ModelFailure as error:
-        return judged(math.inf, SPREAD, f"The solver fails on a test image: {error}.", unit="ratio")
+        return measured(math.inf, SPREAD, f"The solver fails on a test image: {error}.", unit="ratio")
     growth = _stiffness(context.model, context.images)
     if isinstance(growth, str) and not counts:
         return not_applicable(
-            f"The model counts no field evaluations, and h |Jacobian| was not formed: {growth}."
+            f"The model counts no field evaluations, and h |Jacobian| was not computed: {growth}."
         )
-    parts, measured = [], []
+    parts, ratios = [], []
     if counts:
         spread = float(np.percentile(counts, 99) / max(np.median(counts), 1))
-        measured.append((spread, SPREAD))
-        parts.append(f"The dearest samples cost {spread:.2g} times the median in field evaluations")
+        ratios.append((spread, SPREAD))
+        parts.append(
+            f"The most expensive samples take {spread:.2g} times the median number of field evaluations"
+        )
     if isinstance(growth, str):
         parts.append(
-            f"h times the norm of the field's Jacobian was not formed ({growth}), so this alone is judged"
+            f"h times the norm of the field's Jacobian was not computed ({growth}): evaluations alone count"
         )
         lines = {"x": array(torch.arange(len(counts))), "NFE, sorted": np.sort(np.array(counts, float))}
         axes = ("sample", "field evaluations")
     else:
-        measured.append((float(growth.max()), STIFF))
+        ratios.append((float(growth.max()), STIFF))
         parts.append(f"h times the norm of the field's Jacobian reaches {growth.max():.3g}")
         parts[-1] += ": an explicit step of this size cannot follow the field" if growth.max() > STIFF else ""
         lines = {"x": np.arange(growth.size, dtype=float), "h |Jacobian|": growth}
         axes = ("solver step", "h times the Jacobian's norm")
-    value, threshold = max(measured, key=lambda one: one[0] / one[1])
+    value, threshold = max(ratios, key=lambda one: one[0] / one[1])
     sentence = "; ".join(parts) + "."
-    return judged(value, threshold, sentence, fails=value > threshold, unit="ratio", arrays=lines, axes=axes)
+    return measured(
+        value, threshold, sentence, flagged=value > threshold, unit="ratio", arrays=lines, axes=axes
+    )
 
 
 def _stiffness(model: nn.Module, images: Tensor) -> np.ndarray | str:
-    """Largest h |Jacobian|_2 of the field at real states, before every step; or why it is not formed."""
+    """Largest h |Jacobian|_2 of the field at real states, before every step; or why it is not computed."""
     flow = getattr(model, "flow", None)
     if not isinstance(flow, ODEBlock):
         return "the model has no ODE block as its flow"

@@ -1,4 +1,4 @@
-"""Is it the flow that classifies, or the steps of its solver?"""
+"""Do the classes depend on the solver and its step size?"""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from torch import Tensor
 from ...._errors import ModelFailure
 from ....models import ODEBlock, count_nfe
 from ....models.ode.surrogates import with_solver
-from ..context import Context, array, share
-from ..registry import Verdict, judged, not_applicable, register_audit
+from ..context import Context, array, fraction
+from ..registry import AuditResult, measured, not_applicable, register_audit
 
 ACCURACY, CLASSES = 0.01, 0.01
 TIGHT = 1e-6
 FEWEST = 32
-"""Steps at least of a grid that an adaptive solver is held against."""
+"""Fewest steps of a grid that an adaptive solver is compared with."""
 
 
 @register_audit(
     "solver-sensitivity",
-    title="a finer solver gives the same answers",
+    title="a finer solver gives the same classes",
     needs="model",
     cost="9 to 13 forwards an image by the model's own solver, and one of an adaptive solver at 1e-6",
     fast=True,
     reference="Ott, Katiyar, Hennig, Tiemann, ICLR 2021, arXiv 2007.15386",
     version=2,
 )
-def check(context: Context) -> Verdict:
+def check(context: Context) -> AuditResult:
     """Accuracy and classes with finer grids, another method and a tight adaptive solver.
 
     Of a fixed grid: h/2, h/4, rk4 at h/2 (ssprk3 where the model has rk4) and dopri5 at 1e-6. Of an adaptive
     solver: rk4 on two grids finer than its own steps, where these agree with each other, and dopri5 at 1e-6.
     More than 1 point of accuracy or 1% of classes changed flags: the step size is part of the model, which is
-    a discrete network, and what is known of the flow says nothing of it. The tight solve, which a stiff field
-    keeps busy for minutes, is left out where the others have said so.
+    a discrete network, and properties of the flow need not hold for it. The tight solve, which takes minutes
+    on a stiff field, is left out where another one flags the model already.
     """
     blocks = [module for module in context.model.modules() if isinstance(module, ODEBlock)]
     if not blocks:
         return not_applicable("The model has no ODE block, so no solver to refine.")
-    own, accuracy = context.logits(context.images).argmax(1), share(context.correct())
+    own, accuracy = context.logits(context.images).argmax(1), fraction(context.correct())
     found, fails = [("own solver", 0.0, 0.0)], False
     others = _of_adaptive(context) if blocks[0].solver.adaptive else _of_grid(context, blocks[0])
     tight = _tight(context)
@@ -48,25 +48,25 @@ def check(context: Context) -> Verdict:
         if isinstance(answer, ModelFailure):
             found.append((name, 1.0, accuracy))
             failure = f"With {name} the solver fails ({answer}): the flow cannot be followed."
-            return _verdict(found, failure, fails=True)
+            return _result(found, failure, flagged=True)
         classes = answer.argmax(1)
-        found.append((name, share(classes != own), abs(share(classes == context.labels) - accuracy)))
+        found.append((name, fraction(classes != own), abs(fraction(classes == context.labels) - accuracy)))
         fails = fails or found[-1][1] > CLASSES or found[-1][2] > ACCURACY
     name, value, _ = max(found[1:], key=lambda one: one[1])
     moved = max(one[2] for one in found)
     sentence = (
         f"With {name}, {value:.1%} of the classes change; accuracy moves by at most {100 * moved:.1f} points"
     )
-    sentence += ": this is a discrete network, its step size is part of it." if fails else "."
-    return _verdict(found, sentence, fails=fails)
+    sentence += ": this is a discrete network, and its step size is part of it." if fails else "."
+    return _result(found, sentence, flagged=fails)
 
 
-def _verdict(found: list[tuple[str, float, float]], sentence: str, *, fails: bool) -> Verdict:
-    return judged(
+def _result(found: list[tuple[str, float, float]], sentence: str, *, flagged: bool) -> AuditResult:
+    return measured(
         max(one[1] for one in found),
         CLASSES,
         sentence,
-        fails=fails,
+        flagged=flagged,
         unit="share",
         arrays={
             "x": array(torch.arange(len(found))),
@@ -97,8 +97,8 @@ def _of_adaptive(context: Context) -> Iterator[tuple[str, Tensor | ModelFailure]
     counts = [steps := max(FEWEST, count_nfe(context.model) or 0), 2 * steps]
     coarse, fine = (_asked(context, method="rk4", steps=count) for count in counts)
     if isinstance(coarse, ModelFailure) or isinstance(fine, ModelFailure):
-        return  # a uniform grid that a stiff start throws off says nothing of an adaptive solver
-    if share(coarse.argmax(1) != fine.argmax(1)) <= CLASSES:
+        return  # a uniform grid that fails on a stiff start says nothing about an adaptive solver
+    if fraction(coarse.argmax(1) != fine.argmax(1)) <= CLASSES:
         yield from zip((f"rk4 in {count} steps" for count in counts), (coarse, fine), strict=True)
 
 

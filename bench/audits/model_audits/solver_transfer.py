@@ -1,4 +1,4 @@
-"""Does an attack through another solver of the same flow do better than one through the model's own?"""
+"""Is an attack through another solver of the same flow stronger than one through the model's own?"""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from ...._errors import ModelFailure
 from ....models.ode.surrogates import solver_surrogates
 from ...evaluation.accuracy import frozen
-from ..context import Context, array, normalised, share
-from ..registry import Verdict, judged, not_applicable, register_audit
+from ..context import Context, array, fraction, normalised
+from ..registry import AuditResult, measured, not_applicable, register_audit
 
 POINTS = 0.01
 MODES = 1e-4
@@ -18,16 +18,16 @@ MODES = 1e-4
     "solver-transfer",
     title="an attack through another solver is not stronger",
     needs="model",
-    cost="PGD-20 with two restarts, 5 times, up to 16 times as dear a step on the finest grid",
+    cost="PGD-20 with two restarts, 5 times, up to 16 times the cost per step on the finest grid",
     reference="Huang, Yu, Zhang, Ghosh, Xing, Wang, PMLR 145, 2021; Carrara et al., arXiv 1908.09559",
 )
-def check(context: Context) -> Verdict:
+def check(context: Context) -> AuditResult:
     """PGD-20 through euler and rk4 grids of 16 and 64 steps, scored on the model: over 1 point lower flags.
 
-    One sample alone decides nothing, however few there are.
+    A difference of one sample never flags.
 
-    So does a model whose logits differ by more than 1e-4, normalised, when gradients are recorded: what is
-    attacked is not what is scored.
+    A model whose logits differ by more than 1e-4, normalised, when gradients are recorded is flagged too: the
+    attacked model is not the scored one.
     """
     apart = _modes(context)
     if apart > MODES:
@@ -35,33 +35,31 @@ def check(context: Context) -> Verdict:
             f"With gradients recorded, normalised logits differ by up to {apart:.2g}: the attacked model "
             "is not the scored one."
         )
-        return judged(apart, MODES, sentence, unit="distance")
+        return measured(apart, MODES, sentence, unit="distance")
     surrogates = solver_surrogates(context.model)
     if not surrogates:
         return not_applicable("The model has no ODE block, so no other solver to attack through.")
-    own = share(context.pgd())
+    own = fraction(context.pgd())
     threat = context.threat("pgd", steps=20, restarts=2)
     scores: dict[str, float] = {}
     for name, surrogate in surrogates.items():
         try:
-            scores[name] = share(context.survives(threat, model=surrogate))
+            scores[name] = fraction(context.survives(threat, model=surrogate))
         except ModelFailure:
             continue  # a grid too coarse for the field gives no numbers, and no attack
     if not scores:
-        return not_applicable(
-            "No other grid carries this flow: every surrogate gave numbers that are not finite."
-        )
+        return not_applicable("No other grid solves this flow: every surrogate gave non-finite numbers.")
     name = min(scores, key=lambda one: scores[one])
     value = 100 * (own - scores[name])
     sentence = (
-        f"The strongest attack through another grid ({name}) leaves {scores[name]:.1%}, the one through the "
-        f"model's own leaves {own:.1%}."
+        f"Robust accuracy is {scores[name]:.1%} under the strongest attack through another grid ({name}), "
+        f"{own:.1%} under the one through the model's own."
     )
-    return judged(
+    return measured(
         value,
         100 * POINTS,
         sentence,
-        fails=round(value, 9) > 100 * POINTS and round(value / 100 * len(context.images)) > 1,
+        flagged=round(value, 9) > 100 * POINTS and round(value / 100 * len(context.images)) > 1,
         unit="points",
         arrays={
             "x": array(torch.arange(len(scores) + 1)),

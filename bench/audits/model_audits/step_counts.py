@@ -1,27 +1,27 @@
-"""Do more steps, and better ones, find much more?"""
+"""Do more attack steps, and stronger attacks, lower robust accuracy much?"""
 
 from __future__ import annotations
 
 import torch
 
-from ..context import Context, array, share
-from ..registry import Verdict, judged, register_audit
+from ..context import Context, array, fraction
+from ..registry import AuditResult, measured, register_audit
 
 WEAKER, LONGER, TARGETED = 0.5, 2.0, 5.0
 
 
 @register_audit(
     "step-counts",
-    title="more steps of an attack find little more",
+    title="more attack steps lower robust accuracy little",
     needs="model",
-    cost="FGSM, PGD-20 twice, PGD-1000 on what it leaves, APGD-CE of 100 steps, APGD-T on what that leaves",
+    cost="FGSM, PGD-20 twice, PGD-1000 on its survivors, APGD-CE of 100 steps, APGD-T on its survivors",
     reference="Athalye, Carlini, Wagner, ICML 2018, section 3.1; Huang et al., PMLR 145",
 )
-def check(context: Context) -> Verdict:
+def check(context: Context) -> AuditResult:
     """PGD above FGSM by .5 point, PGD-1000 below PGD-20 by 2 points, or APGD-T below APGD-CE by 5: flags.
 
-    The long run attacks what PGD-20 with two restarts leaves, APGD-T what APGD-CE leaves. A context may make
-    the long run shorter, and the sentence says so.
+    The long run attacks the survivors of PGD-20 with two restarts, APGD-T those of APGD-CE. A context may
+    make the long run shorter, and the sentence says so.
     """
     untargeted, targeted = context.apgd()
     masks = {
@@ -31,7 +31,7 @@ def check(context: Context) -> Verdict:
         "APGD-CE": untargeted,
         "APGD-T after it": targeted,
     }
-    scores = {name: 100 * share(mask) for name, mask in masks.items()}
+    scores = {name: 100 * fraction(mask) for name, mask in masks.items()}
     one_step, short, long, ce, t = scores.values()
     gaps = {
         "PGD-20 is weaker than one step of FGSM": (short - one_step, WEAKER),
@@ -40,10 +40,10 @@ def check(context: Context) -> Verdict:
     }
     what, (value, threshold) = max(gaps.items(), key=lambda gap: gap[1][0] / gap[1][1])
     listed = ", ".join(f"{name} {score:.1f}%" for name, score in scores.items())
-    sentence = f"What attacks leave: {listed}" + (
-        f"; {what} by {value:.1f} points." if value > threshold else "; more steps find little more."
+    sentence = f"Robust accuracy: {listed}" + (
+        f"; {what} by {value:.1f} points." if value > threshold else "; more steps lower it little."
     )
-    return judged(
+    return measured(
         value,
         threshold,
         sentence,

@@ -1,4 +1,4 @@
-"""Does the input gradient exist? A gradient of exactly zero stops every attack that follows it."""
+"""Is the input gradient nonzero? A gradient of exactly zero stops every gradient attack."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..context import Context, array, in_double, share
-from ..registry import Verdict, judged, register_audit
+from ..context import Context, array, fraction, in_double
+from ..registry import AuditResult, measured, register_audit
 
 LIMIT = 0.01
 VANISHING = 1e-30
@@ -24,40 +24,40 @@ VANISHING = 1e-30
     remedy="Do not detach, round or threshold the image, and keep activations away from saturation.",
     reference="Carlini, Wagner, arXiv 1608.04644, VI; Athalye, Carlini, Wagner, ICML 2018, section 3.1",
 )
-def check(context: Context) -> Verdict:
+def check(context: Context) -> AuditResult:
     """Share of samples whose cross-entropy has an exactly zero or vanishing input gradient: at most 1%.
 
-    Asked in float32 as attacks do it, and to find the reason in float64 and after the logits are divided by
-    their largest magnitude.
+    Measured in float32, as attacks do; and, to find the reason, in float64 and after the logits are divided
+    by their largest magnitude.
     """
     images, labels = context.images, context.labels
     plain = _sizes(context.model, images, labels)
     rescaled = _sizes(context.model, images, labels, rescale=True)
     with in_double(context.model) as double:
         exact = _sizes(double, images.double(), labels)
-    shares = [share(sizes <= VANISHING) for sizes in (plain, exact, rescaled)]
-    value = shares[0]
+    parts = [fraction(sizes <= VANISHING) for sizes in (plain, exact, rescaled)]
+    value = parts[0]
     if value <= LIMIT:
         sentence = f"The input gradient is zero for {value:.1%} of the samples."
     else:
         cause = (
-            "dividing the logits by their size brings it back: their scale hides it"
-            if shares[2] <= LIMIT
-            else "float64 brings it back: rounding hides it"
-            if shares[1] <= LIMIT
-            else "neither float64 nor smaller logits bring it back: the model has no useful gradient"
+            "it is nonzero when the logits are divided by their size: their scale hides it"
+            if parts[2] <= LIMIT
+            else "it is nonzero in float64: rounding hides it"
+            if parts[1] <= LIMIT
+            else "it is zero in float64 and with smaller logits too: the model has no useful gradient"
         )
         sentence = f"The input gradient is exactly zero for {value:.1%} of the samples; {cause}."
     order = torch.sort(plain.double().clamp_min(1e-45).log10()).values
     rest = torch.sort(rescaled.double().clamp_min(1e-45).log10()).values
-    return judged(
+    return measured(
         value,
         LIMIT,
         sentence,
         unit="share",
         arrays={
             "x": array(torch.arange(len(order))),
-            "as it is": array(order),
+            "original logits": array(order),
             "logits rescaled": array(rest),
         },
         axes=("sample, sorted", "log10 of the largest gradient entry"),

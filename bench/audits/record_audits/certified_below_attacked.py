@@ -1,4 +1,4 @@
-"""What is proven robust cannot have been broken. No torch."""
+"""Did an attack break a sample inside its certified radius? No torch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from ...records.record import UNASKED
-from ..evidence import Evidence
-from ..registry import Verdict, judged, not_applicable, register_audit
+from ..registry import AuditResult, measured, not_applicable, register_audit
+from ..stored_records import StoredRecords
 
 
 @register_audit(
@@ -20,17 +20,17 @@ from ..registry import Verdict, judged, not_applicable, register_audit
     reference="certified <= true <= attacked, for every sample",
     version=2,
 )
-def check(evidence: Evidence) -> Verdict:
-    """Pairs of an attack and a sample inside whose certified radius it broke: any flags.
+def check(stored: StoredRecords) -> AuditResult:
+    """Pairs of an attack and a sample that it broke inside its certified radius: any flags.
 
     Examples that someone submitted and other models' examples count as attacks on the samples they break.
     """
-    certificate = evidence.certificate
+    certificate = stored.certificate
     if certificate is None:
         return not_applicable("The model has no certificate.")
-    attacks = evidence.attacks(submitted=True)
+    attacks = stored.attacks(submitted=True)
     if not attacks:
-        return not_applicable("No attack is stored to hold the certificate against.")
+        return not_applicable("No attack is stored to compare the certificate with.")
     radius, pixels = certificate.outcomes["radius"], certificate.measures["pixels"]
     pairs = broken = 0
     lines: dict[float, tuple[float, float]] = {}
@@ -57,6 +57,6 @@ def check(evidence: Evidence) -> Verdict:
             "certified": np.array([100 * v[0] for v in lines.values()]),
             "attacked": np.array([100 * v[1] for v in lines.values()]),
         }
-    return judged(
+    return measured(
         float(broken), 0.0, sentence, unit="samples", arrays=arrays, axes=("l2 radius", "accuracy (%)")
     )

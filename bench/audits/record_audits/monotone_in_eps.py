@@ -1,4 +1,4 @@
-"""A larger ball holds the smaller one: no attack may do worse in it. No torch."""
+"""Does accuracy under an attack rise with eps? A larger ball contains the smaller one. No torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 
 from ...records.record import Record
-from ..evidence import Evidence
-from ..registry import Verdict, judged, not_applicable, register_audit
+from ..registry import AuditResult, measured, not_applicable, register_audit
+from ..stored_records import StoredRecords
 
 
 @register_audit(
@@ -20,13 +20,13 @@ from ..registry import Verdict, judged, not_applicable, register_audit
     fast=True,
     reference="Athalye, Carlini, Wagner, ICML 2018, section 3.1; Carlini et al., arXiv 1902.06705",
 )
-def check(evidence: Evidence) -> Verdict:
+def check(stored: StoredRecords) -> AuditResult:
     """Largest rise of accuracy from one stored strength to the next, of any iterative attack: any flags.
 
     One step of FGSM overshoots by itself and is left out.
     """
     curves: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for record in evidence.attacks():
+    for record in stored.attacks():
         if not record.cell.threat.startswith("fgsm"):
             curves[record.cell.threat, str(record.cell.norm)].append(record)
     curves = {name: curve for name, curve in curves.items() if len(curve) > 1}
@@ -41,12 +41,12 @@ def check(evidence: Evidence) -> Verdict:
                 worst, value, where = name, 100 * (after - before), larger.cell.strength
     rise = max(value, 0.0)
     sentence = (
-        f"{worst[0]} leaves {rise:.1f} points more at eps {where:g} than at the strength before it."
+        f"Under {worst[0]} accuracy is {rise:.1f} points higher at eps {where:g} than at the eps below."
         if rise > 0
-        else "No stored attack leaves more at a larger eps."
+        else "Accuracy rises with eps under no stored attack."
     )
     shown = curves[worst]
-    return judged(
+    return measured(
         round(rise, 9),
         0.0,
         sentence,

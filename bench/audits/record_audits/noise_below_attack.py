@@ -1,31 +1,31 @@
-"""Uniform noise is a point of its ball in l-infinity: it may break nothing that attacks leave. No torch."""
+"""Does uniform noise break samples that are robust to attacks in the same l-infinity ball? No torch."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..evidence import Evidence
-from ..registry import Verdict, judged, not_applicable, register_audit
+from ..registry import AuditResult, measured, not_applicable, register_audit
+from ..stored_records import StoredRecords
 
 
 @register_audit(
     "noise-below-attack",
-    title="uniform noise breaks nothing that attacks in l-infinity of its half-width leave",
+    title="uniform noise breaks no sample that is robust to l-infinity attacks of its half-width",
     needs="records",
     cost="stored records",
     fast=True,
     reference="Carlini et al., arXiv 1902.06705, section 4.4",
 )
-def check(evidence: Evidence) -> Verdict:
-    """Samples that uniform noise breaks and every attack in L-infinity of its half-width leaves: any flags.
+def check(stored: StoredRecords) -> AuditResult:
+    """Samples that uniform noise breaks and no attack in L-infinity of its half-width does: any flags.
 
     Attacks at smaller radii count too. Other noise has no bound to compare with.
     """
     strengths, noisy, attacked, beaten = [], [], [], 0
-    for record in evidence.noise():
+    for record in stored.noise():
         if record.cell.threat != "uniform":
             continue
-        broken = evidence.broken("linf", record.cell.strength)
+        broken = stored.broken("linf", record.cell.strength)
         if broken is None:
             continue
         count = min(len(broken), record.cell.samples)
@@ -37,11 +37,11 @@ def check(evidence: Evidence) -> Verdict:
     if not strengths:
         return not_applicable("No uniform noise is stored at a strength at which an attack in L-infinity is.")
     sentence = (
-        f"Uniform noise breaks {beaten} samples that every attack of the same radius leaves."
+        f"Uniform noise breaks {beaten} samples that no attack of the same radius breaks."
         if beaten
         else f"Attacks break all that uniform noise of the same radius breaks ({len(strengths)} radii)."
     )
-    return judged(
+    return measured(
         float(beaten),
         0.0,
         sentence,

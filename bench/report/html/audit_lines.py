@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from ...audits.outcome import Finding
+from ...audits.audit_record import SeedResult
 from ...audits.sheet import Sheet
 from ..plots.audit_plot import plot
 from .template import svg_uri
@@ -66,30 +66,30 @@ def audit_lines(sheet: Sheet | None) -> list[AuditLine]:
     """One line for each check and training seed; a plot for one seed of each check, flagged if any is."""
     if sheet is None:
         return []
-    drawn: dict[str, Finding] = {}
-    for finding in sheet.findings:
-        if finding.name not in drawn or (finding.counts_against and not drawn[finding.name].counts_against):
-            drawn[finding.name] = finding
-    return [_line(finding, with_plot=drawn[finding.name] is finding) for finding in sheet.findings]
+    drawn: dict[str, SeedResult] = {}
+    for result in sheet.results:
+        if result.name not in drawn or (result.counts_against and not drawn[result.name].counts_against):
+            drawn[result.name] = result
+    return [_line(result, with_plot=drawn[result.name] is result) for result in sheet.results]
 
 
 def audit_badge(sheet: Sheet | None) -> AuditBadge | None:
     """What a sheet comes to; None where audits are not spoken of, or nothing was asked."""
-    if sheet is None or not sheet.told:
+    if sheet is None or not sheet.shown:
         return None
     coverage, against = sheet.coverage(), sorted(sheet.against)
-    if not sheet.findings and not coverage:
+    if not sheet.results and not coverage:
         return None
     counts = {"flagged": against, "explained": sheet.explained, "passed": sheet.passed}
     parts = [coverage] if coverage else []
     parts += [f"{len(names)} {word}" for word, names in counts.items() if names]
-    reasons = {f.name: f.exempt for f in sheet.findings if f.verdict == "flag" and f.exempt}
+    reasons = {f.name: f.exempt for f in sheet.results if f.verdict == "flag" and f.exempt}
     tips = {
         "flagged": against,
         "explained": [f"{name} ({reasons[name]})" for name in sorted(sheet.explained)],
         "not run": sheet.missing,
     }
-    checks = len({finding.name for finding in sheet.findings})
+    checks = len({result.name for result in sheet.results})
     said = "; ".join(f"{what}: {', '.join(names)}" for what, names in tips.items() if names)
     return AuditBadge(
         text=", ".join(parts) or "none applies",
@@ -100,19 +100,19 @@ def audit_badge(sheet: Sheet | None) -> AuditBadge | None:
     )
 
 
-def _line(finding: Finding, *, with_plot: bool) -> AuditLine:
-    explained = finding.exempt if finding.verdict == "flag" else ""
+def _line(result: SeedResult, *, with_plot: bool) -> AuditLine:
+    explained = result.exempt if result.verdict == "flag" else ""
     return AuditLine(
-        name=finding.name,
-        title=finding.title or finding.name,
-        seed=finding.seed,
-        verdict="explained flag" if explained else finding.verdict.replace("-", " "),
-        counts_against=finding.counts_against,
-        value=_number(finding.value, finding.unit),
-        threshold=_number(finding.threshold, finding.unit),
-        sentence=finding.sentence,
+        name=result.name,
+        title=result.title or result.name,
+        seed=result.seed,
+        verdict="explained flag" if explained else result.verdict.replace("-", " "),
+        counts_against=result.counts_against,
+        value=_number(result.value, result.unit),
+        threshold=_number(result.threshold, result.unit),
+        sentence=result.sentence,
         explanation=explained,
-        plot=svg_uri(plot(finding)) if with_plot else Markup(""),
+        plot=svg_uri(plot(result)) if with_plot else Markup(""),
     )
 
 

@@ -155,7 +155,7 @@ def leaderboard(
     if busy:
         board["busy"] = [listed(sorted(busy[row])) for row in statuses]
     audited = sheets(used, headline) if audited is None else audited
-    if any(sheet.told for sheet in audited.values()):
+    if any(sheet.shown for sheet in audited.values()):
         every = [audited[row] for row in statuses]
         board["audits"] = [sheet.badge() for sheet in every]
         board["audit_flags"] = [listed(sheet.against) for sheet in every]

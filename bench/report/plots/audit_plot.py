@@ -1,4 +1,4 @@
-"""The plot behind a finding, as a small SVG written by hand: the same arrays give the same bytes. No torch.
+"""The plot of an audit, as a small SVG written by hand: the same arrays give the same bytes. No torch.
 
 It is a picture of its own, so its ink follows the colour scheme of the page that embeds it.
 """
@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from ...audits.outcome import Finding
+from ...audits.audit_record import SeedResult
 
 COLOURS, DASHES = ("#0072B2", "#D55E00", "#009E73"), ("", "5 2", "2 2")
 MOST = 120
@@ -28,32 +28,32 @@ _HEAD = (
 )
 
 
-def plot(finding: Finding) -> bytes:
+def plot(result: SeedResult) -> bytes:
     """Lines over ``arrays["x"]``, dots where they are few; empty bytes where there is nothing to draw."""
-    x = finding.arrays.get("x")
+    x = result.arrays.get("x")
     if x is None or x.size < 2:
         return b""
     pick = np.unique(np.linspace(0, x.size - 1, min(MOST, x.size)).astype(int))
-    given = sorted((name, y) for name, y in finding.arrays.items() if name != "x" and y.size == x.size)
+    given = sorted((name, y) for name, y in result.arrays.items() if name != "x" and y.size == x.size)
     lines = {name: np.where(np.abs(y) < HUGE, y, np.nan)[pick] for name, y in given[: len(COLOURS)]}
     shown = np.concatenate([y[np.isfinite(y)] for y in lines.values()]) if lines else np.array([])
     if not shown.size:
         return b""
-    names = str(finding.axes[0]).split(", ")
+    names = str(result.axes[0]).split(", ")
     named = len(names) == x.size
     slanted = named and LETTER * max(map(len, names)) > (WIDTH - 60) / len(names)
     left = max(46.0, LETTER * len(names[0]) - 10) if slanted else 46.0
     bottom = HEIGHT - (14 + 2 * max(map(len, names)) if slanted else 30)
     across = _Axis(x[pick], left, WIDTH - 10.0, margin=0.5 / (len(names) - 1) if named else 0.03)
     up = _Axis(shown, float(bottom), 34.0 if len(lines) > 1 else 20.0, margin=0.06)
-    parts = [_HEAD, _text(0, 9, str(finding.axes[1]))]
+    parts = [_HEAD, _text(0, 9, str(result.axes[1]))]
     parts += [_text(left - 5, at + 3, mark, "end") + _grid(left, at) for at, mark in up.ticks()]
     if named:
         for at, name in zip(across(x), names, strict=True):
             parts.append(_text(at, bottom + 13, name, "end" if slanted else "middle", -20 * slanted))
     else:
         parts += [_text(at, bottom + 12, mark, "middle") for at, mark in across.ticks()]
-        parts.append(_text((left + WIDTH) / 2, HEIGHT - 4, str(finding.axes[0]), "middle"))
+        parts.append(_text((left + WIDTH) / 2, HEIGHT - 4, str(result.axes[0]), "middle"))
     start = 0.0
     for colour, dash, (name, y) in zip(COLOURS, DASHES, lines.items(), strict=False):
         style = f'fill="none" stroke="{colour}" stroke-width="1.5" stroke-dasharray="{dash}"'

@@ -1,4 +1,4 @@
-"""From a verdict to a record of kind ``audit``, and back for an audit sheet. No torch."""
+"""From the result of an audit to a record of kind ``audit``, and back. No torch."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 
 from ..records.record import Cell, Record
-from .evidence import Evidence
-from .registry import Audit, Verdict
+from .registry import Audit, AuditResult
+from .stored_records import StoredRecords
 
 FAILED = "failed"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One line of an audit sheet: what a check found of a model trained with one seed.
+class SeedResult:
+    """The result of an audit of a model trained with one seed.
 
     Attributes
     ----------
     verdict
-        ``pass``, ``flag``, ``not applicable``, or ``failed`` where the check could not be run.
+        ``pass``, ``flag``, ``not applicable``, or ``failed`` where the audit could not be run.
     exempt
-        The model's own reason for a flag that it expects; empty where it states none.
+        The model's explanation of a flag that it expects; empty where it states none.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Finding:
 
     @property
     def counts_against(self) -> bool:
-        """Whether it withholds a rank: a flag without a reason, or a check that could not be run."""
+        """Whether it withholds a rank: a flag without an explanation, or an audit that could not be run."""
         return self.verdict == FAILED or (self.verdict == "flag" and not self.exempt)
 
 
 def audit_cell(training: Cell, checkpoint_sha256: str, audit: Audit, settings: Mapping[str, Any]) -> Cell:
-    """The cell of one check on the weights that `training` made.
+    """The cell of one audit of the weights that `training` made.
 
     `settings` are ``samples``, ``batch_size``, ``norm``, ``strength``, ``solver`` and ``parameters``.
     """
@@ -65,34 +65,34 @@ def audit_cell(training: Cell, checkpoint_sha256: str, audit: Audit, settings: M
     )
 
 
-def audit_record(cell: Cell, verdict: Verdict, title: str, exempt: str, **rest: Any) -> Record:
-    """The record of `verdict`; a value that is not finite is left out and stands in the sentence alone."""
-    numbers = {"value": verdict.value, "threshold": verdict.threshold}
+def audit_record(cell: Cell, result: AuditResult, title: str, exempt: str, **rest: Any) -> Record:
+    """The record of `result`; a value that is not finite is left out and only the sentence names it."""
+    numbers = {"value": result.value, "threshold": result.threshold}
     card: dict[str, Any] = {
         "title": title,
-        "verdict": verdict.outcome,
-        "sentence": verdict.sentence,
-        "unit": verdict.unit,
-        "axes": list(verdict.axes),
+        "verdict": result.verdict,
+        "sentence": result.sentence,
+        "unit": result.unit,
+        "axes": list(result.axes),
     }
     if exempt:
         card["exempt"] = exempt
     return Record(
         cell=cell,
         measures={name: float(value) for name, value in numbers.items() if math.isfinite(value)},
-        outcomes={name: np.asarray(values, np.float64) for name, values in verdict.arrays.items()},
+        outcomes={name: np.asarray(values, np.float64) for name, values in result.arrays.items()},
         card=card,
         **rest,
     )
 
 
-def stored_finding(record: Record) -> Finding:
-    """What a record of kind ``audit`` says."""
+def stored_result(record: Record) -> SeedResult:
+    """The result in a record of kind ``audit``."""
     cell, card = record.cell, record.card
     if record.status != "ok":
-        sentence = f"The check could not be run: {record.error or record.status}"
-        return Finding(name=cell.threat, seed=cell.training_seed, verdict=FAILED, sentence=sentence)
-    return Finding(
+        sentence = f"The audit could not be run: {record.error or record.status}"
+        return SeedResult(name=cell.threat, seed=cell.training_seed, verdict=FAILED, sentence=sentence)
+    return SeedResult(
         name=cell.threat,
         title=str(card.get("title", "")),
         seed=cell.training_seed,
@@ -107,18 +107,18 @@ def stored_finding(record: Record) -> Finding:
     )
 
 
-def read_finding(audit: Audit, evidence: Evidence, seed: int, exempt: str) -> Finding:
-    """Run a check that reads records alone."""
+def result_of_audit(audit: Audit, stored: StoredRecords, seed: int, exempt: str) -> SeedResult:
+    """Run an audit of stored records."""
     try:
-        found = audit(evidence)
+        found = audit(stored)
     except Exception as error:
-        sentence = f"The check could not be run: {type(error).__name__}: {error}"
-        return Finding(name=audit.name, seed=seed, verdict=FAILED, sentence=sentence)
-    return Finding(
+        sentence = f"The audit could not be run: {type(error).__name__}: {error}"
+        return SeedResult(name=audit.name, seed=seed, verdict=FAILED, sentence=sentence)
+    return SeedResult(
         name=audit.name,
         title=audit.title,
         seed=seed,
-        verdict=found.outcome,
+        verdict=found.verdict,
         sentence=found.sentence,
         value=found.value,
         threshold=found.threshold,

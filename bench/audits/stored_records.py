@@ -1,4 +1,4 @@
-"""The stored records of one model and training seed, as checks ask for them. No torch."""
+"""The stored records of one model and training seed, as audits need them. No torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..records.record import SUBMISSION, Record
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What is stored of one model and training seed.
+class StoredRecords:
+    """The stored records of one model and training seed.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class Evidence:
         )
 
     def attacks(self, norm: str | None = None, *, submitted: bool = False) -> list[Record]:
-        """Attacks in pixel space by rising strength, replays among them, what was `submitted` if asked."""
+        """Attacks in pixel space by rising strength, with replays, and submissions if `submitted`."""
         left_out = ("clean", "noise") if submitted else ("clean", "noise", SUBMISSION)
         found = [
             r
@@ -63,9 +63,9 @@ class Evidence:
         return sorted(found, key=lambda r: (r.cell.strength, r.cell.threat))
 
     def broken(self, norm: str, strength: float) -> NDArray[np.bool_] | None:
-        """Which samples (n,) clean prediction or any stored attack within `strength` breaks; None unattacked.
+        """Which samples (n,) are misclassified, clean or under any stored attack within `strength`.
 
-        Of the first samples that all of these records speak of.
+        Of the first samples that all of these records cover; None without an attack at `strength`.
         """
         ours = [r for r in self.attacks(norm) if r.cell.strength <= strength + 1e-9]
         if not any(abs(r.cell.strength - strength) < 1e-9 for r in ours):
