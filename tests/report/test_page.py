@@ -274,7 +274,7 @@ def test_what_audits_come_to():
     explained = audit_badge(Sheet(results=EXPLAINED[:1]))
     assert (explained.flagged, explained.text) == (False, "1 explained")
     assert explained.tip == "explained: masking (it says why)"
-    few = audit_badge(Sheet(results=AUDITS, asked=["masking"], missing=["finite"]))
+    few = audit_badge(Sheet(results=AUDITS, done=["masking"], missing=["finite"]))
     assert few.incomplete
     assert few.tip.endswith("finite")
     assert few.text.endswith("model checks, 1 flagged, 1 passed")
