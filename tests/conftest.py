@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from robustode.bench.records.record import Record
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 if not torch.cuda.is_available():
@@ -69,6 +75,20 @@ def _figures(request: pytest.FixtureRequest) -> Iterator[None]:
         if "report" not in request.path.parts and not request.config.getoption("benchmark_only"):
             _render_empty(patch, request)
         yield
+
+
+@pytest.fixture(scope="session")
+def published() -> Callable[[Path], list[Record]]:
+    """``published(folder)``: the records of a results folder, read once; none may be damaged."""
+    from robustode.bench.records.store import Store
+
+    @cache
+    def load(folder: Path) -> list[Record]:
+        records, problems = Store(folder).load()
+        assert problems == []
+        return records
+
+    return load
 
 
 @pytest.fixture

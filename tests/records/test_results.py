@@ -16,6 +16,8 @@ from robustode.bench.verification.report_consistency import check_tables
 
 RESULTS = Path(__file__).parents[2] / "results"
 PUBLISHED = [path.parent for path in sorted(RESULTS.glob("*/plan.json")) if path.parent.name != "quick"]
+VERIFIED = {"digits", "sweep"}
+"""Folders whose report test_verify.py checks along with everything else."""
 each_folder = pytest.mark.parametrize("folder", PUBLISHED, ids=lambda path: path.name)
 
 
@@ -47,17 +49,15 @@ def certified_cases(records: list[Record]) -> tuple[int, list[str]]:
 
 
 @each_folder
-def test_no_attack_breaks_a_certificate(folder):
-    records, problems = Store(folder).load()
-    assert problems == []
-    count, broken = certified_cases(records)
+def test_no_attack_breaks_a_certificate(folder, published):
+    count, broken = certified_cases(published(folder))
     assert count > 0
     assert broken == []
 
 
 @each_folder
-def test_every_record_comes_from_a_clean_commit_and_is_sound(folder):
-    records, _ = Store(folder).load()
+def test_every_record_comes_from_a_clean_commit_and_is_sound(folder, published):
+    records = published(folder)
     assert {record.status for record in records} == {"ok"}
     assert {bool(record.environment["dirty"]) for record in records} == {False}
     assert None not in {record.environment["commit"] for record in records}
@@ -66,7 +66,8 @@ def test_every_record_comes_from_a_clean_commit_and_is_sound(folder):
 @each_folder
 def test_the_report_is_what_the_records_make(folder):
     """Page, tables and cards; of pictures what is said of them, since other machines draw other bytes."""
-    assert [str(finding) for finding in check_tables(Store(folder))] == []
+    if folder.name not in VERIFIED:
+        assert [str(finding) for finding in check_tables(Store(folder))] == []
     pictures = re.findall(r'href="(figures/[^"]+)"', (folder / "report" / "index.html").read_text())
     assert len(pictures) > 10
     assert [name for name in pictures if not (folder / "report" / name).is_file()] == []
