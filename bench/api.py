@@ -19,7 +19,7 @@ from ..attacks import THREATS, Threat
 from ..attacks.core.model_call import call_model
 from ..models import MODELS
 from .config.plan import attack_norm
-from .config.pretrained import RECIPE
+from .config.pretrained import PRETRAINED_RECIPE
 from .data import DATASETS, Data, load_data
 from .evaluation.accuracy import evaluate_cell, frozen
 from .evaluation.solver_transfer import evaluate_through
@@ -30,7 +30,7 @@ from .records.store import Store
 from .report.statistics import summarise
 from .runtime.progress import Quiet, Reporter, shown
 from .runtime.random_state import random_state_kept
-from .training.provenance import made_by, summary_line
+from .training.provenance import environment_of, summary_line
 
 DEFAULT_STRENGTHS: Mapping[str, float] = {
     "clean": 0.0,
@@ -148,7 +148,7 @@ def evaluate(
             index_sha256=data.index_sha256,
             model=name,
             model_version="0",
-            recipe={"name": RECIPE},
+            recipe={"name": PRETRAINED_RECIPE},
             threat=threat.name,
             threat_version=threat.version,
             family=threat.family,
@@ -180,7 +180,7 @@ def evaluate(
                 threat,
                 num_classes=data.num_classes,
                 device=place,
-                environment=made_by(module, place),
+                environment=environment_of(module, place),
                 on_samples=partial(_advance, reporter, cost),
             )
             records.append(record)

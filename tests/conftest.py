@@ -128,17 +128,14 @@ def registries() -> Iterator[None]:
 
     from robustode.attacks import THREATS
     from robustode.bench.data import DATASETS
-    from robustode.bench.plugins import model_file as external
+    from robustode.bench.plugins.model_file import forget_model_files
     from robustode.models import MODELS
 
     before = [(registry, set(registry.names())) for registry in (MODELS, THREATS, DATASETS)]
-    modules, path = set(sys.modules), list(sys.path)
+    path = list(sys.path)
     yield
     for registry, names in before:
         for name in set(registry.names()) - names:
             registry.unregister(name)
-    for name in set(sys.modules) - modules:
-        if name.startswith(external._PREFIX):
-            del sys.modules[name]
-    external._homes.clear()
+    forget_model_files()
     assert sys.path == path, "sys.path was changed and not restored"

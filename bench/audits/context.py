@@ -19,7 +19,7 @@ from ...models import ModelSpec
 from ..evaluation.accuracy import frozen
 from ..records.record import Cell
 from ..runtime.checked_model import CheckedModel
-from ..training.provenance import describe_solver
+from ..training.provenance import solver_names
 from .stored_records import StoredRecords
 
 T = TypeVar("T")
@@ -100,7 +100,7 @@ class Context:
             "batch_size": self.batch_size,
             "norm": self.norm,
             "strength": self.eps,
-            "solver": describe_solver(self.model),
+            "solver": solver_names(self.model),
             "parameters": {
                 "long_steps": self.long_steps,
                 "apgd_steps": self.apgd_steps,

@@ -27,7 +27,7 @@ from ..runtime.machine import count_cores
 from ..runtime.processes import Died, Message, Raised, Returned, Send, run_jobs
 from ..runtime.time_limit import time_limit
 from ..training.load_trained import model_of, trained_model
-from ..training.provenance import made_by
+from ..training.provenance import environment_of
 from .audit_record import audit_cell, audit_record, stored_result
 from .context import DEFAULT_EPS, Context
 from .library import all_audits
@@ -254,7 +254,7 @@ def _records(
 ) -> Iterator[Record]:
     """The records of all checks, those that are not stored run and stored."""
     sha256, settings = str(training.card["checkpoint_sha256"]), context.settings()
-    described = made_by(context.model, context.device)
+    described = environment_of(context.model, context.device)
     for audit in audits:
         cell = audit_cell(training.cell, sha256, audit, settings)
         stored = None if fresh else store.get(cell)

@@ -15,8 +15,8 @@ from rich.console import Console
 from ..._errors import InvalidArgument
 from ..config.plan import Plan
 from ..config.preset import Preset
-from ..config.pretrained import Given
-from ..config.run_request import Request
+from ..config.pretrained import PretrainedWeights
+from ..config.run_request import RunRequest
 from ..data import Data
 from ..records.record import Record
 from ..records.store import Store
@@ -56,9 +56,9 @@ def run_preset(arguments: argparse.Namespace, preset: Preset, show: Callable[[Pa
         request = dataclasses.replace(request, batch_size="auto")
         plan = request.plan()
     data = request.data()
-    if plan.given:
+    if plan.pretrained:
         spec = plan.specs[0]
-        plan.given.check(build_model(spec.build, data, plan.hyperparameters(spec), 0))
+        plan.pretrained.check(build_model(spec.build, data, plan.hyperparameters(spec), 0))
     out = arguments.out or Path("results") / preset.name
     if arguments.dry_run:
         return _dry_run(arguments, plan, data, out, device)
@@ -93,19 +93,19 @@ def reporter_of(arguments: argparse.Namespace) -> AbstractContextManager[Reporte
     return nullcontext(Quiet()) if arguments.quiet else Terminal(Console(), verbose=arguments.verbose)
 
 
-def _request(arguments: argparse.Namespace, preset: Preset) -> Request:
+def _request(arguments: argparse.Namespace, preset: Preset) -> RunRequest:
     names = names_in(arguments.models)
     if arguments.models is not None and not names:
         raise InvalidArgument("--models names no model")
     if arguments.jobs is not None and arguments.jobs < 1:
         raise InvalidArgument(f"--jobs must be at least 1, not {arguments.jobs}")
-    return Request(
+    return RunRequest(
         preset=preset,
         models=tuple(dict.fromkeys(names)) if names else None,
         seeds=arguments.seeds,
         data_root=arguments.data_root,
         batch_size=arguments.batch_size,
-        given=Given.read(arguments.weights) if arguments.weights else None,
+        pretrained=PretrainedWeights.read(arguments.weights) if arguments.weights else None,
     )
 
 

@@ -21,7 +21,7 @@ TRAJECTORY_IMAGES = 8
 
 
 def training_cell(plan: Plan, spec: ModelSpec, seed: int, data: Data) -> Cell:
-    """The cell that trains `spec` with `seed`, or takes the given weights."""
+    """The cell that trains `spec` with `seed`, or evaluates pretrained weights."""
     recipe = plan.recipe(spec)
     return Cell(
         kind="training",
@@ -30,10 +30,10 @@ def training_cell(plan: Plan, spec: ModelSpec, seed: int, data: Data) -> Cell:
         model=spec.name,
         model_version=spec.full_version,
         hyperparameters=plan.hyperparameters(spec),
-        recipe=plan.given.recipe() if plan.given else recipe_facts(recipe),
+        recipe=plan.pretrained.recipe() if plan.pretrained else recipe_facts(recipe),
         training_seed=seed,
-        samples=0 if plan.given else len(data.train),
-        batch_size=0 if plan.given else recipe.batch_size,
+        samples=0 if plan.pretrained else len(data.train),
+        batch_size=0 if plan.pretrained else recipe.batch_size,
     )
 
 
@@ -46,10 +46,10 @@ def accuracy_cells(
     *,
     on_gpu: bool = False,
 ) -> list[Cell]:
-    """One cell for each threat and strength, on the weights that `training` made.
+    """Return one cell for each threat and strength, on the weights that `training` made.
 
-    What works through other solvers is asked of models with an ODE block, which `solver` tells. With
-    `on_gpu` the samples are those that the preset wants on one.
+    Threats that craft on other solvers need a model with an ODE block, that is a `solver`. With `on_gpu` the
+    number of samples is the preset's for a GPU.
     """
     return [
         dataclasses.replace(
@@ -62,32 +62,32 @@ def accuracy_cells(
             family=threat.family,
             norm=attack_norm(threat),
             protocol=threat.protocol,
-            parameters=_parameters(plan, threat, wish),
+            parameters=_parameters(plan, threat, grid),
             strength=strength,
-            draws=wish.draws if threat.stochastic else 1,
-            attack_seed=wish.seed,
-            samples=min(wish.samples_on(gpu=on_gpu) or len(data.test), len(data.test)),
-            batch_size=wish.batch_size or plan.batch_size(training.model),
+            draws=grid.draws if threat.stochastic else 1,
+            attack_seed=grid.seed,
+            samples=min(grid.samples_on(gpu=on_gpu) or len(data.test), len(data.test)),
+            batch_size=grid.batch_size or plan.batch_size(training.model),
         )
-        for threat, wish in ((attack.threat, attack.plan) for attack in plan.attacks)
+        for threat, grid in ((attack.threat, attack.plan) for attack in plan.attacks)
         if threat.through == "model" or solver is not None
-        for strength in wish.strengths
+        for strength in grid.strengths
     ]
 
 
 def samples_in_common(plan: Plan, norm: str, data: Data, *, on_gpu: bool = False) -> int:
-    """How many test samples every attack in `norm` is given: the worst case is taken over these."""
+    """How many test samples every attack in `norm` sees: the worst case is taken over these."""
     plans = [attack.plan for attack in plan.attacks if attack_norm(attack.threat) == norm]
     return min([p.samples_on(gpu=on_gpu) or len(data.test) for p in plans] + [len(data.test)])
 
 
-def _parameters(plan: Plan, threat: Threat, wish: ThreatPlan) -> dict[str, object]:
+def _parameters(plan: Plan, threat: Threat, grid: ThreatPlan) -> dict[str, object]:
     """Everything but the strength that what `threat` finds depends on."""
     if not threat.grid_matters:
         return dict(threat.parameters)
     reported = plan.headline().reported.get(attack_norm(threat) or threat.name)
-    grid = {"strengths": wish.strengths, "reported": [] if reported is None else [reported]}
-    return {**threat.parameters, **grid}
+    curve = {"strengths": grid.strengths, "reported": [] if reported is None else [reported]}
+    return {**threat.parameters, **curve}
 
 
 def certificate_cells(
@@ -107,15 +107,15 @@ def certificate_cells(
         batch_size=plan.batch_size(training.model),
         dtype="float64",
     )
-    if (wish := plan.preset.smoothing) is None:
+    if (smoothing_plan := plan.preset.smoothing) is None:
         return [lipschitz]
     smoothing = dataclasses.replace(
         lipschitz,
         threat="smoothing",
         threat_version=SMOOTHING_VERSION,
-        strength=wish.sigma,
-        parameters=wish.model_dump(include={"n0", "n", "alpha"}),
-        samples=min(wish.samples, len(data.test)),
+        strength=smoothing_plan.sigma,
+        parameters=smoothing_plan.model_dump(include={"n0", "n", "alpha"}),
+        samples=min(smoothing_plan.samples, len(data.test)),
         dtype="float32",
     )
     return [lipschitz, smoothing]

@@ -1,4 +1,4 @@
-"""The rows of a preset: registered models, its own variants of them, sweeps. Pure."""
+"""The models of a preset: registered ones, its own variants of them, sweeps. Reads and writes nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .preset import Preset
 
 
 def variant_specs(preset: Preset) -> dict[str, ModelSpec]:
-    """The specs of the preset's own rows, by name.
+    """Return the specs of the preset's variants and sweeps, by name.
 
     Raises
     ------
     InvalidArgument
-        For a row that is called like a registered model.
+        For a variant with the name of a registered model.
     """
     found = {}
     for name, row in preset.all_variants().items():
@@ -26,18 +26,18 @@ def variant_specs(preset: Preset) -> dict[str, ModelSpec]:
     return found
 
 
-def choose_models(
+def select_models(
     preset: Preset, names: Sequence[str], resolve: Callable[[str], ModelSpec] = MODELS.get
 ) -> list[ModelSpec]:
-    """What `names` mean under `preset`: a row of it, else all its rows of an architecture, or other models.
+    """Resolve `names` under `preset`: its model, else all its variants of an architecture, else another.
 
     Parameters
     ----------
     resolve
-        Finds a model that is no row of the preset.
+        Finds a model that the preset does not name.
     """
     variants = variant_specs(preset)
-    rows = {name: find_model(name, variants) for name in row_names(preset)}
+    rows = {name: find_model(name, variants) for name in preset_models(preset)}
     chosen: dict[str, ModelSpec] = {}
     for name in names:
         ours = {row: spec for row, spec in rows.items() if name == row}
@@ -49,7 +49,7 @@ def choose_models(
 
 
 def find_model(name: str, variants: Mapping[str, ModelSpec]) -> ModelSpec:
-    """The variant or registered model called `name`; raises `UnknownName` with a suggestion."""
+    """Return the variant or registered model `name`; raises `UnknownName` with a suggestion."""
     if name in variants:
         return variants[name]
     if name not in MODELS.names():
@@ -57,8 +57,8 @@ def find_model(name: str, variants: Mapping[str, ModelSpec]) -> ModelSpec:
     return MODELS.get(name)
 
 
-def row_names(preset: Preset) -> list[str]:
-    """What the preset runs: the models it names, then the rows of its sweeps."""
+def preset_models(preset: Preset) -> list[str]:
+    """Return the names of the preset's models, then those of its sweeps."""
     named = [*MODELS.names(), *preset.variants] if preset.models == ["all"] else preset.models
     swept = [name for sweep in preset.sweeps for name in sweep.variants()]
     return list(dict.fromkeys([*named, *swept]))

@@ -17,41 +17,41 @@ from ..runtime.checked_model import CheckedModel
 from .preset import Perturbation, Recipe
 
 _VALIDATION = 2**31 - 1
-"""Stands in the place of an epoch's number where held-out samples are perturbed: the same in every epoch."""
+"""Replaces the epoch's number for held-out samples: they are perturbed alike in every epoch."""
 
 
-def perturbing_threat(wish: Perturbation) -> Threat:
-    """The threat that `wish` names, configured.
+def training_threat(perturbation: Perturbation) -> Threat:
+    """The threat that `perturbation` names, configured.
 
     Raises
     ------
     InvalidArgument
-        For an unknown name or parameter, a strength out of range, or what cannot be had while the weights
-        still move: nothing to perturb, surrogates, images outside [0, 1].
+        For an unknown name or parameter, a strength out of range, or a threat that cannot be trained on: no
+        perturbation, surrogates, images outside [0, 1].
     """
-    threat = THREATS.get(wish.threat).configure(**wish.parameters)
+    threat = THREATS.get(perturbation.threat).configure(**perturbation.parameters)
     if threat.family in ("clean", "transfer") or threat.box != (0.0, 1.0):
-        raise InvalidArgument(f"perturb: nothing can be trained on {threat.name}: name noise or an attack")
-    threat.check_strength(wish.strength)
+        raise InvalidArgument(f"perturb: {threat.name} cannot be trained on: choose noise or an attack")
+    threat.check_strength(perturbation.strength)
     return threat
 
 
 def recipe_facts(recipe: Recipe) -> dict[str, Any]:
-    """What of `recipe` goes into the key of a training: all of it, and which version of which threat."""
+    """Return the recipe as part of a training's key: all of it, with the threat's parameters and version."""
     facts = recipe.model_dump(exclude_none=True)
     if recipe.perturb:
-        threat = perturbing_threat(recipe.perturb)
+        threat = training_threat(recipe.perturb)
         facts["perturb"] |= {"parameters": dict(threat.parameters), "version": threat.version}
     return facts
 
 
 def training_queries(recipe: Mapping[str, Any]) -> tuple[int, int]:
     """Forwards and backwards per sample of a whole training, from the facts of its recipe."""
-    wish = recipe.get("perturb")
+    perturbation = recipe.get("perturb")
     forwards, backwards = (0, 0)
-    if wish:
-        threat = THREATS.get(wish["threat"])
-        forwards, backwards = threat.queries(wish["parameters"])
+    if perturbation:
+        threat = THREATS.get(perturbation["threat"])
+        forwards, backwards = threat.queries(perturbation["parameters"])
     epochs = int(recipe.get("epochs", 0))
     return epochs * (forwards + 1), epochs * (backwards + 1)
 
@@ -60,18 +60,22 @@ class Perturber:
     """``change(images, labels, numbers, epoch)``: images perturbed against the model as it is now.
 
     A sample's noise or random start follows from the training seed, the epoch and the sample's number. The
-    attack sees the model in eval mode. FGSM and PGD go on with samples that are broken, so that what is
-    trained on is the largest loss they find; other attacks let go of them.
+    attack sees the model in eval mode. FGSM and PGD have no early stopping, so that training sees the largest
+    loss they find; other attacks stop at the first misclassification.
     """
 
-    def __init__(self, model: nn.Module, wish: Perturbation, seed: int, num_classes: int) -> None:
-        self._model, self._wish, self._seed, self._classes = model, wish, seed, num_classes
-        self._threat = perturbing_threat(wish)
+    def __init__(self, model: nn.Module, perturbation: Perturbation, seed: int, num_classes: int) -> None:
+        self._model, self._perturbation, self._seed, self._classes = model, perturbation, seed, num_classes
+        self._threat = training_threat(perturbation)
 
     def strength(self, epoch: int | None) -> float:
-        """The strength in an epoch, counted from 0; the full one where no epoch is given."""
-        share = 1.0 if epoch is None or not self._wish.ramp else min(1.0, (epoch + 1) / self._wish.ramp)
-        return share * self._wish.strength
+        """Return the strength in an epoch, counted from 0; the full strength for None."""
+        share = (
+            1.0
+            if epoch is None or not self._perturbation.ramp
+            else min(1.0, (epoch + 1) / self._perturbation.ramp)
+        )
+        return share * self._perturbation.strength
 
     def __call__(
         self, images: Tensor, labels: Tensor, numbers: np.ndarray, epoch: int | None = None

@@ -15,18 +15,18 @@ from ...attacks.core.types import Norm
 from ...models import ModelSpec
 from ..data import DATASETS
 from ..records.headline import Headline
-from .model_selection import choose_models, find_model, row_names, variant_specs
-from .perturbation import perturbing_threat
+from .model_selection import find_model, preset_models, select_models, variant_specs
+from .perturbation import training_threat
 from .preset import Preset, Recipe, ThreatPlan, first_line
-from .pretrained import RECIPE, Given
+from .pretrained import PRETRAINED_RECIPE, PretrainedWeights
 
 BATCH_SIZE = 100
-"""Samples at once where the size is to be measured and has not been."""
+"""Batch size where "auto" has not measured one yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """A configured threat, and how the preset wants it applied."""
+    """A configured threat and the preset's grid of strengths for it."""
 
     threat: Threat
     plan: ThreatPlan
@@ -45,7 +45,7 @@ class Attack:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything a run will do, resolved and checked.
+    """Everything that a run will do, with every name resolved and every value checked.
 
     Attributes
     ----------
@@ -54,13 +54,13 @@ class Plan:
     seeds
         Training seeds 0 .. seeds - 1.
     fewer
-        Models that the preset trains from fewer seeds than that, and how many.
+        Number of training seeds of models with fewer than `seeds`, by name.
     attacks
         The threats with their grids.
     batch_sizes
-        By model, what was measured where the preset says "auto".
-    given
-        Weights that stand in the place of training; None to train.
+        Measured batch sizes by model, where the preset says "auto".
+    pretrained
+        Weights to evaluate instead of training; None to train.
     """
 
     preset: Preset
@@ -69,12 +69,12 @@ class Plan:
     fewer: Mapping[str, int] = field(default_factory=dict)
     attacks: tuple[Attack, ...]
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
-    given: Given | None = None
+    pretrained: PretrainedWeights | None = None
 
     def batch_size(self, model: str) -> int:
-        """How many samples `model` is given at once where a threat does not say."""
-        wish = self.preset.batch_size
-        return self.batch_sizes.get(model, BATCH_SIZE) if wish == "auto" else wish
+        """Batch size of `model` for threats without one of their own."""
+        size = self.preset.batch_size
+        return self.batch_sizes.get(model, BATCH_SIZE) if size == "auto" else size
 
     def seeds_of(self, spec: ModelSpec) -> range:
         """The training seeds of `spec`."""
@@ -82,7 +82,7 @@ class Plan:
 
     @property
     def units(self) -> list[tuple[ModelSpec, int]]:
-        """Every model and training seed; the first seed of all models comes first."""
+        """Every pair of model and training seed; seed 0 of all models comes first."""
         return [(s, seed) for seed in range(self.seeds) for s in self.specs if seed in self.seeds_of(s)]
 
     def hyperparameters(self, spec: ModelSpec) -> dict[str, object]:
@@ -91,17 +91,19 @@ class Plan:
         return spec.resolve(override.hyperparameters if override else None)
 
     def recipe(self, spec: ModelSpec) -> Recipe:
-        """The preset's recipe, the model's own wishes over it, the preset's override over both."""
+        """The preset's recipe, overridden by the model's own, then by the preset's for this model."""
         override = self.preset.overrides.get(spec.name)
         body = {**self.preset.recipe.model_dump(), **spec.recipe, **(override.recipe if override else {})}
         try:
             recipe = Recipe.model_validate(body)
         except ValidationError as error:
             raise InvalidArgument(f"recipe of {spec.name}: {first_line(error, Recipe)}") from None
-        if recipe.name == RECIPE:
-            raise InvalidArgument(f"recipe of {spec.name}: {RECIPE!r} is what --weights is called: rename it")
+        if recipe.name == PRETRAINED_RECIPE:
+            raise InvalidArgument(
+                f"recipe of {spec.name}: {PRETRAINED_RECIPE!r} is reserved for --weights: choose another name"
+            )
         if recipe.perturb:
-            perturbing_threat(recipe.perturb)
+            training_threat(recipe.perturb)
         return recipe
 
     def headline(self) -> Headline:
@@ -125,19 +127,19 @@ def make_plan(
     *,
     models: Sequence[ModelSpec] | None = None,
     seeds: int | None = None,
-    given: Given | None = None,
+    pretrained: PretrainedWeights | None = None,
 ) -> Plan:
     """Resolve every name and check every value of `preset`, with `models` and `seeds` over it.
 
-    With `given` weights there is one model, and one seed.
+    `pretrained` weights need one model and one seed.
 
     Raises
     ------
     InvalidArgument
-        For anything that cannot be run; nothing has been done by then.
+        For anything that cannot be run, before anything is done.
     """
     DATASETS.get(preset.dataset)
-    specs = tuple(models) if models is not None else tuple(choose_models(preset, row_names(preset)))
+    specs = tuple(models) if models is not None else tuple(select_models(preset, preset_models(preset)))
     if seeds is not None and seeds < 1:
         raise InvalidArgument(f"--seeds must be at least 1, not {seeds}")
     for name in preset.overrides:
@@ -168,13 +170,15 @@ def make_plan(
     twice = [name for name, count in Counter(spec.name for spec in specs).items() if count > 1]
     if twice:
         raise InvalidArgument(f"two models are called {twice[0]!r}: rename one of the factories or files")
-    if given and (len(specs) != 1 or (seeds or 1) != 1):
+    if pretrained and (len(specs) != 1 or (seeds or 1) != 1):
         what = f"these are {len(specs)} models" if len(specs) != 1 else f"not --seeds {seeds}"
         raise InvalidArgument(f"--weights belong to one model and one seed, {what}: name one with --models")
-    count = 1 if given else seeds or preset.seeds
+    count = 1 if pretrained else seeds or preset.seeds
     rows = {**preset.overrides, **preset.all_variants()} if seeds is None else {}
     fewer = {name: row.seeds for name, row in rows.items() if row.seeds is not None}
-    plan = Plan(preset=preset, specs=specs, seeds=count, fewer=fewer, attacks=tuple(attacks), given=given)
+    plan = Plan(
+        preset=preset, specs=specs, seeds=count, fewer=fewer, attacks=tuple(attacks), pretrained=pretrained
+    )
     reported = plan.headline().reported
     if preset.rank not in reported:
         raise InvalidArgument(
@@ -188,7 +192,7 @@ def make_plan(
 
 
 def _check_reported(preset: Preset, attacks: Sequence[Attack]) -> None:
-    """A worst case is reported at one strength, and every attack of its norm is run there."""
+    """Check that each norm has one reported strength and that all its attacks include it."""
     for norm in ("linf", "l2"):
         ours = [attack for attack in attacks if attack_norm(attack.threat) == norm]
         reported = {attack.plan.reported for attack in ours} - {None}

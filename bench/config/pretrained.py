@@ -1,4 +1,4 @@
-"""Weights that someone brings instead of having them trained here: read, checked, kept as the checkpoint."""
+"""Pretrained weights, evaluated instead of training a model: read, checked, stored as its checkpoint."""
 
 from __future__ import annotations
 
@@ -13,29 +13,35 @@ from ..._errors import CheckpointError
 from ..records.checkpoint import Checkpoint, load_tensors, save_facts
 from ..records.store import write_atomically
 
-RECIPE = "given"
-"""Name of the recipe of weights that were not trained here; no other recipe may be called so."""
-_SHOWN = 3
+PRETRAINED_RECIPE = "given"
+"""The recipe's name in records of pretrained weights; reserved. Stored records hold it, so it stays."""
+MAX_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
-    """A safetensors file of weights; two with one hash are the same weights.
+class PretrainedWeights:
+    """A safetensors file of weights, identified by its hash.
 
     Attributes
     ----------
     path
-        Absolute.
+        Absolute path of the file.
     sha256
-        Of the file.
+        Hash of the file.
     """
 
     path: Path
     sha256: str
 
     @classmethod
-    def read(cls, path: Path) -> Given:
-        """Take `path`; raises `CheckpointError` when it cannot be read or is no safetensors file."""
+    def read(cls, path: Path) -> PretrainedWeights:
+        """Read the file at `path`.
+
+        Raises
+        ------
+        CheckpointError
+            When it cannot be read or is not a safetensors file.
+        """
         try:
             _, sha256 = load_tensors(path)
         except CheckpointError as error:
@@ -43,47 +49,47 @@ class Given:
         return cls(path=path.resolve(), sha256=sha256)
 
     def recipe(self) -> dict[str, Any]:
-        """What stands for the training recipe in a cell: other weights make other cells."""
-        return {"name": RECIPE, "weights_sha256": self.sha256}
+        """Return the recipe of a cell: part of its key, so other weights make other cells."""
+        return {"name": PRETRAINED_RECIPE, "weights_sha256": self.sha256}
 
     def check(self, model: nn.Module) -> None:
-        """Hold the tensors against those of `model`; nothing is loaded.
+        """Compare names, shapes and dtypes with those of `model`; nothing is loaded.
 
         Raises
         ------
         CheckpointError
-            When a name, a shape or a dtype differs, or the file has changed; one line with the first of them.
+            When one differs, or the file has changed; one line with the first differences.
         """
-        ours, sha256 = load_tensors(self.path)
+        tensors, sha256 = load_tensors(self.path)
         if sha256 != self.sha256:
             raise CheckpointError(f"{self.path} has changed since it was first read: run again")
-        theirs = model.state_dict()
+        expected = model.state_dict()
         wrong = [
-            *_named("it lacks", [name for name in theirs if name not in ours]),
-            *_named("the model has no", [name for name in ours if name not in theirs]),
+            *_list_names("it lacks", [name for name in expected if name not in tensors]),
+            *_list_names("the model has no", [name for name in tensors if name not in expected]),
         ]
-        for name in theirs.keys() & ours.keys():
+        for name in expected.keys() & tensors.keys():
             for what in ("shape", "dtype"):
-                mine, its = (_told(getattr(tensors[name], what)) for tensors in (ours, theirs))
-                if mine != its:
-                    wrong.append(f"{name} has {what} {mine}, in the model {its}")
+                found, wanted = (_text(getattr(source[name], what)) for source in (tensors, expected))
+                if found != wanted:
+                    wrong.append(f"{name} has {what} {found}, in the model {wanted}")
         if wrong:
             raise CheckpointError(
-                f"{self.path.name} does not fit the model: {'; '.join(sorted(wrong)[:_SHOWN])}"
+                f"{self.path.name} does not fit the model: {'; '.join(sorted(wrong)[:MAX_SHOWN])}"
             )
 
-    def keep(self, path: Path, facts: Mapping[str, Any]) -> Checkpoint:
-        """Copy the file to `path`, byte for byte, and write `facts` beside it."""
+    def store(self, path: Path, facts: Mapping[str, Any]) -> Checkpoint:
+        """Copy the file to `path` unchanged, and write `facts` beside it."""
         data = self.path.read_bytes()
         path.with_suffix(".json").unlink(missing_ok=True)
         write_atomically(path, data)
         return save_facts(path, {**facts, "given": self.path.name}, self.sha256)
 
 
-def _named(what: str, names: list[str]) -> list[str]:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return [f"{what} {', '.join(names[:_SHOWN])}{more}"] if names else []
+def _list_names(what: str, names: list[str]) -> list[str]:
+    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+    return [f"{what} {', '.join(names[:MAX_SHOWN])}{more}"] if names else []
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     return str(value).removeprefix("torch.") if not isinstance(value, tuple) else str(tuple(value))

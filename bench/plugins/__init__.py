@@ -1,1 +1,1 @@
-"""Models from elsewhere: a file, an installed package, a template."""
+"""Models outside this package: from a file, from an installed package, from the template."""

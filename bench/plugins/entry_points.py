@@ -1,7 +1,7 @@
 """Models that installed packages offer through the entry point group ``robustode.models``.
 
 An entry point names a module whose import registers models with ``@register_model``, a factory, or a
-`ModelSpec`. A package that cannot be used is left out with one line, and so is all that it registered.
+`ModelSpec`. A package that fails to load is skipped with a one-line warning, and its models are removed.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from ...models import MODELS, ModelSpec
 
 GROUP = "robustode.models"
 _PACKAGE = __name__.partition(".")[0]
-_loaded: list[bool] = []
+_plugins_loaded = False  # in this process
 
 
 def load_plugins(warn: Callable[[str], None] = lambda line: None) -> None:
-    """Register the models of every installed plug-in, once a process.
+    """Register the models of every installed plug-in, once per process.
 
     Parameters
     ----------
     warn
-        Called with one line for each plug-in that cannot be used, where this is the call that loads them.
+        Called with one line for each plug-in that fails to load, in the first call of a process.
     """
-    if _loaded:
+    global _plugins_loaded
+    if _plugins_loaded:
         return
-    _loaded.append(True)
+    _plugins_loaded = True
     try:
         found = sorted(metadata.entry_points(group=GROUP), key=lambda entry: (entry.value, entry.name))
     except Exception as error:
@@ -45,13 +46,11 @@ def load_plugins(warn: Callable[[str], None] = lambda line: None) -> None:
         except BaseException as error:  # a plug-in may call sys.exit
             for name in set(MODELS.names()) - before.keys():
                 MODELS.unregister(name)
-            warn(
-                f"plug-in {entry.name!r} of {package} is left out: {type(error).__name__}: {one_line(error)}"
-            )
+            warn(f"plug-in {entry.name!r} of {package} is skipped: {type(error).__name__}: {one_line(error)}")
 
 
 def _load(entry: metadata.EntryPoint, package: str) -> None:
-    """Import one entry point and mark the models that it brought as those of `package`."""
+    """Import one entry point and mark its models as those of `package`."""
     before = set(MODELS.names())
     thing = entry.load()
     if isinstance(thing, ModelSpec):
@@ -61,11 +60,11 @@ def _load(entry: metadata.EntryPoint, package: str) -> None:
         if not any(spec.build is thing for spec in MODELS):
             MODELS.register(ModelSpec(name=entry.name, build=thing, summary=entry.value))
     elif not isinstance(thing, ModuleType):
-        raise InvalidArgument(f"{entry.value} is no module, factory or ModelSpec: {type(thing).__name__}")
+        raise InvalidArgument(f"{entry.value} is not a module, factory or ModelSpec: {type(thing).__name__}")
     # A module that was imported before has registered its models already.
-    home = f"{entry.module}."
-    ours = [s for s in MODELS if s.name not in before or f"{s.build.__module__}.".startswith(home)]
-    if not ours or home.startswith(f"{_PACKAGE}."):
+    prefix = f"{entry.module}."
+    ours = [s for s in MODELS if s.name not in before or f"{s.build.__module__}.".startswith(prefix)]
+    if not ours or prefix.startswith(f"{_PACKAGE}."):
         raise InvalidArgument(f"{entry.value} registers no model: decorate its factory with register_model")
     for spec in ours:
         MODELS.replace(dataclasses.replace(spec, plugin=package))

@@ -1,4 +1,4 @@
-"""Models from a file anywhere: ``FILE.py:factory``, with the file's own packages beside it."""
+"""Models from any file: ``FILE.py:factory``, which may import modules beside it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,17 +24,35 @@ from ...models.registry import Build, same_factory
 from .entry_points import load_plugins
 
 _PREFIX = "_robustode_external_"
-_homes: dict[Path, dict[str, ModuleType]] = {}
-_imported: dict[str, tuple[str, set[str]]] = {}  # by module: the hash of its source, the models it registered
+
+
+@dataclass(frozen=True)
+class _ImportedFile:
+    """A model file as it was imported: the hash of its source, and the names of the models it registered."""
+
+    source: str
+    models: set[str]
+
+
+_imported_files: dict[str, _ImportedFile] = {}  # by module name
+_modules_beside: dict[Path, dict[str, ModuleType]] = {}  # by folder: what its model files imported from it
+
+
+def forget_model_files() -> None:
+    """Forget every imported model file and the modules beside them; their models stay registered."""
+    for name in [name for name in sys.modules if name.startswith(_PREFIX)]:
+        del sys.modules[name]
+    _imported_files.clear()
+    _modules_beside.clear()
 
 
 @contextmanager
 def _imports_from(folder: Path) -> Iterator[None]:
-    """Import as a script in `folder` would, and leave no trace of its modules afterwards.
+    """Import as a script in `folder` would, and remove its modules from ``sys.modules`` afterwards.
 
-    Each folder keeps its own modules, so two model files may each have a package called ``models``.
+    Each folder has its own modules, so two model files may each have a package called ``models``.
     """
-    own = _homes.setdefault(folder, {})
+    own = _modules_beside.setdefault(folder, {})
     path = str(folder)
     before = set(sys.modules)
     sys.path.insert(0, path)
@@ -48,7 +67,7 @@ def _imports_from(folder: Path) -> Iterator[None]:
 
 
 def _belongs_to(module: ModuleType, folder: str) -> bool:
-    """Whether a module was found in `folder` itself rather than in an environment inside it."""
+    """Whether a module comes from `folder` itself rather than from an environment inside it."""
     name = module.__name__.partition(".")[0]
     places = [getattr(module, "__file__", None), *list(getattr(module, "__path__", []))]
     inside = any(
@@ -66,7 +85,7 @@ def resolve_model(name: str) -> ModelSpec:
 
 
 def named_models(references: Sequence[str]) -> tuple[list[str], list[ModelSpec]]:
-    """Names of the models that `references` mean, and the specs of those that are ``FILE.py:factory``.
+    """Return the names of the models in `references`, and the specs of those that are ``FILE.py:factory``.
 
     Raises
     ------
@@ -81,7 +100,7 @@ def load_external(reference: str) -> ModelSpec:
     """Load ``FILE.py:factory``.
 
     The factory may be decorated with ``robustode.register_model``, which gives it a name, hyperparameters
-    and claims, or be plain: then it is called after itself.
+    and claims, or be plain: then its own name, or that of its file, becomes the name of the model.
 
     Raises
     ------
@@ -105,7 +124,7 @@ def load_external(reference: str) -> ModelSpec:
         known -= {spec.name for spec in MODELS if getattr(spec.build, "__module__", "") == module_name}
     else:
         module = _import(path, module_name, reference)
-        _imported[module_name] = source, set(MODELS.names()) - known
+        _imported_files[module_name] = _ImportedFile(source, set(MODELS.names()) - known)
     build = getattr(module, factory, None)
     if not callable(build):
         found = sorted(
@@ -114,7 +133,7 @@ def load_external(reference: str) -> ModelSpec:
         raise InvalidArgument(
             f"model {reference!r}: {path.name} has no function {factory!r} (it has: {', '.join(found)})"
         )
-    # What the file takes from elsewhere, a registered factory say, stays a model of its own.
+    # A factory that the file imports from elsewhere stays a model of its own.
     own = getattr(getattr(build, "__code__", None), "co_filename", None)
     here = own is not None and Path(own).resolve() == path
     registered = [s for s in MODELS if same_factory(s.build, build) and (here or s.name not in known)]
@@ -122,8 +141,8 @@ def load_external(reference: str) -> ModelSpec:
     if len(registered) > 1:
         names = ", ".join(s.name for s in registered)
         raise InvalidArgument(
-            f"model {reference!r}: it may be any of {names}, which one decorator made; name them by one way, "
-            "the file's path or the module's name, not both"
+            f"model {reference!r}: ambiguous: {names} were made by one decorator; import the file in one way "
+            "only, by its path or by its module name"
         )
     if registered:
         (spec,) = registered
@@ -133,27 +152,24 @@ def load_external(reference: str) -> ModelSpec:
             raise InvalidArgument(f"model {reference!r}: the name {spec.name!r} is taken: rename the factory")
     return dataclasses.replace(
         spec,
-        build=_at_home(build, path.parent),
+        build=_importing_from(build, path.parent),
         source=source,
         file=f"{path.name}:{factory}",
     )
 
 
 def _forget_unless(module_name: str, source: str, folder: Path) -> None:
-    """Let go of a file that was imported from another source than it has now: it is imported anew.
-
-    What it registered goes with it, and the modules beside it, of which one may be what has changed.
-    """
-    before, names = _imported.get(module_name, (source, set()))
-    if module_name in sys.modules and before != source:
+    """Forget a file whose source has changed since its import, with its models and the modules beside it."""
+    before = _imported_files.get(module_name)
+    if before and module_name in sys.modules and before.source != source:
         del sys.modules[module_name]
-        _homes.pop(folder, None)
-        for name in names:
+        _modules_beside.pop(folder, None)
+        for name in before.models:
             MODELS.unregister(name)
 
 
 def _source_sha256(path: Path) -> str:
-    """Hash of the file and of every module or package beside it that it imports, at any depth."""
+    """Return a hash of the file and of every module beside it that it imports, directly or not."""
     total, seen, left = hashlib.sha256(), set[Path](), [path]
     while left:
         file = left.pop()
@@ -202,15 +218,15 @@ def _import(path: Path, module_name: str, reference: str) -> ModuleType:
     return module
 
 
-def _at_home(build: Build, folder: Path) -> Build:
-    """Wrap a factory so that imports inside it find the packages beside its file."""
+def _importing_from(build: Build, folder: Path) -> Build:
+    """Wrap a factory so that imports inside it find the modules beside its file."""
 
-    def at_home(input_shape: tuple[int, int, int], num_classes: int, **hyperparameters: Any) -> nn.Module:
+    def wrapped(input_shape: tuple[int, int, int], num_classes: int, **hyperparameters: Any) -> nn.Module:
         with _imports_from(folder):
             return build(input_shape, num_classes, **hyperparameters)
 
-    at_home.__wrapped__ = build  # type: ignore[attr-defined]
-    return at_home
+    wrapped.__wrapped__ = build  # type: ignore[attr-defined]
+    return wrapped
 
 
 def _slug(factory: str, path: Path) -> str:

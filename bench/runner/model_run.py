@@ -25,9 +25,9 @@ from ..runtime.progress import Quiet, Reporter
 from ..runtime.time_limit import time_limit
 from ..throughput.machine_load import BUSY
 from ..training.provenance import (
-    describe_solver,
+    environment_of,
     flow_implementations,
-    made_by,
+    solver_names,
     summary_line,
     training_record,
 )
@@ -139,7 +139,7 @@ class ModelRun:
         return self._curves(model, checkpoint, timings=True)
 
     def _curves(self, model: nn.Module, checkpoint: Checkpoint, *, timings: bool) -> list[Cell]:
-        solver = describe_solver(model)
+        solver = solver_names(model)
         cells = cells_of(self.plan, self.training, checkpoint.sha256, self.data, self.device, solver)[1:]
         cells = [cell for cell in cells if (cell.kind == "throughput") is timings]
         for (_, threat), curve in itertools.groupby(cells, key=lambda cell: (cell.kind, cell.threat)):
@@ -167,14 +167,14 @@ class ModelRun:
         try:
             with time_limit(self.plan.preset.time_limit.training, f"training {self.spec.name}", _ADVICE):
                 model = build_model(self.spec.build, self.data, cell.hyperparameters, self.seed)
-                solver = describe_solver(model)
+                solver = solver_names(model)
                 described["flow"] = flow_implementations(model, self.device)
                 checkpoint = None if fresh else find_checkpoint(path)
                 if checkpoint:
                     self._load(model)
-                elif self.plan.given:
-                    self.plan.given.check(model)
-                    checkpoint, new = self.plan.given.keep(path, facts), True
+                elif self.plan.pretrained:
+                    self.plan.pretrained.check(model)
+                    checkpoint, new = self.plan.pretrained.store(path, facts), True
                     self._load(model)
                 else:
                     epochs = int(cell.recipe["epochs"])
@@ -203,7 +203,7 @@ class ModelRun:
         record = training_record(cell, self.spec, model, self.data, checkpoint)
         self._put(record)
         scores = record.outcomes.get("validation_accuracy")
-        what = "weights given" if scores is None else f"trained: validation {max(scores):.1%}"
+        what = "pretrained weights loaded" if scores is None else f"trained: validation {max(scores):.1%}"
         self.reporter.detail(f"{name} · {what}")
         return model, checkpoint
 
@@ -224,7 +224,7 @@ class ModelRun:
         )
         self.on_start(missing)
         began = time.perf_counter()
-        described = made_by(model, self.device, processes=self.processes)
+        described = environment_of(model, self.device, processes=self.processes)
         advance = self._advance(sum(self.cost.of(cell, self.plan) for cell in missing), first.samples)
         try:
             with time_limit(limit, first.label(), f"{_ADVICE}, once for each strength"):
@@ -259,7 +259,7 @@ class ModelRun:
         self.reporter.activity(cell.label())
         self.on_start([cell])
         began = time.perf_counter()
-        described = made_by(model, self.device, processes=self.processes)
+        described = environment_of(model, self.device, processes=self.processes)
         advance = self._advance(self.cost.of(cell, self.plan), cell.samples * cell.draws)
         try:
             with time_limit(self.plan.preset.time_limit.cell, cell.label(), _ADVICE):

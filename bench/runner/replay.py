@@ -23,7 +23,7 @@ from ..records.latest import Entry
 from ..records.record import Cell, Record
 from ..records.store import Store
 from ..runtime.checked_model import CheckedModel
-from ..training.provenance import made_by
+from ..training.provenance import environment_of
 
 ModelAndSeed = tuple[Entry, int]
 """A row of the leaderboard and a training seed."""
@@ -62,7 +62,7 @@ def replay_cell(
         Its card's ``transfer`` says of each source model and training seed how many examples were ``tried``
         and how many ``broke`` the model.
     """
-    described, began = made_by(model, torch.device("cpu")), time.perf_counter()
+    described, began = environment_of(model, torch.device("cpu")), time.perf_counter()
     queried = CheckedModel(model, data.num_classes)
     try:
         outcomes, breaks, tally = _replay(cell, sources, queried, data, clean[: cell.samples])

@@ -16,7 +16,7 @@ import torch
 
 from ..._errors import RecordError, RobustodeError
 from ..config.plan import Plan
-from ..config.run_request import Request
+from ..config.run_request import RunRequest
 from ..data import Data
 from ..records.headline import Headline
 from ..records.record import Record
@@ -49,7 +49,7 @@ def run_plan(
     device: torch.device,
     fresh: bool = False,
     reporter: Reporter | None = None,
-    request: Request | None = None,
+    request: RunRequest | None = None,
     jobs: int | None = None,
     on_evaluated: OnEvaluated | None = None,
 ) -> RunResult:
@@ -148,7 +148,7 @@ def _transfer(plan: Plan, data: Data, store: Store, fresh: bool, reporter: Repor
     return done
 
 
-def _job(run: ModelRun, request: Request, processes: int) -> ModelRunJob:
+def _job(run: ModelRun, request: RunRequest, processes: int) -> ModelRunJob:
     return ModelRunJob(
         request=request,
         model=run.spec.name,

@@ -20,7 +20,7 @@ from ..records.record import Cell
 from ..records.store import Store
 from ..runtime.device import device_name
 from ..runtime.time_limit import time_limit
-from ..training.provenance import describe_solver
+from ..training.provenance import solver_names
 from ..training.train import build_model
 from .cost_estimate import ESTIMATE_LIMIT, ESTIMATE_SAMPLES, Cost, makespan, measure_cost, torch_threads
 
@@ -81,7 +81,7 @@ def estimate_remaining(
     for spec in plan.specs:
         with torch_threads(threads):
             model, cost = _try(spec, plan, data, device)
-        solver = describe_solver(model) if model else None
+        solver = solver_names(model) if model else None
         total, left, seconds_by_seed = 0, list[Cell](), dict[int, float]()
         for seed in plan.seeds_of(spec):
             training = training_cell(plan, spec, seed, data)

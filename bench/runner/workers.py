@@ -18,7 +18,7 @@ import torch
 
 from ..._errors import ModelFailure
 from ...models import set_ode_backend
-from ..config.run_request import Request
+from ..config.run_request import RunRequest
 from ..evaluation.accuracy import failed
 from ..records.record import Cell
 from ..records.store import Store
@@ -58,7 +58,7 @@ class ModelRunJob:
         Keys of the cells that an earlier process of this run has begun: they are not begun again.
     """
 
-    request: Request
+    request: RunRequest
     model: str
     seed: int
     out: Path

@@ -20,13 +20,13 @@ from ...models import flow_implementation, get_ode_backend
 _PACKAGES = ("robustode", "torch", "torchdiffeq", "torchattacks", "torchvision", "numpy", "numba", "scipy")
 
 
-def pick_device(wish: str) -> torch.device:
+def pick_device(name: str) -> torch.device:
     """Turn ``auto``, ``cpu`` or ``cuda`` into a device; raise `InvalidArgument` when there is none."""
-    if wish == "auto":
+    if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if wish == "cuda" and not torch.cuda.is_available():
+    if name == "cuda" and not torch.cuda.is_available():
         raise InvalidArgument("--device cuda: torch sees no CUDA device here; use --device cpu")
-    return torch.device(wish)
+    return torch.device(name)
 
 
 def device_name(device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""A trained model again: built as its record says, its weights from the checkpoint beside the records."""
+"""Loading a trained model: built as its record says, with the weights of its checkpoint."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from ..records.store import Store
 
 
 def model_of(
-    training: Record, given: Mapping[str, ModelSpec] | None = None, *, how: str = "--models {}"
+    training: Record, specs: Mapping[str, ModelSpec] | None = None, *, how: str = "--models {}"
 ) -> ModelSpec:
-    """The model that `training` trained: the one of its name among `given`, else the registered one.
+    """Return the spec that `training` used: the one of its name in `specs`, else the registered one.
 
     Parameters
     ----------
-    given
+    specs
         Specs of models from files, by name.
     how
-        How a file is given here, for the advice to do so.
+        How the caller accepts a file, for the error message.
 
     Raises
     ------
     UnknownName
-        When there is none.
+        When neither exists.
     CheckpointError
-        When its code is not what was trained.
+        When the model's code has changed since.
     """
-    given, cell = given or {}, training.cell
+    specs, cell = specs or {}, training.cell
     name, file = str(training.card.get("architecture", cell.model)), training.card.get("file")
-    spec = given.get(cell.model) or given.get(name) or (MODELS.get(name) if name in MODELS else None)
+    spec = specs.get(cell.model) or specs.get(name) or (MODELS.get(name) if name in MODELS else None)
     if spec is None:
         package = training.card.get("plugin")
         where = how.format(f"FOLDER/{file}" if file else "FILE.py:factory")

@@ -1,4 +1,4 @@
-"""What is said of a trained model and of new results: solver, flow, training record, one line for people."""
+"""Provenance of a trained model and its results: solver, constants of the flow, training record."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ..records.record import Cell, Record
 from ..runtime.device import environment
 
 
-def describe_solver(model: nn.Module) -> str | None:
-    """The solvers of the model's ODE blocks, in words; None for a model without one."""
+def solver_names(model: nn.Module) -> str | None:
+    """Return the solvers of the model's ODE blocks as text; None for a model without one."""
     solvers = [str(module.solver) for module in model.modules() if isinstance(module, ODEBlock)]
     return "; ".join(solvers) or None
 
 
 def flow_implementations(model: nn.Module, device: torch.device) -> str | None:
-    """Which implementations solve the model's ODE blocks on `device`; None for a model without one.
+    """Return which implementations solve the model's ODE blocks on `device`; None for a model without one.
 
     See `ODEBlock.implementation`; several are separated by semicolons.
     """
@@ -34,15 +34,15 @@ def flow_implementations(model: nn.Module, device: torch.device) -> str | None:
     return "; ".join(sorted(paths)) or None
 
 
-def made_by(model: nn.Module, device: torch.device, *, processes: int = 1) -> dict[str, Any]:
-    """`environment` of a result computed by `model`: ``flow`` is the implementation that solves its flow."""
+def environment_of(model: nn.Module, device: torch.device, *, processes: int = 1) -> dict[str, Any]:
+    """Return the `environment` of a result; ``flow`` is the implementation that solves `model`'s flow."""
     return {**environment(device, processes=processes), "flow": flow_implementations(model, device)}
 
 
-def describe_flow(model: nn.Module) -> dict[str, float]:
-    """What is proven of the model's flow: Lipschitz bounds, and gamma, c1, c2, rho where it contracts.
+def flow_constants(model: nn.Module) -> dict[str, float]:
+    """Return proven constants of the model's flow: Lipschitz bounds, and gamma, c1, c2, rho of a contraction.
 
-    Empty for a model whose ``flow`` is no ODE block; a bound that is unknown or overflows is left out.
+    Empty for a model whose ``flow`` is not an ODE block; bounds that are unknown or overflow are left out.
     """
     flow = getattr(model, "flow", None)
     if not isinstance(flow, ODEBlock):
@@ -64,22 +64,22 @@ def describe_flow(model: nn.Module) -> dict[str, float]:
 def training_record(
     cell: Cell, spec: ModelSpec, model: nn.Module, data: Data, checkpoint: Checkpoint
 ) -> Record:
-    """The record of a training: its curve, its flow's constants, what the model says of itself.
+    """Return the record of a training: loss curves, constants of the flow, the model's description.
 
-    Of weights that were given there is no curve, no epoch and no time; the card says so under ``given``.
+    Pretrained weights have no curve, epoch or time; the card names their file under the stored key ``given``.
     """
     history = checkpoint.facts.get("history", {})
     curves = {name: np.asarray(values, np.float64) for name, values in history.items() if name != "seconds"}
     passes = len(curves.get("train_loss", ())) * cell.samples
     chosen = {"best_epoch": float(checkpoint.facts["selected_epoch"])} if history else {}
-    given = {"file": checkpoint.facts["given"], "sha256": checkpoint.sha256} if not history else None
+    pretrained = {"file": checkpoint.facts["given"], "sha256": checkpoint.sha256} if not history else None
     return Record(
         cell=cell,
         outcomes=curves,
         measures={
             **chosen,
             "parameters": float(sum(p.numel() for p in model.parameters())),
-            **describe_flow(model),
+            **flow_constants(model),
         },
         card={
             "architecture": spec.architecture,
@@ -87,11 +87,11 @@ def training_record(
             "reference": spec.reference,
             "claims": sorted(spec.claims),
             "expected_failures": dict(spec.expected_failures),
-            "solver": describe_solver(model),
+            "solver": solver_names(model),
             "input_shape": list(data.input_shape),
             "num_classes": data.num_classes,
             "checkpoint_sha256": checkpoint.sha256,
-            **({"given": given} if given else {}),
+            **({"given": pretrained} if pretrained else {}),
             **({"file": spec.file} if spec.file else {}),
             **({"plugin": spec.plugin} if spec.plugin else {}),
         },
@@ -103,7 +103,7 @@ def training_record(
 
 
 def summary_line(records: Sequence[Record]) -> str:
-    """What the records of one threat found, strength by strength."""
+    """Return the results of one threat in one line, strength by strength."""
     parts = []
     for record in records:
         if record.status != "ok":

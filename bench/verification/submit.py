@@ -25,7 +25,7 @@ from ..records.record import SUBMISSION, UNASKED, Cell, Record
 from ..records.store import Store
 from ..report.worst_case import worst_case
 from ..training.load_trained import model_of, trained_model
-from ..training.provenance import made_by
+from ..training.provenance import environment_of
 from .screening import judge, stored_before
 from .submitted_file import Sent
 
@@ -172,7 +172,7 @@ def _submit(
     net = trained_model(store, target.training, spec or model_of(target.training, how="--model {}"))
     known_before = stored_before(store, [r.cell for r in attacks if submission(r.cell) != submission(cell)])
     judged = judge(sent, data, clean.outcomes["prediction"][0], cell, net, known_before)
-    record = Record(cell=cell, outcomes=judged.outcomes, environment=made_by(net, torch.device("cpu")))
+    record = Record(cell=cell, outcomes=judged.outcomes, environment=environment_of(net, torch.device("cpu")))
     new = bool(len(judged.breaks)) and store.get(cell) is None
     if new:
         facts = store.put_breaks(cell, judged.breaks)

@@ -77,13 +77,13 @@ def test_models_come_from_modules_factories_and_specs_and_broken_packages_are_on
     assert "half" not in models
     warned = sorted(done.stderr.splitlines())
     expected = [
-        "alias 1 is left out: InvalidArgument: robustode.models.resnet:build registers no model",
-        "broken 3 is left out: ModuleNotFoundError: No module named 'no_such_package'",
-        "empty 1 is left out: InvalidArgument: empty_models registers no model: decorate its factory",
-        "gone 1 is left out: ModuleNotFoundError: No module named 'not_there'",
-        "number 1 is left out: InvalidArgument: number_models:x is no module, factory or ModelSpec: int",
-        "quitter 1 is left out: SystemExit: bye",
-        "thief 1 is left out: InvalidArgument: model 'resnet' is already registered",
+        "alias 1 is skipped: InvalidArgument: robustode.models.resnet:build registers no model",
+        "broken 3 is skipped: ModuleNotFoundError: No module named 'no_such_package'",
+        "empty 1 is skipped: InvalidArgument: empty_models registers no model: decorate its factory",
+        "gone 1 is skipped: ModuleNotFoundError: No module named 'not_there'",
+        "number 1 is skipped: InvalidArgument: number_models:x is not a module, factory or ModelSpec: int",
+        "quitter 1 is skipped: SystemExit: bye",
+        "thief 1 is skipped: InvalidArgument: model 'resnet' is already registered",
     ]
     assert len(warned) == len(expected)
     for line, text in zip(warned, expected, strict=True):
@@ -98,7 +98,7 @@ def test_a_plug_in_is_run_in_processes_of_its_own_and_its_version_is_in_the_reco
     done = robustode(tmp_path, *argv)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines() == [
-        "robustode: warning: plug-in 'x' of broken 3 is left out: ZeroDivisionError: division by zero"
+        "robustode: warning: plug-in 'x' of broken 3 is skipped: ZeroDivisionError: division by zero"
     ]
     records = [
         json.loads(path.read_text()) for path in (tmp_path / "out" / "records" / "flat").glob("*.json")

@@ -11,8 +11,8 @@ import torch
 from robustode._errors import InvalidArgument
 from robustode.attacks import THREATS
 from robustode.attacks.core.seeds import sample_seeds
-from robustode.bench.config.model_selection import choose_models
-from robustode.bench.config.perturbation import Perturber, perturbing_threat, recipe_facts, training_queries
+from robustode.bench.config.model_selection import select_models
+from robustode.bench.config.perturbation import Perturber, recipe_facts, training_queries, training_threat
 from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import Perturbation, Recipe, load_preset
 from robustode.bench.training.train import build_model, train
@@ -62,7 +62,7 @@ def test_an_attack_in_training_goes_on_with_what_is_broken(few):
     """The largest loss is trained on; an attack that is scored lets go of a sample once it is broken."""
     images, labels, numbers = batch(few)
     model, change = on(ATTACK)
-    threat, seeds = perturbing_threat(ATTACK), sample_seeds(1, numbers.tolist())
+    threat, seeds = training_threat(ATTACK), sample_seeds(1, numbers.tolist())
     given = (model.eval(), images, labels, ATTACK.strength, seeds)
     trained_on = change(images, labels, numbers, 1)
     assert torch.equal(trained_on, threat(*given, early_stopping=False))
@@ -152,16 +152,16 @@ def test_queries_of_a_training_are_counted():
     ("change", "message"),
     [
         ({"threat": "pgd-lin"}, "unknown threat 'pgd-lin': did you mean pgd-linf"),
-        ({"threat": "clean"}, "nothing can be trained on clean"),
-        ({"threat": "paper-gaussian"}, "nothing can be trained on paper-gaussian"),
-        ({"threat": "solver-transfer-linf"}, "nothing can be trained on solver-transfer-linf"),
+        ({"threat": "clean"}, "clean cannot be trained on"),
+        ({"threat": "paper-gaussian"}, "paper-gaussian cannot be trained on"),
+        ({"threat": "solver-transfer-linf"}, "solver-transfer-linf cannot be trained on"),
         ({"threat": "salt-pepper", "strength": 1.5}, "at most 1, not 1.5"),
         ({"parameters": {"stepz": 3}}, "unknown parameter of threat gaussian 'stepz'"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(change, message):
     with pytest.raises(InvalidArgument, match=message):
-        perturbing_threat(NOISE.model_copy(update=change))
+        training_threat(NOISE.model_copy(update=change))
 
 
 def test_a_plan_refuses_it_before_anything_runs(tmp_path):
@@ -172,7 +172,7 @@ def test_a_plan_refuses_it_before_anything_runs(tmp_path):
 
 def test_rows_may_have_fewer_seeds_unless_seeds_are_asked_for():
     preset = load_preset("standard")
-    specs = choose_models(preset, ["resnet-adversarial-l2", "node"])
+    specs = select_models(preset, ["resnet-adversarial-l2", "node"])
     plan = make_plan(preset, models=specs)
     assert [(spec.name, seed) for spec, seed in plan.units] == [
         ("resnet-adversarial-l2", 0),

@@ -17,7 +17,7 @@ from robustode._errors import InvalidArgument, UnknownName
 from robustode.bench.cli import run as run_command
 from robustode.bench.cli.main import main
 from robustode.bench.config.cells import training_cell
-from robustode.bench.config.model_selection import choose_models, variant_specs
+from robustode.bench.config.model_selection import select_models, variant_specs
 from robustode.bench.config.plan import Plan, make_plan
 from robustode.bench.config.preset import Preset, Recipe, Sweep, load_preset
 from robustode.bench.data import load_data
@@ -58,7 +58,7 @@ def preset(folder: Path, more: str = ROWS, models: str = NAMES) -> Preset:
 
 
 def chosen(preset: Preset, *names: str) -> list[str]:
-    return [spec.name for spec in choose_models(preset, names)]
+    return [spec.name for spec in select_models(preset, names)]
 
 
 # --- rows ---------------------------------------------------------------------------------------
@@ -277,11 +277,11 @@ def test_a_name_that_is_no_row_is_asked_of_the_resolver(tmp_path):
         asked.append(name)
         return stubs.spec("mine")
 
-    found = choose_models(preset(tmp_path), ["resnet-2", "mine.py:build"], resolve)
+    found = select_models(preset(tmp_path), ["resnet-2", "mine.py:build"], resolve)
     assert [spec.name for spec in found] == ["resnet-2", "mine"]
     assert asked == ["mine.py:build"]
     with pytest.raises(UnknownName, match="unknown model 'resnet-22': did you mean resnet-2"):
-        choose_models(preset(tmp_path), ["resnet-22"])
+        select_models(preset(tmp_path), ["resnet-22"])
 
 
 def test_all_is_every_registered_model_every_variant_and_the_sweeps(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from robustode.bench.cli.main import main
 from robustode.bench.config.plan import Plan, make_plan
 from robustode.bench.config.preset import load_preset
-from robustode.bench.config.run_request import Request
+from robustode.bench.config.run_request import RunRequest
 from robustode.bench.records.record import Record
 from robustode.bench.records.store import Store
 from robustode.bench.runner import batch_size as batching
@@ -212,7 +212,7 @@ def test_a_number_is_not_measured(few, tmp_path, clock):
 
 def test_processes_take_the_size_that_was_chosen(tmp_path):
     preset, out = load_preset(str(stubs.preset_file(tmp_path, AUTO))), tmp_path / "out"
-    request = Request(preset=preset, models=("resnet", "node"))
+    request = RunRequest(preset=preset, models=("resnet", "node"))
     outcome = run_plan(request.plan(), request.data(), Store(out), device=stubs.CPU, request=request, jobs=2)
     assert outcome.failures == []
     chosen = {key.split("/")[1]: c["batch_size"] for key, c in BatchSizeFile(out)._read().items()}

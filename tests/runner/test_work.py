@@ -14,7 +14,7 @@ from robustode.bench.records.store import Store
 from robustode.bench.runner.cost_estimate import Cost
 from robustode.bench.runner.run import run_plan
 from robustode.bench.runner.schedule import RemainingWork, cells_of, estimate_duration, estimate_remaining
-from robustode.bench.training.provenance import describe_flow, describe_solver
+from robustode.bench.training.provenance import flow_constants, solver_names
 from robustode.models import MODELS
 from torch import nn
 
@@ -67,11 +67,11 @@ def test_a_failing_model_costs_nothing_and_stops_nothing(plan, few, tmp_path):
 def test_solvers_in_words():
     def solver(name: str) -> str | None:
         spec = MODELS.get(name)
-        return describe_solver(spec.build((1, 8, 8), 10, **spec.resolve()))
+        return solver_names(spec.build((1, 8, 8), 10, **spec.resolve()))
 
     assert solver("resnet") == "euler 4 steps"
     assert solver("node-dopri5") == "dopri5 rtol=0.001 atol=0.001"
-    assert describe_solver(stubs.Linear((1, 2, 2), 2)) is None
+    assert solver_names(stubs.Linear((1, 2, 2), 2)) is None
 
 
 def build(name: str, **overrides) -> nn.Module:
@@ -80,15 +80,15 @@ def build(name: str, **overrides) -> nn.Module:
 
 
 def test_what_is_proven_of_a_flow_is_described():
-    contractive = describe_flow(build("ch-node"))
+    contractive = flow_constants(build("ch-node"))
     assert set(contractive) == {
         *("lipschitz_exact_flow", "lipschitz_solver", "lipschitz_worst_step"),
         *("gamma", "c1", "c2", "rho", "exp_minus_rho_T", "final_time"),
     }
     assert contractive["rho"] > 0
     assert contractive["lipschitz_exact_flow"] < 1
-    assert set(describe_flow(build("node-dopri5"))) == {"lipschitz_exact_flow", "final_time"}
-    assert describe_flow(nn.Linear(2, 2)) == {}
+    assert set(flow_constants(build("node-dopri5"))) == {"lipschitz_exact_flow", "final_time"}
+    assert flow_constants(nn.Linear(2, 2)) == {}
 
 
 def test_a_bound_that_overflows_is_left_out():
@@ -96,12 +96,12 @@ def test_a_bound_that_overflows_is_left_out():
     with torch.no_grad():
         for layer in model.flow.layers:
             layer.K.mul_(1e4)
-    assert "lipschitz_exact_flow" not in describe_flow(model)
-    assert all(map(math.isfinite, describe_flow(model).values()))
+    assert "lipschitz_exact_flow" not in flow_constants(model)
+    assert all(map(math.isfinite, flow_constants(model).values()))
 
 
 def test_a_state_too_wide_to_enumerate_keeps_its_closed_forms():
-    assert set(describe_flow(build("ch-node", width=12))) == {
+    assert set(flow_constants(build("ch-node", width=12))) == {
         "gamma",
         "c1",
         "c2",

@@ -14,7 +14,7 @@ import pytest
 import stubs
 import torch
 from robustode.bench.config.preset import load_preset
-from robustode.bench.config.run_request import Request
+from robustode.bench.config.run_request import RunRequest
 from robustode.bench.records.headline import Headline
 from robustode.bench.records.store import Store
 from robustode.bench.report.statistics import summarise
@@ -48,12 +48,12 @@ def dying(shape, classes):
 '''
 
 
-def request_of(folder: Path, *models: str, text: str = stubs.PRESET, seeds: int = 1) -> Request:
+def request_of(folder: Path, *models: str, text: str = stubs.PRESET, seeds: int = 1) -> RunRequest:
     preset = load_preset(str(stubs.preset_file(folder, text)))
-    return Request(preset=preset, models=models, seeds=seeds)
+    return RunRequest(preset=preset, models=models, seeds=seeds)
 
 
-def do(request: Request, out: Path, **options) -> RunResult:
+def do(request: RunRequest, out: Path, **options) -> RunResult:
     return run_plan(request.plan(), request.data(), Store(out), device=stubs.CPU, request=request, **options)
 
 
@@ -195,7 +195,7 @@ def test_processes_end_with_the_run_and_the_next_goes_on(tmp_path, how):
             break
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    request = Request(preset=load_preset(str(preset)), models=("resnet", "node"))
+    request = RunRequest(preset=load_preset(str(preset)), models=("resnet", "node"))
     assert do(request, out, jobs=1).failures == []
     assert len(results(out)) == 2 * CELLS
     assert not list(out.rglob("*.partial.*"))

@@ -22,10 +22,10 @@ from robustode.bench.config.cells import (
     throughput_cells,
     training_cell,
 )
-from robustode.bench.config.model_selection import choose_models
+from robustode.bench.config.model_selection import select_models
 from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import load_preset
-from robustode.bench.config.pretrained import Given
+from robustode.bench.config.pretrained import PretrainedWeights
 from robustode.bench.plugins.model_file import load_external
 from robustode.bench.records.record import Cell
 from robustode.bench.records.store import Store
@@ -126,9 +126,11 @@ def test_the_checkpoint_is_the_file_and_is_loaded_and_verified(home, out, digits
 
 def test_a_run_again_does_nothing_and_a_fresh_one_everything(home, out, tmp_path, digits):
     folder = Path(shutil.copytree(out, tmp_path / "out"))
-    given = Given.read(home / "w.safetensors")
+    given = PretrainedWeights.read(home / "w.safetensors")
     plan = make_plan(
-        load_preset(str(home / "tiny.toml")), models=[load_external(f"{home}/net.py:my_net")], given=given
+        load_preset(str(home / "tiny.toml")),
+        models=[load_external(f"{home}/net.py:my_net")],
+        pretrained=given,
     )
     for fresh, expected in ((False, (0, stubs.CELLS)), (True, (stubs.CELLS, 0))):
         outcome = run_plan(plan, digits, Store(folder), device=stubs.CPU, fresh=fresh)
@@ -146,8 +148,8 @@ def test_other_weights_are_other_cells(home, out, digits):
     save(home / "other.safetensors", net(1).state_dict())
     preset, spec = load_preset(str(home / "tiny.toml")), load_external(f"{home}/net.py:my_net")
     plans = [
-        make_plan(preset, models=[spec], given=given)
-        for given in (None, Given.read(home / "other.safetensors"))
+        make_plan(preset, models=[spec], pretrained=given)
+        for given in (None, PretrainedWeights.read(home / "other.safetensors"))
     ]
     trained, other = (training_cell(plan, spec, 0, digits) for plan in plans)
     assert len({trained.key(), other.key(), training_of(out).cell.key()}) == 3
@@ -164,9 +166,9 @@ def test_weights_swapped_under_the_record_are_named(out, tmp_path):
 
 def test_nothing_is_trained(home, tmp_path, monkeypatch, few):
     monkeypatch.setattr(unit, "train", None)
-    preset, given = load_preset(str(home / "tiny.toml")), Given.read(home / "w.safetensors")
+    preset, given = load_preset(str(home / "tiny.toml")), PretrainedWeights.read(home / "w.safetensors")
     plan = make_plan(
-        preset, models=[stubs.spec("net", lambda shape, classes: net(7))], seeds=None, given=given
+        preset, models=[stubs.spec("net", lambda shape, classes: net(7))], seeds=None, pretrained=given
     )
     outcome = run_plan(plan, few, Store(tmp_path), device=stubs.CPU)
     assert (outcome.done, outcome.failures) == (stubs.CELLS, [])
@@ -232,7 +234,7 @@ def test_what_cannot_be_given_is_one_line(home, tmp_path, monkeypatch, capsys, a
 
 def test_weights_that_change_while_they_are_taken_are_refused(tmp_path):
     save(tmp_path / "w.safetensors", net().state_dict())
-    given = Given.read(tmp_path / "w.safetensors")
+    given = PretrainedWeights.read(tmp_path / "w.safetensors")
     save(tmp_path / "w.safetensors", net(1).state_dict())
     with pytest.raises(CheckpointError, match="has changed since it was first read"):
         given.check(net())
@@ -240,7 +242,7 @@ def test_weights_that_change_while_they_are_taken_are_refused(tmp_path):
 
 def test_no_trained_recipe_may_pass_for_given(tmp_path):
     preset = stubs.preset_file(tmp_path, stubs.PRESET.replace("[recipe]", '[recipe]\nname = "given"'))
-    with pytest.raises(InvalidArgument, match="'given' is what --weights is called"):
+    with pytest.raises(InvalidArgument, match="'given' is reserved for --weights"):
         make_plan(load_preset(str(preset)))
 
 
@@ -262,7 +264,7 @@ def test_the_plan_still_makes_the_keys_of_published_records(folder, preset, mode
     cells = stored(folder, model)
     (training,) = (cell for cell in cells if cell.kind == "training")
     chosen = load_preset(preset)
-    plan = make_plan(chosen, models=choose_models(chosen, [model]))
+    plan = make_plan(chosen, models=select_models(chosen, [model]))
     count = {kind: max(c.samples for c in cells if c.kind == kind) for kind in ("training", "certificate")}
 
     class Sized:
