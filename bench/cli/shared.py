@@ -17,7 +17,7 @@ def show_report(out: Path) -> int:
     """Write the report and print the leaderboard and the page's path."""
     from rich.console import Console
 
-    from ..report.leaderboard.terminal import WIDTH, terminal_table
+    from ..report.leaderboard.terminal_table import WIDTH, terminal_table
     from ..report.report import write_report
 
     report = write_report(out)

@@ -16,8 +16,8 @@ from typing import Any
 
 from ..._errors import InvalidArgument
 from ..records.store import Problem, write_atomically
+from .benchmark_timing import HEADS, WORDS, Timing, timing
 from .html.template import template
-from .html.timings import HEADS, WORDS, Timing, timing
 from .markdown import escaped, markdown_table
 
 READING = (

@@ -14,21 +14,21 @@ from ..records.headline import Headline
 from ..records.latest import Entry, entry
 from ..records.record import Record
 from .certificates import CERTIFICATE
+from .described_figure import DescribedFigure
 from .leaderboard.columns import AccuracyColumn, board_columns
 from .leaderboard.row_outcomes import outcomes
 from .leaderboard.row_status import cleared
+from .plots.accuracy_curves import draw_curves
+from .plots.accuracy_heatmap import draw_heatmap
+from .plots.bound_bars import draw_bound_bars
+from .plots.bound_curves import draw_bound_curves
 from .plots.bounds import bounds
-from .plots.critical import draw_critical
-from .plots.curves import draw_curves
-from .plots.described import DescribedFigure
-from .plots.examples import draw_examples
-from .plots.gap import draw_gap
-from .plots.heatmap import draw_heatmap
-from .plots.matrix import draw_transfer
-from .plots.rates import draw_rates
-from .plots.sandwich import draw_sandwich
-from .plots.tradeoff import draw_tradeoff
-from .plots.trajectories import draw_trajectories
+from .plots.contraction_rates import draw_rates
+from .plots.critical_difference import draw_critical
+from .plots.example_images import draw_examples
+from .plots.flow_dynamics import draw_trajectories
+from .plots.robustness_throughput import draw_tradeoff
+from .plots.transfer_matrix import draw_transfer
 from .rendering import Render, Words, render_here
 from .statistics import traced
 from .style import NAMED_MODELS, Style, house_style, styles
@@ -77,9 +77,9 @@ def draw_all(
     Parameters
     ----------
     records
-        The records that count (`stats.current`); used for example images only.
+        The records that count (`records.latest.current`); used for example images only.
     summary, board
-        ``stats.summarise(records)`` and ``leaderboard.leaderboard(records, headline)``.
+        ``statistics.summarise(records)`` and ``leaderboard.leaderboard(records, headline)``.
     render
         What makes bytes of figures, which takes most of the time.
     """
@@ -137,7 +137,7 @@ def _figures(
             figure=draw_curves(curves, board, looks, certified),
         )
     both = bounds(accuracy, ours)
-    figure = draw_gap(both, list(ours)[:BARS], looks, headline)
+    figure = draw_bound_bars(both, list(ours)[:BARS], looks, headline)
     if figure is not None:
         yield DescribedFigure(
             kind="gap",
@@ -145,7 +145,7 @@ def _figures(
             alt="Bars, one per model and norm: certified accuracy, worst-case accuracy, and the gap between.",
             figure=figure,
         )
-    figure = draw_sandwich(both, list(ours)[:PANELS], looks, headline)
+    figure = draw_bound_curves(both, list(ours)[:PANELS], looks, headline)
     if figure is not None:
         yield DescribedFigure(
             kind="sandwich",

@@ -20,14 +20,14 @@ from ..records.store import Problem, Store, write_atomically
 from .benchmark_tables import benchmarks_markdown, benchmarks_page, read_benchmarks
 from .figures import Picture, draw_all, labelled
 from .html.attack_parts import attack_parts, parts_tables
-from .html.cards import cards
+from .html.model_cards import cards
 from .html.page import render
 from .leaderboard.json_table import leaderboard_json
 from .leaderboard.latex_table import latex
 from .leaderboard.leaderboard import leaderboard
 from .leaderboard.markdown_table import markdown
 from .leaderboard.side_tables import SideTable, protocol_tables, protocols_markdown, smoothing_tables
-from .plots.matrix import transfer_markdown, transfer_tables
+from .plots.transfer_matrix import transfer_markdown, transfer_tables
 from .rendering import Render, helped, render_nothing
 from .statistics import summarise
 

@@ -23,7 +23,7 @@ from robustode.bench.records.latest import current
 from robustode.bench.records.record import REPLAY, Record
 from robustode.bench.records.store import Store
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
-from robustode.bench.report.plots.matrix import transfer_matrices
+from robustode.bench.report.plots.transfer_matrix import transfer_matrices
 from robustode.bench.report.statistics import summarise
 from robustode.bench.report.worst_case import WORST_CASE
 from robustode.bench.runner.model_transfer import TransferResult, _model, replay_all

@@ -12,7 +12,7 @@ import pytest
 import synthetic
 from robustode._errors import InvalidArgument
 from robustode.bench.report.benchmark_tables import benchmarks_markdown, main, read_file
-from robustode.bench.report.html.timings import HEADS, Goal, timing
+from robustode.bench.report.benchmark_timing import HEADS, Goal, timing
 from robustode.bench.report.report import write_report
 from test_report import Page, contents, small
 

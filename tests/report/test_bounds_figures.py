@@ -17,11 +17,11 @@ from robustode.bench.records.record import Record
 from robustode.bench.report.figures import draw_all
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
 from robustode.bench.report.leaderboard.ranking import Outcomes, alike, p_values
+from robustode.bench.report.plots.bound_bars import draw_bound_bars
+from robustode.bench.report.plots.bound_curves import draw_bound_curves
 from robustode.bench.report.plots.bounds import Bounds, bounds
-from robustode.bench.report.plots.critical import _levels, draw_critical
-from robustode.bench.report.plots.gap import draw_gap
-from robustode.bench.report.plots.sandwich import draw_sandwich
-from robustode.bench.report.plots.tradeoff import frontier
+from robustode.bench.report.plots.critical_difference import _levels, draw_critical
+from robustode.bench.report.plots.robustness_throughput import frontier
 from robustode.bench.report.statistics import summarise
 from robustode.bench.report.style import INK, RC, styles
 
@@ -93,8 +93,8 @@ def test_the_sandwich_has_a_panel_for_each_model_and_norm() -> None:
     found = collected(made())
     looks = styles(["node", "resnet"])
     with mpl.rc_context(RC):
-        figure = draw_sandwich(found, ["node", "resnet"], looks, HEADLINE)
-        alone = draw_sandwich(found, ["node"], looks, HEADLINE)
+        figure = draw_bound_curves(found, ["node", "resnet"], looks, HEADLINE)
+        alone = draw_bound_curves(found, ["node"], looks, HEADLINE)
     assert figure is not None
     assert alone is not None
     shown = [ax for ax in figure.axes if ax.get_visible()]
@@ -109,7 +109,7 @@ def test_the_sandwich_has_a_panel_for_each_model_and_norm() -> None:
 def test_the_gap_has_a_bar_for_each_model_and_norm() -> None:
     found = collected(made())
     with mpl.rc_context(RC):
-        figure = draw_gap(found, ["node", "resnet"], styles(["node", "resnet"]), HEADLINE)
+        figure = draw_bound_bars(found, ["node", "resnet"], styles(["node", "resnet"]), HEADLINE)
     assert figure is not None
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["node", "resnet"]
     for ax, (norm, eps) in zip(figure.axes, (("linf", 0.1), ("l2", 0.5)), strict=True):
@@ -127,10 +127,12 @@ def test_the_gap_has_a_bar_for_each_model_and_norm() -> None:
 def test_no_certificate_no_sandwich_and_no_gap() -> None:
     records = [r for r in made() if r.cell.kind != "certificate"]
     names = ["node", "resnet"]
-    for draw in (draw_sandwich, draw_gap):
+    for draw in (draw_bound_curves, draw_bound_bars):
         assert draw(collected(records), names, styles(names), HEADLINE) is None
         assert draw({}, ["node"], styles(["node"]), HEADLINE) is None
-    assert draw_gap(collected(made()), ["node"], styles(["node"]), HEADLINE) is None, "one bar shows nothing"
+    assert draw_bound_bars(collected(made()), ["node"], styles(["node"]), HEADLINE) is None, (
+        "one bar shows nothing"
+    )
 
 
 def drawn(records: list[Record]) -> set[str]:

@@ -17,7 +17,7 @@ from robustode.bench.config.preset import load_preset
 from robustode.bench.records.headline import Headline
 from robustode.bench.records.latest import current, entry
 from robustode.bench.records.store import Store, write_atomically
-from robustode.bench.report.html.cards import ModelCard, card_schema, cards, published_schema
+from robustode.bench.report.html.model_cards import ModelCard, card_schema, cards, published_schema
 from robustode.bench.report.report import texts
 from robustode.bench.runner.run import run_plan
 from robustode.bench.verification.verify import verify
@@ -48,7 +48,7 @@ def read(folder: Path) -> dict[str, dict]:
 
 
 def test_the_published_schema_is_that_of_the_cards():
-    """Otherwise: python -m robustode.bench.report.html.cards > bench/schemas/model-card.schema.json"""
+    """Otherwise: python -m robustode.bench.report.html.model_cards > bench/schemas/model-card.schema.json"""
     assert published_schema() == card_schema()
 
 

@@ -23,7 +23,7 @@ from robustode.bench.report.leaderboard.json_table import (
 from robustode.bench.report.leaderboard.latex_table import escaped, latex
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
 from robustode.bench.report.leaderboard.markdown_table import markdown
-from robustode.bench.report.leaderboard.papers import paper_link
+from robustode.bench.report.leaderboard.paper_link import paper_link
 
 FAILURES = {("node", "pgd-linf", 0.1): synthetic.FAILURE}
 

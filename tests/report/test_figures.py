@@ -14,8 +14,8 @@ from robustode.bench.records.headline import Headline
 from robustode.bench.records.record import Record
 from robustode.bench.report.figures import Picture, draw_all, draw_curves, labelled
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
-from robustode.bench.report.plots.heatmap import WIDEST_LINE, _wrapped, draw_heatmap
-from robustode.bench.report.plots.tradeoff import draw_tradeoff
+from robustode.bench.report.plots.accuracy_heatmap import WIDEST_LINE, _wrapped, draw_heatmap
+from robustode.bench.report.plots.robustness_throughput import draw_tradeoff
 from robustode.bench.report.statistics import current, summarise
 from robustode.bench.report.style import INK, RC, styles
 

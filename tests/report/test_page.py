@@ -23,11 +23,11 @@ from robustode.bench.report import report as report_module
 from robustode.bench.report.figures import labelled
 from robustode.bench.report.html import page as page_module
 from robustode.bench.report.html.audit_lines import audit_badge, audit_lines
+from robustode.bench.report.html.chart_data import chart_data, on_dark
 from robustode.bench.report.html.citation import bibtex, linked, own_bibtex
-from robustode.bench.report.html.grid import evidence, flags, grid
-from robustode.bench.report.html.panels import chart_data, on_dark
-from robustode.bench.report.html.reproduce import command
-from robustode.bench.report.html.sheets import certificates
+from robustode.bench.report.html.leaderboard_table import evidence, flags, grid
+from robustode.bench.report.html.model_details import certificates
+from robustode.bench.report.html.reproduce_command import command
 from robustode.bench.report.html.template import embedded, script
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
 from robustode.bench.report.report import write_report

@@ -9,7 +9,7 @@ import pandas as pd
 import synthetic
 from robustode.bench.records.record import Record
 from robustode.bench.report.leaderboard.columns import CLEAN, BoardColumns
-from robustode.bench.report.plots.rates import draw_rates
+from robustode.bench.report.plots.contraction_rates import draw_rates
 
 
 def trained(model: str, rho: float) -> Record:

@@ -20,7 +20,7 @@ from robustode._errors import InvalidArgument
 from robustode.bench.records.record import Record
 from robustode.bench.records.store import Store
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
-from robustode.bench.report.leaderboard.terminal import terminal_table
+from robustode.bench.report.leaderboard.terminal_table import terminal_table
 from robustode.bench.report.report import write_report
 from robustode.bench.report.statistics import COLUMNS
 
@@ -106,7 +106,7 @@ class Forbidden:
 sys.meta_path.insert(0, Forbidden())
 from pathlib import Path
 from robustode.bench.report.report import write_report
-from robustode.bench.report.leaderboard.terminal import terminal_table
+from robustode.bench.report.leaderboard.terminal_table import terminal_table
 terminal_table(write_report(Path(sys.argv[1])).leaderboard)
 assert not {"torch", "robustode.models", "robustode.attacks"} & set(sys.modules)
 """

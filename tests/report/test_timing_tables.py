@@ -12,11 +12,11 @@ import pytest
 import synthetic
 from rich.console import Console
 from robustode.bench.records.record import Record
-from robustode.bench.report.html.timing_tables import timing_tables
+from robustode.bench.report.html.throughput_tables import timing_tables
 from robustode.bench.report.leaderboard.columns import TASKS
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
 from robustode.bench.report.leaderboard.shown_fields import BUSY_NOTE
-from robustode.bench.report.leaderboard.terminal import terminal_table
+from robustode.bench.report.leaderboard.terminal_table import terminal_table
 from robustode.bench.report.report import write_report
 from robustode.bench.report.statistics import summarise
 

@@ -16,13 +16,13 @@ from ..figures import Picture, labelled
 from ..leaderboard.side_tables import SideTable
 from ..style import NAMED_MODELS, key_name, strength_symbol
 from .audit_lines import audit_badge, audit_lines
+from .chart_data import chart_data
 from .citation import own_bibtex
 from .compact_svg import compact_svg
-from .grid import evidence, flags, grid
-from .panels import chart_data
-from .sheets import certificates, environments, sheet
+from .leaderboard_table import evidence, flags, grid
+from .model_details import certificates, environments, sheet
 from .template import chart_style, embedded, script, svg_uri, template
-from .timing_tables import timing_tables
+from .throughput_tables import timing_tables
 
 
 def render(

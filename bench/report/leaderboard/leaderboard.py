@@ -26,7 +26,7 @@ from .columns import (
     summary_column,
 )
 from .order import ranked
-from .papers import paper_link
+from .paper_link import paper_link
 from .row_outcomes import outcomes
 from .row_status import row_statuses
 

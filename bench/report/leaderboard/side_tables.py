@@ -55,7 +55,7 @@ def protocol_tables(summary: pd.DataFrame, board: pd.DataFrame) -> list[SideTabl
     Parameters
     ----------
     summary
-        ``stats.summarise(records)``.
+        ``statistics.summarise(records)``.
     board
         The leaderboard with a column `label`; it gives the order of the rows.
     """

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ...records.record import Record
+from ..described_figure import DescribedFigure
 from ..style import INK, QUIET, Style
-from .described import DescribedFigure
 
 COLUMNS = 4
 _TIME = "time t / T"

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ...records.record import REPLAY, Record
+from ..described_figure import DescribedFigure
 from ..leaderboard.side_tables import SideTable
 from ..markdown import escaped, markdown_table
 from ..style import NORMS, QUIET, sns
-from .described import DescribedFigure
-from .heatmap import HEATMAP_MODELS
+from .accuracy_heatmap import HEATMAP_MODELS
 
 MEANING = (
     "Share (%) of the stored adversarial examples of one model (row) that break another (column), of those "

@@ -36,7 +36,7 @@ def chart_data(
     Parameters
     ----------
     summary
-        ``stats.summarise(records)``.
+        ``statistics.summarise(records)``.
     board
         The leaderboard with the column `label`.
     anchors

@@ -1,7 +1,7 @@
 """Model cards: one row of the leaderboard as JSON with a published schema, from records alone. No torch.
 
 ``schemas/model-card.schema.json`` is the JSON Schema of `ModelCard`, as
-``python -m robustode.bench.report.html.cards`` prints it.
+``python -m robustode.bench.report.html.model_cards`` prints it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ...records.latest import Entry, entry
 from ...records.record import Record
 from ...records.store import Store
-from .reproduce import run_line
+from .reproduce_command import run_line
 
 SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..text import duration, memory
+from .text import duration, memory
 
 HEADS = ("Group", "What", "Batch", "Median", "Baseline", "Its median", "Ratio", "Rounds", "Goal", "Met")
 """Columns of the table."""

@@ -23,7 +23,7 @@ BROKEN = "#F4F5F7"
 UNDECIDED, CERTIFIED = 0.28, 0.85  # of a model's colour
 
 
-def draw_sandwich(
+def draw_bound_curves(
     found: Mapping[str, Mapping[str, Bounds]],
     labels: Sequence[str],
     looks: Mapping[str, Style],

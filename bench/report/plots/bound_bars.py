@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 
 from ...records.headline import Headline
 from ..style import INK, NORMS, QUIET, Style, darker, mixed
+from .bound_curves import BROKEN, CERTIFIED, UNDECIDED, areas
 from .bounds import Bounds
-from .sandwich import BROKEN, CERTIFIED, UNDECIDED, areas
 
 
-def draw_gap(
+def draw_bound_bars(
     found: Mapping[str, Mapping[str, Bounds]],
     labels: Sequence[str],
     looks: Mapping[str, Style],

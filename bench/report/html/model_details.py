@@ -16,7 +16,7 @@ from ..style import NORMS
 from ..text import duration, missing, percent
 from .audit_lines import AuditLine
 from .citation import bibtex, linked
-from .reproduce import command
+from .reproduce_command import command
 
 _CERTIFIED = ("certified_accuracy", "certified_accuracy_full")
 

@@ -28,7 +28,7 @@ def timing_tables(summary: pd.DataFrame, records: Iterable[Record]) -> list[dict
     Parameters
     ----------
     summary
-        ``stats.summarise(records)``.
+        ``statistics.summarise(records)``.
     records
         The records that count: those of ODE blocks say what limits the roofline time.
     """
