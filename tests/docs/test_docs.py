@@ -23,11 +23,13 @@ AT_ROOT = ("CONTRIBUTING.md", "CHANGELOG.md", "README.md")
 
 
 @pytest.mark.parametrize("page", [*PAGES, *(ROOT / name for name in AT_ROOT)], ids=lambda page: page.name)
-def test_every_link_figure_and_included_table_exists(page):
+def test_every_link_path_figure_and_included_table_exists(page):
     text = page.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
     included = re.findall(r'--8<-- "([^":]+)', text)
+    named = re.findall(r"`((?:models|attacks|bench|tests|docs|results)/[\w./-]+)`", text)
     assert [link for link in links if not (page.parent / link).exists()] == []
+    assert [path for path in named if not (ROOT / path).exists() and "results/quick" not in path] == []
     assert [path for path in included if not (ROOT / path).is_file()] == []
 
 
