@@ -6,7 +6,8 @@ import pkgutil
 from importlib import import_module
 
 from .core.norms import BUDGET_TOLERANCE, distance, project, violation
-from .registry import THREATS, Threat, register_closest, register_threat
+from .core.threat import Threat
+from .registry import THREATS, register_closest, register_threat
 
 for _module in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")):
     import_module(f".{_module}", __name__)

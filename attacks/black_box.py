@@ -6,13 +6,12 @@ from torch import Tensor
 
 from .algorithms.spsa import spsa_linf
 from .algorithms.square import square
-from .autoattack import in_both_norms
 from .core.batch_state import under_attack
 from .core.types import Model, Norm, Seed
-from .registry import register_threat
+from .registry import register_linf_and_l2, register_threat
 
 
-@in_both_norms(
+@register_linf_and_l2(
     "square",
     family="search",
     queries=lambda p: (1 + p["queries"], 0),
@@ -30,9 +29,9 @@ def square_attack(
     p_init: float = 0.8,
 ) -> Tensor:
     """Random search with squares that shrink as the paper schedules them; `p_init` is at most 1."""
-    with under_attack(model, images, labels, seed) as survivors:
-        square(survivors, strength, norm, queries=queries, p_init=p_init)
-    return survivors.best
+    with under_attack(model, images, labels, seed) as state:
+        square(state, strength, norm, queries=queries, p_init=p_init)
+    return state.best
 
 
 @register_threat(
@@ -57,6 +56,6 @@ def spsa(
     width: float = 0.01,
 ) -> Tensor:
     """Adam on the margin, its gradient estimated from pairs of points."""
-    with under_attack(model, images, labels, seed) as survivors:
-        spsa_linf(survivors, strength, steps=steps, directions=directions, rate=rate, width=width)
-    return survivors.best
+    with under_attack(model, images, labels, seed) as state:
+        spsa_linf(state, strength, steps=steps, directions=directions, rate=rate, width=width)
+    return state.best

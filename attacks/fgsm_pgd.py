@@ -94,7 +94,7 @@ def pgd_linf(
     restarts: int = 2,
     relative_step: float = 2.5,
 ) -> Tensor:
-    """`steps` steps of size relative_step * eps / steps from random starts; best iterate kept."""
+    """`steps` steps of size relative_step * eps / steps from random starts; returns the best iterate."""
     alpha = relative_step * strength / steps
     return run_torchattacks(
         lambda m: torchattacks.PGD(m, eps=strength, alpha=alpha, steps=steps),
@@ -129,7 +129,7 @@ def pgd_l2(
     restarts: int = 2,
     relative_step: float = 2.5,
 ) -> Tensor:
-    """`steps` normalised-gradient steps of length relative_step * eps / steps; best iterate kept."""
+    """`steps` normalised-gradient steps of length relative_step * eps / steps; returns the best iterate."""
     alpha = relative_step * strength / steps
     return run_torchattacks(
         lambda m: torchattacks.PGDL2(m, eps=strength, alpha=alpha, steps=steps),

@@ -14,8 +14,9 @@ from .algorithms.carlini_wagner import cw
 from .algorithms.ddn import ddn
 from .algorithms.fmn import fmn
 from .core.minimum_norm_search import search
+from .core.threat import Threat
 from .core.types import Model, Seed
-from .registry import THREATS, Threat, register_closest
+from .registry import THREATS, register_closest
 
 _FMN = "Pintor, Roli, Brendel, Biggio, NeurIPS 2021, arXiv 2102.12827, algorithm 1"
 _DDN = "Rony, Hafemann, Oliveira, Ben Ayed, Sabourin, Granger, CVPR 2019, arXiv 1811.09600, algorithm 1"

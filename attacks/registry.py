@@ -1,198 +1,18 @@
-"""What a threat is to the benchmark (`Threat`), and the registry that threats join by decoration."""
+"""The registry of threats, and the decorators that register them."""
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from .._errors import InvalidArgument
-from .._registry import Registry, check_name, unknown_name
-from .core.rounding import at_each
-from .core.types import Family, Model, Norm, Seed
-
-Craft: TypeAlias = Callable[..., Tensor]
-"""``craft(model, images, labels, strength, seed, **parameters)`` returns perturbed images.
-
-`images` (N, C, H, W) in [0, 1], `labels` (N,) int64, `strength` in pixel units; the result has the
-shape of `images`.
-"""
-
-CurveOf: TypeAlias = Callable[..., Tensor]
-"""``curve(model, images, labels, strengths, reported, seed, **parameters)`` returns perturbed images for
-each of the ascending positive `strengths`, (S, N, C, H, W); those that are `reported` deserve most effort.
-"""
-
-Closest: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
-"""``closest(model, images, labels, seed, **parameters)`` returns the closest adversarial images found and
-their distances, float64 (N,): 0 for a sample misclassified as it is, infinity (and the unperturbed image)
-where none was found.
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Threat:
-    """One way to perturb images. Its strength stays outside, so a curve over strengths is data.
-
-    Attributes
-    ----------
-    family
-        ``clean``, ``noise``, ``gradient`` (attacks that differentiate the model), ``search`` (attacks that
-        only ask it) or ``transfer`` (attacks on surrogates of it). Everything but the first two is an attack.
-    norm
-        The norm that bounds the perturbation by the strength; None for unbounded noise.
-    craft
-        See `Craft`.
-    closest
-        See `Closest`; only a minimal-norm threat has it, and its `craft` follows from it.
-    curve
-        See `CurveOf`; a threat that has it does a whole grid of strengths in one run.
-    pooled
-        Whether each sample is attacked by itself, whatever others are given beside it: survivors of several
-        batches are then attacked together, and the model is asked of a batch at a time.
-    optional_early_stopping
-        Whether `craft` takes ``early_stopping=False``, and then attacks a sample to the end of the run that
-        broke it: for images to train on, or to be scored on another model.
-    grid_matters
-        Whether what `curve` finds at one strength depends on the other strengths and on what is reported.
-    parameters
-        What `craft` is called with besides the strength.
-    strength_name
-        The strength's symbol on an axis: sigma, amount, radius, eps.
-    max_strength
-        The largest strength that has a meaning.
-    stochastic
-        Whether several draws differ. A stochastic threat is seeded per sample.
-    needs_gradient
-        Whether the model must be differentiable.
-    through
-        What `craft` is handed: the ``model`` itself, or one after the other the surrogates of it that solve
-        the flow of the same weights in other ways (``solvers``), whose examples are scored on the model.
-    queries
-        Forwards and backwards per sample at the given parameters, for time estimates: exact for a sample that
-        is never broken. Through surrogates, those of one of them.
-    protocol
-        In which space strengths are measured and images clipped: ``pixel`` unless a paper does otherwise.
-    box
-        The smallest and largest pixel value that a perturbed image may hold.
-    version
-        Raise it by hand when the algorithm changes: stored records of older versions are not reused.
-    """
-
-    name: str
-    family: Family
-    craft: Craft
-    closest: Closest | None = None
-    curve: CurveOf | None = None
-    pooled: bool = False
-    optional_early_stopping: bool = False
-    grid_matters: bool = False
-    norm: Norm | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    strength_name: str = "strength"
-    max_strength: float = math.inf
-    stochastic: bool = False
-    needs_gradient: bool = False
-    through: Literal["model", "solvers"] = "model"
-    queries: Callable[[Mapping[str, Any]], tuple[int, int]] = lambda _: (0, 0)
-    protocol: str = "pixel"
-    box: tuple[float, float] = (0.0, 1.0)
-    reference: str = ""
-    version: int = 1
-
-    def __post_init__(self) -> None:
-        check_name(self.name, "threat")
-        if self.family not in get_args(Family):
-            raise unknown_name("family of threats", self.family, list(get_args(Family)))
-
-    @property
-    def minimal(self) -> bool:
-        """Whether it looks for the closest adversarial image, so that one run gives a whole curve."""
-        return self.closest is not None
-
-    def __call__(
-        self,
-        model: Model,
-        images: Tensor,
-        labels: Tensor,
-        strength: float,
-        seed: Seed,
-        *,
-        early_stopping: bool = True,
-    ) -> Tensor:
-        """Perturb `images` with this threat's parameters; strength 0 leaves them, box permitting.
-
-        With ``early_stopping=False`` a threat of `optional_early_stopping` goes on with broken samples.
-        """
-        self.check_strength(strength)
-        if not len(images) or (strength == 0 and self.box == (0.0, 1.0)):
-            return images.clone()
-        options = {"early_stopping": False} if self.optional_early_stopping and not early_stopping else {}
-        return self.craft(model, images, labels, strength, seed, **options, **self.parameters)
-
-    def along(
-        self,
-        model: Model,
-        images: Tensor,
-        labels: Tensor,
-        strengths: Sequence[float],
-        reported: Sequence[float],
-        seed: Seed,
-    ) -> Tensor:
-        """Perturb `images` (N, C, H, W) at each of the ascending `strengths`, in one run: (S, N, C, H, W).
-
-        Raises
-        ------
-        InvalidArgument
-            When this threat has no `curve`, or the strengths do not ascend.
-        """
-        if self.curve is None:
-            raise InvalidArgument(f"threat {self.name} does one strength at a time")
-        if list(strengths) != sorted({self.check_strength(strength) for strength in strengths}):
-            raise InvalidArgument(f"threat {self.name}: strengths must ascend, not {list(strengths)}")
-        positive = [strength for strength in strengths if strength > 0]
-        same = images.expand(len(strengths) - (len(positive) if len(images) else 0), *images.shape)
-        if not positive or not len(images):
-            return same.clone()
-        found = self.curve(model, images, labels, positive, reported, seed, **self.parameters)
-        return torch.cat([same, found])
-
-    def check_strength(self, strength: float) -> float:
-        """Return `strength`; raise `InvalidArgument` when it is negative, not finite or too large.
-
-        In L-infinity more than 1, the whole range of a pixel, is taken for a mistake of units.
-        """
-        in_pixels = self.norm == "linf" and self.protocol == "pixel"
-        most = min(self.max_strength, 1.0) if in_pixels else self.max_strength
-        if not (math.isfinite(strength) and 0 <= strength <= most):
-            upper = "" if math.isinf(most) else f" and at most {most:g}"
-            hint = f" (pixels lie in [0, 1]: 8/255 is {8 / 255:.4f})" if in_pixels and strength > 1 else ""
-            raise InvalidArgument(
-                f"threat {self.name}: {self.strength_name} must be at least 0{upper}, not {strength:g}{hint}"
-            )
-        return strength
-
-    def configure(self, **overrides: Any) -> Threat:
-        """Return this threat with other parameters; raise `UnknownName` for one it does not take."""
-        for name, value in overrides.items():
-            if name not in self.parameters:
-                raise unknown_name(f"parameter of threat {self.name}", name, sorted(self.parameters))
-            whole = isinstance(self.parameters[name], int)
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int if whole else int | float)
-                or not value > 0
-            ):
-                kind = "whole number" if whole else "number"
-                raise InvalidArgument(f"threat {self.name}: {name} must be a positive {kind}, not {value!r}")
-        return dataclasses.replace(self, parameters={**self.parameters, **overrides})
-
+from .._registry import Registry
+from .core.images_at_strengths import images_at_strengths
+from .core.threat import Closest, Craft, CraftCurve, Threat
+from .core.types import Model, Norm, Seed
 
 THREATS: Registry[Threat] = Registry("threat")
 
@@ -207,6 +27,24 @@ def register_threat(name: str, **attributes: Any) -> Callable[[Craft], Craft]:
     def decorate(craft: Craft) -> Craft:
         parameters = {**_defaults(craft), **attributes.pop("parameters", {})}
         THREATS.register(Threat(name=name, craft=craft, parameters=parameters, **attributes))
+        return craft
+
+    return decorate
+
+
+def register_linf_and_l2(
+    name: str, *, linf: int = 1, l2: int = 1, **attributes: Any
+) -> Callable[[Craft], Craft]:
+    """Register the decorated ``craft(norm, model, ...)`` as the threats NAME-linf and NAME-l2, pooled.
+
+    `linf` and `l2` are the versions of the two.
+    """
+
+    def decorate(craft: Craft) -> Craft:
+        versions: dict[Norm, int] = {"linf": linf, "l2": l2}
+        for norm, version in versions.items():
+            own = {"norm": norm, "version": version, "strength_name": "eps", "pooled": True}
+            register_threat(f"{name}-{norm}", **own, **attributes)(partial(craft, norm))
         return craft
 
     return decorate
@@ -236,7 +74,7 @@ def register_closest(name: str, *, norm: Norm, **attributes: Any) -> Callable[[C
             **parameters: Any,
         ) -> Tensor:
             found, distances = closest(model, images, labels, seed, **parameters)
-            return at_each(strengths, model, images, labels, found, distances, norm)
+            return images_at_strengths(strengths, model, images, labels, found, distances, norm)
 
         settings = {
             "family": "gradient",
@@ -252,13 +90,13 @@ def register_closest(name: str, *, norm: Norm, **attributes: Any) -> Callable[[C
     return decorate
 
 
-def register_curve(name: str, *, norm: Norm, **attributes: Any) -> Callable[[CurveOf], CurveOf]:
-    """Register the decorated `CurveOf` as the threat `name`, a gradient attack whose grid matters.
+def register_curve(name: str, *, norm: Norm, **attributes: Any) -> Callable[[CraftCurve], CraftCurve]:
+    """Register the decorated `CraftCurve` as the threat `name`, a gradient attack whose grid matters.
 
     What it crafts at a strength alone: the curve over that strength, which is reported.
     """
 
-    def decorate(curve: CurveOf) -> CurveOf:
+    def decorate(curve: CraftCurve) -> CraftCurve:
         def craft(
             model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed, **parameters: Any
         ) -> Tensor:

@@ -2,7 +2,7 @@
 
 An adaptive solver can mask the gradient of the flow it solves, and a coarse grid can be so much a part of the
 model that its own gradient misleads. The harness hands the attack one surrogate after the other, see
-``Threat.through``.
+``Threat.crafted_on``.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from __future__ import annotations
 from torch import Tensor
 
 from .algorithms.apgd import apgd
-from .autoattack import in_both_norms
 from .core.batch_state import under_attack
 from .core.losses import cross_entropy
 from .core.types import Model, Norm, Seed
+from .registry import register_linf_and_l2
 
 
-@in_both_norms(
+@register_linf_and_l2(
     "solver-transfer",
     l2=2,
     family="transfer",
     needs_gradient=True,
-    through="solvers",
+    crafted_on="solvers",
     queries=lambda p: (1 + p["restarts"] * (p["steps"] + 1), p["restarts"] * p["steps"]),
     reference="Huang, Yu, Zhang, Ma, Yao, Adversarial robustness of stabilized neural ODE might be "
     "from obfuscated gradients, PMLR 145, 2021; APGD: Croce, Hein, ICML 2020, arXiv 2003.01690",
@@ -41,11 +41,11 @@ def solver_transfer(
 
     It goes on with samples that the surrogate gets wrong: the model may not.
     """
-    with under_attack(model, images, labels, seed, early_stopping=False) as survivors:
+    with under_attack(model, images, labels, seed, early_stopping=False) as state:
 
         def loss(logits: Tensor, rows: Tensor) -> Tensor:
-            return cross_entropy(logits, survivors.labels[rows])
+            return cross_entropy(logits, state.labels[rows])
 
         for restart in range(restarts):
-            apgd(survivors, loss, strength, norm, steps=steps, purpose=f"ce {restart}")
-    return survivors.best
+            apgd(state, loss, strength, norm, steps=steps, purpose=f"ce {restart}")
+    return state.best

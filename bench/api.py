@@ -22,7 +22,7 @@ from .config.plan import attack_norm
 from .config.pretrained import PRETRAINED_RECIPE
 from .data import DATASETS, Data, load_data
 from .evaluation.accuracy import evaluate_cell, frozen
-from .evaluation.solver_transfer import evaluate_through
+from .evaluation.solver_transfer import evaluate_solver_transfer
 from .records.headline import Headline
 from .records.latest import newest_training
 from .records.record import Cell
@@ -172,7 +172,7 @@ def evaluate(
         for cell, (threat, _) in zip(cells, chosen.values(), strict=True):
             cost = pace * _passes(cell) / (cell.samples * cell.draws)
             reporter.activity(f"{cell.threat} {cell.strength:g}")
-            how = evaluate_cell if threat.through == "model" else evaluate_through
+            how = evaluate_cell if threat.crafted_on == "model" else evaluate_solver_transfer
             record = how(
                 cell,
                 module,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ..core.batch_state import Survivors
+from ..core.batch_state import BatchState
 from ..core.losses import nonzero_gradient
 from ..core.norms import Radius, project, radius_of
 from ..core.sampling import draw, normal, uniform_unit
@@ -42,8 +42,8 @@ def direction(g: Tensor, norm: Norm) -> Tensor:
         return g.sign()
     tiny = torch.finfo(g.dtype).tiny
     g = g / g.abs().amax((1, 2, 3), keepdim=True).clamp_min(tiny)
-    unit: Tensor = g / torch.linalg.vector_norm(g, dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
-    return unit
+    normalise_l2: Tensor = g / torch.linalg.vector_norm(g, dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
+    return normalise_l2
 
 
 def random_start(x0: Tensor, seeds: list[int], eps: Radius, norm: Norm) -> Tensor:
@@ -82,7 +82,7 @@ class _Run:
 
 
 def apgd(
-    survivors: Survivors,
+    state: BatchState,
     loss: Loss,
     eps: Radius,
     norm: Norm,
@@ -94,7 +94,9 @@ def apgd(
     alpha: float = 0.75,
     rho: float = 0.75,
 ) -> None:
-    """Raise `loss` over the survivors from random starts; `steps` + 1 forwards and `steps` backwards each.
+    """Maximise `loss` for the active samples from random starts.
+
+    `steps` + 1 forwards and `steps` backwards for each.
 
     A run that starts where the gradient is exactly zero would never move. It draws another start in place of
     each step until it has one; where no gradient has been seen at all, it ends at once.
@@ -116,20 +118,20 @@ def apgd(
     alpha, rho
         Weight of a step against momentum, and the share of steps that must raise the loss.
     """
-    rows = survivors.rows
+    rows = state.rows
     if not len(rows):
         return
-    x0 = survivors.images[rows]
+    x0 = state.images[rows]
     radius = radius_of(eps, rows, x0)
-    x = random_start(x0, derive(survivors.seeds_of(rows), "apgd", purpose), radius, norm)
-    f, g = survivors.ascend(rows, x, loss)
+    x = random_start(x0, derive(state.seeds_of(rows), "apgd", purpose), radius, norm)
+    f, g = state.query_gradient(rows, x, loss)
     eta = torch.ones_like(f, dtype=x.dtype).view(-1, 1, 1, 1) * first * radius
     nothing = torch.zeros_like(rows)
     run = _Run(rows, x0, x, x, f, g, x, f, g, eta, nothing, nothing == 0, f)
-    run.keep(nonzero_gradient(g) | ~survivors.blind[rows])
+    run.keep(nonzero_gradient(g) | ~state.zero_gradient[rows])
     reviews, last = set(checkpoints(steps)), 0
     for k in range(1, steps + 1):
-        run.keep(survivors.standing[run.rows])
+        run.keep(state.active[run.rows])
         if not len(run.rows):
             return
         a = alpha if k > 1 else 1.0
@@ -137,18 +139,18 @@ def apgd(
         step = direction(run.g, "l2") * x0[0].numel() ** 0.5 if straight else direction(run.g, norm)
         z = project(run.x + run.eta * step, run.x0, radius, norm)
         x = project(run.x + a * (z - run.x) + (1 - a) * (run.x - run.x_old), run.x0, radius, norm)
-        still = ~nonzero_gradient(run.g_max)
-        if bool(still.any()):
-            seeds = derive(survivors.seeds_of(run.rows[still]), "apgd", purpose, "start", k)
-            radius = radius_of(eps, run.rows[still], run.x0)
-            x[still] = random_start(run.x0[still], seeds, radius, norm)
+        no_gradient = ~nonzero_gradient(run.g_max)
+        if bool(no_gradient.any()):
+            seeds = derive(state.seeds_of(run.rows[no_gradient]), "apgd", purpose, "start", k)
+            radius = radius_of(eps, run.rows[no_gradient], run.x0)
+            x[no_gradient] = random_start(run.x0[no_gradient], seeds, radius, norm)
         if k == steps:
-            survivors.ask(run.rows, x)
+            state.query_margins(run.rows, x)
             return
-        f, g = survivors.ascend(run.rows, x, loss)
+        f, g = state.query_gradient(run.rows, x, loss)
         run.rises += f > run.f
-        run.x_old, run.x, run.f, run.g = torch.where(still.view(-1, 1, 1, 1), x, run.x), x, f, g
-        better = (f > run.f_max) | still
+        run.x_old, run.x, run.f, run.g = torch.where(no_gradient.view(-1, 1, 1, 1), x, run.x), x, f, g
+        better = (f > run.f_max) | no_gradient
         image = better.view(-1, 1, 1, 1)
         run.x_max, run.g_max = torch.where(image, x, run.x_max), torch.where(image, g, run.g_max)
         run.f_max = torch.where(better, f, run.f_max)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.minimum_norm_search import Search, cosine, lengths, spread
+from ..core.minimum_norm_search import MinimumNormSearch, cosine_annealing, norms_of, per_image
 
 BETA, EPS = (0.9, 0.999), 1e-8
 """Adam's own constants."""
@@ -13,7 +13,9 @@ LR_LAST = 0.01
 """The last rate as a share of the first."""
 
 
-def cw(search: Search, start: Tensor, target: Tensor | None, *, steps: int, rounds: int, rate: float) -> None:
+def cw(
+    search: MinimumNormSearch, start: Tensor, target: Tensor | None, *, steps: int, rounds: int, rate: float
+) -> None:
     """Minimise |delta|_2^2 + c f_6(x + delta) by Adam, for `rounds` values of c per sample (section VI-A).
 
     f_6 = max(z_y - max_{k != y} z_k, 0), untargeted and with kappa = 0: no sign of a logit is assumed.
@@ -34,7 +36,7 @@ def cw(search: Search, start: Tensor, target: Tensor | None, *, steps: int, roun
         the boundary of the linearised model) over the root of the number of pixels. It falls to `LR_LAST`
         of it. The paper's is 0.01 of the box, too coarse for a boundary nearer than that.
     """
-    c = torch.ones_like(search.farthest)
+    c = torch.ones_like(search.max_distance)
     low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
     scale, reach = c, c
     pixels = search.images[0].numel()
@@ -43,19 +45,19 @@ def cw(search: Search, start: Tensor, target: Tensor | None, *, steps: int, roun
         x, hit = start, torch.zeros_like(search.labels, dtype=torch.bool)
         mean, square = torch.zeros_like(x), torch.zeros_like(x)
         for k in range(steps):
-            f, gradient, adversarial = search.descend(x, target)
+            f, gradient, adversarial = search.query_gradient(x, target)
             hit = hit | adversarial
             if round_ == k == 0:
-                scale = lengths(gradient)
-                reach = 2 * torch.minimum(f.abs() / scale, search.farthest)
+                scale = norms_of(gradient)
+                reach = 2 * torch.minimum(f.abs() / scale, search.max_distance)
             if k == 0:
                 pixel = torch.where(pixel.isfinite(), pixel, reach / 2 / pixels**0.5)  # reach: 2 |delta|
             pull = torch.where(f > 0, c * reach, 0)
-            slope = 2 * (x - search.images) + spread(pull) * (gradient / spread(scale)).clamp(-1e6, 1e6)
+            slope = 2 * (x - search.images) + per_image(pull) * (gradient / per_image(scale)).clamp(-1e6, 1e6)
             mean = BETA[0] * mean + (1 - BETA[0]) * slope
             square = BETA[1] * square + (1 - BETA[1]) * slope.square()
             moved = mean / (1 - BETA[0] ** (k + 1)) / ((square / (1 - BETA[1] ** (k + 1))).sqrt() + EPS)
-            x = (x - cosine(rate, LR_LAST * rate, k, steps) * spread(pixel) * moved).clamp(0, 1)
-        hit = hit | search.look(x)
+            x = (x - cosine_annealing(rate, LR_LAST * rate, k, steps) * per_image(pixel) * moved).clamp(0, 1)
+        hit = hit | search.query(x)
         low, high = torch.where(hit, low, c), torch.where(hit, c, high)
         c = torch.where(high.isinf(), 10 * c, torch.where(low == 0, c / 10, (low * high).sqrt()))

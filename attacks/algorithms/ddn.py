@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.minimum_norm_search import Search, cosine, lengths, spread, unit
+from ..core.minimum_norm_search import MinimumNormSearch, cosine_annealing, normalise_l2, norms_of, per_image
 
 ALPHA_LAST = 0.01
 """The last step as a share of the first."""
 
 
 def ddn(
-    search: Search, start: Tensor, target: Tensor | None, *, steps: int, alpha: float, gamma: float
+    search: MinimumNormSearch, start: Tensor, target: Tensor | None, *, steps: int, alpha: float, gamma: float
 ) -> None:
     """Algorithm 1 of arXiv 1811.09600 without its quantisation: step, then rescale to the norm epsilon_k.
 
@@ -31,14 +31,14 @@ def ddn(
         The change of the norm: epsilon_{k+1} = (1 +- gamma) epsilon_k.
     """
     delta = start - search.images
-    epsilon = lengths(delta)
+    epsilon = norms_of(delta)
     for k in range(steps):
-        f, gradient, adversarial = search.descend(search.images + delta, target)
+        f, gradient, adversarial = search.query_gradient(search.images + delta, target)
         if k == 0:
-            epsilon = epsilon + f.abs() / lengths(gradient)
-        delta = delta - cosine(alpha, ALPHA_LAST * alpha, k, steps) * unit(gradient)
+            epsilon = epsilon + f.abs() / norms_of(gradient)
+        delta = delta - cosine_annealing(alpha, ALPHA_LAST * alpha, k, steps) * normalise_l2(gradient)
         epsilon = torch.where(adversarial, 1 - gamma, 1 + gamma) * epsilon
-        epsilon = torch.minimum(epsilon, search.farthest)
-        delta = delta * spread(epsilon / lengths(delta))
+        epsilon = torch.minimum(epsilon, search.max_distance)
+        delta = delta * per_image(epsilon / norms_of(delta))
         delta = (search.images + delta).clamp(0, 1) - search.images
-    search.look(search.images + delta)
+    search.query(search.images + delta)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.batch_state import Survivors
+from ..core.batch_state import BatchState
 from ..core.losses import difference, nonzero_gradient
 from ..core.norms import Radius, inside, radius_of
 from ..core.seeds import derive
@@ -57,7 +57,7 @@ def step_to_plane(p: Tensor, w: Tensor, c: Tensor, norm: Norm) -> Tensor:
 
 
 def fab(
-    survivors: Survivors,
+    state: BatchState,
     targets: Tensor,
     eps: Radius,
     norm: Norm,
@@ -68,7 +68,7 @@ def fab(
     eta: float = 1.05,
     beta: float = 0.9,
 ) -> None:
-    """Look for the nearest point of the survivors where their classes `targets` (N,) overtake the true ones.
+    """For the active samples, look for the nearest point where classes `targets` (N,) overtake the true ones.
 
     2 `steps` forwards and `steps` backwards each. FAB knows no budget: an image counts once it lies within
     its `eps`, and its sample is then left alone; so is one whose gradient is zero, which has no plane, and
@@ -82,28 +82,28 @@ def fab(
     alpha_max, eta, beta
         Largest weight of the original image, overshoot, and how far a step back towards it goes.
     """
-    rows = survivors.rows
-    rows = rows[~survivors.fine[rows]]
-    x0 = survivors.images[rows]
+    rows = state.rows
+    rows = rows[~state.use_float64[rows]]
+    x0 = state.images[rows]
     x = x0
     if purpose is not None and len(rows):
         half = radius_of(eps, rows, x0) / 2
-        x = random_start(x0, derive(survivors.seeds_of(rows), "fab", purpose), half, norm)
+        x = random_start(x0, derive(state.seeds_of(rows), "fab", purpose), half, norm)
 
     def loss(logits: Tensor, rows: Tensor) -> Tensor:
-        return difference(logits, survivors.labels[rows], targets[rows])
+        return difference(logits, state.labels[rows], targets[rows])
 
     for _ in range(steps):
         if not len(rows):
             return
-        f, g = survivors.ascend(rows, x, loss, inside(x, x0, eps, rows, norm))
-        rows, x0, x, f, g = _of(survivors.standing[rows] & nonzero_gradient(g), rows, x0, x, f, g)
+        f, g = state.query_gradient(rows, x, loss, inside(x, x0, eps, rows, norm))
+        rows, x0, x, f, g = _of(state.active[rows] & nonzero_gradient(g), rows, x0, x, f, g)
         if not len(rows):
             return
         x = _step(x, x0, f.to(x), g, norm, alpha_max, eta)
-        found = survivors.ask(rows, x, inside(x, x0, eps, rows, norm))
+        found = state.query_margins(rows, x, inside(x, x0, eps, rows, norm))
         x = torch.where((found > 0).view(-1, 1, 1, 1), x0 + beta * (x - x0), x)
-        rows, x0, x = _of(survivors.standing[rows], rows, x0, x)
+        rows, x0, x = _of(state.active[rows], rows, x0, x)
 
 
 def _step(x: Tensor, x0: Tensor, f: Tensor, g: Tensor, norm: Norm, alpha_max: float, eta: float) -> Tensor:

@@ -1,13 +1,13 @@
-"""The cascade's last resort where every input gradient is exactly zero: slopes from differences of logits.
+"""An attack for samples whose input gradient is exactly zero: a Jacobian fitted to differences of logits.
 
-Rounding the logits, or the input inside the model, takes the derivative away and leaves the trend: over
-differences as wide as the ball, logits still move. A Jacobian is fitted to such differences (`explain`:
-Broyden, Math. Comp. 19, 1965, for several differences at once) along random orthogonal directions
-(Choromanski et al., ICML 2018, arXiv 1804.02395). Then each wrong class is aimed at where the ball and the
-box permit most: the linear step of Frank-Wolfe, as in Chen, Zhou, Yi, Gu, AAAI 2020, arXiv 1811.10828.
+Rounding the logits, or the input inside the model, makes the derivative zero, but over differences as wide as
+the ball the logits still change. A Jacobian is fitted to such differences (`broyden_update`: Broyden, Math.
+Comp. 19, 1965, for several differences at once) along random orthogonal directions (Choromanski et al., ICML
+2018, arXiv 1804.02395). Then each wrong class is aimed at where the ball and the box permit most: the linear
+step of Frank-Wolfe, as in Chen, Zhou, Yi, Gu, AAAI 2020, arXiv 1811.10828.
 
 Where logits are flat, as of a saturated softmax, the differences widen until they show something. A model
-that tells its decision and nothing else is seen that way too, but not as well as its unmasked twin.
+that returns only its decision can be attacked that way too, but less well than the unmasked model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..core.batch_state import Survivors
+from ..core.batch_state import BatchState
 from ..core.norms import Radius, radius_of, scale_into_ball
 from ..core.norms import inside as within
 from ..core.sampling import draw, uniform_unit
@@ -28,7 +28,7 @@ _ENTRIES = 2**26
 """Entries of the largest tensor at once; more samples than it has room for take turns."""
 
 
-def farthest(g: Tensor, x0: Tensor, eps: Radius, norm: Norm) -> Tensor:
+def maximise_linear(g: Tensor, x0: Tensor, eps: Radius, norm: Norm) -> Tensor:
     """The point x of the ball and the box that maximises <g, x>, (n, C, H, W): exact for each norm.
 
     In l2 every pixel moves along `g` until it meets the box, see `scale_into_ball`.
@@ -52,7 +52,7 @@ def farthest(g: Tensor, x0: Tensor, eps: Radius, norm: Norm) -> Tensor:
     return x
 
 
-def directions(x: Tensor, seeds: list[int], first: int, count: int) -> Tensor:
+def orthogonal_directions(x: Tensor, seeds: list[int], first: int, count: int) -> Tensor:
     """`count` directions of length 1 for each sample, (n, count, D), from number `first` of an endless row.
 
     Every D of them are an orthonormal basis: the cosines of the DCT with a random sign for each pixel, the
@@ -71,7 +71,7 @@ def directions(x: Tensor, seeds: list[int], first: int, count: int) -> Tensor:
     return sweeps.to(x) * rows.to(x)
 
 
-def explain(jacobian: Tensor, moves: Tensor, changes: Tensor, ridge: float | Tensor) -> Tensor:
+def broyden_update(jacobian: Tensor, moves: Tensor, changes: Tensor, ridge: float | Tensor) -> Tensor:
     """`jacobian` with the smallest change that explains what was seen: J + (F - J X) (X'X + ridge)^-1 X'.
 
     Parameters
@@ -89,10 +89,10 @@ def explain(jacobian: Tensor, moves: Tensor, changes: Tensor, ridge: float | Ten
     return explained
 
 
-def slopes(
-    survivors: Survivors, eps: Radius, norm: Norm, *, queries: int, targets: int, pairs: int = 32
+def fit_and_attack(
+    state: BatchState, eps: Radius, norm: Norm, *, queries: int, targets: int, pairs: int = 32
 ) -> None:
-    """Fit slopes and aim along them, for the blind survivors; at most `queries` forwards each.
+    """Fit a Jacobian and step along it, for active samples of zero gradient; at most `queries` forwards each.
 
     A round asks at `pairs` pairs of points around the present image, then at one aim for each of the
     likeliest `targets` wrong classes; the aim of the largest margin is the next round's image. Points are
@@ -106,52 +106,52 @@ def slopes(
         round in which less than a quarter of the pairs differed, and half as far, if not nearer than that,
         when more than three quarters did.
     """
-    rows = survivors.rows
-    rows = rows[survivors.blind[rows]]
-    targets = min(targets, survivors.logits.shape[1] - 1)
+    rows = state.rows
+    rows = rows[state.zero_gradient[rows]]
+    targets = min(targets, state.logits.shape[1] - 1)
     rounds = queries // (2 * pairs + targets)
     if not len(rows) or not targets:
         return
-    size = survivors.images[0].numel()
+    size = state.images[0].numel()
     for part in rows.split(max(_ENTRIES // (size * max(pairs, targets)), 1)):
-        _run(survivors, part, eps, norm, rounds, targets, pairs)
+        _run(state, part, eps, norm, rounds, targets, pairs)
 
 
 def _run(
-    survivors: Survivors, rows: Tensor, eps: Radius, norm: Norm, rounds: int, targets: int, pairs: int
+    state: BatchState, rows: Tensor, eps: Radius, norm: Norm, rounds: int, targets: int, pairs: int
 ) -> None:
-    x0, x = survivors.images[rows], survivors.best[rows]
-    classes = torch.stack([survivors.target(rank + 1) for rank in range(targets)], 1)[rows]
+    x0, x = state.images[rows], state.best[rows]
+    classes = torch.stack([state.target(rank + 1) for rank in range(targets)], 1)[rows]
     size = x0[0].numel()
     jacobian = x0.new_zeros(len(rows), targets, size)
     ones = torch.ones(len(rows), 1, 1, 1).to(x)
     width = (radius_of(eps, rows, x) * ones * (math.sqrt(size) if norm == "linf" else 1)).flatten(2)
     least = width
     for t in range(rounds):
-        standing = survivors.standing[rows]
+        active = state.active[rows]
         rows, x0, x, classes, jacobian, width, least = (
-            a[standing] for a in (rows, x0, x, classes, jacobian, width, least)
+            a[active] for a in (rows, x0, x, classes, jacobian, width, least)
         )
         if not len(rows):
             return
         radius = radius_of(eps, rows, x)
         moves, changes = [], []
-        for v in directions(x, survivors.seeds_of(rows), t * pairs, pairs).unbind(1):
+        for v in orthogonal_directions(x, state.seeds_of(rows), t * pairs, pairs).unbind(1):
             step = width[..., None] * v.view_as(x)
             points = [(x + step).clamp(0, 1), (x - step).clamp(0, 1)]
-            above, below = (survivors.read(rows, p, within(p, x0, eps, rows, norm)) for p in points)
+            above, below = (state.query_logits(rows, p, within(p, x0, eps, rows, norm)) for p in points)
             change = above - below
-            changes.append(change.gather(1, classes) - change.gather(1, survivors.labels[rows][:, None]))
+            changes.append(change.gather(1, classes) - change.gather(1, state.labels[rows][:, None]))
             moves.append((points[0] - points[1]).flatten(1))
-        seen = torch.stack(changes, 1).to(x)
-        heard = (seen != 0).any(2).to(x).mean(1).view(-1, 1, 1)
-        fitted = explain(jacobian, torch.stack(moves, 1), seen, 0.05 * (2 * width) ** 2)
-        jacobian = torch.where(heard > 0, fitted, jacobian)
+        changes_seen = torch.stack(changes, 1).to(x)
+        share_changed = (changes_seen != 0).any(2).to(x).mean(1).view(-1, 1, 1)
+        fitted = broyden_update(jacobian, torch.stack(moves, 1), changes_seen, 0.05 * (2 * width) ** 2)
+        jacobian = torch.where(share_changed > 0, fitted, jacobian)
         wider, narrower = (2 * width).clamp_max(math.sqrt(size)), torch.maximum(width / 2, least)
-        width = torch.where(heard < 0.25, wider, torch.where(heard > 0.75, narrower, width))
-        largest = torch.full_like(survivors.margin[rows], -torch.inf)
+        width = torch.where(share_changed < 0.25, wider, torch.where(share_changed > 0.75, narrower, width))
+        largest = torch.full_like(state.margin[rows], -torch.inf)
         for g in jacobian.unbind(1):
-            aim = farthest(g.view_as(x0), x0, radius, norm)
-            margin = survivors.ask(rows, aim)
+            aim = maximise_linear(g.view_as(x0), x0, radius, norm)
+            margin = state.query_margins(rows, aim)
             x = torch.where((margin > largest).view(-1, 1, 1, 1), aim, x)
             largest = torch.maximum(margin, largest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.minimum_norm_search import Search, cosine, lengths, spread, unit
+from ..core.minimum_norm_search import MinimumNormSearch, cosine_annealing, normalise_l2, norms_of, per_image
 from ..core.norms import distance, onto_ball
 
 GAMMA_LAST, ALPHA_LAST = 0.001, 0.01
@@ -13,7 +13,7 @@ GAMMA_LAST, ALPHA_LAST = 0.001, 0.01
 
 
 def fmn(
-    search: Search,
+    search: MinimumNormSearch,
     start: Tensor,
     target: Tensor | None,
     *,
@@ -41,20 +41,20 @@ def fmn(
     """
     x, linf = start, search.norm == "linf"
     found = torch.zeros_like(search.labels, dtype=torch.bool)
-    epsilon = torch.zeros_like(search.farthest)
+    epsilon = torch.zeros_like(search.max_distance)
     if warm:
         epsilon = distance(start, search.images, search.norm).to(epsilon)
     for k in range(steps):
-        f, gradient, adversarial = search.descend(x, target)
-        gamma_k = cosine(gamma, GAMMA_LAST, k, steps)
-        boundary = distance(x, search.images, search.norm).to(x) + f.abs() / lengths(
+        f, gradient, adversarial = search.query_gradient(x, target)
+        gamma_k = cosine_annealing(gamma, GAMMA_LAST, k, steps)
+        boundary = distance(x, search.images, search.norm).to(x) + f.abs() / norms_of(
             gradient, 1 if linf else 2
         )
         found = found | adversarial
         inside = torch.where(found, epsilon, torch.maximum(boundary, epsilon)) * (1 + gamma_k)
         outside = torch.minimum(epsilon * (1 - gamma_k), search.distance.to(x))
-        epsilon = torch.minimum(torch.where(adversarial, outside, inside), search.farthest)
-        alpha_k = cosine(alpha, ALPHA_LAST * alpha, k, steps)
-        step = gradient.sign() * spread(epsilon) if linf else unit(gradient)
+        epsilon = torch.minimum(torch.where(adversarial, outside, inside), search.max_distance)
+        alpha_k = cosine_annealing(alpha, ALPHA_LAST * alpha, k, steps)
+        step = gradient.sign() * per_image(epsilon) if linf else normalise_l2(gradient)
         x = onto_ball(x - alpha_k * step, search.images, epsilon, search.norm).clamp(0, 1)
-    search.look(x)
+    search.query(x)

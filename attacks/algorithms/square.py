@@ -1,9 +1,9 @@
 """Square Attack, vectorised over the batch (Andriushchenko, Croce, Flammarion, Hein, ECCV 2020).
 
 arXiv 1912.00049. torchattacks 3.5.1 has it, but draws one position per step for the whole batch, so that a
-sample's result depends on the samples beside it, never puts a square against the right or lower edge,
-divides by zero for images of fewer than 5 rows, and reads the height for the width of images that are not
-square. Here each sample has its own stream.
+sample's result depends on the other samples of the batch, never puts a square against the right or lower
+edge, divides by zero for images of fewer than 5 rows, and reads the height for the width of images that are
+not square. Here each sample has its own stream.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..core.batch_state import Survivors
+from ..core.batch_state import BatchState
 from ..core.norms import Radius, radius_of
 from ..core.sampling import draw, uniform_unit
 from ..core.seeds import derive
@@ -35,9 +35,9 @@ def fraction(step: int, p_init: float) -> float:
 
 
 def square(
-    survivors: Survivors, eps: Radius, norm: Norm, *, queries: int, purpose: str = "", p_init: float = 0.8
+    state: BatchState, eps: Radius, norm: Norm, *, queries: int, purpose: str = "", p_init: float = 0.8
 ) -> None:
-    """Random search with squares for the survivors; `queries` forwards each.
+    """Random search with squares for the active samples; `queries` forwards each.
 
     A proposal is taken when its margin is at least as large as the present one. The paper asks for a larger
     one, which comes to a standstill where logits are rounded or saturated; elsewhere equality has
@@ -50,19 +50,19 @@ def square(
     p_init
         Share of the pixels in the first squares.
     """
-    rows = survivors.rows
+    rows = state.rows
     if not len(rows):
         return
-    x0 = survivors.images[rows]
+    x0 = state.images[rows]
     start = _stripes if norm == "linf" else _tiles
     radius = radius_of(eps, rows, x0)
-    x = start(x0, radius, derive(survivors.seeds_of(rows), "square", purpose, "start"))
-    margin = survivors.ask(rows, x)
-    rng = _Draws(survivors, (5 if norm == "l2" else 2) + x0.shape[1], purpose)
+    x = start(x0, radius, derive(state.seeds_of(rows), "square", purpose, "start"))
+    margin = state.query_margins(rows, x)
+    rng = _Draws(state, (5 if norm == "l2" else 2) + x0.shape[1], purpose)
     for step in range(queries - 1):
-        standing = survivors.standing[rows]
-        if not bool(standing.all()):
-            rows, x0, x, margin = rows[standing], x0[standing], x[standing], margin[standing]
+        active = state.active[rows]
+        if not bool(active.all()):
+            rows, x0, x, margin = rows[active], x0[active], x[active], margin[active]
             if not len(rows):
                 return
             radius = radius_of(eps, rows, x0)
@@ -70,7 +70,7 @@ def square(
         side = math.sqrt(fraction(step, p_init) * x0[0, 0].numel())
         propose = _propose_linf if norm == "linf" else _propose_l2
         proposal = propose(x, x0, radius, side, u)
-        found = survivors.ask(rows, proposal)
+        found = state.query_margins(rows, proposal)
         better = found >= margin
         margin = torch.where(better, found, margin)
         x = torch.where(better.view(-1, 1, 1, 1), proposal, x)
@@ -79,14 +79,14 @@ def square(
 class _Draws:
     """`width` numbers from U(0, 1) for every sample and step, from the sample's own stream."""
 
-    def __init__(self, survivors: Survivors, width: int, purpose: str) -> None:
-        self._survivors, self._width, self._purpose = survivors, width, purpose
-        self._place = torch.zeros_like(survivors.labels)
+    def __init__(self, state: BatchState, width: int, purpose: str) -> None:
+        self._state, self._width, self._purpose = state, width, purpose
+        self._place = torch.zeros_like(state.labels)
 
     def of(self, rows: Tensor, step: int) -> Tensor:
         """The numbers of the samples `rows` at `step`, float32 (n, width); steps are asked for in order."""
         if step % BLOCK == 0:
-            seeds = derive(self._survivors.seeds_of(rows), "square", self._purpose, step // BLOCK)
+            seeds = derive(self._state.seeds_of(rows), "square", self._purpose, step // BLOCK)
             blank = torch.empty(len(rows), BLOCK, self._width, device=rows.device)
             self._block = draw(blank, seeds, uniform_unit)
             self._place[rows] = torch.arange(len(rows), device=rows.device)
@@ -122,28 +122,28 @@ def _propose_linf(x: Tensor, x0: Tensor, eps: Radius, side: float, u: Tensor) ->
     return torch.where(mask, changed, x)
 
 
-def hill(rows: int, columns: int) -> Tensor:
+def eta_rectangle(rows: int, columns: int) -> Tensor:
     """Sum of 1 / (k + 1)^2 over k from the distance to the centre on, float64 (rows, columns), unit norm."""
     i = (torch.arange(rows) - rows // 2).abs()
     j = (torch.arange(columns) - columns // 2).abs()
     terms = 1 / torch.arange(1, max(rows, columns) // 2 + 2, dtype=torch.float64).square()
     heights = terms.flip(0).cumsum(0).flip(0)[torch.maximum(i[:, None], j[None, :])]
-    unit: Tensor = heights / torch.linalg.vector_norm(heights)
-    return unit
+    normalise_l2: Tensor = heights / torch.linalg.vector_norm(heights)
+    return normalise_l2
 
 
-def twin_hills(s: int) -> Tensor:
+def eta_pattern(s: int) -> Tensor:
     """eta of section 3.4, (s, s) of unit norm: a hill in the upper half, a pit in the lower."""
     if s == 1:
         return torch.ones(1, 1, dtype=torch.float64)
-    pair = torch.cat([hill(s // 2, s), -hill(s - s // 2, s)])
-    unit: Tensor = pair / torch.linalg.vector_norm(pair)
-    return unit
+    pair = torch.cat([eta_rectangle(s // 2, s), -eta_rectangle(s - s // 2, s)])
+    normalise_l2: Tensor = pair / torch.linalg.vector_norm(pair)
+    return normalise_l2
 
 
 def _turned(s: int, u: Tensor, like: Tensor) -> Tensor:
     """eta or its transpose, (*u.shape, s, s), by a throw of `u`."""
-    eta = twin_hills(s).to(like)
+    eta = eta_pattern(s).to(like)
     return torch.where((u < 0.5)[..., None, None], eta, eta.T)
 
 

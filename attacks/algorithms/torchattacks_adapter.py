@@ -83,7 +83,7 @@ class TrackedModel(nn.Module):
 
 
 def can_stop_early(images: Tensor) -> bool:
-    """Whether an attack may look at what is broken after every query: where nobody has to wait for it."""
+    """Whether to check after every query which samples are broken: on a CPU, which need not be waited for."""
     return images.device.type == "cpu"
 
 

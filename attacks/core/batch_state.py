@@ -1,4 +1,4 @@
-"""The samples under attack: who is still classified correctly, and every sample's best image so far."""
+"""A batch under attack by AutoAttack, Square or SPSA: its queries, best images and active samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .best_images import BestImages
 from .frozen_model import frozen
-from .losses import margin, nonzero_gradient, rounding, wrong_classes
+from .losses import margin, nonzero_gradient, rounding_error, wrong_classes
 from .queried_model import QueriedModel
 from .seeds import per_sample, seeded
 from .types import Loss, Model, Seed
@@ -19,46 +19,46 @@ from .types import Loss, Model, Seed
 @contextmanager
 def under_attack(
     model: Model, images: Tensor, labels: Tensor, seed: Seed, *, early_stopping: bool = True
-) -> Iterator[Survivors]:
-    """The samples of a batch, all of them to be broken: images (N, C, H, W) in [0, 1], labels (N,).
+) -> Iterator[BatchState]:
+    """The state of an attack on a batch: images (N, C, H, W) in [0, 1], labels int64 (N,).
 
-    In the block the model is `frozen` and torch's generators are forked, for a model that draws from them.
-    `early_stopping` is that of `Survivors`.
+    In the block the model is `frozen`, and torch's generators are forked for a model that draws from them.
+    `early_stopping` is that of `BatchState`.
     """
     with frozen(model), seeded(seed, restart=0, device=images.device):
-        yield Survivors(model, images, labels, seed, early_stopping=early_stopping)
+        yield BatchState(model, images, labels, seed, early_stopping=early_stopping)
 
 
-class Survivors:
+class BatchState:
     """A batch under attack, handed from one stage to the next.
 
-    Every query is looked at: the image of the largest margin is kept per sample, and a sample that is broken
-    takes no part in later queries. All of it is per sample, so that no result depends on the batch.
+    Of all queried images that of the largest margin is stored for each sample, and a broken sample is not
+    queried again. Everything is per sample, so that no result depends on the batch.
 
     Attributes
     ----------
     images, labels, seeds
-        The N samples as they were given, and one seed for each.
+        The N unperturbed samples, and one seed for each.
     logits
-        Of the images as they are, (N, K); a sample that is wrong already is left alone.
-    blind
-        Samples whose input gradient was exactly zero whenever it was asked for, bool (N,).
-    still
-        Samples the logit of whose class was exactly the same in every answer, bool (N,): it is rounded or
-        saturated, and gradients show what moves the other logits alone.
-    fine
-        Samples whose gradients are taken in double precision, bool (N,); see `refine`.
+        Of the unperturbed images, (N, K). A sample that is misclassified as it is, is not attacked.
+    zero_gradient
+        Samples whose input gradient was exactly zero at every query, bool (N,).
+    saturated
+        Samples the logit of whose class was exactly the same at every query, bool (N,): it is rounded or
+        saturated, and a gradient shows only what changes the other logits.
+    use_float64
+        Samples whose gradients are taken in double precision, bool (N,); see `switch_to_float64`.
 
     Notes
     -----
-    A sample is broken here once its margin is positive by more than rounding: the harness predicts it again
-    in a batch of another size, where the last digits of its logits differ. Closer ones are searched on.
+    A sample counts as broken once its margin exceeds the `rounding_error`: the harness predicts it again in a
+    batch of another size, where the last digits of its logits differ. Below that the attack goes on.
 
     Raises
     ------
     NonFinite
-        The images, or a query's logits or input gradient, are NaN or infinite: comparisons with NaN are
-        false and the sign of NaN passes for 0, so that either would score as robust.
+        The images, or the logits or input gradient of a query, are NaN or infinite: comparisons with NaN are
+        false and its sign is taken for 0, so that either would count as robust.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class Survivors:
         self.images, self.labels = images.detach(), labels
         self.seeds = per_sample(seed, len(images))
         self._best = BestImages(self.images, early_stopping=early_stopping)
-        self.blind = torch.ones_like(self.standing)
-        self.still = torch.ones_like(self.standing)
-        self.fine = torch.zeros_like(self.standing)
-        self._refined = False
+        self.zero_gradient = torch.ones_like(self.active)
+        self.saturated = torch.ones_like(self.active)
+        self.use_float64 = torch.zeros_like(self.active)
+        self._some_float64 = False
         self._first: Tensor | None = None
         self._model.require_finite(self.images, "pixels are")
         self._model.raise_pending()
-        self.logits = self._look(self.rows, self.images, None)[0] if len(images) else images.new_empty(0, 1)
+        self.logits = self._query(self.rows, self.images, None)[0] if len(images) else images.new_empty(0, 1)
 
     @property
     def best(self) -> Tensor:
@@ -88,14 +88,14 @@ class Survivors:
         return self._best.score
 
     @property
-    def standing(self) -> Tensor:
+    def active(self) -> Tensor:
         """Which samples are not broken yet, bool (N,)."""
         return self._best.active
 
     @property
     def rows(self) -> Tensor:
         """Numbers of the samples that are not broken yet, (n,)."""
-        return self.standing.nonzero().flatten()
+        return self.active.nonzero().flatten()
 
     def seeds_of(self, rows: Tensor) -> list[int]:
         """The seeds of the samples `rows`."""
@@ -105,46 +105,48 @@ class Survivors:
         """The class of the `rank`-th largest logit of the unperturbed image among the wrong ones, (N,)."""
         return wrong_classes(self.logits, self.labels)[:, rank - 1]
 
-    def ask(self, rows: Tensor, x: Tensor, inside: Tensor | None = None) -> Tensor:
+    def query_margins(self, rows: Tensor, x: Tensor, inside: Tensor | None = None) -> Tensor:
         """Margins, float64 (n,), of the samples `rows` perturbed to `x` (n, C, H, W); no graph is built.
 
-        `inside`, bool (n,), tells which of `x` keep the budget, if not all do: only these are kept.
+        `inside`, bool (n,), says which of `x` lie within the budget, None that all do: only these are stored.
         """
-        return self._look(rows, x, inside)[1]
+        return self._query(rows, x, inside)[1]
 
-    def read(self, rows: Tensor, x: Tensor, inside: Tensor | None = None) -> Tensor:
-        """Logits (n, K) of the samples `rows` perturbed to `x`, which is kept as in `ask`."""
-        return self._look(rows, x, inside)[0]
+    def query_logits(self, rows: Tensor, x: Tensor, inside: Tensor | None = None) -> Tensor:
+        """Logits (n, K) of the samples `rows` perturbed to `x`, which is stored as by `query_margins`."""
+        return self._query(rows, x, inside)[0]
 
-    def probe(self, rows: Tensor, x: Tensor) -> Tensor:
-        """Margins as `ask` gives them, of images that are not to be kept."""
+    def probe_margins(self, rows: Tensor, x: Tensor) -> Tensor:
+        """Margins, float64 (n,), as of `query_margins`, of images that are not stored."""
         return margin(self._logits(x), self.labels[rows])
 
-    def ascend(
+    def query_gradient(
         self, rows: Tensor, x: Tensor, loss: Loss, inside: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Values, float64 (n,), of `loss` at `x` (n, C, H, W) and a gradient there; `x` is kept as in `ask`.
+        """Values, float64 (n,), of `loss` at `x` (n, C, H, W) and its gradient there, of the shape of `x`.
 
-        The gradient of a `fine` sample is scaled to a largest entry of 1, and costs a forward pass more.
+        `x` is stored as by `query_margins`. For a sample in `use_float64` the gradient is scaled to a largest
+        entry of 1, and costs one more forward pass.
         """
-        if not self._refined:
-            return self._ascend(rows, x, loss, inside)
+        if not self._some_float64:
+            return self._query_gradient(rows, x, loss, inside)
         value, gradient = torch.zeros_like(self.margin[rows]), torch.zeros_like(x)
-        fine = self.fine[rows]
-        for mask, ascend in ((fine, self._ascend_finely), (~fine, self._ascend)):
+        fine = self.use_float64[rows]
+        for mask, ascend in ((fine, self._query_gradient_in_float64), (~fine, self._query_gradient)):
             if bool(mask.any()):
                 within = None if inside is None else inside[mask]
                 value[mask], gradient[mask] = ascend(rows[mask], x[mask], loss, within)
         return value, gradient
 
-    def refine(self) -> None:
-        """From here on take the gradients of saturated samples in double precision.
+    def switch_to_float64(self) -> None:
+        """From now on compute the gradients of saturated samples in float64, as `use_float64`.
 
-        They stand `still`, and their own logit has a slope at the unperturbed image in double precision and
-        none in single: two queries forwards and backwards of each that stands still. What counts remains what
-        the model answers in its own precision. A model that fails in double precision is left as it is.
+        These are `saturated` samples whose own logit has a nonzero gradient at the unperturbed image in
+        float64 and a zero one in float32. That costs two forward and two backward passes per saturated
+        sample. Margins are still those of the model in its own precision. A model that fails in float64 stays
+        in float32.
         """
-        rows = (self.still & self.standing).nonzero().flatten()
+        rows = (self.saturated & self.active).nonzero().flatten()
         if not len(rows):
             return
 
@@ -152,46 +154,48 @@ class Survivors:
             return logits.gather(1, self.labels[rows][:, None])[:, 0]
 
         x = self.images[rows]
-        seen = nonzero_gradient(self._slope(rows, x, own)[2])
-        finer = self._finer(rows, x, own)
+        seen = nonzero_gradient(self._native_gradient(rows, x, own)[2])
+        finer = self._float64_gradient(rows, x, own)
         if finer is not None:
-            self.fine[rows] = nonzero_gradient(finer[1]) & ~seen
-            self._refined = bool(self.fine.any())
+            self.use_float64[rows] = nonzero_gradient(finer[1]) & ~seen
+            self._some_float64 = bool(self.use_float64.any())
 
-    def finely(self, rows: Tensor) -> bool:
-        """Whether the samples `rows`, of one sort, are `fine`: a loss is asked about the two sorts apart."""
-        return self._refined and bool(self.fine[rows].any())
+    def uses_float64(self, rows: Tensor) -> bool:
+        """Whether the samples `rows` are in `use_float64`; a loss is computed for either kind separately."""
+        return self._some_float64 and bool(self.use_float64[rows].any())
 
-    def _ascend(self, rows: Tensor, x: Tensor, loss: Loss, inside: Tensor | None) -> tuple[Tensor, Tensor]:
-        logits, value, gradient = self._slope(rows, x, loss)
+    def _query_gradient(
+        self, rows: Tensor, x: Tensor, loss: Loss, inside: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        logits, value, gradient = self._native_gradient(rows, x, loss)
         self._keep(rows, x, logits, inside)
         return value.double(), gradient
 
-    def _ascend_finely(
+    def _query_gradient_in_float64(
         self, rows: Tensor, x: Tensor, loss: Loss, inside: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        finer = self._finer(rows, x, loss)
+        finer = self._float64_gradient(rows, x, loss)
         if finer is None:
-            self.fine[rows] = False
-            return self._ascend(rows, x, loss, inside)
-        self._look(rows, x, inside)
+            self.use_float64[rows] = False
+            return self._query_gradient(rows, x, loss, inside)
+        self._query(rows, x, inside)
         value, gradient = finer
         largest = gradient.abs().amax((1, 2, 3), keepdim=True)
         return value, (gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)).to(x)
 
-    def _slope(self, rows: Tensor, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+    def _native_gradient(self, rows: Tensor, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         logits, value, gradient = self._model.gradient(rows, x, loss)
         self._model.raise_pending()
-        self.blind[rows] &= ~nonzero_gradient(gradient)
+        self.zero_gradient[rows] &= ~nonzero_gradient(gradient)
         return logits, value, gradient
 
-    def _finer(self, rows: Tensor, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor] | None:
+    def _float64_gradient(self, rows: Tensor, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor] | None:
         finer = self._model.gradient_in_double(rows, x, loss)
         if finer is not None:
-            self.blind[rows] &= ~nonzero_gradient(finer[1])
+            self.zero_gradient[rows] &= ~nonzero_gradient(finer[1])
         return finer
 
-    def _look(self, rows: Tensor, x: Tensor, inside: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _query(self, rows: Tensor, x: Tensor, inside: Tensor | None) -> tuple[Tensor, Tensor]:
         logits = self._logits(x)
         return logits, self._keep(rows, x, logits, inside)
 
@@ -205,7 +209,7 @@ class Survivors:
         own = logits.gather(1, self.labels[rows][:, None])[:, 0]
         if self._first is None:
             self._first = own.clone()
-        self.still[rows] &= own == self._first[rows]
+        self.saturated[rows] &= own == self._first[rows]
         better = self._best.offer(rows, x, found, inside)
-        self._best.stop(rows, better & (found > rounding(logits)))
+        self._best.stop(rows, better & (found > rounding_error(logits)))
         return found

@@ -1,4 +1,4 @@
-"""Each sample's best image so far, and which samples are still under attack: the memory of every attack."""
+"""Each sample's best image so far, and which samples are still under attack."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Index: TypeAlias = Tensor | slice | tuple[Tensor, Tensor]
 class BestImages:
     """The image of the largest score that was offered for each of N samples, at one level or at each of S.
 
-    What the score is, is for the attack to say: the margin, the negative distance of an adversarial image, or
-    the margin inside one radius of a grid, which then is the level. Of equal scores the first counts. Nothing
-    here looks across samples. On a GPU nothing is waited for.
+    The attack chooses the score: the margin, the negative distance of an adversarial image, or the margin
+    within each radius of a grid, one level per radius. Of equal scores the first counts. Samples do not
+    depend on each other. On a GPU no operation waits for the device.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What each part of an attack cost, and how many samples it broke: kept for whoever asks for it."""
+"""What each part of an attack cost, and how many samples it broke."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Part:
     Attributes
     ----------
     samples
-        Those that stood when it began.
+        Those not broken when it began.
     broken
         How many of them it broke.
     seconds, forwards, backwards, evaluations
@@ -34,7 +34,7 @@ class Part:
     evaluations: int = 0
 
 
-class Ledger:
+class CostLog:
     """The parts of an attack, by strength and name, in the order in which they began.
 
     Parameters
@@ -52,49 +52,49 @@ class Ledger:
         return {name: part for (at, name), part in self.parts.items() if at == strength}
 
 
-_LEDGER: ContextVar[Ledger | None] = ContextVar("ledger", default=None)
+_COST_LOG: ContextVar[CostLog | None] = ContextVar("cost log", default=None)
 
 
 @contextmanager
-def keeping(meter: Meter) -> Iterator[Ledger]:
-    """A ledger that the parts of every attack in the block write to."""
-    ledger = Ledger(meter)
-    token = _LEDGER.set(ledger)
+def record_costs(meter: Meter) -> Iterator[CostLog]:
+    """Log the cost of the parts of every attack in the block; `meter` reads the counts."""
+    log = CostLog(meter)
+    token = _COST_LOG.set(log)
     try:
-        yield ledger
+        yield log
     finally:
-        _LEDGER.reset(token)
+        _COST_LOG.reset(token)
 
 
 @contextmanager
 def part(
-    name: str, strengths: Sequence[float], standing: Callable[[], Sequence[int]] | None = None
+    name: str, strengths: Sequence[float], count_active: Callable[[], Sequence[int]] | None = None
 ) -> Iterator[None]:
-    """What happens in the block is the part `name`; nothing is noted where nobody keeps a ledger.
+    """The block is the part `name` of an attack; logged inside `record_costs` only.
 
     Parameters
     ----------
-    standing
-        How many samples stand at each of `strengths`, asked before and after; None for a part that breaks
-        nothing and is divided equally.
+    count_active
+        How many samples are not broken at each of `strengths`, called before and after; None for a part that
+        breaks nothing and is split equally.
     """
-    ledger = _LEDGER.get()
-    if ledger is None:
+    log = _COST_LOG.get()
+    if log is None:
         yield
         return
-    before = list(standing()) if standing else [0] * len(strengths)
-    asked_before = ledger.meter()
+    before = list(count_active()) if count_active else [0] * len(strengths)
+    asked_before = log.meter()
     began = time.perf_counter()
     yield
-    after = list(standing()) if standing else before
+    after = list(count_active()) if count_active else before
     seconds = time.perf_counter() - began
-    asked = [now - then for now, then in zip(ledger.meter(), asked_before, strict=True)]
-    shares = [divided(total, before) for total in asked]
+    asked = [now - then for now, then in zip(log.meter(), asked_before, strict=True)]
+    shares = [split_in_proportion(total, before) for total in asked]
     weight = sum(before)
     for i, strength in enumerate(strengths):
         if weight and not before[i]:
             continue
-        one = ledger.parts.setdefault((strength, name), Part())
+        one = log.parts.setdefault((strength, name), Part())
         one.samples += before[i]
         one.broken += before[i] - after[i]
         one.seconds += seconds * (before[i] / weight if weight else 1 / len(strengths))
@@ -103,7 +103,7 @@ def part(
         one.evaluations += shares[2][i]
 
 
-def divided(total: int, weights: Sequence[int]) -> list[int]:
+def split_in_proportion(total: int, weights: Sequence[int]) -> list[int]:
     """Whole shares of `total` in proportion to `weights`, equal ones where all are 0; they sum to it."""
     weights = weights if sum(weights) else [1] * len(weights)
     ends = [total * sum(weights[: i + 1]) // sum(weights) for i in range(len(weights))]

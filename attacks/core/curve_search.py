@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .best_images import BestImages
-from .losses import margin, rounding
-from .minimum_norm_search import Watch
+from .losses import margin, rounding_error
+from .minimum_norm_search import Observer
 from .norms import BUDGET_TOLERANCE, distance
 from .seeds import per_sample
 from .types import Norm, Seed
@@ -19,21 +19,21 @@ SLACK = BUDGET_TOLERANCE / 2
 what the harness allows."""
 
 
-class Curve:
+class CurveSearch:
     """N samples under attack at each of S radii; an image found for one of them counts at every larger one.
 
     Attributes
     ----------
     images, labels, seeds
-        The samples as they were given, and one seed for each.
+        The unperturbed samples, and one seed for each.
     radii
         Ascending, float64 (S,), in pixel units.
-    missed
-        Samples that the cascade broke where the minimal-norm attack had not, bool (N,): that is not to be
-        relied on for them, at any radius.
+    missed_by_fmn
+        Samples that AutoAttack broke where FMN had not, bool (N,): FMN is not relied on for them, at any
+        radius.
     distance
         To the closest image of such a margin, float64 (N,); infinity where none is known.
-    blind
+    zero_gradient
         Samples whose input gradient was exactly zero at some query, bool (N,): distances that were found
         without it are worth little.
     """
@@ -46,8 +46,8 @@ class Curve:
         self.radii = torch.tensor(radii, dtype=torch.float64, device=images.device)
         self._best = BestImages(self.images, levels=len(radii))
         self.distance = self.radii.new_full((len(images),), torch.inf)
-        self.blind = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        self.missed = self.blind.clone()
+        self.zero_gradient = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.missed_by_fmn = self.zero_gradient.clone()
 
     @property
     def best(self) -> Tensor:
@@ -61,8 +61,8 @@ class Curve:
     def broken(self) -> Tensor:
         """Whether an image inside the radius has a margin positive by more than rounding, bool (S, N).
 
-        Nothing more is spent there. A smaller positive margin is kept in `best` as well, and whether it holds
-        is for whoever predicts it again.
+        Such a sample is not attacked there again. An image of a smaller positive margin is stored in `best`
+        too; the harness predicts it again.
         """
         return ~self._best.active
 
@@ -71,48 +71,48 @@ class Curve:
         self._best.stop((torch.full_like(rows, number), rows), torch.ones_like(rows, dtype=torch.bool))
 
     @property
-    def everyone(self) -> Tensor:
+    def all_samples(self) -> Tensor:
         """Numbers of all samples, (N,)."""
         return torch.arange(len(self.images), device=self.images.device)
 
-    def standing(self) -> list[int]:
-        """How many samples stand at each radius."""
+    def count_unbroken(self) -> list[int]:
+        """How many samples are not broken at each radius."""
         return [int(count) for count in (~self.broken).sum(1)]
 
     def seeds_of(self, rows: Tensor) -> list[int]:
         """The seeds of the samples `rows` (n,)."""
         return [self.seeds[row] for row in rows.tolist()]
 
-    def watching(self, rows: Tensor) -> Watch:
+    def observer(self, rows: Tensor) -> Observer:
         """What notes here every answer about the samples `rows` (n,)."""
 
-        def watch(x: Tensor, logits: Tensor, gradient: Tensor | None) -> None:
+        def observe(x: Tensor, logits: Tensor, gradient: Tensor | None) -> None:
             if gradient is not None:
-                self.blind[rows] |= (gradient == 0).flatten(1).all(1)
+                self.zero_gradient[rows] |= (gradient == 0).flatten(1).all(1)
             found = margin(logits, self.labels[rows])
-            self.note(rows, x, found, found > rounding(logits))
+            self.offer(rows, x, found, found > rounding_error(logits))
 
-        return watch
+        return observe
 
-    def note(self, rows: Tensor, x: Tensor, found: Tensor, sure: Tensor) -> None:
+    def offer(self, rows: Tensor, x: Tensor, found: Tensor, certain: Tensor) -> None:
         """Keep images `x` (n, C, H, W) of the samples `rows` with margins `found`, at each radius they fit.
 
-        `sure`, bool (n,), says which of them are adversarial by more than rounding.
+        `certain`, bool (n,), says which of them are adversarial by more than rounding.
         """
         likely = found > 0
         if not bool(likely.any()):
             return
-        rows, x, found, sure = rows[likely], x[likely], found[likely], sure[likely]
+        rows, x, found, certain = rows[likely], x[likely], found[likely], certain[likely]
         length = distance(x, self.images[rows], self.norm)
-        self.distance[rows] = torch.minimum(self.distance[rows], torch.where(sure, length, torch.inf))
+        self.distance[rows] = torch.minimum(self.distance[rows], torch.where(certain, length, torch.inf))
         inside = length[None] <= (self.radii + SLACK * self.radii.clamp_min(1))[:, None]
         s, i = (inside & (found[None] > self._best.score[:, rows])).nonzero(as_tuple=True)
         self._best.offer((s, rows[i]), x[i], found[i])
-        s, i = (inside & sure[None]).nonzero(as_tuple=True)
-        self._best.stop((s, rows[i]), sure[i])
+        s, i = (inside & certain[None]).nonzero(as_tuple=True)
+        self._best.stop((s, rows[i]), certain[i])
 
-    def due(self, done: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
-        """Where samples are still to be attacked: numbers of radii and of samples, a pair for each attack.
+    def remaining(self, done: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """Which samples to attack at which radii: numbers of radii (n,) and of samples (n,).
 
         Parameters
         ----------
@@ -123,6 +123,11 @@ class Curve:
         """
         near = self.distance[None] <= reach[:, None] * self.radii[:, None]
         near[-1] |= self.distance.isinf()
-        wanted = ~self.broken & ~done & (self.radii > 0)[:, None] & (near | self.blind | self.missed)
+        wanted = (
+            ~self.broken
+            & ~done
+            & (self.radii > 0)[:, None]
+            & (near | self.zero_gradient | self.missed_by_fmn)
+        )
         at, rows = wanted.nonzero(as_tuple=True)
         return at, rows

@@ -1,4 +1,4 @@
-"""What an attack pushes up: margins, the cross-entropy and the difference-of-logits ratio, per sample.
+"""What an attack maximises: margins, the cross-entropy and the difference-of-logits ratio, per sample.
 
 APGD looks at a loss's order and at the direction of its gradient, so an increasing function of a loss is as
 good as the loss itself. Each is written in the form that does not saturate in floating point.
@@ -23,22 +23,22 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.where(fooled, value.clamp_min(torch.finfo(value.dtype).tiny), value)
 
 
-def rounding(logits: Tensor) -> Tensor:
-    """How much of a margin of `logits` (N, K) may be rounding, float64 (N,): the last digits change in
+def rounding_error(logits: Tensor) -> Tensor:
+    """How much of a margin of `logits` (N, K) may be rounding error, float64 (N,): the last digits change in
     batches of another size.
     """
     return 64 * torch.finfo(logits.dtype).eps * logits.abs().amax(1).double()
 
 
 def minimum_reliable_margin(logits: Tensor) -> Tensor:
-    """The margin of `logits` (N, K) above which a sample stays broken when its image is stored, float64 (N,).
+    """The margin of `logits` (N, K) above which a sample stays broken once its image is stored, float64 (N,).
 
     A hundredth of how far the logits lie apart: an adversarial image is stored in whole steps, which takes
     less than that from its margin unless the model is very stiff. An attack that stops at a smaller margin
     may stop at an image that is no longer adversarial once it is stored.
     """
     apart = (logits.amax(1) - logits.amin(1)).double()
-    return torch.maximum(rounding(logits), 0.01 * apart)
+    return torch.maximum(rounding_error(logits), 0.01 * apart)
 
 
 def nonzero_gradient(gradient: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def difference(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     return (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None]))[:, 0]
 
 
-def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """(z_t - z_y) / (z_pi1 - (z_pi3 + z_pi4) / 2), (N,): Croce, Hein, ICML 2020, equation 7.
 
     pi sorts the logits downwards. With fewer than four classes there is no z_pi4, and the ratio with z_pi3

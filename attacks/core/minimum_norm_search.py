@@ -24,23 +24,24 @@ from .types import Model, Norm, Seed
 Fill = Callable[[np.random.Generator, np.ndarray], None]
 ORDER: dict[Norm, float] = {"linf": torch.inf, "l2": 2}
 
-Run = Callable[["Search", Tensor, Tensor | None], None]
+Run = Callable[["MinimumNormSearch", Tensor, Tensor | None], None]
 """``run(search, start, target)``: one descent from `start` (N, C, H, W) towards the classes `target` (N,).
 
-None stands for the strongest other class at each iterate. What is found is kept by `search`.
+None stands for the strongest other class at each iterate. `search` stores what is found.
 """
-Watch = Callable[[Tensor, Tensor, Tensor | None], None]
-"""``watch(images, logits, gradient)`` sees each answer of the model; no gradient where none was asked for."""
+Observer = Callable[[Tensor, Tensor, Tensor | None], None]
+"""``observe(images, logits, gradient)`` is called with each answer of the model; gradient None where none was
+asked for."""
 
 
-class Search:
+class MinimumNormSearch:
     """A search for the closest adversarial image of each of N samples.
 
     Attributes
     ----------
     images, labels
         The unperturbed images (N, C, H, W) and their classes (N,).
-    farthest
+    max_distance
         The distance to the farthest corner of the box, (N,): no image is farther.
     """
 
@@ -51,13 +52,13 @@ class Search:
         labels: Tensor,
         norm: Norm,
         seed: Seed,
-        watch: Watch = lambda images, logits, gradient: None,
+        observe: Observer = lambda images, logits, gradient: None,
     ) -> None:
         self.images, self.labels, self.norm = images.detach(), labels, norm
         self._best = BestImages(self.images)
         corner = torch.where(self.images < 0.5, 1.0, 0.0).to(self.images)
-        self.farthest = distance(corner, self.images, norm).to(images)
-        self._model, self._seed, self._watch = QueriedModel.of(model, deferred=True), seed, watch
+        self.max_distance = distance(corner, self.images, norm).to(images)
+        self._model, self._seed, self._observe = QueriedModel.of(model, deferred=True), seed, observe
         self._clean: Tensor | None = None
         self._noise: Tensor | None = None
         self._runs = 0
@@ -73,7 +74,7 @@ class Search:
         """Their distances, float64 (N,), in pixel units; infinity where none is known."""
         return -self._best.score
 
-    def descend(self, images: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def query_gradient(self, images: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Ask for logits and a gradient at `images`: one forward, one backward.
 
         Returns
@@ -89,24 +90,24 @@ class Search:
         """
 
         def loss(logits: Tensor, rows: Tensor) -> Tensor:
-            return difference(logits, self.labels[rows], None if target is None else target[rows])
+            return logit_lead(logits, self.labels[rows], None if target is None else target[rows])
 
         x, everyone = images.detach(), torch.arange(len(images), device=images.device)
         logits, f, gradient = self._model.gradient(everyone, x, loss)
         with torch.no_grad():
-            self._watch(x, logits, gradient)
+            self._observe(x, logits, gradient)
             gradient = gradient.nan_to_num(0, 0, 0)
-            stuck = (x == self.images) & (((x <= 0) & (gradient > 0)) | ((x >= 1) & (gradient < 0)))
-            gradient = torch.where(stuck, 0, gradient)
+            at_edge = (x == self.images) & (((x <= 0) & (gradient > 0)) | ((x >= 1) & (gradient < 0)))
+            gradient = torch.where(at_edge, 0, gradient)
             flat = (gradient == 0).flatten(1).all(1)
-            gradient = torch.where(spread(flat), 1e-12 * self.noise, gradient)
+            gradient = torch.where(per_image(flat), 1e-12 * self.noise, gradient)
             return f.to(x).nan_to_num(0), gradient, self._keep(x, logits)
 
     @torch.no_grad()
-    def look(self, images: Tensor) -> Tensor:
+    def query(self, images: Tensor) -> Tensor:
         """Ask for the prediction at `images`, without a graph; whether it is not y, bool (N,)."""
         logits = self._model.logits(images)
-        self._watch(images, logits, None)
+        self._observe(images, logits, None)
         return self._keep(images, logits)
 
     def _keep(self, images: Tensor, logits: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ class Search:
     def noise(self) -> Tensor:
         """A random direction of each sample's own, of length 1 in l2; another one in each run."""
         if self._noise is None:
-            self._noise = unit(self._drawn(normal))
+            self._noise = normalise_l2(self._drawn(normal))
         return self._noise
 
     def _drawn(self, fill: Fill) -> Tensor:
@@ -130,7 +131,7 @@ class Search:
 
         return draw(self.images, self._seed, latest)
 
-    def others(self) -> Tensor:
+    def wrong(self) -> Tensor:
         """The other classes, (N, K - 1), by descending logit at the first image asked about."""
         if self._clean is None:
             raise RuntimeError("the model has not been asked yet")
@@ -141,8 +142,8 @@ class Search:
         self._noise, self._runs = None, self._runs + 1
         known = self.distance.isfinite()
         radius = self.distance.where(known, 0).to(self.images)
-        away = self.noise * spread(radius / lengths(self.noise, ORDER[self.norm]))
-        return torch.where(spread(known), (self.images + away).clamp(0, 1), self._drawn(uniform_unit))
+        away = self.noise * per_image(radius / norms_of(self.noise, ORDER[self.norm]))
+        return torch.where(per_image(known), (self.images + away).clamp(0, 1), self._drawn(uniform_unit))
 
     def refine(self, steps: int) -> None:
         """Bisect from each closest image towards the unperturbed one: `steps` forwards.
@@ -150,11 +151,15 @@ class Search:
         In l2 along the segment; in L-infinity by clipping the perturbation, which keeps more of it than
         scaling does at the same length.
         """
-        far, low, high = self.best.clone(), torch.zeros_like(self.farthest), torch.ones_like(self.farthest)
+        far, low, high = (
+            self.best.clone(),
+            torch.zeros_like(self.max_distance),
+            torch.ones_like(self.max_distance),
+        )
         length = distance(far, self.images, self.norm).to(far)
         for _ in range(steps):
             middle = (low + high) / 2
-            adversarial = self.look(onto_ball(far, self.images, middle * length, self.norm).clamp(0, 1))
+            adversarial = self.query(onto_ball(far, self.images, middle * length, self.norm).clamp(0, 1))
             low, high = torch.where(adversarial, low, middle), torch.where(adversarial, middle, high)
 
     def result(self) -> tuple[Tensor, Tensor]:
@@ -166,9 +171,9 @@ class Search:
             Some pixel or some answer during the search was NaN or infinite: what was found says nothing.
         """
         best, length = self.best.clone(), self.distance
-        adversarial = self.look(best) & length.isfinite()
+        adversarial = self.query(best) & length.isfinite()
         self._model.raise_pending()
-        return torch.where(spread(adversarial), best, self.images), length.where(adversarial, torch.inf)
+        return torch.where(per_image(adversarial), best, self.images), length.where(adversarial, torch.inf)
 
 
 def search(
@@ -180,23 +185,23 @@ def search(
     norm: Norm,
     restarts: int,
     refine: int,
-    **watch: Watch,
+    **observe: Observer,
 ) -> tuple[Tensor, Tensor]:
-    """Run `run` `restarts` times, refine, and ask again; see `Search.result`.
+    """Run `run` `restarts` times, refine, and ask again; see `MinimumNormSearch.result`.
 
     The first run starts at the image and descends towards the strongest other class, wherever that
     changes. Run r > 0 is for what it missed: it aims at the class of the (r + 1)-th largest logit among the
     others, in a circle, and starts at random, at the distance known or anywhere if none is.
 
-    In both the model is `frozen`; a `watch` sees what it answers.
+    In both the model is `frozen`; a `observe` sees what it answers.
     """
-    found = Search(model, images, labels, norm, seed, **watch)
+    found = MinimumNormSearch(model, images, labels, norm, seed, **observe)
     # a model may draw from the global generators
     with frozen(model), seeded(seed, restart=0, device=images.device):
         run(found, found.images, None)
         for restart in range(1, restarts):
-            others = found.others()
-            run(found, found.restart(), others[:, restart % others.shape[1]])
+            wrong = found.wrong()
+            run(found, found.restart(), wrong[:, restart % wrong.shape[1]])
         found.refine(refine)
         return found.result()
 
@@ -210,18 +215,18 @@ def improve(
     norm: Norm,
     start: Tensor,
     refine: int,
-    **watch: Watch,
+    **observe: Observer,
 ) -> tuple[Tensor, Tensor]:
     """Look for closer adversarial images than `start`: one run from there, then as in `search`."""
-    found = Search(model, images, labels, norm, seed, **watch)
+    found = MinimumNormSearch(model, images, labels, norm, seed, **observe)
     with frozen(model), seeded(seed, restart=0, device=images.device):
-        found.look(start)
+        found.query(start)
         run(found, start, None)
         found.refine(refine)
         return found.result()
 
 
-def difference(logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
+def logit_lead(logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
     """Logit of the label less that of `target` (N,), or of the strongest other class; shape (N,)."""
     true = logits.gather(1, labels[:, None])[:, 0]
     if target is None:
@@ -229,12 +234,12 @@ def difference(logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
     return true - logits.gather(1, target[:, None])[:, 0]
 
 
-def spread(values: Tensor) -> Tensor:
+def per_image(values: Tensor) -> Tensor:
     """View (N,) as (N, 1, 1, 1)."""
     return values.view(-1, 1, 1, 1)
 
 
-def lengths(images: Tensor, order: float = 2) -> Tensor:
+def norms_of(images: Tensor, order: float = 2) -> Tensor:
     """The length of each sample in the norm l_order, (N,): positive, and without overflow or underflow."""
     flat = images.flatten(1)
     largest = flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(images.dtype).tiny)
@@ -242,13 +247,13 @@ def lengths(images: Tensor, order: float = 2) -> Tensor:
     return length.clamp(torch.finfo(images.dtype).tiny, torch.finfo(images.dtype).max)
 
 
-def unit(images: Tensor) -> Tensor:
+def normalise_l2(images: Tensor) -> Tensor:
     """Scale each sample to length 1 in l2."""
     largest = images.abs().flatten(1).amax(1).clamp_min(torch.finfo(images.dtype).tiny)
-    images = images / spread(largest)
-    return images / spread(lengths(images))
+    images = images / per_image(largest)
+    return images / per_image(norms_of(images))
 
 
-def cosine(first: float, last: float, step: int, steps: int) -> float:
+def cosine_annealing(first: float, last: float, step: int, steps: int) -> float:
     """Cosine annealing from `first` at step 0 towards `last` at step `steps`."""
     return last + (first - last) * (1 + math.cos(math.pi * step / steps)) / 2

@@ -12,7 +12,7 @@ from .memory import out_of_memory
 
 
 def ask_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
-    """Return the model's logits (N, K) of `images` (N, C, H, W); their values are not looked at.
+    """Return the model's logits (N, K) of `images` (N, C, H, W); their values are not checked.
 
     A model whose parameters are of another floating type is handed images of that type. A GPU is not waited
     for.

@@ -37,8 +37,8 @@ def project(images: Tensor, center: Tensor, radius: Radius, norm: Norm) -> Tenso
     """Nearest point to each of `images` (n, C, H, W) in the ball around `center` that lies in the box [0, 1].
 
     `radius` is one for all samples or one for each of them, in pixel units; `center` lies in the box. The
-    nearest point of ball and box together, in l2 too: going to the ball first and clipping then, as attacks
-    are wont to, ends well inside the ball wherever the box is met, which on dark images is nearly everywhere.
+    nearest point of ball and box together, in l2 too: projecting onto the ball first and clipping then, as
+    most attacks do, ends well inside the ball wherever the box is met, on dark images nearly everywhere.
     """
     if norm == "linf":
         return onto_ball(images, center, radius, norm).clamp(0, 1)

@@ -1,6 +1,6 @@
 """The model as attacks and the harness ask it: counted, checked, in batches that fit, in two precisions.
 
-There is one such wrapper around a model, whoever asks: an attack that is handed a `QueriedModel` uses it.
+A model has one such wrapper: an attack that is handed a `QueriedModel` uses it as it is.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class QueriedModel(nn.Module):
     model
         A module, or any function from images (N, C, H, W) to logits (N, K).
     num_classes
-        K. With it every answer is held to the contract of `ask_model`. None for a function of which nothing
-        is known: only NaN and infinity are refused then, and its exceptions pass unchanged.
+        K. With it every answer is held to the contract of `ask_model`. None for any function: then only NaN
+        and infinity are refused, and its exceptions pass unchanged.
     deferred
-        Look at values only in `raise_pending`, or after `MAX_PENDING` checks, so that a GPU need not be
-        waited for at every query. Otherwise they are looked at in the query.
+        Check values only in `raise_pending`, or after `MAX_PENDING` checks, so that a GPU need not be
+        waited for at every query. Otherwise they are checked in the query itself.
     largest_batch
         Samples in the largest batch that is asked at once by the methods that split; None for no limit.
 
@@ -155,7 +155,7 @@ class QueriedModel(nn.Module):
         return value.double(), gradient
 
     def differentiable(self, images: Tensor) -> Tensor:
-        """Logits (N, K) that whoever asks differentiates himself, in batches of at most `largest_batch`.
+        """Logits (N, K) to be differentiated by the caller, in batches of at most `largest_batch`.
 
         Where there are several, each is asked again for its gradient, so that one graph is held at a time.
         """
@@ -212,7 +212,7 @@ class QueriedModel(nn.Module):
         """Require `values` (N, ...) to be finite, see `require`; `what` is such as "logits are"."""
         finite = values.isfinite()
         if self.deferred:
-            finite = _by_sample(finite)  # small, for it is kept
+            finite = _by_sample(finite)  # small, since it is stored
         self.require(finite, lambda: raise_nonfinite(_by_sample(finite), what))
 
     def require(self, condition: Tensor, refuse: Callable[[], None]) -> None:

@@ -70,7 +70,7 @@ def accuracy_cells(
             batch_size=grid.batch_size or plan.batch_size(training.model),
         )
         for threat, grid in ((attack.threat, attack.plan) for attack in plan.attacks)
-        if threat.through == "model" or solver is not None
+        if threat.crafted_on == "model" or solver is not None
         for strength in grid.strengths
     ]
 

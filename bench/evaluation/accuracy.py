@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..._errors import RobustodeError, one_line
 from ...attacks import Threat
-from ...attacks.core.cost_log import Part, keeping
+from ...attacks.core.cost_log import Part, record_costs
 from ...attacks.core.frozen_model import frozen as frozen
 from ...attacks.core.seeds import sample_seeds
 from ..data import Split
@@ -21,10 +21,10 @@ from ..records.adversarial_examples import AdversarialExamples
 from ..records.record import Cell, Record, Status
 from ..runtime.checked_model import CheckedModel
 from .attack_verification import EXAMPLES as EXAMPLES
-from .attack_verification import Judge, predict
+from .attack_verification import CellVerification, predict
 
 POOL = 10
-"""Batches whose survivors are attacked together, where the threat allows it."""
+"""Batches whose correctly classified samples are attacked together, where the threat allows it."""
 
 
 def evaluate_cell(
@@ -54,7 +54,7 @@ def evaluate_cell(
         asks for them itself otherwise.
     keep
         Called with the samples that were broken. With it, a perturbation is rounded to the steps of a stored
-        one before it is measured and predicted, and a break must survive what `Judge` asks of it.
+        one before it is measured and predicted, and a break must survive what `CellVerification` asks of it.
     on_samples
         Called with the number of (draw, sample) pairs after each batch.
 
@@ -65,23 +65,23 @@ def evaluate_cell(
     """
     started = time.perf_counter()
     split = split.first(cell.samples)
-    judge = Judge(cell, threat, split, stored=keep is not None)
+    verification = CellVerification(cell, threat, split, stored=keep is not None)
     rows = np.arange(cell.samples)
     with frozen(model):
         queried = CheckedModel(
             model, num_classes, deferred=device.type != "cpu", largest_batch=cell.batch_size
         )
         if threat.family not in ("clean", "noise") and cell.strength > 0:
-            judge.prediction[:] = predict_clean(queried, split, cell.batch_size, device, clean)
-            rows = np.flatnonzero(judge.prediction[0] == judge.labels)
-        with keeping(queried.meter) as ledger:
+            verification.prediction[:] = predict_clean(queried, split, cell.batch_size, device, clean)
+            rows = np.flatnonzero(verification.prediction[0] == verification.labels)
+        with record_costs(queried.meter) as costs:
             for draw in range(cell.draws):
                 if len(rows) < cell.samples:
                     on_samples(cell.samples - len(rows))
                 for batch, images, targets, seeds in batches(
                     split, rows, cell, device, draw, pooled=threat.pooled
                 ):
-                    judge.take(
+                    verification.verify_batch(
                         queried,
                         draw,
                         batch,
@@ -89,14 +89,14 @@ def evaluate_cell(
                         images,
                     )  # no name holds what is perturbed while the next batch is
                     on_samples(len(batch))
-                judge.settle(queried)
+                verification.finish(queried)
     if keep is not None:
-        keep(judge.breaks())
+        keep(verification.breaks())
     return Record(
         cell=cell,
-        outcomes=judge.outcomes(),
-        examples=judge.examples(),
-        measures=measured(ledger.at(cell.strength)),
+        outcomes=verification.outcomes(),
+        examples=verification.examples(),
+        measures=measured(costs.at(cell.strength)),
         forwards=queried.forwards,
         backwards=queried.backwards,
         nfe=queried.nfe,

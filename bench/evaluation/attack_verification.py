@@ -15,20 +15,21 @@ from ..records.record import Cell
 from ..runtime.checked_model import CheckedModel
 
 EXAMPLES = 6
-"""Samples of each cell whose images are kept for the figures."""
+"""Samples of each cell whose images are stored for the figures."""
 
 
-class Judge:
-    """The outcomes of one cell, batch by batch, and known once they are settled.
+class CellVerification:
+    """Checks what an attack returned, batch by batch, and collects the outcomes of one cell.
 
-    What is not `stored` is looked at when settled, so that a GPU is not waited for at every batch.
+    Outcomes are complete after `finish`: without `stored`, values are fetched from a GPU only then, so that
+    it is not waited for at every batch.
 
     Parameters
     ----------
     split
         The samples of the cell.
     stored
-        Judge a perturbation as it would be stored: rounded to whole steps before it is measured and
+        Check a perturbation as it would be stored: rounded to whole steps before it is measured and
         predicted; and a break must also survive alone, at batch size 1, and among the other breaks of its
         batch in another order.
 
@@ -37,7 +38,7 @@ class Judge:
     labels
         (samples,).
     prediction
-        int16 (draws, samples), filled by whoever knows better than the batches: clean predictions.
+        int16 (draws, samples), to be filled with clean predictions for samples that are not attacked.
     """
 
     def __init__(self, cell: Cell, threat: Threat, split: Split, *, stored: bool) -> None:
@@ -47,12 +48,12 @@ class Judge:
         self._norm = np.zeros((cell.draws, cell.samples), np.float32)
         self._shown = split.images[:EXAMPLES].cpu().clone()
         self._steps: dict[int, NDArray[np.int32]] = {}
-        self._predictions, self._norms, self._first = _Later(), _Later(), _Later()
+        self._predictions, self._norms, self._first = _DeferredCopies(), _DeferredCopies(), _DeferredCopies()
 
-    def take(
+    def verify_batch(
         self, model: CheckedModel, draw: int, batch: np.ndarray, perturbed: Tensor, images: Tensor
     ) -> None:
-        """Judge what became of the samples `batch` (n,), whose `images` (n, C, H, W) were `perturbed`.
+        """Check what became of the samples `batch` (n,), whose `images` (n, C, H, W) were `perturbed`.
 
         Raises
         ------
@@ -73,24 +74,24 @@ class Judge:
                     found[broken] = ask(model, perturbed[torch.from_numpy(broken).to(perturbed.device)]).cpu()
             for i in np.flatnonzero(found.numpy() != labels):
                 self._steps.setdefault(int(batch[i]), steps[i])
-        self._predictions.put(self.prediction[draw], batch, found)
+        self._predictions.copy(self.prediction[draw], batch, found)
         if cell.norm is not None and self.threat.norm is not None:
-            self._norms.put(self._norm[draw], batch, distance(perturbed, images, self.threat.norm))
+            self._norms.copy(self._norm[draw], batch, distance(perturbed, images, self.threat.norm))
         shown = np.flatnonzero(batch < EXAMPLES)
         if draw == 0 and len(shown):
             rows = torch.from_numpy(shown).to(perturbed.device)
-            self._first.put(self._shown.numpy(), batch[shown], perturbed[rows])
+            self._first.copy(self._shown.numpy(), batch[shown], perturbed[rows])
         if self.stored:
-            self.settle(model)
+            self.finish(model)
 
-    def settle(self, model: CheckedModel) -> None:
+    def finish(self, model: CheckedModel) -> None:
         """Look at what was put off; raises what `take` does."""
         model.raise_pending()
         for later in (self._predictions, self._norms, self._first):
-            later.settle()
+            later.finish()
 
-    def adopt(self, other: Judge, batch: np.ndarray) -> None:
-        """Take what another judge found of the samples `batch` (n,) at a smaller strength."""
+    def copy_broken(self, other: CellVerification, batch: np.ndarray) -> None:
+        """Copy what was found for the samples `batch` (n,) at a smaller strength."""
         self.prediction[:, batch] = other.prediction[:, batch]
         self._norm[:, batch] = other._norm[:, batch]
         first = batch[batch < EXAMPLES]
@@ -103,7 +104,7 @@ class Judge:
         return found | ({"norm": self._norm} if self.cell.norm is not None else {})
 
     def breaks(self) -> AdversarialExamples:
-        """The samples that were broken, and with what; only a judge of what is stored knows."""
+        """The samples that were broken, and their adversarial examples; empty unless `stored`."""
         broken = sorted(self._steps)
         none = np.zeros((0, *self.split.images.shape[1:]), np.int32)
         return AdversarialExamples(
@@ -135,19 +136,19 @@ def _shuffled(model: CheckedModel, images: Tensor) -> Tensor:
     return found
 
 
-class _Later:
-    """Values for rows of an array: those on a CPU are put at once, those on a GPU fetched together."""
+class _DeferredCopies:
+    """Values for rows of an array: those on a CPU are copied at once, those on a GPU fetched together."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[np.ndarray, np.ndarray, Tensor]] = []
 
-    def put(self, array: np.ndarray, rows: np.ndarray, values: Tensor) -> None:
+    def copy(self, array: np.ndarray, rows: np.ndarray, values: Tensor) -> None:
         if values.device.type == "cpu":
             array[rows] = values.numpy()
         else:
             self._waiting.append((array, rows, values.clone()))
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return

@@ -1,4 +1,4 @@
-"""All strengths of one threat in one run: every strength judged for itself, what is broken carried upward."""
+"""All strengths of one threat in one run; a sample broken at one strength is broken at every larger one."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from ...attacks import Threat
-from ...attacks.core.cost_log import divided, keeping
+from ...attacks.core.cost_log import record_costs, split_in_proportion
 from ...attacks.core.frozen_model import frozen
 from ..data import Split
 from ..records.adversarial_examples import AdversarialExamples
 from ..records.record import Cell, Record
 from ..runtime.checked_model import CheckedModel
 from .accuracy import batches, measured, predict_clean
-from .attack_verification import Judge
+from .attack_verification import CellVerification
 
 
 def evaluate_curve(
@@ -37,7 +37,7 @@ def evaluate_curve(
 ) -> list[Record]:
     """Accuracy under one threat at the strengths of `cells`, a record for each, from one run of the threat.
 
-    Every strength is judged as `evaluate_cell` judges it, and in a curve each break as it would be stored. A
+    Every strength is checked as by `evaluate_cell`, each adversarial example as it would be stored. A
     sample found broken at one strength is broken by the same image at every larger one, so accuracy never
     rises with the strength.
 
@@ -72,52 +72,58 @@ def evaluate_curve(
     split = split.first(first.samples)
     strengths = sorted(first.parameters.get("strengths") or {cell.strength for cell in cells})
     grid = [dataclasses.replace(first, strength=strength) for strength in strengths]
-    judges = [Judge(cell, threat, split, stored=True) for cell in grid]
+    verifications = [CellVerification(cell, threat, split, stored=True) for cell in grid]
     asked = [0] * len(grid)
     with frozen(model):
         queried = CheckedModel(
             model, num_classes, deferred=device.type != "cpu", largest_batch=first.batch_size
         )
         prediction = predict_clean(queried, split, first.batch_size, device, clean)
-        for judge in judges:
-            judge.prediction[:] = prediction
-        rows = np.flatnonzero(prediction == judges[0].labels)
+        for verification in verifications:
+            verification.prediction[:] = prediction
+        rows = np.flatnonzero(prediction == verifications[0].labels)
         on_samples(first.samples - len(rows))
-        with keeping(queried.meter) as ledger:
+        with record_costs(queried.meter) as costs:
             for batch, images, targets, seeds in batches(split, rows, first, device, pooled=threat.pooled):
                 reported = first.parameters.get("reported", ())
                 with torch.enable_grad():
-                    found = threat.along(queried, images.clone(), targets, strengths, reported, seeds)
+                    found = threat.perturb_at_strengths(
+                        queried, images.clone(), targets, strengths, reported, seeds
+                    )
                 queried.raise_pending()
                 broken = np.zeros(len(batch), bool)
-                for number, judge in enumerate(judges):
+                for number, verification in enumerate(verifications):
                     before = queried.forwards
                     if number:
-                        judge.adopt(judges[number - 1], batch[broken])
+                        verification.copy_broken(verifications[number - 1], batch[broken])
                     left = torch.from_numpy(~broken)
                     if not broken.all():
-                        judge.take(queried, 0, batch[~broken], found[number][left].detach(), images[left])
-                    broken = judge.prediction[0, batch] != judge.labels[batch]
+                        verification.verify_batch(
+                            queried, 0, batch[~broken], found[number][left].detach(), images[left]
+                        )
+                    broken = verification.prediction[0, batch] != verification.labels[batch]
                     asked[number] += queried.forwards - before
                 on_samples(len(batch))
     seconds = time.perf_counter() - started
-    parts = list(ledger.parts.values())
+    parts = list(costs.parts.values())
     rest = [
-        divided(queried.forwards - sum(asked) - sum(part.forwards for part in parts), [1] * len(grid)),
-        divided(queried.backwards - sum(part.backwards for part in parts), [1] * len(grid)),
+        split_in_proportion(
+            queried.forwards - sum(asked) - sum(part.forwards for part in parts), [1] * len(grid)
+        ),
+        split_in_proportion(queried.backwards - sum(part.backwards for part in parts), [1] * len(grid)),
     ]
     alone = (seconds - sum(part.seconds for part in parts)) / len(grid)
     records = []
     for cell in cells:
-        number, own = strengths.index(cell.strength), ledger.at(cell.strength)
-        judge = judges[number]
+        number, own = strengths.index(cell.strength), costs.at(cell.strength)
+        verification = verifications[number]
         if keep is not None:
-            keep(cell, judge.breaks())
+            keep(cell, verification.breaks())
         records.append(
             Record(
                 cell=cell,
-                outcomes=judge.outcomes(),
-                examples=judge.examples(),
+                outcomes=verification.outcomes(),
+                examples=verification.examples(),
                 measures={"strengths_in_run": float(len(grid)), **measured(own)},
                 forwards=asked[number] + rest[0][number] + sum(part.forwards for part in own.values()),
                 backwards=rest[1][number] + sum(part.backwards for part in own.values()),

@@ -1,7 +1,7 @@
 """What a flow does between its input and its output: distances, sensitivities and energy along time.
 
 Measured in float64 on the states that the first test images give, with the solver of the model, step by
-step. Nothing here is proven; it is set beside what is.
+step. These are measurements, not proofs.
 """
 
 from __future__ import annotations

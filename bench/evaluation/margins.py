@@ -1,4 +1,4 @@
-"""By how much a wrong class leads: whether an image is adversarial alone and among others."""
+"""Relative margins of images: whether one is adversarial alone and in shuffled batches."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ TIE = 1e-4
 """A lead of the true class below this, relative to the largest logit, may be another machine's rounding."""
 
 
-def leads(
+def relative_margins(
     model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, num_classes: int
 ) -> NDArray[np.float64]:
-    """By how much the best wrong class leads the true one, relative to the largest logit; shape (k,).
+    """The margin max_{k != y} z_k - z_y over the largest |logit|, float64 (n,).
 
     Positive where the prediction is wrong.
 
@@ -39,12 +39,12 @@ def leads(
     return np.concatenate(found)
 
 
-def lead_alone_and_shuffled(
+def relative_margins_alone_and_shuffled(
     model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, num_classes: int
 ) -> dict[str, NDArray[np.float64]]:
-    """`leads` of each image by itself, and among others in an order of a fixed seed."""
+    """`relative_margins` of each image at batch size 1, and in batches shuffled with a fixed seed."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     shuffled = np.empty(len(images))
-    shuffled[order.numpy()] = leads(model, images[order], labels[order], batch_size, num_classes)
-    alone = leads(model, images, labels, 1, num_classes)
+    shuffled[order.numpy()] = relative_margins(model, images[order], labels[order], batch_size, num_classes)
+    alone = relative_margins(model, images, labels, 1, num_classes)
     return {"at batch size 1": alone, "in shuffled batches": shuffled}

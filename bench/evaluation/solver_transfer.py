@@ -26,11 +26,11 @@ MOST_VALUES = 6_000_000
 """Pixel values times field evaluations whose graph is held at once: 30 MNIST images, 64 steps of rk4."""
 
 
-class SurrogateFailure(ModelFailure):
+class SurrogateModelFailure(ModelFailure):
     """A surrogate that raised or answered NaN: it gives no examples, which says nothing of the model."""
 
 
-def evaluate_through(
+def evaluate_solver_transfer(
     cell: Cell,
     model: nn.Module,
     split: Split,
@@ -58,7 +58,7 @@ def evaluate_through(
     ------
     InvalidArgument
         When `model` has no ODE block.
-    SurrogateFailure
+    SurrogateModelFailure
         When every surrogate failed, so that nothing was tried.
     ModelFailure, NonFinite, BudgetViolation
         As `evaluate_cell`, of the model itself and of the attack.
@@ -88,7 +88,7 @@ def evaluate_through(
                 clean=clean,
                 keep=None if keep is None else breaks.append,
             )
-        except SurrogateFailure as error:
+        except SurrogateModelFailure as error:
             measures[f"surrogate.{name}.left_out"] = 1.0
             reasons[name] = one_line(error)
         else:
@@ -97,7 +97,7 @@ def evaluate_through(
         total = cell.samples * cell.draws
         on_samples(total * number // len(surrogates) - total * (number - 1) // len(surrogates))
     if not found:
-        raise SurrogateFailure(
+        raise SurrogateModelFailure(
             f"every surrogate failed; {next(iter(reasons))}: {next(iter(reasons.values()))}"
         )
     if keep is not None:
@@ -144,7 +144,7 @@ def _handing(threat: Threat, surrogate: CheckedModel) -> Threat:
             ]
             surrogate.raise_pending()
         except ModelFailure as error:
-            raise SurrogateFailure(one_line(error)) from error
+            raise SurrogateModelFailure(one_line(error)) from error
         return torch.cat(parts)
 
     return dataclasses.replace(threat, craft=craft)

@@ -103,7 +103,7 @@ def unsuitable(model: nn.Module, images: Tensor) -> str | None:
     if float((together - again).abs().max() / size) > AGREEMENT:
         return "its logits change from pass to pass: votes are not those of one classifier"
     if float((together - alone).abs().max() / size) > AGREEMENT:
-        return "its logits depend on the samples beside it: votes are not independent"
+        return "its logits depend on the other samples of the batch: votes are not independent"
     return None
 
 

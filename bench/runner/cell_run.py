@@ -16,7 +16,7 @@ from ..data import Data
 from ..evaluation.accuracy import evaluate_cell
 from ..evaluation.curve import evaluate_curve
 from ..evaluation.dynamics import measure_dynamics
-from ..evaluation.solver_transfer import evaluate_through
+from ..evaluation.solver_transfer import evaluate_solver_transfer
 from ..proofs.lipschitz import certify_cell
 from ..proofs.randomized_smoothing import smooth_cell
 from ..records.adversarial_examples import AdversarialExamples
@@ -54,7 +54,7 @@ class CellRunner:
             breaks: list[AdversarialExamples] = []
             common |= {"clean": self._known(cell), "keep": breaks.append if cell.norm is not None else None}
             threat = self.threat(cell)
-            how = evaluate_cell if threat.through == "model" else evaluate_through
+            how = evaluate_cell if threat.crafted_on == "model" else evaluate_solver_transfer
             record = how(cell, model, test, threat, num_classes=classes, on_samples=advance, **common)
             return record, breaks[0] if breaks else None
         if cell.threat == "smoothing":

@@ -64,7 +64,7 @@ class Cost:
             return 100 * cell.samples * (self.forward + self.backward)
         attack = next(a for a in plan.attacks if a.threat.name == cell.threat)
         forward, backward = (
-            self.surrogates if attack.threat.through == "solvers" else (self.forward, self.backward)
+            self.surrogates if attack.threat.crafted_on == "solvers" else (self.forward, self.backward)
         )
         return cell.samples * cell.draws * (attack.queries[0] * forward + attack.queries[1] * backward)
 

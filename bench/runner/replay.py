@@ -17,7 +17,7 @@ from ...attacks import BUDGET_TOLERANCE, distance, violation
 from ...attacks.core.model_call import call_model
 from ..data import Data
 from ..evaluation.accuracy import failed, frozen
-from ..evaluation.margins import lead_alone_and_shuffled, leads
+from ..evaluation.margins import relative_margins, relative_margins_alone_and_shuffled
 from ..records.adversarial_examples import AdversarialExamples, add_steps
 from ..records.latest import Entry
 from ..records.record import Cell, Record
@@ -105,13 +105,13 @@ def _replay(
         inside = excess <= BUDGET_TOLERANCE * max(1.0, cell.strength)
         rows, steps, images = rows[inside], steps[inside], images[torch.from_numpy(inside)]
         targets = test.labels[torch.from_numpy(rows)]
-        broken = leads(model, images, targets, cell.batch_size, data.num_classes) > 0
+        broken = relative_margins(model, images, targets, cell.batch_size, data.num_classes) > 0
         counts[0] += len(rows)
         counts[1] += int(broken.sum())
         new = np.flatnonzero(broken & ~np.isin(rows, list(first)))
         if len(new):
             part = torch.from_numpy(new)
-            found = lead_alone_and_shuffled(
+            found = relative_margins_alone_and_shuffled(
                 model, images[part], targets[part], cell.batch_size, data.num_classes
             )
             holds = np.stack(list(found.values())).min(0) > 0

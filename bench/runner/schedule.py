@@ -145,7 +145,7 @@ def _try(spec: ModelSpec, plan: Plan, data: Data, device: torch.device) -> tuple
         return None, Cost.unknown(error)
     size = plan.batch_size(spec.name)
     cost = measure_cost(model, data, size, device)
-    if any(attack.threat.through == "solvers" for attack in plan.attacks):
+    if any(attack.threat.crafted_on == "solvers" for attack in plan.attacks):
         with suppress(Exception):  # of the model's own code; it is a failure where it is attacked
             few = min(size, ESTIMATE_SAMPLES)
             others = [measure_cost(other, data, few, device) for other in solver_surrogates(model).values()]

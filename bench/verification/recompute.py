@@ -18,7 +18,7 @@ from ...attacks import BUDGET_TOLERANCE, violation
 from ...attacks.core.model_call import call_model
 from ..data import Data
 from ..evaluation.accuracy import frozen
-from ..evaluation.margins import TIE, lead_alone_and_shuffled
+from ..evaluation.margins import TIE, relative_margins_alone_and_shuffled
 from ..records.adversarial_examples import AdversarialExamples, add_steps, unpack
 from ..records.checkpoint import load_tensors
 from ..records.record import Record
@@ -194,7 +194,7 @@ class Recheck:
         self.say(f"{cell.label()}: {len(breaks)} adversarial examples, alone and in shuffled batches")
         self.predicted += len(breaks)
         try:
-            found = lead_alone_and_shuffled(
+            found = relative_margins_alone_and_shuffled(
                 self.model, images, labels, cell.batch_size, self.data.num_classes
             )
         except RobustodeError as error:

@@ -18,7 +18,7 @@ from ...attacks import BUDGET_TOLERANCE, distance, violation
 from ...attacks.core.model_call import call_model
 from ..data import Data, Split
 from ..evaluation.accuracy import frozen
-from ..evaluation.margins import lead_alone_and_shuffled
+from ..evaluation.margins import relative_margins_alone_and_shuffled
 from ..records.adversarial_examples import AdversarialExamples, add_steps, perturbation_steps, unpack
 from ..records.record import Cell
 from ..records.store import Store
@@ -88,7 +88,9 @@ def judge(
     sift(fresh, "stored already")
     steps = steps[fresh]
     stored = torch.from_numpy(add_steps(test.images[rows].numpy(), steps))
-    found = lead_alone_and_shuffled(model, stored, test.labels[rows], cell.batch_size, data.num_classes)
+    found = relative_margins_alone_and_shuffled(
+        model, stored, test.labels[rows], cell.batch_size, data.num_classes
+    )
     broken = np.stack(list(found.values())).min(0) > 0
     sift(broken, "still classified correctly")
     steps, stored = steps[broken], stored[torch.from_numpy(broken)]

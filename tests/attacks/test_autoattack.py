@@ -9,7 +9,7 @@ import pytest
 import stubs
 import torch
 from robustode.attacks import THREATS
-from robustode.attacks.algorithms.finite_differences import slopes
+from robustode.attacks.algorithms.finite_differences import fit_and_attack
 from robustode.attacks.core.batch_state import under_attack
 from robustode.bench.config.preset import load_preset
 from robustode.bench.evaluation.accuracy import evaluate_cell
@@ -115,13 +115,13 @@ def test_attacks_with_and_without_gradients_agree_on_a_smooth_model():
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.4)])
-def test_slopes_fitted_to_logits_agree_with_gradients_in_both_norms(norm, eps):
+def test_finite_differences_fitted_to_logits_agree_with_gradients_in_both_norms(norm, eps):
     """The last stage alone, which asks for no gradient at all."""
     net, images, labels = trained()
     queried = CheckedModel(net, 10)
-    with under_attack(queried, images, labels, 0) as survivors:
-        slopes(survivors, eps, norm, queries=1200, targets=9)
-    left = float((net(survivors.best).argmax(1) == labels).double().mean())
+    with under_attack(queried, images, labels, 0) as state:
+        fit_and_attack(state, eps, norm, queries=1200, targets=9)
+    left = float((net(state.best).argmax(1) == labels).double().mean())
     assert queried.backwards == 0
     white = robust(f"autoattack-{norm}", eps, **SIZES)
     assert abs(left - white) <= 0.04
@@ -136,11 +136,11 @@ def test_square_alone_is_weak_in_l2():
 @BOTH
 def test_the_cascade_is_no_weaker_than_any_part(norm):
     eps = 0.05 if norm == "linf" else 0.4
-    cascade = robust(f"autoattack-{norm}", eps, steps=15, targets=4, queries=200)
+    autoattack_stages = robust(f"autoattack-{norm}", eps, steps=15, targets=4, queries=200)
     for part in ("apgd-ce", "apgd-t", "fab-t"):
         sizes = {"steps": 15} if part == "apgd-ce" else {"steps": 15, "targets": 4}
-        assert cascade <= robust(f"{part}-{norm}", eps, **sizes)
-    assert cascade <= robust(f"pgd-{norm}", eps, steps=15)
+        assert autoattack_stages <= robust(f"{part}-{norm}", eps, **sizes)
+    assert autoattack_stages <= robust(f"pgd-{norm}", eps, steps=15)
 
 
 def test_only_survivors_go_on_to_the_next_stage():

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from robustode._errors import InvalidArgument, NonFinite
 from robustode.attacks import BUDGET_TOLERANCE, THREATS, violation
-from robustode.attacks.core.cost_log import divided, keeping, part
-from robustode.attacks.core.curve_search import Curve
+from robustode.attacks.core.cost_log import part, record_costs, split_in_proportion
+from robustode.attacks.core.curve_search import CurveSearch
 from robustode.bench.config.cells import accuracy_cells, training_cell
 from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import load_preset
@@ -80,7 +80,7 @@ def test_on_a_linear_model_the_curve_is_exact_on_either_side_of_every_margin(nor
     quantiles = [float(reach[norm].quantile(q)) for q in (0.1, 0.4, 0.6, 0.9)]
     grid = sorted({q * f for q in quantiles for f in (0.99, 1.01)})
     threat = small(norm, steps=50, queries=4, restarts=1) if name == "curve" else THREATS.get(f"fmn-{norm}")
-    perturbed = threat.along(model, images, labels, grid, [grid[5]], 0)
+    perturbed = threat.perturb_at_strengths(model, images, labels, grid, [grid[5]], 0)
     for eps, found in zip(grid, perturbed, strict=True):
         sure = (reach[norm] / eps - 1).abs() > 5e-3
         assert int(sure.sum()) >= 20
@@ -98,7 +98,7 @@ def test_a_curve_never_rises_and_stays_in_every_ball(grid, reported, norm):
     model, images, labels, _ = linear(8)
     threat = small(norm, steps=3, targets=1, queries=3, restarts=1)
     chosen = [grid[reported % len(grid)]]
-    perturbed = threat.along(model, images, labels, grid, chosen, 0)
+    perturbed = threat.perturb_at_strengths(model, images, labels, grid, chosen, 0)
     broken = torch.stack([model(found).argmax(1) != labels for found in perturbed])
     assert (broken[1:] | ~broken[:-1]).all()
     for eps, found in zip(grid, perturbed, strict=True):
@@ -116,8 +116,8 @@ def test_a_model_without_gradients_is_attacked_at_every_strength(norm):
     rounded.load_state_dict(model.state_dict())
     labels = rounded(images).argmax(1)
     seen: list[float] = []
-    with keeping(lambda: (0, 0, 0)) as ledger:
-        small(norm, steps=3).along(rounded, images, labels, [1e-6, 2e-6, 3e-6], [2e-6], 0)
+    with record_costs(lambda: (0, 0, 0)) as ledger:
+        small(norm, steps=3).perturb_at_strengths(rounded, images, labels, [1e-6, 2e-6, 3e-6], [2e-6], 0)
         seen = [strength for (strength, name), _ in ledger.parts.items() if name == "square"]
     assert seen == [1e-6, 2e-6, 3e-6]
 
@@ -130,10 +130,10 @@ def test_a_sample_does_not_depend_on_its_batch(norm):
     model, images, labels, _ = linear(12)
     model, images = model.double(), images.double()
     threat, grid = small(norm, steps=6, queries=5), GRIDS[norm]
-    whole = threat.along(model, images, labels, grid, grid[2:3], list(range(12)))
+    whole = threat.perturb_at_strengths(model, images, labels, grid, grid[2:3], list(range(12)))
     for rows in (slice(0, 5), slice(5, 6), slice(6, 12)):
         seeds = list(range(12))[rows]
-        alone = threat.along(model, images[rows], labels[rows], grid, grid[2:3], seeds)
+        alone = threat.perturb_at_strengths(model, images[rows], labels[rows], grid, grid[2:3], seeds)
         torch.testing.assert_close(alone, whole[:, rows], rtol=0, atol=1e-9)
 
 
@@ -141,14 +141,14 @@ def test_strengths_that_do_not_ascend_are_refused():
     model, images, labels, _ = linear(2)
     for strengths in ([0.2, 0.1], [0.1, 0.1]):
         with pytest.raises(InvalidArgument, match="threat curve-linf: strengths must ascend"):
-            THREATS.get("curve-linf").along(model, images, labels, strengths, [], 0)
+            THREATS.get("curve-linf").perturb_at_strengths(model, images, labels, strengths, [], 0)
     with pytest.raises(InvalidArgument, match="pgd-linf does one strength at a time"):
-        THREATS.get("pgd-linf").along(model, images, labels, [0.1], [], 0)
+        THREATS.get("pgd-linf").perturb_at_strengths(model, images, labels, [0.1], [], 0)
 
 
 def test_strength_zero_is_the_identity_in_a_grid_too():
     model, images, labels, _ = linear(2)
-    found = THREATS.get("fmn-linf").along(model, images, labels, [0.0, 0.5], [], 0)
+    found = THREATS.get("fmn-linf").perturb_at_strengths(model, images, labels, [0.0, 0.5], [], 0)
     assert torch.equal(found[0], images)
     assert (model(found[1]).argmax(1) != labels).all()
 
@@ -165,9 +165,9 @@ def test_queries_of_samples_that_never_break_are_exact(norm):
     runs = SHORT["restarts"]
     minimal = (SHORT["steps"] + 1) * runs + 11, SHORT["steps"] * runs
     forwards, backwards = threat.queries(threat.parameters)
-    cascade = forwards - minimal[0], backwards - minimal[1]
-    assert sum(r.forwards for r in records) == 5 * (1 + minimal[0] + 2 * cascade[0] + 3)
-    assert sum(r.backwards for r in records) == 5 * (minimal[1] + 2 * cascade[1])
+    autoattack_stages = forwards - minimal[0], backwards - minimal[1]
+    assert sum(r.forwards for r in records) == 5 * (1 + minimal[0] + 2 * autoattack_stages[0] + 3)
+    assert sum(r.backwards for r in records) == 5 * (minimal[1] + 2 * autoattack_stages[1])
     assert [r.measures["strengths_in_run"] for r in records] == [3.0] * 3
 
 
@@ -232,7 +232,7 @@ def test_the_cascade_alone_notes_its_parts_too():
 
 @given(st.integers(0, 10**6), st.lists(st.integers(0, 50), min_size=1, max_size=9))
 def test_shares_are_whole_and_sum_to_the_total(total, weights):
-    shares = divided(total, weights)
+    shares = split_in_proportion(total, weights)
     assert sum(shares) == total
     assert min(shares) >= 0
     if any(weights):
@@ -312,7 +312,7 @@ def test_modes_flags_and_generators_are_put_back(norm):
     model, images, labels, _ = linear(3)
     model.train().requires_grad_(True)
     state = torch.get_rng_state()
-    small(norm).along(CheckedModel(model, 4), images, labels, GRIDS[norm], [], 0)
+    small(norm).perturb_at_strengths(CheckedModel(model, 4), images, labels, GRIDS[norm], [], 0)
     assert model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), state)
@@ -423,9 +423,9 @@ def test_a_curve_that_fails_is_a_failure_at_every_strength(few, tmp_path):
 def test_what_float32_oversteps_is_kept_as_the_harness_allows(radius, over, kept):
     """A sample is never called broken at a radius whose image of it was dropped for its last digits."""
     images = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
-    curve = Curve(images, torch.zeros(1, dtype=torch.long), 0, [radius], "l2")
+    curve = CurveSearch(images, torch.zeros(1, dtype=torch.long), 0, [radius], "l2")
     found = torch.full_like(images, (radius + over) / 16)
-    curve.note(curve.everyone, found, torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.bool))
+    curve.offer(curve.all_samples, found, torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.bool))
     assert curve.broken.tolist() == [[kept]]
     assert torch.equal(curve.best[0], found if kept else images)
     assert kept == (float(violation(found, images, radius, "l2")) <= BUDGET_TOLERANCE * max(1.0, radius) / 2)

@@ -10,7 +10,7 @@ from robustode._errors import NonFinite
 from robustode.attacks import BUDGET_TOLERANCE, THREATS, Threat, closest, violation
 from robustode.attacks.core.memory import out_of_memory
 from robustode.bench.runtime.checked_model import CheckedModel
-from test_survivors import images_for, smooth
+from test_batch_state import images_for, smooth
 from torch import nn
 
 SMALL = {"steps": 4, "targets": 3, "queries": 20, "directions": 2, "restarts": 2, "rounds": 2, "refine": 3}
@@ -34,7 +34,7 @@ def attacked(threat: Threat, model, images, labels, eps: float | None = None, se
     if threat.minimal:
         found += closest(threat, model, images, labels, seed)
     if threat.curve is not None:
-        found.append(threat.along(model, images, labels, [eps / 2, eps], [eps], seed))
+        found.append(threat.perturb_at_strengths(model, images, labels, [eps / 2, eps], [eps], seed))
     return found
 
 

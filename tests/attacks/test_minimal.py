@@ -10,7 +10,7 @@ import stubs
 import torch
 from robustode._errors import InvalidArgument, UnknownName
 from robustode.attacks import THREATS, closest, distance
-from robustode.attacks.core.minimum_norm_search import Search
+from robustode.attacks.core.minimum_norm_search import MinimumNormSearch
 from robustode.attacks.core.queried_model import QueriedModel
 from robustode.attacks.core.seeds import sample_seeds
 from robustode.bench.evaluation.accuracy import evaluate_cell
@@ -152,8 +152,8 @@ def test_queries_are_counted_exactly_whatever_is_found(name, restarts):
 def test_a_prediction_that_does_not_repeat_is_not_returned():
     """The last query has the last word."""
     model, images, labels = problem()
-    search = Search(model, images, labels, "l2", 0)
-    assert bool(search.look(1 - images).any())
+    search = MinimumNormSearch(model, images, labels, "l2", 0)
+    assert bool(search.query(1 - images).any())
     search._model = QueriedModel(lambda x: nn.functional.one_hot(labels, 3).float())
     found, distances = search.result()
     assert torch.equal(found, images)
@@ -166,8 +166,8 @@ def test_refining_stops_at_the_boundary_on_the_far_side():
     labels = model(images).argmax(1)
     far = model(1 - images).argmax(1) != labels
     for norm in ("linf", "l2"):
-        search = Search(model, images, labels, norm, 0)
-        search.look(1 - images)
+        search = MinimumNormSearch(model, images, labels, norm, 0)
+        search.query(1 - images)
         before = search.distance.clone()
         search.refine(12)
         z = model(search.best)

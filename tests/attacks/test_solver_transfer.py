@@ -15,7 +15,11 @@ from robustode.attacks import THREATS, Threat
 from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import load_preset
 from robustode.bench.evaluation.accuracy import evaluate_cell
-from robustode.bench.evaluation.solver_transfer import SurrogateFailure, _merged, evaluate_through
+from robustode.bench.evaluation.solver_transfer import (
+    SurrogateModelFailure,
+    _merged,
+    evaluate_solver_transfer,
+)
 from robustode.bench.records.adversarial_examples import AdversarialExamples, add_steps
 from robustode.bench.records.record import Record, from_json, to_json
 from robustode.bench.records.store import Store
@@ -83,7 +87,7 @@ def evaluated(model, split, name="solver-transfer-linf", eps=0.1, threat=None, *
     threat = threat or THREATS.get(name).configure(steps=5)
     cell = stubs.cell_for(threat, eps, len(split), norm=threat.norm)
     common = {"num_classes": 2, "device": stubs.CPU, "environment": {}} | more
-    return evaluate_through(cell, model, split, threat, **common)
+    return evaluate_solver_transfer(cell, model, split, threat, **common)
 
 
 def margins(split) -> np.ndarray:
@@ -141,7 +145,7 @@ def test_a_surrogate_that_answers_nan_is_left_out_and_named(samples):
 
 
 def test_without_any_surrogate_there_is_no_accuracy(samples):
-    with pytest.raises(SurrogateFailure, match=r"every surrogate failed; euler-16: .*NaN"):
+    with pytest.raises(SurrogateModelFailure, match=r"every surrogate failed; euler-16: .*NaN"):
         evaluated(Flow(broken=NAMES), samples)
 
 
@@ -172,7 +176,7 @@ def test_the_first_surrogate_that_breaks_counts_and_what_is_kept_is_what_was_pre
         sign = torch.sign(Flow().weight.detach()).view(SHAPE) * (1 - 2 * labels).view(-1, 1, 1, 1)
         return (images + lengths[model.model.flow.nfe] * sign).clamp(0, 1)
 
-    threat = Threat(name="fixed", family="transfer", norm="linf", craft=craft, through="solvers")
+    threat = Threat(name="fixed", family="transfer", norm="linf", craft=craft, crafted_on="solvers")
     breaks: list[AdversarialExamples] = []
     record = evaluated(Flow(), samples, threat=threat, keep=breaks.append)
     margin, norm = margins(samples), record.outcomes["norm"][0]

@@ -13,11 +13,11 @@ from robustode.attacks.algorithms.square import (
     _propose_l2,
     _propose_linf,
     _tiles,
+    eta_pattern,
+    eta_rectangle,
     fraction,
-    hill,
-    twin_hills,
 )
-from robustode.attacks.core.batch_state import Survivors
+from robustode.attacks.core.batch_state import BatchState
 from robustode.bench.runtime.checked_model import CheckedModel
 from test_gradient import linear_problem
 
@@ -59,13 +59,13 @@ def test_the_hills_are_those_of_torchattacks(s):
 
     theirs = torchattacks.Square(torch.nn.Linear(1, 1))
     theirs.device = "cpu"
-    torch.testing.assert_close(hill(s, s + 2).float(), theirs.eta_rectangles(s, s + 2))
+    torch.testing.assert_close(eta_rectangle(s, s + 2).float(), theirs.eta_rectangles(s, s + 2))
     if s > 1:
         with torch.random.fork_rng(devices=[]):
             eta = theirs.eta(s)
-        ours = twin_hills(s).float()
+        ours = eta_pattern(s).float()
         assert torch.allclose(ours, eta) or torch.allclose(ours.T, eta)
-    assert float(twin_hills(s).norm()) == pytest.approx(1)
+    assert float(eta_pattern(s).norm()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -98,9 +98,9 @@ def test_the_estimated_slope_of_a_linear_model_is_its_gradient():
     weight = torch.randn(1, 3, 3, generator=torch.Generator().manual_seed(0))
     model = stubs.two_class(weight, 1.0 - float(weight.sum() / 2))
     images = torch.full((2, 1, 3, 3), 0.5)
-    survivors = Survivors(model, images, model(images).argmax(1), 0)
-    g = slope(survivors, survivors.rows, images, 0.1, 400, "test").flatten(1)
-    sign = torch.where(survivors.labels == 1, -1.0, 1.0)[:, None]
+    state = BatchState(model, images, model(images).argmax(1), 0)
+    g = slope(state, state.rows, images, 0.1, 400, "test").flatten(1)
+    sign = torch.where(state.labels == 1, -1.0, 1.0)[:, None]
     cosine = torch.cosine_similarity(g, sign * weight.flatten()[None], dim=1)
     assert float(cosine.min()) > 0.98
     assert float(cosine[0]) != float(cosine[1]), "each sample has signs of its own"

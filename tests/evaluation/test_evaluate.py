@@ -141,7 +141,7 @@ def test_a_batch_that_is_all_wrong_is_not_attacked(problem):
     assert (record.forwards, record.backwards) == (COUNT, 0)
 
 
-def test_survivors_are_pooled_into_full_batches(problem):
+def test_batch_state_are_pooled_into_full_batches(problem):
     seen = []
 
     def craft(model, images, labels, strength, seed):

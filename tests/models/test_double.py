@@ -13,7 +13,7 @@ import torch
 from robustode._errors import DataUnavailable
 from robustode.attacks import THREATS
 from robustode.attacks.autoattack import _apgd_t
-from robustode.attacks.core.batch_state import Survivors, under_attack
+from robustode.attacks.core.batch_state import BatchState, under_attack
 from robustode.attacks.core.double_precision import in_double
 from robustode.attacks.core.losses import margin
 from robustode.bench.data import load_data
@@ -87,7 +87,7 @@ def test_it_is_put_back_after_an_error_and_shared_tensors_stay_shared():
 
 
 @pytest.mark.parametrize("network", [0, 1])
-def test_slopes_in_double_precision_break_what_single_precision_cannot(network, monkeypatch):
+def test_finite_differences_in_double_precision_break_what_single_precision_cannot(network, monkeypatch):
     """A ball so large that a label's logit has to come back from exactly 1, while others rise to it."""
     net, images, labels = trained(network)
     threat = THREATS.get("autoattack-l2").configure(steps=20, targets=3, queries=1)
@@ -97,7 +97,7 @@ def test_slopes_in_double_precision_break_what_single_precision_cannot(network, 
         return 100 * float((model(threat(model, images, labels, 0.6, 0)).argmax(1) == labels).double().mean())
 
     twin, refined = left("none"), left("saturated")
-    monkeypatch.setattr(Survivors, "refine", lambda self: None)
+    monkeypatch.setattr(BatchState, "switch_to_float64", lambda self: None)
     assert refined <= twin + 1
     assert left("saturated") >= twin + 4
 
@@ -108,10 +108,10 @@ def test_who_is_refined():
     near, far = images + 1e-3, 0.5 + 0.1 * (images - 0.5)
     assert model(near).amax(1).tolist() == [1] * 6
     assert bool((model(far).amax(1) < 1).all())
-    with under_attack(model, images, labels, 0) as survivors:
-        survivors.ask(survivors.rows, torch.cat([near[:3], far[3:]]))
-        survivors.refine()
-        assert survivors.fine.tolist() == [True] * 3 + [False] * 3
+    with under_attack(model, images, labels, 0) as state:
+        state.query_margins(state.rows, torch.cat([near[:3], far[3:]]))
+        state.switch_to_float64()
+        assert state.use_float64.tolist() == [True] * 3 + [False] * 3
 
 
 @pytest.mark.parametrize("kind", ["constant", "rounded", "double"])
@@ -134,11 +134,11 @@ def test_who_is_not_refined_though_it_stands_still(kind):
             return torch.cat([torch.ones_like(score), score], 1)
 
     model = Two().double() if kind == "double" else Two()
-    with under_attack(CheckedModel(model, 2), images, torch.zeros(6, dtype=torch.long), 0) as survivors:
-        assert survivors.standing.tolist() == [True] * 6
-        survivors.refine()
-        assert survivors.still.tolist() == [True] * 6
-        assert not bool(survivors.fine.any())
+    with under_attack(CheckedModel(model, 2), images, torch.zeros(6, dtype=torch.long), 0) as state:
+        assert state.active.tolist() == [True] * 6
+        state.switch_to_float64()
+        assert state.saturated.tolist() == [True] * 6
+        assert not bool(state.use_float64.any())
 
 
 class Single(torch.autograd.Function):
@@ -174,7 +174,7 @@ def test_a_model_that_fails_in_double_precision_is_attacked_in_single(norm, room
     found = threat(CheckedModel(Fails(), 4), images, labels, 1e-3, 0)
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr(Survivors, "refine", lambda self: None)
+        patch.setattr(BatchState, "switch_to_float64", lambda self: None)
         assert torch.equal(found, threat(CheckedModel(model, 4), images, labels, 1e-3, 0))
 
 
@@ -185,9 +185,9 @@ def test_a_refined_sample_does_not_depend_on_the_samples_beside_it(norm):
     mixed = torch.cat([images[:3], others, images[3:]])
     own = torch.cat([labels[:3], model(others).argmax(1), labels[3:]])
     threat = THREATS.get(f"autoattack-{norm}").configure(steps=8, targets=3, queries=1)
-    with under_attack(model, mixed, own, 0) as survivors:
-        survivors.refine()
-        assert 0 < int(survivors.fine.sum()) < len(mixed), "some of both sorts"
+    with under_attack(model, mixed, own, 0) as state:
+        state.switch_to_float64()
+        assert 0 < int(state.use_float64.sum()) < len(mixed), "some of both sorts"
     radius = {"linf": 0.05, "l2": 0.3}[norm]
     together = threat(model, mixed, own, radius, list(range(12)))
     for i in range(12):
@@ -198,14 +198,14 @@ def test_a_refined_sample_does_not_depend_on_the_samples_beside_it(norm):
 def test_a_refined_sample_is_let_go_once_it_is_broken_and_its_best_image_kept():
     net, images, labels = trained(0)
     queried = CheckedModel(Masked(net, "saturated"), 10)
-    with under_attack(queried, images, labels, 0) as survivors:
-        survivors.refine()
-        rows = survivors.fine.nonzero().flatten()
+    with under_attack(queried, images, labels, 0) as state:
+        state.switch_to_float64()
+        rows = state.use_float64.nonzero().flatten()
         assert len(rows) > 20
-        _apgd_t(survivors, 3.0, "l2", 10, 9)
-        margins = margin(queried(survivors.best), labels)
-        assert torch.allclose(survivors.margin, margins, atol=1e-5)
-        assert not bool(survivors.standing[rows].any())
+        _apgd_t(state, 3.0, "l2", 10, 9)
+        margins = margin(queried(state.best), labels)
+        assert torch.allclose(state.margin, margins, atol=1e-5)
+        assert not bool(state.active[rows].any())
     assert queried.backwards < 450 * 2 + 450 * 10, "the first of nine targets does, for nearly all"
 
 
@@ -235,10 +235,10 @@ def test_no_sample_of_a_published_model_is_refined(name):
         dataset, seed = re.fullmatch(r"(\w+)-seed(\d+)-\w+", path.stem).groups()
         model = robustode.load_model(folder, path.parent.name, seed=int(seed))
         test = stored(dataset).test.first(500)
-        with under_attack(model, test.images, test.labels, 0) as survivors:
-            survivors.refine()
-            assert bool(survivors.still.all()), "after one query all of them might be"
-            assert not bool(survivors.fine.any())
+        with under_attack(model, test.images, test.labels, 0) as state:
+            state.switch_to_float64()
+            assert bool(state.saturated.all()), "after one query all of them might be"
+            assert not bool(state.use_float64.any())
 
 
 def stored(dataset: str):

@@ -88,7 +88,7 @@ def test_a_curve_finds_in_one_run_what_the_cascade_finds_at_each_strength(mask, 
     sizes = {**WHITE, "targets": 9, "queries": 50} if mask in BLIND else WHITE
     plain, curve = (THREATS.get(f"{what}-{norm}").configure(**sizes) for what in ("autoattack", "curve"))
     grid = list(EPS[norm])
-    along = curve.along(model, images, labels, grid, [grid[1]], 0)
+    along = curve.perturb_at_strengths(model, images, labels, grid, [grid[1]], 0)
     for eps, found in zip(grid, along, strict=True):
         left, least = (
             100 * float((model(attacked).argmax(1) == labels).double().mean())

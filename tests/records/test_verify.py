@@ -423,8 +423,8 @@ def test_a_stated_dependence_on_the_batch_is_a_note(folder, monkeypatch):
         found["in shuffled batches"] = -np.ones_like(found["in shuffled batches"])
         return found
 
-    real = recheck.lead_alone_and_shuffled
-    monkeypatch.setattr(recheck, "lead_alone_and_shuffled", dependent)
+    real = recheck.relative_margins_alone_and_shuffled
+    monkeypatch.setattr(recheck, "relative_margins_alone_and_shuffled", dependent)
     assert "are classified correctly in shuffled batches: not adversarial" in only(folder)
     store = Store(folder)
     training = next(r for r in store.load()[0] if r.cell.kind == "training")
@@ -438,7 +438,7 @@ def test_a_stated_dependence_on_the_batch_is_a_note(folder, monkeypatch):
 
 def test_a_tie_is_a_note(folder, monkeypatch):
     monkeypatch.setattr(
-        recheck, "lead_alone_and_shuffled", lambda *args: {"at batch size 1": -1e-6 * np.ones(len(args[1]))}
+        recheck, "relative_margins_alone_and_shuffled", lambda *args: {"at batch size 1": -1e-6 * np.ones(len(args[1]))}
     )
     found = verify(folder)
     assert lines(found) == []

@@ -7,8 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from robustode.attacks.algorithms import finite_differences as _slopes
-from robustode.attacks.algorithms.finite_differences import directions, explain, farthest, slopes
-from robustode.attacks.core.batch_state import Survivors, under_attack
+from robustode.attacks.algorithms.finite_differences import (
+    broyden_update,
+    fit_and_attack,
+    maximise_linear,
+    orthogonal_directions,
+)
+from robustode.attacks.core.batch_state import BatchState, under_attack
 from robustode.attacks.core.norms import distance
 from torch import nn
 
@@ -43,7 +48,7 @@ def test_no_other_point_of_the_ball_and_the_box_is_farther_along(seed, norm, eps
     x0 = torch.where(torch.rand(x0.shape, generator=generator) < 0.5, x0.round(), x0)
     g = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
     g[0, 0, 0] = 0
-    x = farthest(g, x0, eps, norm)
+    x = maximise_linear(g, x0, eps, norm)
     assert bool(((x >= 0) & (x <= 1)).all())
     assert bool((distance(x, x0, norm) <= eps * (1 + 1e-12)).all())
     assert torch.equal(x[0, 0, 0], x0[0, 0, 0])
@@ -64,14 +69,14 @@ def test_no_other_point_of_the_ball_and_the_box_is_farther_along(seed, norm, eps
 
 def test_every_basis_is_orthonormal_and_each_sample_has_its_own():
     x = torch.zeros(2, 3, 2, 2, dtype=torch.float64)
-    sweep = directions(x, [1, 2], 0, 24)
+    sweep = orthogonal_directions(x, [1, 2], 0, 24)
     one = torch.eye(12, dtype=torch.float64)
     for sample in sweep:
         for basis in sample.split(12):
             assert torch.allclose(basis @ basis.T, one)
     assert not torch.equal(sweep[0].abs() * sweep[0].sign(), sweep[1])
     assert not torch.equal(sweep[0, :12], sweep[0, 12:])
-    assert torch.equal(directions(x[1:], [2], 7, 9)[0], sweep[1, 7:16])
+    assert torch.equal(orthogonal_directions(x[1:], [2], 7, 9)[0], sweep[1, 7:16])
 
 
 def test_a_linear_model_is_fitted_exactly_once_every_direction_is_seen():
@@ -81,12 +86,12 @@ def test_a_linear_model_is_fitted_exactly_once_every_direction_is_seen():
     jacobian = torch.zeros_like(truth)
     missed = [float((truth - jacobian).norm())]
     for part in moves.split(4, 1):
-        jacobian = explain(jacobian, part, part @ truth.mT, 0)
+        jacobian = broyden_update(jacobian, part, part @ truth.mT, 0)
         assert torch.allclose(part @ jacobian.mT, part @ truth.mT), "what was seen is explained"
         missed.append(float((truth - jacobian).norm()))
     assert missed == sorted(missed, reverse=True), "the smallest change never leads away"
-    assert torch.allclose(explain(jacobian * 0, moves, moves @ truth.mT, 0), truth)
-    shrunk = explain(jacobian * 0, moves, moves @ truth.mT, 10.0)
+    assert torch.allclose(broyden_update(jacobian * 0, moves, moves @ truth.mT, 0), truth)
+    shrunk = broyden_update(jacobian * 0, moves, moves @ truth.mT, 10.0)
     assert float(shrunk.norm()) < float(truth.norm())
 
 
@@ -95,10 +100,10 @@ def test_a_rounded_linear_model_is_broken_where_its_twin_can_be(norm):
     model, images, labels = steps(0.5)
     twin = Steps(model.weight, 1e-9)
     eps = 0.05 if norm == "linf" else 0.3
-    with under_attack(model, images, labels, 0) as survivors:
-        slopes(survivors, eps, norm, queries=1000, targets=3)
+    with under_attack(model, images, labels, 0) as state:
+        fit_and_attack(state, eps, norm, queries=1000, targets=3)
     aims = [
-        farthest((model.weight[k] - model.weight[labels]).view_as(images), images, eps, norm)
+        maximise_linear((model.weight[k] - model.weight[labels]).view_as(images), images, eps, norm)
         for k in range(4)
     ]
     gaps = torch.stack(
@@ -107,9 +112,9 @@ def test_a_rounded_linear_model_is_broken_where_its_twin_can_be(norm):
     best = gaps.scatter(0, labels[None], -torch.inf).amax(0)
     assert int((best > 0.5).sum()) >= 5
     assert int((best < -0.5).sum()) >= 5
-    assert not bool(survivors.standing[best > 0.5].any()), "rounding two logits hides half a grain of each"
-    assert bool(survivors.standing[best < -0.5].all())
-    assert bool((distance(survivors.best, images, norm) <= eps * (1 + 1e-9)).all())
+    assert not bool(state.active[best > 0.5].any()), "rounding two logits hides half a grain of each"
+    assert bool(state.active[best < -0.5].all())
+    assert bool((distance(state.best, images, norm) <= eps * (1 + 1e-9)).all())
 
 
 @BOTH
@@ -117,10 +122,10 @@ def test_a_sample_alone_fares_as_in_any_company(norm, monkeypatch):
     model, images, labels = steps(0.5)
     eps = 0.04 if norm == "linf" else 0.2
 
-    def attacked(rows: slice) -> Survivors:
-        with under_attack(model, images[rows], labels[rows], list(range(40))[rows]) as survivors:
-            slopes(survivors, eps, norm, queries=300, targets=3)
-        return survivors
+    def attacked(rows: slice) -> BatchState:
+        with under_attack(model, images[rows], labels[rows], list(range(40))[rows]) as state:
+            fit_and_attack(state, eps, norm, queries=300, targets=3)
+        return state
 
     together = attacked(slice(None))
     assert 0 < int(together.standing.sum()) < 40
@@ -133,8 +138,8 @@ def test_a_sample_alone_fares_as_in_any_company(norm, monkeypatch):
 
 def test_a_sample_that_showed_a_gradient_is_not_asked_about():
     model, images, labels = steps(0.5)
-    with under_attack(model, images, labels, 0) as survivors:
-        survivors.blind[:] = False
-        before = survivors.margin.clone()
-        slopes(survivors, 0.3, "l2", queries=300, targets=3)
-    assert torch.equal(survivors.margin, before)
+    with under_attack(model, images, labels, 0) as state:
+        state.zero_gradient[:] = False
+        before = state.margin.clone()
+        fit_and_attack(state, 0.3, "l2", queries=300, targets=3)
+    assert torch.equal(state.margin, before)

@@ -17,7 +17,7 @@ boundary itself would not survive being rounded to the steps in which it is stor
 
 
 @torch.no_grad()
-def at_each(
+def images_at_strengths(
     strengths: Sequence[float],
     model: Model,
     images: Tensor,

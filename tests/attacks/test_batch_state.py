@@ -6,9 +6,9 @@ import pytest
 import stubs
 import torch
 from robustode.attacks import THREATS
-from robustode.attacks.core.batch_state import Survivors
+from robustode.attacks.core.batch_state import BatchState
 from robustode.attacks.core.frozen_model import frozen
-from robustode.attacks.core.losses import cross_entropy, dlr_targeted, margin
+from robustode.attacks.core.losses import cross_entropy, margin, targeted_dlr
 from robustode.attacks.core.queried_model import QueriedModel
 from robustode.bench.runtime.checked_model import CheckedModel
 from torch import nn
@@ -98,7 +98,7 @@ def test_the_loss_is_the_cross_entropy_and_does_not_saturate():
 def test_the_targeted_ratio_has_a_gradient_towards_every_class(classes):
     for target in range(1, classes):
         logits = torch.linspace(1, 0, classes).double()[None].requires_grad_()
-        loss = dlr_targeted(logits, torch.tensor([0]), torch.tensor([target]))
+        loss = targeted_dlr(logits, torch.tensor([0]), torch.tensor([target]))
         (gradient,) = torch.autograd.grad(loss.sum(), logits)
         assert float(gradient[0, target]) > 0 or float(gradient[0, 0]) < 0
         assert float(gradient.abs().max()) > 0.1
@@ -107,7 +107,7 @@ def test_the_targeted_ratio_has_a_gradient_towards_every_class(classes):
 
 def test_the_targeted_ratio_is_equation_7():
     z = torch.tensor([[3.0, 1.0, 2.0, -1.0, 0.5]])
-    found = dlr_targeted(z, torch.tensor([0]), torch.tensor([4]))
+    found = targeted_dlr(z, torch.tensor([0]), torch.tensor([4]))
     torch.testing.assert_close(found, torch.tensor([(0.5 - 3) / (3 - (1 + 0.5) / 2)]))
 
 
@@ -134,19 +134,19 @@ def test_a_wrong_sample_and_one_closer_than_rounding_are_told_apart():
         return 100 + torch.cat([torch.zeros_like(x), x - 0.5], dim=1).flatten(1)
 
     images = torch.tensor([0.4, 0.6, 0.4999]).view(3, 1, 1, 1)
-    survivors = Survivors(model, images, torch.tensor([1, 1, 1]), 0)
-    assert (survivors.margin > 0).tolist() == [True, False, True]
-    assert survivors.standing.tolist() == [False, True, True], "another batch size could turn the last"
+    state = BatchState(model, images, torch.tensor([1, 1, 1]), 0)
+    assert (state.margin > 0).tolist() == [True, False, True]
+    assert state.active.tolist() == [False, True, True], "another batch size could turn the last"
 
 
 def test_only_better_images_inside_the_budget_are_kept():
     model = stubs.two_class(torch.tensor([[[1.0]]]), -0.5)
     images = torch.tensor([0.8, 0.8, 0.8]).view(3, 1, 1, 1)
-    survivors = Survivors(model, images, torch.tensor([1, 1, 1]), 0)
+    state = BatchState(model, images, torch.tensor([1, 1, 1]), 0)
     asked = torch.tensor([0.7, 0.9, 0.2]).view(3, 1, 1, 1)
-    survivors.ask(survivors.rows, asked, torch.tensor([True, True, False]))
-    torch.testing.assert_close(survivors.best.flatten(), torch.tensor([0.7, 0.8, 0.8]))
-    assert bool(survivors.standing.all())
+    state.query_margins(state.rows, asked, torch.tensor([True, True, False]))
+    torch.testing.assert_close(state.best.flatten(), torch.tensor([0.7, 0.8, 0.8]))
+    assert bool(state.active.all())
 
 
 @every

@@ -7,8 +7,8 @@ import pytest
 import torch
 from robustode.attacks import distance
 from robustode.attacks.algorithms.apgd import apgd
-from robustode.attacks.autoattack import _runs, cascade
-from robustode.attacks.core.batch_state import Survivors, under_attack
+from robustode.attacks.autoattack import _targeted_runs, autoattack_stages
+from robustode.attacks.core.batch_state import BatchState, under_attack
 from robustode.attacks.core.losses import cross_entropy
 from robustode.bench.runtime.checked_model import CheckedModel
 from test_minimal_optima import relu_network
@@ -19,12 +19,12 @@ BOTH = pytest.mark.parametrize("norm", ["linf", "l2"])
 
 def standing(model, images, labels, radii, norm, steps: int) -> torch.Tensor:
     """Who survives the cascade, bool (N,); what broke the others is checked."""
-    with under_attack(model, images, labels, 0) as survivors:
-        cascade(survivors, radii, norm, steps, 9, 100)
-    broken = ~survivors.standing
-    assert torch.equal(broken, model(survivors.best).argmax(1) != labels)
-    assert bool((distance(survivors.best, images, norm) <= radii * (1 + 1e-9))[broken].all())
-    return survivors.standing
+    with under_attack(model, images, labels, 0) as state:
+        autoattack_stages(state, radii, norm, steps, 9, 100)
+    broken = ~state.active
+    assert torch.equal(broken, model(state.best).argmax(1) != labels)
+    assert bool((distance(state.best, images, norm) <= radii * (1 + 1e-9))[broken].all())
+    return state.active
 
 
 @BOTH
@@ -71,10 +71,10 @@ def test_with_two_classes_the_runs_that_are_left_start_elsewhere():
         def __init__(self, count: int) -> None:
             self.logits = torch.zeros(1, count)
 
-    assert list(_runs(Classes(10), 9)) == [(rank, 0) for rank in range(1, 10)]
-    assert list(_runs(Classes(4), 7)) == [(1, 0), (2, 0), (3, 0), (1, 1), (2, 1), (3, 1), (1, 2)]
-    assert list(_runs(Classes(2), 3)) == [(1, 0), (1, 1), (1, 2)]
-    assert list(_runs(Classes(1), 9)) == []
+    assert list(_targeted_runs(Classes(10), 9)) == [(rank, 0) for rank in range(1, 10)]
+    assert list(_targeted_runs(Classes(4), 7)) == [(1, 0), (2, 0), (3, 0), (1, 1), (2, 1), (3, 1), (1, 2)]
+    assert list(_targeted_runs(Classes(2), 3)) == [(1, 0), (1, 1), (1, 2)]
+    assert list(_targeted_runs(Classes(1), 9)) == []
 
 
 class Flat(nn.Module):
@@ -89,19 +89,19 @@ class Flat(nn.Module):
 def test_a_start_without_a_gradient_is_drawn_again_where_one_has_been_seen(norm):
     images, labels = torch.full((40, 1, 3, 3), 0.5), torch.ones(40, dtype=torch.long)
 
-    def run(seen: bool, eps: float) -> tuple[Survivors, CheckedModel]:
+    def run(seen: bool, eps: float) -> tuple[BatchState, CheckedModel]:
         queried = CheckedModel(Flat(), 2)
-        with under_attack(queried, images, labels, 0) as survivors:
-            survivors.blind[:] = not seen
+        with under_attack(queried, images, labels, 0) as state:
+            state.zero_gradient[:] = not seen
             apgd(
-                survivors,
+                state,
                 lambda logits, rows: cross_entropy(logits, labels[rows]),
                 eps,
                 norm,
                 steps=40,
                 purpose="x",
             )
-        return survivors, queried
+        return state, queried
 
     assert not bool(run(True, 0.4 if norm == "linf" else 0.7)[0].standing.any())
     unseen, _ = run(False, 0.4)
