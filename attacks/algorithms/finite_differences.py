@@ -47,7 +47,7 @@ def maximise_linear(g: Tensor, x0: Tensor, eps: Radius, norm: Norm) -> Tensor:
     room = torch.where(g > 0, 1 - center, center)
     corner = torch.where(g == 0, 0, room / g.abs()).flatten(1).amax(1)  # where the last pixel meets the box
     radius = eps.double() if isinstance(eps, Tensor) else eps
-    scale = scale_into_ball(g, center, radius, corner)
+    scale = scale_into_ball(g, center, radius, largest=2 * corner)
     x: Tensor = (center + scale.view(-1, 1, 1, 1) * g).clamp(0, 1).to(x0)
     return x
 

@@ -103,9 +103,9 @@ def test_a_start_without_a_gradient_is_drawn_again_where_one_has_been_seen(norm)
             )
         return state, queried
 
-    assert not bool(run(True, 0.4 if norm == "linf" else 0.7)[0].standing.any())
+    assert not bool(run(True, 0.4 if norm == "linf" else 0.7)[0].active.any())
     unseen, _ = run(False, 0.4)
-    assert int(unseen.standing.sum()) >= 10
-    assert torch.equal(unseen.standing, unseen.blind), "they end at once, as they did"
+    assert int(unseen.active.sum()) >= 10
+    assert torch.equal(unseen.active, unseen.zero_gradient), "they end at once, as they did"
     _, queried = run(True, 0.27)  # too small: the slope is met, the boundary is not
     assert (queried.forwards, queried.backwards) == (40 * (1 + 41), 40 * 40)

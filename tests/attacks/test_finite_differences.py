@@ -128,7 +128,7 @@ def test_a_sample_alone_fares_as_in_any_company(norm, monkeypatch):
         return state
 
     together = attacked(slice(None))
-    assert 0 < int(together.standing.sum()) < 40
+    assert 0 < int(together.active.sum()) < 40
     for row in (0, 7, 21):
         alone = attacked(slice(row, row + 1))
         assert torch.allclose(alone.best[0], together.best[row], atol=1e-9, rtol=0)
