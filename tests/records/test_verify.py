@@ -438,7 +438,9 @@ def test_a_stated_dependence_on_the_batch_is_a_note(folder, monkeypatch):
 
 def test_a_tie_is_a_note(folder, monkeypatch):
     monkeypatch.setattr(
-        recheck, "relative_margins_alone_and_shuffled", lambda *args: {"at batch size 1": -1e-6 * np.ones(len(args[1]))}
+        recheck,
+        "relative_margins_alone_and_shuffled",
+        lambda *args: {"at batch size 1": -1e-6 * np.ones(len(args[1]))},
     )
     found = verify(folder)
     assert lines(found) == []
