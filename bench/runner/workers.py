@@ -32,6 +32,9 @@ from .model_run import ModelRun, RunSummary
 MEMORY = 2 * 2**30
 """Bytes of free memory that each process needs: torch, a dataset and a batch of an attack."""
 
+PRELOAD = [__name__, "numba", "torch._dynamo"]
+"""Modules loaded once for all processes: besides this one, what kernels and optimisers load on first use."""
+
 _REPORT_INTERVAL = 0.1
 """Seconds between reports of progress from one process."""
 
@@ -107,7 +110,7 @@ def run_in_processes(
     """
     queue, unfinished = deque(jobs), len(jobs)
     states = defaultdict[tuple[str, int], _State](_State)
-    for job, answer in run_jobs(_run, queue, processes=processes, preload=[__name__]):
+    for job, answer in run_jobs(_run, queue, processes=processes, preload=PRELOAD):
         state = states[job.model, job.seed]
         match answer:
             case Message("cells", content):
