@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +17,7 @@ from ..evaluation.accuracy import frozen
 from ..records.record import Cell
 from ..runtime.checked_model import CheckedModel
 from ..training.provenance import solver_names
+from .measures import normalised
 from .stored_records import StoredRecords
 
 T = TypeVar("T")
@@ -248,30 +246,3 @@ def _as_stored(cell: Cell) -> Threat:
     """The threat of `cell` as it was configured; of a curve, at one strength, without its grid."""
     threat = THREATS.get(cell.threat)
     return threat.configure(**{k: v for k, v in cell.parameters.items() if k in threat.parameters})
-
-
-def fraction(mask: Tensor) -> float:
-    """The fraction of true entries."""
-    return float(mask.double().mean())
-
-
-def normalised(logits: Tensor) -> Tensor:
-    """Logits (N, K) in float64, each row of length 1."""
-    logits = logits.double()
-    unit: Tensor = logits / logits.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    return unit
-
-
-@contextmanager
-def in_double(model: nn.Module) -> Iterator[nn.Module]:
-    """A deep copy of `model` in float64, frozen."""
-    double = copy.deepcopy(model).double()
-    with frozen(double):
-        yield double
-
-
-def array(values: Tensor | list[float]) -> np.ndarray:
-    """As a float64 array on the CPU."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().tolist()
-    return np.asarray(values, np.float64)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import stubs
 from robustode._errors import InvalidArgument, UnknownName
+from robustode.bench.audits.audit_model import Audited, budget
 from robustode.bench.audits.library import all_audits, audit_names
 from robustode.bench.audits.registry import AUDITS
-from robustode.bench.audits.run import audit_folder, budget
+from robustode.bench.audits.run import audit_folder
 from robustode.bench.cli.main import main
 from robustode.bench.records.store import Store
 from robustode.bench.report.report import write_report
@@ -84,15 +85,19 @@ def test_it_is_said_that_rows_which_nobody_audited_stand_below(folder, capsys):
     assert f"`robustode audit --out {folder}`" in hint
 
 
-def test_only_the_first_seeds_are_audited_where_so_many_are_asked_for(tmp_path):
-    folder = tmp_path / "out"
-    preset = stubs.preset_file(tmp_path)
-    words = ["run", "--preset", str(preset), "--out", str(folder), "--quiet", "--jobs", "1", "--seeds", "2"]
-    assert main(words) == 0
-    for count in (1, 2):
-        assert audit(folder, "--checks", "finite", "--seeds", str(count)) == 0
-        done = [r.cell.training_seed for r in Store(folder).load()[0] if r.cell.kind == "audit"]
-        assert sorted(done) == list(range(count))
+@pytest.mark.parametrize(("count", "found"), [(1, [0]), (2, [0, 1]), (None, [0, 1])])
+def test_only_the_first_seeds_are_audited_where_so_many_are_asked_for(folder, monkeypatch, count, found):
+    store, audited = Store(folder), []
+    for record in store.load()[0]:
+        store.put(dataclasses.replace(record, cell=dataclasses.replace(record.cell, training_seed=1)))
+
+    def audit_unit(task, say):
+        audited.append(task.seed)
+        return Audited()
+
+    monkeypatch.setattr("robustode.bench.audits.run.audit_unit", audit_unit)
+    audit_folder(folder, checks=["finite"], seeds=count, jobs=1)
+    assert sorted(audited) == found
 
 
 def test_a_check_that_crashes_is_a_failed_record_and_no_pass(folder, monkeypatch, capsys):
@@ -109,7 +114,9 @@ def test_a_check_that_crashes_is_a_failed_record_and_no_pass(folder, monkeypatch
     board = write_report(folder).leaderboard
     assert list(board["audit_flags"]) == ["finite"]
     monkeypatch.undo()
-    assert audit(folder, "--checks", "finite") == 0, "what failed is asked again"
+    assert audit_folder(folder, checks=["finite"], samples=16, jobs=1).done == 1, (
+        "a failed audit is run again"
+    )
     assert records(folder) == {"finite": "ok"}
 
 

@@ -11,10 +11,10 @@ import stubs
 import synthetic
 from gallery.base import Case, context_of
 from robustode._errors import TimeLimitExceeded
+from robustode.bench.audits.audit_model import run_audit
 from robustode.bench.audits.audit_record import SeedResult, audit_cell, audit_record, stored_result
 from robustode.bench.audits.library import audit_names, names_of, records_audits
 from robustode.bench.audits.registry import AUDITS, AuditResult, measured, not_applicable
-from robustode.bench.audits.run import run_audit
 from robustode.bench.audits.sheet import Sheet, sheets
 from robustode.bench.records.headline import Headline
 from robustode.bench.records.record import Record, from_json, to_json

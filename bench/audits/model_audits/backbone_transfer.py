@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..context import Context, array, fraction
+from ..context import Context
+from ..measures import array, fraction
 from ..registry import AuditResult, measured, not_applicable, register_audit
 
 POINTS = 0.5

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ....models import ODEBlock
 from ....models.ode.surrogates import with_solver
-from ..context import Context, array, normalised
+from ..context import Context
+from ..measures import array, normalised
 from ..registry import AuditResult, measured, register_audit
 
 SAMPLES, BATCHES = 32, 3

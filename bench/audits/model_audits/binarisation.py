@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ....attacks.core.seeds import sample_seeds
 from ...evaluation.accuracy import frozen
-from ..context import Context, array
+from ..context import Context
+from ..measures import array
 from ..registry import AuditResult, measured, not_applicable, register_audit
 
 SAMPLES, INNER = 16, 64

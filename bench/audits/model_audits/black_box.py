@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..context import Context, array, fraction
+from ..context import Context
+from ..measures import array, fraction
 from ..registry import AuditResult, measured, register_audit
 
 POINTS = 0.2

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..context import Context, array
+from ..context import Context
+from ..measures import array
 from ..registry import AuditResult, measured, register_audit
 
 PASSES = 5

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ...._errors import ModelFailure
 from ..adjoint import adjoint_copy
-from ..context import Context, array, in_double
+from ..context import Context
+from ..measures import array, double_copy
 from ..registry import AuditResult, measured, register_audit
 
 SAMPLES, DIRECTIONS, STEP = 12, 64, 1e-5
@@ -38,7 +39,7 @@ def check(context: Context) -> AuditResult:
     images = context.images
     top = context.logits(images).topk(2, dim=1).indices
     basis = _basis(images[0].numel(), context.seed).to(images.device)
-    with in_double(context.model) as double:
+    with double_copy(context.model) as double:
         wanted = _differences(double, images.double(), top, basis)
         found = {
             "float32": _slopes(context.model, images, top, basis),

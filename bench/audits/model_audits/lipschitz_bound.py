@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ....models import NoCertificate
-from ..context import Context, array, in_double
+from ..context import Context
+from ..measures import array, double_copy
 from ..registry import AuditResult, measured, not_applicable, register_audit
 
 ROUNDING = 1e-9
@@ -32,7 +33,7 @@ def check(context: Context) -> AuditResult:
     after ascending the slope itself by power iteration on the Jacobian between two classes.
     """
     images = context.images[:SAMPLES].double()
-    with in_double(context.model) as double:
+    with double_copy(context.model) as double:
         state = getattr(double, "lipschitz_parts", None)
         if not callable(state):
             return not_applicable("The model states no Lipschitz bound.")

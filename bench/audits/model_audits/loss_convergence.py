@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ....attacks.core.losses import cross_entropy
 from ...runtime.checked_model import CheckedModel
-from ..context import Context, array
+from ..context import Context
+from ..measures import array
 from ..registry import AuditResult, measured, register_audit
 
 LIMIT, LAST = 0.05, 10

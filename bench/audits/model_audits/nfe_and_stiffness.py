@@ -12,7 +12,8 @@ from ...._errors import ModelFailure
 from ....models import ODEBlock, count_nfe
 from ....models.ode.solver import Field
 from ...evaluation.dynamics import WIDEST, flow_inputs
-from ..context import Context, array, in_double
+from ..context import Context
+from ..measures import array, double_copy
 from ..registry import AuditResult, measured, not_applicable, register_audit
 
 SPREAD, STIFF = 5.0, 2.0
@@ -82,7 +83,7 @@ def _stiffness(model: nn.Module, images: Tensor) -> np.ndarray | str:
     if flow.solver.adaptive:
         return "the steps of an adaptive solver are its own"
     largest = []
-    with in_double(model) as double:
+    with double_copy(model) as double:
         flow = double.flow
         assert isinstance(flow, ODEBlock)
         state = flow_inputs(double, images.double())

@@ -10,7 +10,8 @@ from torch import Tensor
 from ...._errors import ModelFailure
 from ....models import ODEBlock, count_nfe
 from ....models.ode.surrogates import with_solver
-from ..context import Context, array, fraction
+from ..context import Context
+from ..measures import array, fraction
 from ..registry import AuditResult, measured, not_applicable, register_audit
 
 ACCURACY, CLASSES = 0.01, 0.01

@@ -7,7 +7,8 @@ import torch
 from ...._errors import ModelFailure
 from ....models.ode.surrogates import solver_surrogates
 from ...evaluation.accuracy import frozen
-from ..context import Context, array, fraction, normalised
+from ..context import Context
+from ..measures import array, fraction, normalised
 from ..registry import AuditResult, measured, not_applicable, register_audit
 
 POINTS = 0.01

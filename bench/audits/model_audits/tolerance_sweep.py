@@ -7,7 +7,8 @@ import torch
 from ...._errors import ModelFailure
 from ....models import ODEBlock
 from ....models.ode.surrogates import with_solver
-from ..context import Context, array, fraction
+from ..context import Context
+from ..measures import array, fraction
 from ..registry import AuditResult, measured, not_applicable, register_audit
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6)

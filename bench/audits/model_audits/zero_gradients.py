@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..context import Context, array, fraction, in_double
+from ..context import Context
+from ..measures import array, double_copy, fraction
 from ..registry import AuditResult, measured, register_audit
 
 LIMIT = 0.01
@@ -33,7 +34,7 @@ def check(context: Context) -> AuditResult:
     images, labels = context.images, context.labels
     plain = _sizes(context.model, images, labels)
     rescaled = _sizes(context.model, images, labels, rescale=True)
-    with in_double(context.model) as double:
+    with double_copy(context.model) as double:
         exact = _sizes(double, images.double(), labels)
     parts = [fraction(sizes <= VANISHING) for sizes in (plain, exact, rescaled)]
     value = parts[0]

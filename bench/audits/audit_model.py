@@ -1,0 +1,186 @@
+"""Audit one model of one training seed: load it, run its audits, store their records."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from ..._errors import InvalidArgument, RecordError, RobustodeError, one_line
+from ...attacks.core.types import Norm
+from ..data import load_data
+from ..evaluation.accuracy import failed
+from ..plugins.model_file import load_external
+from ..records.headline import Headline
+from ..records.latest import Entry, current, entry
+from ..records.record import Record
+from ..records.store import Store
+from ..runtime.time_limit import time_limit
+from ..training.load_trained import model_of, trained_model
+from ..training.provenance import environment_of
+from .audit_record import audit_cell, audit_record, stored_result
+from .context import DEFAULT_EPS, Context
+from .library import all_audits
+from .registry import Audit
+from .stored_records import StoredRecords
+
+LIMIT = 300.0
+"""Seconds for one audit of one model."""
+
+
+@dataclass(kw_only=True)
+class Audited:
+    """How many audits were run and were stored already; results and failures, one line each."""
+
+    done: int = 0
+    skipped: int = 0
+    lines: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, other: Audited) -> None:
+        """Add the counts and lines of another model."""
+        self.done += other.done
+        self.skipped += other.skipped
+        self.lines += other.lines
+        self.failures += other.failures
+
+
+@dataclass(frozen=True)
+class Task:
+    """One model and training seed to audit; small, so that it can be sent to another process."""
+
+    folder: Path
+    data_root: Path | None
+    row: Entry
+    seed: int
+    files: tuple[str, ...]
+    checks: tuple[str, ...]
+    samples: int
+    fresh: bool
+
+    def audits(self) -> list[Audit]:
+        """The audits named in `checks`."""
+        return [audit for audit in all_audits() if audit.name in self.checks]
+
+
+def trained_units(store: Store) -> dict[tuple[Entry, int], list[Record]]:
+    """The current records by row and training seed, of each that was trained without error."""
+    records, _ = store.load()
+    used, _ = current(records, headline_of(store).preferred)
+    units: dict[tuple[Entry, int], list[Record]] = defaultdict(list)
+    for record in used:
+        units[entry(record.cell), record.cell.training_seed].append(record)
+    found = {
+        where: ours
+        for where, ours in sorted(units.items())
+        if any(r.cell.kind == "training" and r.status == "ok" for r in ours)
+    }
+    if not found:
+        raise InvalidArgument(f"no trained model in {store.folder}: run `robustode run` first, or pass --out")
+    return found
+
+
+def headline_of(store: Store) -> Headline:
+    """The headline that the folder states, else one guessed from its records."""
+    with suppress(RecordError):
+        return Headline.read(store.folder)
+    return Headline.guess(current(store.load()[0])[0])
+
+
+def budget(reported: Mapping[str, float], rank: str) -> tuple[Norm, float]:
+    """The norm and eps of an audit: the ranking one if it is a norm, else L-infinity, else l2."""
+    for norm in (rank, "linf", "l2"):
+        if norm in DEFAULT_EPS and reported.get(norm, 0.0) > 0:
+            return cast(Norm, norm), reported[norm]
+    return "linf", DEFAULT_EPS["linf"]
+
+
+def audit_unit(task: Task, say: Callable[[str], None] = lambda line: None) -> Audited:
+    """Run the audits of one model and training seed, and store their records."""
+    store, done = Store(task.folder), Audited()
+    headline, records = headline_of(store), trained_units(store)[task.row, task.seed]
+    data = load_data(task.row[0], task.data_root)
+    training = next(r for r in records if r.cell.kind == "training" and r.status == "ok")
+    label = f"{task.row[1]} seed {task.seed}"
+    try:
+        spec = model_of(training, {spec.name: spec for spec in map(load_external, task.files)})
+        if training.cell.index_sha256 != data.index_sha256:
+            raise InvalidArgument(f"it was trained on other samples than {data.name} here")
+        model = trained_model(store, training, spec).requires_grad_(False)
+    except RobustodeError as error:
+        done.failures.append(f"{label} ({task.row[2]}): not audited: {one_line(error)}")
+        return done
+    norm, eps = budget(headline.reported, headline.rank)
+    test = data.test.first(task.samples)
+    context = Context(
+        model=model,
+        images=test.images,
+        labels=test.labels,
+        num_classes=data.num_classes,
+        dataset=data.name,
+        spec=spec,
+        stored=StoredRecords(records=tuple(records), reported=headline.reported),
+        norm=norm,
+        eps=eps,
+    )
+    for record in _records(store, training, task.audits(), context, task.fresh, done):
+        found = stored_result(record)
+        if record.status != "ok":
+            done.failures.append(f"{record.cell.label()}: {record.status}: {record.error}")
+        mark = "exempt" if found.verdict == "flag" and found.exempt else found.verdict
+        done.lines.append(f"{label}: {mark:<14} {found.name}: {found.sentence} [{record.seconds:.1f} s]")
+        say(done.lines[-1])
+    return done
+
+
+def _records(
+    store: Store,
+    training: Record,
+    audits: Iterable[Audit],
+    context: Context,
+    fresh: bool,
+    done: Audited,
+) -> Iterator[Record]:
+    """The records of all audits; those that are not stored are run and stored."""
+    sha256, settings = str(training.card["checkpoint_sha256"]), context.settings()
+    described = environment_of(context.model, context.device)
+    for audit in audits:
+        cell = audit_cell(training.cell, sha256, audit, settings)
+        stored = None if fresh else store.get(cell)
+        if stored is not None and stored.status == "ok":
+            done.skipped += 1
+            yield stored
+            continue
+        record = run_audit(audit, context, cell, described)
+        store.put(record)
+        done.done += 1
+        yield record
+
+
+def run_audit(audit: Audit, context: Context, cell: Any, described: Mapping[str, Any]) -> Record:
+    """Run one audit; an exception becomes a failed record and never a pass."""
+    began = time.perf_counter()
+    queried = context.queried
+    forwards, backwards = queried.forwards, queried.backwards
+    try:
+        with time_limit(LIMIT, f"audit {audit.name}"), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)
+            result = audit(context)
+        return audit_record(
+            cell,
+            result,
+            audit.title,
+            context.spec.expected_failures.get(audit.name, ""),
+            forwards=queried.forwards - forwards,
+            backwards=queried.backwards - backwards,
+            seconds=time.perf_counter() - began,
+            environment=described,
+        )
+    except Exception as error:
+        return failed(cell, error, seconds=time.perf_counter() - began, environment=described)
