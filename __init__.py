@@ -1,6 +1,6 @@
 """robustode: the robustness benchmark for neural-ODE classifiers.
 
-The public names below are loaded on first use, so importing this package loads no torch.
+The public names are loaded on first use: importing this package does not import torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         use_ode_backend,
     )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "evaluate": "bench.api",

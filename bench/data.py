@@ -1,7 +1,7 @@
-"""Datasets as tensors, split by fixed and hashed indices.
+"""Datasets as tensors, in fixed splits.
 
-Which sample is in which split follows from SHA-256 of the dataset's name and the sample's number, so
-it depends on no random generator and no library version.
+The split of a sample follows from the SHA-256 of the dataset's name and the sample's number, so it depends on
+no random generator and no library version.
 """
 
 from __future__ import annotations
@@ -23,11 +23,22 @@ from .._errors import DataUnavailable
 from .._registry import Registry
 
 ENVIRONMENT_VARIABLE = "ROBUSTODE_DATA"
+"""Environment variable that names the folder of the datasets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Images (N, C, H, W) float32 in [0, 1], labels (N,) int64, and each sample's number in its source."""
+    """Samples of a dataset.
+
+    Attributes
+    ----------
+    images
+        Shape (N, C, H, W), float32, in [0, 1].
+    labels
+        Shape (N,), int64, from 0 to the number of classes less 1.
+    indices
+        Shape (N,): each sample's number in its source.
+    """
 
     images: Tensor
     labels: Tensor
@@ -37,7 +48,7 @@ class Split:
         return len(self.labels)
 
     def first(self, count: int | None) -> Split:
-        """The first `count` samples, or all of them."""
+        """Return the first `count` samples; all of them for None."""
         return Split(images=self.images[:count], labels=self.labels[:count], indices=self.indices[:count])
 
     def to(self, device: torch.device) -> Split:
@@ -51,8 +62,14 @@ class Data:
 
     Attributes
     ----------
+    name
+        Name in `DATASETS`.
+    num_classes
+        Number of classes K.
+    train, validation, test
+        The splits; validation samples are held out from training.
     index_sha256
-        Hash of the three index lists, of all labels and all pixels: which samples a number speaks of.
+        Hash of the three index lists, of all labels and all pixels: it identifies the samples of a result.
     """
 
     name: str
@@ -69,7 +86,7 @@ class Data:
         return channels, height, width
 
     def to(self, device: torch.device) -> Data:
-        """Return the dataset with its tensors on `device`, so that no batch has to travel."""
+        """Return the dataset with its tensors on `device`, so that no batch is copied there."""
         train, validation, test = (split.to(device) for split in (self.train, self.validation, self.test))
         return dataclasses.replace(self, train=train, validation=validation, test=test)
 
@@ -79,17 +96,26 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSource:
-    """Where a dataset comes from.
+    """The source of a dataset; ``DATASETS.register`` adds one to the benchmark.
 
     Attributes
     ----------
+    name
+        1 to 64 characters from ``a-z 0-9 . _ -``, the first a letter or digit.
+    summary
+        One line for ``robustode list datasets``.
     load
-        ``load(root)`` returns training and test (images uint8 or float (N, H, W[, C]), labels); a
-        source without a test set of its own returns None for it.
+        ``load(root)`` reads the folder `root` and returns a pair (training, test), each (images, labels):
+        images of shape (N, H, W) or (N, H, W, C), uint8 or float, and labels of shape (N,). The test set is
+        None for a source without one.
     scale
         The pixel value that becomes 1.
-    validation, test
-        Samples taken from the training set for validation, and for testing where there is no test set.
+    num_classes
+        Number of classes.
+    validation
+        Number of training samples held out for validation.
+    test
+        Number of training samples used for testing, for a source without a test set.
     """
 
     name: str
@@ -102,22 +128,35 @@ class DatasetSource:
 
 
 DATASETS: Registry[DatasetSource] = Registry("dataset")
+"""Every registered dataset, in order of registration."""
 
 
 def default_root() -> Path:
-    """``$ROBUSTODE_DATA``, or ``~/.cache/robustode``."""
+    """Return the folder of the datasets: ``$ROBUSTODE_DATA``, or ``~/.cache/robustode``."""
     return Path(os.environ.get(ENVIRONMENT_VARIABLE) or Path.home() / ".cache" / "robustode")
 
 
 def load_data(name: str, root: Path | None = None) -> Data:
-    """Load a dataset by name.
+    """Load a dataset.
+
+    Parameters
+    ----------
+    name
+        Name in `DATASETS`.
+    root
+        Folder of the datasets; by default `default_root`.
+
+    Returns
+    -------
+    Data
+        Images in [0, 1], shape (N, C, H, W), in fixed splits.
 
     Raises
     ------
     UnknownName
-        When no dataset is called `name`.
+        When no dataset has this name.
     DataUnavailable
-        When it is neither under `root` nor downloadable.
+        When it is neither in `root` nor downloadable.
     """
     source = DATASETS.get(name)
     (images, labels), test = source.load(root or default_root())

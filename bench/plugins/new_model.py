@@ -1,4 +1,4 @@
-"""A one-file model to start from, which passes `robustode check` as written."""
+"""Writes a one-file model to start from; it passes `robustode check` unchanged."""
 
 from __future__ import annotations
 
@@ -11,12 +11,24 @@ from ..records.store import write_atomically
 
 
 def new_model(name: str, file: Path | None = None) -> Path:
-    """Write the starting point of a model called `name` to `file`, or to ``NAME.py`` here.
+    """Write a one-file model called `name`, which passes `robustode check` unchanged.
+
+    Parameters
+    ----------
+    name
+        Name of the model in the registry.
+    file
+        Where to write it; by default ``NAME.py`` in the working directory.
+
+    Returns
+    -------
+    Path
+        The file that was written.
 
     Raises
     ------
     InvalidArgument
-        When the name is not allowed or the file exists already.
+        When the name is not allowed, or the file exists or does not end in ``.py``.
     """
     check_name(name, "model")
     path = file or Path(f"{name.replace('-', '_').replace('.', '_')}.py")
