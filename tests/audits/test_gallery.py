@@ -1,4 +1,4 @@
-"""Every defective model is flagged by the right audit and its control is not, on three seeds."""
+"""Every defective model is flagged by the right audit and its control is not; with -m slow on three seeds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from robustode.bench.audits.library import all_audits, audit_names
 from robustode.bench.audits.registry import AuditResult
 
 SEEDS = (0, 1, 2)
+each_seed = pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in SEEDS[1:])]
+)
 TABLE = Path(__file__).parents[1] / "gallery" / "confusion.md"
 audit_names()  # registers every check
 
@@ -20,7 +23,7 @@ def outcome(found: AuditResult | str) -> str:
     return found if isinstance(found, str) else found.verdict
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@each_seed
 @pytest.mark.parametrize("name", DEFECTS)
 def test_each_defective_model_is_flagged_by_the_right_check(name, seed):
     defect = DEFECTS[name]
@@ -28,7 +31,7 @@ def test_each_defective_model_is_flagged_by_the_right_check(name, seed):
     assert outcome(found[defect.flagged_by]) == "flag"
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@each_seed
 @pytest.mark.parametrize("name", DEFECTS)
 def test_each_control_passes_the_audit_that_its_defective_model_fails(name, seed):
     defect = DEFECTS[name]
