@@ -94,7 +94,7 @@ def benchmarks_markdown(files: Sequence[BenchmarkFile]) -> str:
 
 
 def tables(file: BenchmarkFile) -> dict[str, str]:
-    """What stands beside a file, by name: its table, and the rows of it that have a goal."""
+    """The Markdown files of a benchmark file, by name: its table, and the rows that have a goal."""
     goals = _table([timing for timing in file.timings if timing.goal is not None])
     stem = Path(file.name).stem
     return {f"{stem}.md": benchmarks_markdown([file]), f"{stem}-goals.md": "\n".join([*goals, ""])}

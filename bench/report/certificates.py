@@ -40,7 +40,7 @@ def certified(record: Record, norm: str, strength: float) -> NDArray[np.bool_]:
 def attacked_samples(records: Iterable[Record]) -> dict[tuple[Entry, str], int]:
     """By row and norm the test samples that every attack of the norm was run on: the first ones.
 
-    A lower bound is taken over the same samples as the upper bound that stands beside it.
+    A lower bound is taken over the same samples as the upper bound that is reported beside it.
     """
     found: dict[tuple[Entry, str], int] = {}
     for record in records:

@@ -91,7 +91,7 @@ def draw_all(
 def _all_figures(
     records: list[Record], summary: pd.DataFrame, board: pd.DataFrame, headline: Headline
 ) -> Iterator[tuple[Words, Figure]]:
-    """Every figure, dataset by dataset, after what a `Picture` says of it."""
+    """Every figure, dataset by dataset, each after the words of its `Picture`."""
     names: set[str] = set()
     for dataset, rows in board.groupby("dataset", sort=True):
         rows = labelled(rows)

@@ -34,7 +34,7 @@ from .statistics import summarise
 PAGE = "index.html"
 """What the page is called."""
 MANY = 400
-"""Records from which on other processes help to draw: with fewer they would take longer to start."""
+"""Number of records from which other processes help to draw; with fewer, starting them takes longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Report:
     page
         Path of ``index.html``.
     leaderboard
-        One row a model, as in ``leaderboard.csv``.
+        One row per model, as in ``leaderboard.csv``.
     failures
         One line for each failed cell that counts.
     problems
@@ -90,9 +90,9 @@ def _write_report(folder: Path, render: Render) -> Report:
     optional = {"noise.md", "transfer.md", "attack_parts.csv", "benchmarks.html", "benchmarks.md"}
     for absent in optional - made.texts.keys():
         (store.report / absent).unlink(missing_ok=True)
-    for folder_of, kept in (("figures", drawn), ("cards", {Path(name).name for name in made.texts})):
+    for folder_of, written in (("figures", drawn), ("cards", {Path(name).name for name in made.texts})):
         for stale in (store.report / folder_of).glob("*"):
-            if stale.name not in kept and stale.is_file():
+            if stale.name not in written and stale.is_file():
                 stale.unlink()
     return Report(
         page=store.report / PAGE,
@@ -203,7 +203,7 @@ def _tables(
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Let nothing look for garbage: with thousands of records alive each search costs more than it finds."""
+    """Switch the garbage collector off: with thousands of records it costs more than it frees."""
     was = gc.isenabled()
     gc.disable()
     try:

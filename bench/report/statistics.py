@@ -58,7 +58,7 @@ def wilson(successes: ArrayLike, n: ArrayLike) -> tuple[NDArray[np.float64], NDA
 
 
 def summarise(records: Iterable[Record]) -> pd.DataFrame:
-    """Make the tidy table: one row a figure, columns `COLUMNS`.
+    """Make the tidy table: one row per value, columns `COLUMNS`.
 
     Accuracies are fractions with Wilson's interval at n = samples (draws of one sample, and seeds on
     one sample, are not independent). Throughput is in samples per second, latency in seconds a
@@ -82,8 +82,8 @@ def summarise(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def traced(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """Figures without the attacks that were asked at one strength only: a line from clean to it says nothing
-    of what lies between. A worst case stays, and so does noise.
+    """Rows that make a curve: without the attacks that were run at one strength only. Worst cases stay, and
+    noise.
 
     Parameters
     ----------
@@ -122,9 +122,9 @@ def _accuracy_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
 
 def _worst_case_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
     for (dataset, model, recipe), protocol, norm, found in worst_cases(records):
-        for strength, survivors in found.items():
+        for strength, robust in found.items():
             where = (dataset, protocol, model, recipe, WORST_CASE, norm, strength)
-            yield from _fractions(where, [float(kept.mean()) for kept in survivors], survivors[0].size)
+            yield from _fractions(where, [float(each.mean()) for each in robust], robust[0].size)
 
 
 def _certified_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
@@ -166,7 +166,7 @@ def _certified_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
 
 
 def _cost_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
-    """Means over training seeds of what was measured once a cell: time, memory, size, NFE."""
+    """Means over training seeds of what was measured once per cell: time, memory, size, NFE."""
     found: list[tuple[tuple[Any, ...], tuple[float, float, float, int, int]]] = []
 
     def add(

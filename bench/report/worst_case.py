@@ -17,7 +17,7 @@ WORST_CASE = "worst-case"
 
 
 def worst_case(outcomes: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
-    """Say which samples survive everything: AND over attacks and over draws.
+    """Say which samples are robust: correct under every attack and in every draw.
 
     Parameters
     ----------
@@ -27,14 +27,14 @@ def worst_case(outcomes: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
 
     Returns
     -------
-    survived
+    robust
         Shape (min samples,): the arrays are aligned on their first test samples.
     """
     samples = min(outcome.shape[1] for outcome in outcomes)
-    survived = np.ones(samples, bool)
+    robust = np.ones(samples, bool)
     for outcome in outcomes:
-        survived &= outcome[:, :samples].all(axis=0)
-    return survived
+        robust &= outcome[:, :samples].all(axis=0)
+    return robust
 
 
 def worst_cases(
@@ -42,15 +42,15 @@ def worst_cases(
 ) -> Iterator[tuple[Entry, str, str, dict[float, list[NDArray[np.bool_]]]]]:
     """Worst cases over all attacks of one norm; none for a seed that lacks one of them.
 
-    An example inside a smaller ball lies inside every larger one, so breaks found at a smaller
-    strength count at the larger strengths too. What must have been run at a strength is every
-    attack that any model of the dataset was given there, those through other solvers only where there
-    is a solver; what someone submitted counts besides, and so do replays of other models' examples.
+    An example inside a smaller ball lies inside every larger one, so samples broken at a smaller strength
+    count as broken at the larger strengths too. At each strength, every attack must have been run that any
+    model of the dataset was evaluated with; attacks through other solvers only where there is a solver.
+    Submitted examples and replayed examples of other models count as well.
 
     Yields
     ------
-    row, protocol, norm, survived
-        By strength, for each training seed in order, which samples survive, each of shape (samples,): the
+    row, protocol, norm, robust
+        By strength, for each training seed in order, which samples are robust, each of shape (samples,): the
         same samples for all strengths and seeds of a row.
     """
     solved = {entry(record.cell) for record in records if record.cell.solver is not None}
@@ -80,11 +80,11 @@ def worst_cases(
             continue
         found: dict[float, list[NDArray[np.bool_]]] = defaultdict(list)
         for seed, grid in sorted(seeds.items()):
-            survived = clean[row, seed][:, :samples]
+            robust = clean[row, seed][:, :samples]
             for strength, by_threat in sorted(grid.items()):
-                survived = worst_case([survived, *by_threat.values()])[None, :]
+                robust = worst_case([robust, *by_threat.values()])[None, :]
                 every = required.get((row[0], protocol, norm, strength), ())
                 asked = {threat for threat, solver in every if not solver or row in solved}
                 if asked and by_threat.keys() >= asked:
-                    found[strength].append(survived[0])
+                    found[strength].append(robust[0])
         yield row, protocol, norm, found

@@ -30,12 +30,12 @@ document.querySelectorAll("table.sortable").forEach((table) => {
 const BOARDS = [...document.querySelectorAll("table.ranking")].map((table) => {
   const rank = columnOf(table, "rank");
   const rows = [...table.tBodies[0].rows];
-  return { table, rank, rows, name: table.dataset.dataset, given: rows.map((row) => sortKey(row, rank)), said: rows.map((row) => row.children[rank].title) };
+  return { table, rank, rows, name: table.dataset.dataset, ranks: rows.map((row) => sortKey(row, rank)), tips: rows.map((row) => row.children[rank].title) };
 });
 
 // Complete rows first, then by value; equal values share a rank. The records' own ranks go before that.
 const ranksBy = (board, name) => {
-  if (name === board.table.dataset.rank) return board.given;
+  if (name === board.table.dataset.rank) return board.ranks;
   const known = (DATA.ranks[board.name] || {})[name];
   if (known) return known.map((rank) => (rank === null ? "" : String(rank)));
   const column = columnOf(board.table, name);
@@ -56,7 +56,7 @@ const rankBy = (name) => {
       cell.dataset.sort = rank;
       cell.textContent = rank && ranks.indexOf(rank) !== ranks.lastIndexOf(rank) ? `=${rank}` : rank;
       cell.classList.toggle("blank", rank === "");
-      cell.title = by === board.table.dataset.rank ? board.said[i] : "";
+      cell.title = by === board.table.dataset.rank ? board.tips[i] : "";
     });
     [...headsOf(board.table), ...board.rows.flatMap((row) => [...row.children])].forEach((cell) => {
       cell.classList.toggle("chosen", cell.cellIndex === column);

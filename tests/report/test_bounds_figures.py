@@ -22,6 +22,7 @@ from robustode.bench.report.plots.bound_curves import draw_bound_curves
 from robustode.bench.report.plots.bounds import Bounds, bounds
 from robustode.bench.report.plots.critical_difference import _levels, draw_critical
 from robustode.bench.report.plots.robustness_throughput import frontier
+from robustode.bench.report.rendering import Render, render_here, render_nothing
 from robustode.bench.report.statistics import summarise
 from robustode.bench.report.style import INK, RC, styles
 
@@ -135,15 +136,15 @@ def test_no_certificate_no_sandwich_and_no_gap() -> None:
     )
 
 
-def drawn(records: list[Record]) -> set[str]:
+def drawn(records: list[Record], render: Render = render_nothing) -> set[str]:
     summary = summarise(records)
-    pictures = draw_all(records, summary, leaderboard(records, HEADLINE, summary), HEADLINE)
+    pictures = draw_all(records, summary, leaderboard(records, HEADLINE, summary), HEADLINE, render=render)
     return {picture.name for picture in pictures()}
 
 
 def test_both_figures_are_drawn_from_records_alone() -> None:
     records = made(seeds=(0,))
-    assert {"digits-sandwich", "digits-gap"} <= drawn(records)
+    assert {"digits-sandwich", "digits-gap"} <= drawn(records, render_here)
     assert "digits-critical" not in drawn(records), "an attack breaks what is certified: node is flagged"
     assert "digits-critical" in drawn([r for r in records if r.cell.kind != "certificate"])
 

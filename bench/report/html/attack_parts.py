@@ -1,4 +1,4 @@
-"""What each part of an attack cost and broke, from the measures of records. No torch."""
+"""Cost and success of each part of an attack, from the measures of records. No torch."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def attack_parts(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def parts_tables(parts: pd.DataFrame) -> list[dict[str, Any]]:
-    """For the page: one table a dataset, model and recipe, with the numbers as people read them."""
+    """Tables for the page, one per dataset, model and recipe, with formatted numbers."""
     tables = []
     for (dataset, model, recipe), rows in parts.groupby(["dataset", "model", "recipe"], sort=True):
         lines = [

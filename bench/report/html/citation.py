@@ -21,7 +21,7 @@ def bibtex(model: str, reference: str) -> str:
     """One entry for each paper that `reference` names; papers are separated by semicolons.
 
     Only what the reference itself says becomes a field: authors (where it starts with surnames), year,
-    arXiv identifier, DOI. A title is never guessed; the reference stands in ``note`` as it was given.
+    arXiv identifier, DOI. A title is never guessed; ``note`` holds the reference itself.
     """
     papers = [part.strip().rstrip(".") for part in reference.split(";") if part.strip()]
     entries = [_entry(_key(model, n, len(papers)), paper) for n, paper in enumerate(papers)]

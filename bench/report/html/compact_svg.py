@@ -20,7 +20,7 @@ SVG = "http://www.w3.org/2000/svg"
 TOLERANCE = 0.6
 """How far a dropped point may lie from the line between its neighbours, in tenths of a point."""
 _REFERENCE = re.compile(r"(?:(?<=url\(#)|(?<=^#))[^)]+")
-_LETTER = "scale(0.015625)"  # 64 units of a letter are a unit of the text it stands in
+_LETTER = "scale(0.015625)"  # 64 units of a letter are one unit of its text
 _PNG = "data:image/png;base64,"
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 GLYPH_SCALE = 1 / 16

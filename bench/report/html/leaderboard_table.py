@@ -1,4 +1,4 @@
-"""The leaderboard as the page shows it: columns, cells and what is behind them, filters. No torch."""
+"""The leaderboard of the page: columns, cells with their details, filters. No torch."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def grid(
     anchors, badges
         Each row's id, and what its audits come to (`audit_badge`), by (dataset, model, recipe).
     """
-    # What a row's status and its audits say stands with the model's name, before any number.
+    # A row's status and its audits are shown with the model's name, before any number.
     columns = [f for f in fields(rows) if f.name not in ("status", "audits")]
     keys = rows[["dataset", "model", "recipe"]].itertuples(index=False, name=None)
     if any(badges.get(key) for key in keys):

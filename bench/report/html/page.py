@@ -54,7 +54,7 @@ def render(
     problems
         Pairs of a file's name and why it was not used.
     benchmarks
-        Whether ``benchmarks.html`` stands beside the page.
+        Whether there is a ``benchmarks.html`` beside the page.
     audited
         The audit sheets, by row.
     """

@@ -23,7 +23,7 @@ _STATISTICS = ("throughput", "latency_median", "latency_p95", "peak_memory", "fl
 
 
 def timing_tables(summary: pd.DataFrame, records: Iterable[Record]) -> list[dict[str, Any]]:
-    """One table a dataset and device: a line per model, pass and batch size.
+    """One table per dataset and device, one line per model, pass and batch size.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def _sort(value: Any) -> str:
 
 
 def _line(record: Record) -> tuple[Any, ...]:
-    """Which table and line a timing stands on, as the summary names them."""
+    """The table and line of a timing, as the summary names them."""
     cell = record.cell
     dataset, model, recipe = entry(cell)
     return dataset, cell.device or "unknown device", model, recipe, cell.threat, float(cell.batch_size)

@@ -98,7 +98,7 @@ def _groups(columns: list[Field]) -> list[str]:
 
 
 def _note(field: Field) -> str:
-    return "" if field.kind == "rate" else field.note  # the device stands in the group's heading
+    return "" if field.kind == "rate" else field.note  # the device is in the group's heading
 
 
 def _cell(field: Field, row: pd.Series[Any], bold: bool) -> str:

@@ -1,4 +1,4 @@
-"""One row a model: the reported strengths, the cost, and whether the row can be believed. No torch."""
+"""One row per model: accuracy at the reported strengths, cost, audits, rank. No torch."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def leaderboard(
     ``rank@<column>``, the rank by each of the accuracies.
     `columns.board_columns` gives the accuracies and timings among them as data.
     Accuracies are fractions. A value that some training seed lacks is blank. A row whose status is not ``ok``
-    stands below those whose status is, and one with an unexplained flag of an audit, or that was not asked
+    is ranked below those whose status is, and one with an unexplained flag of an audit, or that was not asked
     all that another was, below those without. Rows are in the order of their values; those that McNemar's
     test cannot tell apart share a rank, as `ranking.ranks` says.
 

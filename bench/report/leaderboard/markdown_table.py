@@ -14,7 +14,7 @@ from .shown_fields import BUSY_NOTE, Field, any_busy, best, compact, written
 def markdown(board: pd.DataFrame, title: str) -> str:
     """Write the leaderboard as GitHub Markdown: percentages, 95% intervals, best values bold.
 
-    A model's name leads to its paper, a spread over training seeds stands behind ±.
+    A model's name links to its paper; ± is the standard deviation over training seeds.
     """
     parts = [f"# {escaped(title)}", ""]
     for dataset, rows in board.groupby("dataset", sort=True):

@@ -1,4 +1,4 @@
-"""From records to what each row did on each test sample, for the columns of the leaderboard. No torch."""
+"""Per-sample outcomes of each row, for each accuracy of the leaderboard. No torch."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def outcomes(
             by_protocol[cell.protocol].append(record.outcomes["correct"])
     for (column, row), by_protocol in drawn.items():
         found[column][row] = by_protocol["pixel" if "pixel" in by_protocol else min(by_protocol)]
-    for row, protocol, norm, survived in worst_cases(used):
-        for strength, robust in survived.items():
+    for row, protocol, norm, by_strength in worst_cases(used):
+        for strength, robust in by_strength.items():
             column = reported_column(norm, strength)
             if column in found and (protocol == "pixel" or row not in found[column]):
                 found[column][row] = [each[None] for each in robust]

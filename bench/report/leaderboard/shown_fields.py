@@ -27,7 +27,7 @@ class Field:
     name
         The column of the leaderboard's DataFrame.
     group, title, note
-        Heading of the columns it stands with, its own heading, and the small print under that.
+        Heading of its group of columns, its own heading, and the small print under that.
     kind
         ``fraction``, ``rate``, ``number``, ``text`` or ``badge``.
     accuracy, timing

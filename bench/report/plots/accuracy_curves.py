@@ -1,4 +1,4 @@
-"""Accuracy against strength: a panel per threat, with bands of 95% and certified lower bounds. No torch."""
+"""Accuracy against strength: one panel per threat, with 95% bands and certified lower bounds. No torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..worst_case import WORST_CASE
 def draw_curves(
     table: pd.DataFrame, board: pd.DataFrame, looks: dict[str, Style], certified: pd.DataFrame | None = None
 ) -> Figure:
-    """Accuracy against strength: a panel per threat, a row per family, bands of 95%.
+    """Accuracy against strength: one panel per threat, one row per family, 95% bands.
 
     Certified accuracy, where there is any, is drawn below the worst case of its norm: thin, dotted.
     """

@@ -84,7 +84,7 @@ def draw_bound_curves(
 
 
 def areas(certified: str, undecided: str, broken: str) -> list[Patch]:
-    """The legend of the three areas, in grey where a model's own colour stands."""
+    """The legend of the three areas, in grey in place of a model's own colour."""
     grey = "#7A828E"
     return [
         Patch(fc=mixed(grey, CERTIFIED), lw=0, label=certified),

@@ -93,7 +93,7 @@ def _limits(x: np.ndarray) -> tuple[float, float]:
 def _leader(
     ax: Axes, x: float, y: float, right: bool, label: str, value: str, color: tuple[float, ...]
 ) -> None:
-    """A line from the axis down and out to the side, where the label stands with its value."""
+    """A line from the axis down and out to the label at the side."""
     edge = 1.02 if right else -0.02
     inverse = ax.transAxes + ax.transData.inverted()
     side = float(inverse.transform((edge, 0))[0])

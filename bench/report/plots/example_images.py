@@ -1,4 +1,4 @@
-"""What a model sees and says: test images under each threat, in one grid. No torch."""
+"""Test images under each threat with the predictions of a model, in one grid. No torch."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def draw_examples(records: list[Record], headline: Headline, title: str) -> Figu
 
 
 def _chosen(records: list[Record], headline: Headline) -> list[Record]:
-    """One record a threat: the lowest seed that has examples, at the strength nearest the reported one."""
+    """One record per threat: the lowest seed that has examples, at the strength nearest the reported one."""
     usable = [r for r in records if r.cell.kind == "accuracy" and r.status == "ok" and "image" in r.examples]
     if not usable:
         return []

@@ -1,4 +1,4 @@
-"""What flows do along time: how states part, how gradients travel back, what energy does. No torch."""
+"""Dynamics of the ODE blocks over time: distance of states, backward sensitivity, energy. No torch."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _contraction_legend() -> tuple[list[Any], list[str]]:
 
 
 def _sensitivity(flows: Mapping[str, Record], looks: Mapping[str, Style]) -> Figure:
-    """The largest norm over the states, a line per model."""
+    """The largest norm over the states, one line per model."""
     figure = Figure(figsize=(8.2, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2, sharey=True)

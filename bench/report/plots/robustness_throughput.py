@@ -1,4 +1,4 @@
-"""Robustness against throughput, a panel per device, with direct labels that do not overlap. No torch."""
+"""Robustness against throughput, one panel per device, with direct labels that do not overlap. No torch."""
 
 from __future__ import annotations
 
