@@ -33,7 +33,7 @@ CLASSES = (2, 3, 10)
 SHAPE = (1, 8, 8)
 """The shape the other checks use."""
 INITIALISATIONS = {"batch-independence": 3}
-"""Random initialisations at which an audit is asked; one unless stated."""
+"""Random initialisations at which an audit is run; one by default."""
 LIMIT = 50.0
 """Seconds for all checks of one model together."""
 
