@@ -6,59 +6,41 @@ and resumed on the same number of threads ends with the same bytes as one that r
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..._errors import CheckpointError, ContractBroken, ModelFailure, NonFinite, RobustodeError, one_line
+from ..._errors import ContractBroken, ModelFailure, NonFinite, RobustodeError, one_line
 from ...attacks.core.model_call import ask_model, call_model, where
 from ...models import Normalise
 from ..config.perturbation import Perturber
 from ..config.preset import Recipe
 from ..data import Data, Split
-from ..records.checkpoint import Checkpoint, load_state, load_tensors, save_checkpoint, save_tensors
+from ..records.checkpoint import Checkpoint, load_state, save_checkpoint
 from ..runtime.checked_model import CheckedModel
+from .partial_training import History, PartialTraining
 
-_EPOCHS_APART = 1_000_003
-"""Spreads (seed, epoch) over torch's seeds."""
-PATIENCE = 50
-"""Batches after which a GPU is waited for, to see whether the loss is still finite."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class History:
-    """What each epoch gave and took."""
-
-    train_loss: list[float]
-    validation_loss: list[float]
-    validation_accuracy: list[float]
-    seconds: list[float] = field(default_factory=list, compare=False)
-
-    def selected(self, select: Literal["validation", "last"]) -> int:
-        """Index of the epoch whose weights count: of the best validation accuracy, then loss; or the last."""
-        if select == "last":
-            return len(self.train_loss) - 1
-        scores = list(zip(self.validation_accuracy, (-x for x in self.validation_loss), strict=True))
-        return max(range(len(scores)), key=lambda i: (scores[i], -i))
+_SEED_STRIDE = 1_000_003
+"""Distance of torch's seeds of two training seeds; epochs lie between."""
+FINITE_CHECK_INTERVAL = 50
+"""Batches between two checks on a GPU that the loss is finite; each check synchronises with the GPU."""
 
 
 def build_model(
     build: Callable[..., nn.Module], data: Data, hyperparameters: Mapping[str, Any], seed: int
 ) -> nn.Module:
-    """Build an untrained model from `seed` and show it two images; the caller's random state is kept.
+    """Build an untrained model from `seed` and test it on two images; the caller's random state is unchanged.
 
     Raises
     ------
     ModelFailure
-        When it cannot be built, is no module, has nothing to train, or breaks the contract at once.
+        When it cannot be built, is not a module, has no parameters to train, or returns no logits.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -99,22 +81,22 @@ def train(
     facts
         What goes into the checkpoint's JSON; a partial state is resumed only for the same ``facts["cell"]``.
     resume
-        Whether to go on from a partial state, if there is one.
+        Whether to resume from a partial state, if there is one.
     on_batch
         Called with the number of samples after each training batch.
 
     Raises
     ------
     NonFinite
-        When the loss stops being finite: the run diverged.
+        When the loss is not finite: the training diverged.
     """
     model.to(device)
     fit_normalisation(model, data)
-    change = Perturber(model, recipe.perturb, seed, data.num_classes) if recipe.perturb else None
+    perturb = Perturber(model, recipe.perturb, seed, data.num_classes) if recipe.perturb else None
     optimiser = torch.optim.Adam(
         model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    partial = _Partial(path, facts)
+    partial = PartialTraining(path, facts)
     if not resume:
         partial.remove()
     history, best = partial.load(model, optimiser)
@@ -124,14 +106,14 @@ def train(
     with torch.random.fork_rng(devices=devices):
         for epoch in range(done, recipe.epochs):
             began = time.perf_counter()
-            torch.manual_seed((seed * _EPOCHS_APART + epoch + 1) % 2**63)
+            torch.manual_seed((seed * _SEED_STRIDE + epoch + 1) % 2**63)
             for group in optimiser.param_groups:
                 group["lr"] = recipe.learning_rate * recipe.decay**epoch
             loss = _train_epoch(
-                model, data.train, optimiser, recipe, epoch, device, on_batch, data.num_classes, change
+                model, data.train, optimiser, recipe, epoch, device, on_batch, data.num_classes, perturb
             )
             validation_loss, validation_accuracy = score(
-                model, data.validation, recipe.batch_size, device, data.num_classes, change
+                model, data.validation, recipe.batch_size, device, data.num_classes, perturb
             )
             history.train_loss.append(loss)
             history.validation_loss.append(validation_loss)
@@ -167,16 +149,16 @@ def _train_epoch(
     device: torch.device,
     on_batch: Callable[[int], None],
     num_classes: int,
-    change: Perturber | None,
+    perturb: Perturber | None,
 ) -> float:
     model.train()
     order = torch.randperm(len(split)).to(split.images.device)
     losses: list[Tensor] = []
-    every = 1 if device.type == "cpu" else PATIENCE
+    every = 1 if device.type == "cpu" else FINITE_CHECK_INTERVAL
     for rows in order.split(recipe.batch_size):
         images, labels = split.images[rows].to(device), split.labels[rows].to(device)
-        if change:
-            images = change(images, labels, split.indices[rows.cpu()], epoch)
+        if perturb:
+            images = perturb(images, labels, split.indices[rows.cpu()], epoch)
         losses.append(training_step(model, images, labels, optimiser, num_classes))
         if len(losses) % every == 0:
             _check_finite(losses[-every:], epoch)
@@ -200,11 +182,11 @@ def training_step(
     """One step on ``model.loss(logits, labels)`` plus ``model.penalty()``, then ``model.after_step()``.
 
     All three methods are optional; without the first the loss is cross-entropy. Returns the loss, a scalar
-    without a graph that nobody has waited for.
+    detached, and not yet synchronised with a GPU.
     """
     optimiser.zero_grad(set_to_none=True)
     criterion = getattr(model, "loss", None)
-    ask = call_model if images.device.type == "cpu" else ask_model  # a GPU is not waited for
+    ask = call_model if images.device.type == "cpu" else ask_model  # no synchronisation with a GPU
     logits = ask(model, images, num_classes)
     loss = criterion(logits, labels) if callable(criterion) else F.cross_entropy(logits, labels)
     penalty = getattr(model, "penalty", None)
@@ -225,66 +207,18 @@ def score(
     batch_size: int,
     device: torch.device,
     num_classes: int,
-    change: Perturber | None = None,
+    perturb: Perturber | None = None,
 ) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy of `model` on `split` in eval mode; perturbed, if `change` says so."""
+    """Return mean cross-entropy and accuracy on `split`, in eval mode, with images changed by `perturb`."""
     queried = CheckedModel(model.eval(), num_classes, deferred=device.type != "cpu")
     loss = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     for rows in torch.arange(len(split)).split(batch_size):
         images, target = split.images[rows].to(device), split.labels[rows].to(device)
-        if change:
-            images = change(images, target, split.indices[rows])
+        if perturb:
+            images = perturb(images, target, split.indices[rows])
         logits = queried(images)
         loss += F.cross_entropy(logits, target, reduction="sum")
         correct += (logits.argmax(1) == target).sum()
     queried.raise_pending()
     return float(loss) / len(split), int(correct) / len(split)
-
-
-class _Partial:
-    """The state after an epoch, in safetensors: weights, best weights so far, optimiser, history."""
-
-    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
-        self.path = path.with_name(f"{path.stem}.partial{path.suffix}")
-        self.cell = json.loads(json.dumps(facts["cell"], sort_keys=True))
-
-    def save(
-        self, model: nn.Module, optimiser: torch.optim.Optimizer, history: History, best: Mapping[str, Tensor]
-    ) -> None:
-        tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-        tensors |= {f"best.{k}": v for k, v in best.items()}
-        for index, state in optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
-        body = json.dumps({"cell": self.cell, "history": vars(history)}, sort_keys=True).encode()
-        tensors["about"] = torch.frombuffer(bytearray(body), dtype=torch.uint8)
-        save_tensors(self.path, tensors)
-
-    def load(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[History, dict[str, Tensor]]:
-        nothing: tuple[History, dict[str, Tensor]] = (
-            History(train_loss=[], validation_loss=[], validation_accuracy=[], seconds=[]),
-            {},
-        )
-        if not self.path.exists():
-            return nothing
-        try:
-            tensors, _ = load_tensors(self.path)
-            about = json.loads(bytes(tensors["about"].tolist()))
-        except (CheckpointError, KeyError, ValueError):
-            return nothing
-        if about["cell"] != self.cell:
-            return nothing
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        load_state(model, part("model."), self.path)
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in part("optimiser.").items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = value
-        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-        return History(**about["history"]), part("best.")
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)

@@ -23,7 +23,8 @@ from robustode.bench.config.preset import Preset, Recipe, Sweep, load_preset
 from robustode.bench.data import load_data
 from robustode.bench.records.store import Store
 from robustode.bench.runner.run import run_plan
-from robustode.bench.training.train import History, build_model, train
+from robustode.bench.training.partial_training import History
+from robustode.bench.training.train import build_model, train
 from robustode.models import MODELS
 
 ROWS = """

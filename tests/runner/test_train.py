@@ -11,7 +11,8 @@ import torch
 from robustode._errors import ContractBroken, ModelFailure, NonFinite
 from robustode.bench.config.preset import Recipe
 from robustode.bench.records.checkpoint import load_tensors
-from robustode.bench.training.train import History, build_model, score, train, training_step
+from robustode.bench.training.partial_training import History
+from robustode.bench.training.train import build_model, score, train, training_step
 from robustode.models import MODELS
 from torch import nn
 from torch.nn import functional as F
