@@ -47,7 +47,7 @@ class Cost:
         failed = not isinstance(error, TimeLimitExceeded)
         return cls(forward=0.0, backward=0.0, problem=f"{kind}{one_line(error)}", failed=failed)
 
-    def of(self, cell: Cell, plan: Plan) -> float:
+    def seconds_for(self, cell: Cell, plan: Plan) -> float:
         """Estimated seconds for `cell`."""
         if cell.kind == "training":
             forwards, backwards = training_queries(cell.recipe)

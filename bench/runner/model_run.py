@@ -155,7 +155,7 @@ class ModelRun:
     def _weights(self) -> tuple[nn.Module, Checkpoint] | None:
         """The trained model, from its checkpoint or by training; None when that failed."""
         cell, name = self.training, f"{self.spec.name} seed {self.seed}"
-        path, work = self.store.checkpoint_path(cell), self.cost.of(cell, self.plan)
+        path, work = self.store.checkpoint_path(cell), self.cost.seconds_for(cell, self.plan)
         began, described = time.perf_counter(), environment(self.device, processes=self.processes)
         facts = {"cell": dataclasses.asdict(cell), "environment": described}
         self.reporter.activity(f"{name}: training")
@@ -193,7 +193,7 @@ class ModelRun:
                     new = True
         except Exception as error:
             cells = cells_of(self.plan, cell, None, self.data, self.device, solver)
-            self.reporter.advance(sum(self.cost.of(cell, self.plan) for cell in cells))
+            self.reporter.advance(sum(self.cost.seconds_for(cell, self.plan) for cell in cells))
             self._put(failed(cell, error, seconds=time.perf_counter() - began, environment=described))
             return None
         stored = self.store.get(cell)
@@ -225,17 +225,19 @@ class ModelRun:
         self.on_start(missing)
         began = time.perf_counter()
         described = environment_of(model, self.device, processes=self.processes)
-        advance = self._advance(sum(self.cost.of(cell, self.plan) for cell in missing), first.samples)
+        advance = self._advance(
+            sum(self.cost.seconds_for(cell, self.plan) for cell in missing), first.samples
+        )
         try:
             with time_limit(limit, first.label(), f"{_ADVICE}, once for each strength"):
                 found = self._cell_runner.run_curve(missing, model, described, advance)
         except Exception as error:
             share = (time.perf_counter() - began) / len(missing)
             found = [(failed(cell, error, seconds=share, environment=described), None) for cell in missing]
-        kept = [self.examples.store(record, breaks) for record, breaks in found]
-        for record in kept:
+        records = [self.examples.store(record, breaks) for record, breaks in found]
+        for record in records:
             self._put(record)
-        return kept
+        return records
 
     def _stored(self, cell: Cell) -> bool:
         """Whether the record of `cell` is there already; it is counted and remembered then."""
@@ -260,7 +262,7 @@ class ModelRun:
         self.on_start([cell])
         began = time.perf_counter()
         described = environment_of(model, self.device, processes=self.processes)
-        advance = self._advance(self.cost.of(cell, self.plan), cell.samples * cell.draws)
+        advance = self._advance(self.cost.seconds_for(cell, self.plan), cell.samples * cell.draws)
         try:
             with time_limit(self.plan.preset.time_limit.cell, cell.label(), _ADVICE):
                 record, breaks = self._cell_runner.run(cell, model, described, advance)

@@ -90,8 +90,8 @@ def estimate_remaining(
             left += missing
             untimed = [cell for cell in missing if cell.kind != "throughput"]
             if untimed:
-                seconds_by_seed[seed] = sum(cost.of(cell, plan) for cell in untimed)
-        seconds = sum(cost.of(cell, plan) for cell in left)
+                seconds_by_seed[seed] = sum(cost.seconds_for(cell, plan) for cell in untimed)
+        seconds = sum(cost.seconds_for(cell, plan) for cell in left)
         remaining.append(
             RemainingWork(
                 model=spec.name,

@@ -11,7 +11,7 @@ import torch
 
 
 @contextmanager
-def random_state_kept(device: torch.device) -> Iterator[None]:
+def preserved_random_state(device: torch.device) -> Iterator[None]:
     """Put the global generators of torch (the CPU's and `device`'s), numpy and Python back after a block."""
     python, numpy = random.getstate(), np.random.get_state()
     try:

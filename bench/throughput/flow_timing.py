@@ -82,7 +82,10 @@ def forwards_and_backwards(calls: Sequence[FlowCall]) -> Callable[[], object]:
 def floor_measures(
     calls: Sequence[FlowCall], device: torch.device, *, gradient: bool, median: float
 ) -> dict[str, float]:
-    """What a record of a flow's timing says of its time floor; `median` is the measured seconds."""
+    """Measures of a flow's roofline: its work, the device's rates, the least seconds and the efficiency.
+
+    `median` is the measured time in seconds; ``achieved`` is the roofline efficiency, the least over it.
+    """
     work = sum((flow_work(call.flow, call.state, gradient=gradient) for call in calls), Work())
     rates = device_rates(device)
     floor = rates.floor(work)

@@ -121,7 +121,7 @@ def summary_line(records: Sequence[Record]) -> str:
             reason = str(record.card.get("no_flow", ""))
             parts.append(reason if rate is None else f"{rate:,.0f}/s at {record.cell.batch_size}")
             if achieved is not None:
-                parts.append(f"{achieved:.0%} of the time floor")
+                parts.append(f"roofline efficiency {achieved:.0%}")
         else:
             parts.append(f"{record.cell.strength:g} {record.accuracy:.1%}")
     return ", ".join(parts)

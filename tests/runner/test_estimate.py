@@ -20,10 +20,10 @@ def plan(tmp_path):
 def test_costs_multiply_out(plan, few):
     cost = Cost(forward=1.0, backward=100.0)
     training = training_cell(plan, plan.specs[0], 0, few)
-    assert cost.of(training, plan) == 2 * 200 * 101
-    accuracy = [cost.of(cell, plan) for cell in accuracy_cells(plan, training, "", None, few)]
+    assert cost.seconds_for(training, plan) == 2 * 200 * 101
+    accuracy = [cost.seconds_for(cell, plan) for cell in accuracy_cells(plan, training, "", None, few)]
     assert accuracy == [40, 2 * 40, 2 * 40, 40 * (6 + 300)]
-    timing = [cost.of(cell, plan) for cell in throughput_cells(plan, training, "", None, "cpu")]
+    timing = [cost.seconds_for(cell, plan) for cell in throughput_cells(plan, training, "", None, "cpu")]
     assert timing == [1.5 * 0.001] * 2
 
 

@@ -31,7 +31,7 @@ def test_everything_is_left_before_a_run_and_nothing_after_it(plan, few, tmp_pat
     assert (before.model, before.cells, before.left) == ("stub", 2 * stubs.CELLS, 2 * stubs.CELLS)
     training = training_cell(plan, plan.specs[0], 0, few)
     cells = cells_of(plan, training, None, few, stubs.CPU)
-    assert before.seconds == pytest.approx(2 * sum(before.cost.of(cell, plan) for cell in cells))
+    assert before.seconds == pytest.approx(2 * sum(before.cost.seconds_for(cell, plan) for cell in cells))
     assert before.seconds > 0
     run_plan(plan, few, store, device=stubs.CPU)
     (after,) = estimate_remaining(plan, few, store, stubs.CPU)
