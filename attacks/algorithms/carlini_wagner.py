@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.minimum_norm_search import MinimumNormSearch, cosine_annealing, norms_of, per_image
+from ..core.minimum_norm_search import MinimumNormSearch, cosine_annealing
+from ..core.norms import norms_of, per_image
 
 BETA, EPS = (0.9, 0.999), 1e-8
 """Adam's own constants."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.minimum_norm_search import MinimumNormSearch, cosine_annealing, normalise_l2, norms_of, per_image
+from ..core.minimum_norm_search import MinimumNormSearch, cosine_annealing
+from ..core.norms import normalise_l2, norms_of, per_image
 
 ALPHA_LAST = 0.01
 """The last step as a share of the first."""

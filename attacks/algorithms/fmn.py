@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.minimum_norm_search import MinimumNormSearch, cosine_annealing, normalise_l2, norms_of, per_image
-from ..core.norms import distance, onto_ball
+from ..core.minimum_norm_search import MinimumNormSearch, cosine_annealing
+from ..core.norms import distance, normalise_l2, norms_of, onto_ball, per_image
 
 GAMMA_LAST, ALPHA_LAST = 0.001, 0.01
 """The last factor that changes the radius, and the last step as a share of the first."""

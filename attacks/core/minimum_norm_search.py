@@ -15,7 +15,7 @@ from torch import Tensor
 from .best_images import BestImages
 from .frozen_model import frozen
 from .losses import wrong_classes
-from .norms import distance, onto_ball
+from .norms import distance, normalise_l2, norms_of, onto_ball, per_image
 from .queried_model import QueriedModel
 from .sampling import draw, normal, uniform_unit
 from .seeds import seeded
@@ -232,26 +232,6 @@ def logit_lead(logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
     if target is None:
         return true - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
     return true - logits.gather(1, target[:, None])[:, 0]
-
-
-def per_image(values: Tensor) -> Tensor:
-    """View (N,) as (N, 1, 1, 1)."""
-    return values.view(-1, 1, 1, 1)
-
-
-def norms_of(images: Tensor, order: float = 2) -> Tensor:
-    """The length of each sample in the norm l_order, (N,): positive, and without overflow or underflow."""
-    flat = images.flatten(1)
-    largest = flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(images.dtype).tiny)
-    length: Tensor = largest[:, 0] * torch.linalg.vector_norm(flat / largest, ord=order, dim=1)
-    return length.clamp(torch.finfo(images.dtype).tiny, torch.finfo(images.dtype).max)
-
-
-def normalise_l2(images: Tensor) -> Tensor:
-    """Scale each sample to length 1 in l2."""
-    largest = images.abs().flatten(1).amax(1).clamp_min(torch.finfo(images.dtype).tiny)
-    images = images / per_image(largest)
-    return images / per_image(norms_of(images))
 
 
 def cosine_annealing(first: float, last: float, step: int, steps: int) -> float:

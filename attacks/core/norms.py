@@ -102,3 +102,23 @@ def violation(
     if norm is not None:
         outside = torch.maximum(outside, (distance(images, center, norm) - radius).clamp_min(0))
     return torch.where(low.isfinite() & high.isfinite(), outside, torch.inf)
+
+
+def per_image(values: Tensor) -> Tensor:
+    """View (N,) as (N, 1, 1, 1)."""
+    return values.view(-1, 1, 1, 1)
+
+
+def norms_of(images: Tensor, order: float = 2) -> Tensor:
+    """The length of each sample in the norm l_order, (N,): positive, and without overflow or underflow."""
+    flat = images.flatten(1)
+    largest = flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(images.dtype).tiny)
+    length: Tensor = largest[:, 0] * torch.linalg.vector_norm(flat / largest, ord=order, dim=1)
+    return length.clamp(torch.finfo(images.dtype).tiny, torch.finfo(images.dtype).max)
+
+
+def normalise_l2(images: Tensor) -> Tensor:
+    """Scale each sample to length 1 in l2."""
+    largest = images.abs().flatten(1).amax(1).clamp_min(torch.finfo(images.dtype).tiny)
+    images = images / per_image(largest)
+    return images / per_image(norms_of(images))
