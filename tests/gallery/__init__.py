@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 
 from robustode.tests.gallery.base import Case, Defect, audit_case, context_of
 
-FILES = (
-    "batch_coupling",
-    "two_solvers",
-    "rounded_logits",
-    "huge_logits",
-    "saturated_tanh",
-    "quantised_input",
-    "stochastic",
-    "stiff_euler",
-    "understated_bound",
-    "loose_adjoint",
-    "weak_attack",
-    "not_a_number",
-    "softmax_outputs",
-)
+FILES = sorted(f.stem for f in Path(__file__).parent.glob("[a-z]*.py") if f.stem not in ("base", "table"))
 DEFECTS: dict[str, Defect] = {name: import_module(f".{name}", __name__).DEFECT for name in FILES}
 
 __all__ = ["DEFECTS", "Case", "Defect", "audit_case", "context_of"]
