@@ -61,6 +61,14 @@ def test_the_drawing_and_the_page_of_the_architecture_follow_the_import_contract
     assert [name for name in names if f"`{name}`" not in page] == []
 
 
+def test_the_preset_that_is_shown_can_be_used(tmp_path):
+    text = (DOCS / "presets.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.toml").write_text(
+        re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[0], encoding="utf-8"
+    )
+    assert load_preset(str(tmp_path / "mine.toml")).variants.keys() == {"ch-node-wide"}
+
+
 @pytest.mark.parametrize("page", [*PAGES, *(ROOT / name for name in AT_ROOT)], ids=lambda page: page.name)
 def test_every_command_parses(page):
     blocks = "".join(re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
