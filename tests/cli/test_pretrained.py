@@ -107,7 +107,7 @@ def test_the_record_says_that_the_weights_were_given(home, out):
     assert set(table["recipe"]) == {"given"}
     assert "training_seconds" not in set(table["statistic"])
     page = (out / "report" / "index.html").read_text()
-    assert f"these weights were given, SHA-256 <code>{sha256}" in page
+    assert f"SHA-256 <code>{sha256}" in page
     assert "epochs in" not in page
     assert "| my-net | given |" in (out / "report" / "leaderboard.md").read_text()
 

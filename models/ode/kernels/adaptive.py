@@ -82,9 +82,11 @@ class _AdaptiveFlow(torch.autograd.Function):
         solver, operands = _modules()
         field = operands.Operands((B, b, A, C), **settings)
         before = state.detach().contiguous()
-        out, kept = solver.solve_all(before.numpy(), field, len(B), duration=duration, count=count, save=save)
+        out, steps = solver.solve_all(
+            before.numpy(), field, len(B), duration=duration, count=count, save=save
+        )
         if save:
-            ctx.settings, ctx.steps = settings, kept
+            ctx.settings, ctx.steps = settings, steps
             ctx.save_for_backward(state, B, b, A, C)
         return torch.from_numpy(out)
 
