@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from robustode.attacks import THREATS, Threat
 from robustode.bench.data import Split
-from robustode.bench.records.record import Cell
+from robustode.bench.records.lines import line_key, read_line, read_record, write_record
+from robustode.bench.records.predictions import predictions
+from robustode.bench.records.record import Cell, Record
+from robustode.bench.records.store import Store
 from robustode.bench.runtime.progress import Quiet
 from robustode.models import ModelSpec
 from torch import Tensor, nn
@@ -71,6 +74,28 @@ def two_class(weight: Tensor, bias: float) -> Linear:
 
 def split_of(images: Tensor, labels: Tensor) -> Split:
     return Split(images=images, labels=labels, indices=np.arange(len(labels)))
+
+
+def predicted(record: Record, split: Split) -> np.ndarray:
+    """The classes (draws, samples) of an accuracy record on the first samples of `split`."""
+    return predictions(record.outcomes, split.first(record.cell.samples).labels.cpu().numpy())
+
+
+def lines_of(record: Record) -> bytes:
+    """What is stored of a record, in a file that holds nothing else."""
+    return write_record(record)[0]
+
+
+def forget(store: Store, cell: Cell) -> None:
+    """Remove the record of `cell` from its file."""
+    path, key = store.path(cell), f'"key":"{line_key(cell)}"'.encode()
+    path.write_bytes(b"".join(line for line in path.read_bytes().splitlines(True) if key not in line))
+
+
+def stored_again(record: Record) -> Record:
+    """A record as it is read again."""
+    *shared, line = map(read_line, lines_of(record).splitlines())
+    return read_record(line, {body["shared"]: body["content"] for body in shared})
 
 
 def cell_for(threat: Threat | str, strength: float, samples: int, **changes: Any) -> Cell:

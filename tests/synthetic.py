@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from robustode.bench.records.headline import Headline
+from robustode.bench.records.predictions import predictions, split_outcomes
 from robustode.bench.records.record import Cell, Record
 from robustode.bench.records.store import Store
 from sklearn.datasets import load_digits
@@ -69,7 +70,7 @@ def record_of(cell: Cell, correct: np.ndarray, labels: np.ndarray | None = None,
     labels = np.zeros(correct.shape[1], np.int64) if labels is None else labels
     prediction = np.where(correct, labels, (labels + 1 + np.arange(labels.size) % 7) % 10).astype(np.int16)
     changes.setdefault("environment", {"created": "2026-01-01T00:00:00Z", "device": "cpu: Intel Xeon"})
-    return Record(cell=cell, outcomes={"prediction": prediction, "correct": correct}, **changes)  # type: ignore[arg-type]
+    return Record(cell=cell, outcomes=split_outcomes(prediction, correct), **changes)  # type: ignore[arg-type]
 
 
 def accuracy_record(
@@ -101,7 +102,7 @@ def accuracy_record(
     examples = {
         "index": np.arange(k),
         "label": labels[:k],
-        "prediction": record.outcomes["prediction"][0, :k].astype(np.int64),
+        "prediction": predictions(record.outcomes, labels)[0, :k].astype(np.int64),
         "image": np.round(pictures * 255).astype(np.uint8)[:, None],
     }
     return Record(**(record.__dict__ | {"examples": examples}))

@@ -237,7 +237,16 @@ def _add_results_commands(commands: Any) -> None:
     audit.add_argument("--seeds", type=int, metavar="N", help="training seeds 0 .. N-1 only (default: all)")
     audit.add_argument("--jobs", type=int, metavar="N", help="models audited at once (default: one per core)")
     audit.add_argument("--fresh", action="store_true", help="run every audit again, stored or not")
-    for command in (report, verify, submit, transfer, audit):
+    upgrade = _command(
+        commands,
+        "upgrade",
+        "convert a results folder of robustode 0.1",
+        "Read records, adversarial examples and checkpoints of schema 1, write them as\n"
+        "this version does, check that they read back the same, and replace the old\n"
+        "files. Stopped half way, the same command goes on.",
+        "--out results/mine",
+    )
+    for command in (report, verify, submit, transfer, audit, upgrade):
         command.add_argument(
             "--out",
             type=Path,

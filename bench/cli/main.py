@@ -37,6 +37,7 @@ HANDLERS: dict[str, Callable[[Namespace], int]] = {
     "submit-attack": results_commands.submit_attack_command,
     "transfer": results_commands.transfer_command,
     "audit": results_commands.audit_command,
+    "upgrade": results_commands.upgrade_command,
 }
 
 

@@ -118,8 +118,7 @@ def transfer_command(arguments: Namespace) -> int:
     from ..runner.model_transfer import replay_all
 
     store = Store(arguments.out)
-    if not store.records.is_dir():
-        raise InvalidArgument(f"no records in {store.folder}: run `robustode run` first, or pass --out")
+    store.require_records()
     names, specs = named_models(names_in(arguments.models))
     if arguments.models is not None and not names:
         raise InvalidArgument("--models names no model")
@@ -138,3 +137,20 @@ def transfer_command(arguments: Namespace) -> int:
     for line in done.failures:
         print(f"failed: {line}", file=sys.stderr)
     return 1 if done.failures else status
+
+
+def upgrade_command(arguments: Namespace) -> int:
+    """Convert a results folder of schema 1."""
+    from ..records.upgrade import upgrade
+
+    done = upgrade(arguments.out, say=lambda line: print(line, flush=True))
+    if not done.records:
+        print(f"{arguments.out} is of this version already")
+        return 0
+    for name in done.set_aside:
+        print(f"copied to set-aside/, not converted: {name}")
+    print(
+        f"{done.records} records, {done.examples} sets of adversarial examples and {done.checkpoints} "
+        f"checkpoints converted; next: robustode report --out {arguments.out}"
+    )
+    return 0

@@ -83,8 +83,8 @@ def run_preset(arguments: argparse.Namespace, preset: Preset, show: Callable[[Pa
     status = show(out)
     for line in outcome.failures:
         print(f"failed: {line}", file=sys.stderr)
-    for problem in outcome.problems:
-        print(f"set aside and done again: {problem}", file=sys.stderr)
+    for damage in outcome.damages:
+        print(f"set aside and done again: {damage}", file=sys.stderr)
     return 1 if outcome.failures else status
 
 

@@ -10,8 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..._errors import CheckpointError
-from ..records.checkpoint import Checkpoint, load_tensors, save_facts
-from ..records.store import write_atomically
+from ..records.checkpoint import Checkpoint, load_bytes, load_tensors, save_bytes
 
 PRETRAINED_RECIPE = "given"
 """The recipe's name in records of pretrained weights; reserved. Stored records hold it, so it stays."""
@@ -27,7 +26,7 @@ class PretrainedWeights:
     path
         Absolute path of the file.
     sha256
-        Hash of the file.
+        Hash of the file, decompressed where it is one of ``.safetensors.xz``.
     """
 
     path: Path
@@ -79,11 +78,9 @@ class PretrainedWeights:
             )
 
     def store(self, path: Path, facts: Mapping[str, Any]) -> Checkpoint:
-        """Copy the file to `path` unchanged, and write `facts` beside it."""
-        data = self.path.read_bytes()
-        path.with_suffix(".json").unlink(missing_ok=True)
-        write_atomically(path, data)
-        return save_facts(path, {**facts, "given": self.path.name}, self.sha256)
+        """Store the weights at `path`, the same bytes once decompressed, with the checkpoint's `facts`."""
+        sha256 = save_bytes(path, load_bytes(self.path))
+        return Checkpoint(path=path, sha256=sha256, facts={**facts, "given": self.path.name})
 
 
 def _list_names(what: str, names: list[str]) -> list[str]:

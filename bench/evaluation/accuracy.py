@@ -96,7 +96,7 @@ def evaluate_cell(
         cell=cell,
         outcomes=verification.outcomes(),
         examples=verification.examples(),
-        measures=measured(costs.at(cell.strength)),
+        measures={**verification.measures(), **measured(costs.at(cell.strength))},
         forwards=queried.forwards,
         backwards=queried.backwards,
         nfe=queried.nfe,

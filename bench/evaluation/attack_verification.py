@@ -11,6 +11,7 @@ from ..._errors import BudgetViolation, NonFinite
 from ...attacks import BUDGET_TOLERANCE, Threat, distance, violation
 from ..data import Split
 from ..records.adversarial_examples import AdversarialExamples, add_steps, perturbation_steps
+from ..records.predictions import largest_norm, outcomes_of
 from ..records.record import Cell
 from ..runtime.checked_model import CheckedModel
 
@@ -100,8 +101,12 @@ class CellVerification:
 
     def outcomes(self) -> dict[str, np.ndarray]:
         """`Record.outcomes` of an accuracy."""
-        found = {"prediction": self.prediction, "correct": self.prediction == self.labels[None]}
+        found = outcomes_of(self.prediction, self.labels)
         return found | ({"norm": self._norm} if self.cell.norm is not None else {})
+
+    def measures(self) -> dict[str, float]:
+        """`Record.measures` of an accuracy: of a bounded attack ``largest_norm``."""
+        return largest_norm(self._norm) if self.cell.norm is not None else {}
 
     def breaks(self) -> AdversarialExamples:
         """The samples that were broken, and their adversarial examples; empty unless `stored`."""

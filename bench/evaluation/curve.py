@@ -124,7 +124,7 @@ def evaluate_curve(
                 cell=cell,
                 outcomes=verification.outcomes(),
                 examples=verification.examples(),
-                measures={"strengths_in_run": float(len(grid)), **measured(own)},
+                measures={"strengths_in_run": float(len(grid)), **verification.measures(), **measured(own)},
                 forwards=asked[number] + rest[0][number] + sum(part.forwards for part in own.values()),
                 backwards=rest[1][number] + sum(part.backwards for part in own.values()),
                 nfe=queried.nfe,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...models import ODEBlock
 from ...models.ode.solver import StepMap
 from ..data import Split
+from ..records.arrays import for_drawing
 from ..records.record import Cell, Record
 from .accuracy import frozen
 
@@ -70,8 +71,7 @@ def measure_dynamics(
                 outcomes |= distances(maps, states, path, cell.attack_seed)
                 drift = energy_drift(maps, path)
                 outcomes |= {} if drift is None else {"energy_drift": drift}
-    finite = {k: v.astype(np.float64) for k, v in outcomes.items()}
-    return record(outcomes=finite, forwards=2 * cell.samples)
+    return record(outcomes=for_drawing(outcomes), forwards=2 * cell.samples)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..._errors import InvalidArgument, ModelFailure, one_line
@@ -18,7 +19,8 @@ from ...models import ODEBlock, solver_surrogates
 from ...models.ode.solver import FIXED_GRID
 from ..data import Split
 from ..records.adversarial_examples import AdversarialExamples
-from ..records.record import Cell, Record
+from ..records.predictions import largest_norm, outcomes_of, predictions
+from ..records.record import NOT_STORED, Cell, Record
 from ..runtime.checked_model import CheckedModel
 from .accuracy import evaluate_cell
 
@@ -106,8 +108,11 @@ def evaluate_solver_transfer(
     evaluations = [r.nfe * r.forwards for r in records if r.nfe is not None]
     evaluations += [float(one.evaluations) for one in asked if one.evaluations is not None]
     forwards = sum(r.forwards for r in records) + sum(one.forwards for one in asked)
+    merged = _merged(records, split.first(cell.samples).labels.cpu().numpy())
+    if "norm" in merged.outcomes:
+        measures |= largest_norm(merged.outcomes["norm"])
     return dataclasses.replace(
-        _merged(records),
+        merged,
         measures=measures,
         card={"surrogates_left_out": reasons} if reasons else {},
         forwards=forwards,
@@ -156,17 +161,19 @@ def _evaluations(model: nn.Module) -> int:
     return sum(int(solver.steps) * FIXED_GRID[solver.method] for solver in solvers)
 
 
-def _merged(records: list[Record]) -> Record:
+def _merged(records: list[Record], labels: NDArray[np.integer]) -> Record:
     """What the first record that breaks a sample says of it; of the others what the last says."""
-    outcomes = {name: values.copy() for name, values in records[-1].outcomes.items()}
+    prediction = predictions(records[-1].outcomes, labels)
+    rest = {name: v.copy() for name, v in records[-1].outcomes.items() if name in NOT_STORED}
     examples = {name: values.copy() for name, values in records[-1].examples.items()}
     for record in reversed(records[:-1]):
         broken = ~record.outcomes["correct"]
-        for name, values in record.outcomes.items():
-            outcomes[name] = np.where(broken, values, outcomes[name])
+        prediction = np.where(broken, predictions(record.outcomes, labels), prediction)
+        rest = {name: np.where(broken, record.outcomes[name], v) for name, v in rest.items()}
         first = broken[0, : len(examples["image"])]
         for name in ("prediction", "image"):
             examples[name][first] = record.examples[name][first]
+    outcomes = {**outcomes_of(prediction, labels), **rest}
     return dataclasses.replace(records[-1], outcomes=outcomes, examples=examples)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..._errors import InvalidArgument
 from ..._registry import check_name
-from ..records.store import write_atomically
+from ..records.atomic import write_atomically
 
 
 def new_model(name: str, file: Path | None = None) -> Path:

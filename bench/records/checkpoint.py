@@ -1,11 +1,15 @@
-"""Weights on disk: safetensors, beside a JSON of everything that made them. Pickles are refused."""
+"""Weights on disk: safetensors, compressed by xz. Pickles are refused.
+
+``xz -d FILE.safetensors.xz`` gives a plain safetensors file. The hash of a checkpoint is that of this plain
+file, so that it does not depend on how it was compressed.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
+import lzma
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +18,73 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from ..._errors import CheckpointError
-from .store import write_atomically
+from .atomic import write_atomically
+from .record import Cell
+from .store import Store
+from .weights_file import SUFFIX, SUFFIX_XZ, compress
 
-SUFFIX = ".safetensors"
+PARTIAL = ".partial"
+"""In the name of a file beside a checkpoint, before its suffix: the state after an epoch of its training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Trained weights: where they lie, their hash, and the JSON beside them."""
+    """Trained weights: where they lie, the SHA-256 of the plain safetensors file, and what made them.
+
+    `facts` are known of new weights alone; those of older ones are in the record of their training.
+    """
 
     path: Path
     sha256: str
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write `tensors` atomically and return the SHA-256 of the file; equal tensors, equal bytes."""
+    """Write `tensors` atomically, in xz where `path` says so, and return the hash of the plain file.
+
+    Equal tensors give an equal hash.
+    """
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    data = safetensors.torch.save(plain)
-    write_atomically(path, data)
-    return hashlib.sha256(data).hexdigest()
+    return save_bytes(path, safetensors.torch.save(plain))
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Read tensors and the SHA-256 of their file.
+def save_bytes(path: Path, plain: bytes) -> str:
+    """Write the bytes of a plain safetensors file as `save_tensors` does."""
+    write_atomically(path, compress(plain) if path.name.endswith(SUFFIX_XZ) else plain)
+    return hashlib.sha256(plain).hexdigest()
+
+
+def load_bytes(path: Path) -> bytes:
+    """Read the bytes of a plain safetensors file, compressed or not.
 
     Raises
     ------
     CheckpointError
-        When the file is absent, truncated, or a pickle, which could run code when it is read.
+        When the file is absent, no safetensors file by its name, or damaged.
     """
-    if path.suffix != SUFFIX:
+    if not path.name.endswith((SUFFIX, SUFFIX_XZ)):
         raise CheckpointError(
             f"{path} is not a {SUFFIX} file: pickled checkpoints can run code and are refused; convert it "
             "with safetensors.torch.save_file(model.state_dict(), ...)"
         )
     try:
         data = path.read_bytes()
+        return lzma.decompress(data, lzma.FORMAT_XZ) if path.name.endswith(SUFFIX_XZ) else data
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except lzma.LZMAError as error:
+        raise CheckpointError(f"{path} is damaged ({error}): delete it to train again") from None
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Read tensors and the SHA-256 of their plain file.
+
+    Raises
+    ------
+    CheckpointError
+        When the file is absent, truncated, or a pickle, which could run code when it is read.
+    """
+    data = load_bytes(path)
     try:
         return safetensors.torch.load(data), hashlib.sha256(data).hexdigest()
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
@@ -75,39 +107,37 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
 
 
 def save_checkpoint(path: Path, model: nn.Module, facts: Mapping[str, Any]) -> Checkpoint:
-    """Write the weights, then the JSON beside them; a checkpoint counts only when both are there.
-
-    An older JSON goes first, so that a crash in between leaves weights that do not count.
-    """
-    path.with_suffix(".json").unlink(missing_ok=True)
-    return save_facts(path, facts, save_tensors(path, model.state_dict()))
+    """Write the weights of `model`; they count once the record of their training says their hash."""
+    return Checkpoint(path=path, sha256=save_tensors(path, model.state_dict()), facts=facts)
 
 
-def save_facts(path: Path, facts: Mapping[str, Any], sha256: str) -> Checkpoint:
-    """Write the JSON beside the weights at `path`, whose hash is `sha256`: from now on they count."""
-    body = {**facts, "sha256": sha256}
-    text = json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(path.with_suffix(".json"), text.encode())
-    return Checkpoint(path=path, sha256=sha256, facts=body)
+def find_checkpoint(path: Path, sha256: str | None) -> Checkpoint | None:
+    """Return the checkpoint at `path`, None when there is none or its training is not finished.
 
-
-def find_checkpoint(path: Path) -> Checkpoint | None:
-    """Return the checkpoint at `path` when it is complete, None when there is none.
+    Parameters
+    ----------
+    sha256
+        What the record of the training says; None without such a record.
 
     Raises
     ------
     CheckpointError
-        When the weights do not match the hash in the JSON.
+        When the weights are damaged or do not match.
     """
-    beside = path.with_suffix(".json")
-    if not path.exists() or not beside.exists():
+    if sha256 is None or not path.exists() or partial_path(path).exists():
         return None
-    _, sha256 = load_tensors(path)
-    try:
-        facts = json.loads(beside.read_text(encoding="utf-8"))
-        stored = facts["sha256"]
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
-        raise CheckpointError(f"{beside} is damaged: delete it to train again") from None
-    if stored != sha256:
+    if load_tensors(path)[1] != sha256:
         raise CheckpointError(f"{path} was altered after training: delete it to train again")
-    return Checkpoint(path=path, sha256=sha256, facts=facts)
+    return Checkpoint(path=path, sha256=sha256)
+
+
+def stored_checkpoint(store: Store, training: Cell) -> Checkpoint | None:
+    """The weights that the training `training` made, where its record is stored; see `find_checkpoint`."""
+    record = store.get(training)
+    sha256 = record.card.get("checkpoint_sha256") if record and record.status == "ok" else None
+    return find_checkpoint(store.checkpoint_path(training), sha256)
+
+
+def partial_path(path: Path) -> Path:
+    """Where the state after each epoch lies until the training is recorded, as plain safetensors."""
+    return path.with_name(f"{path.name.partition(SUFFIX)[0]}{PARTIAL}{SUFFIX}")

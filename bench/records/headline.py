@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..._errors import RecordError
+from .atomic import write_atomically
 from .record import Record
-from .store import write_atomically
 
 SCHEMA_VERSION = 1
 
@@ -43,6 +43,14 @@ class Headline:
     def preferred(self) -> frozenset[str]:
         """All keys in `cells`."""
         return frozenset(key for keys in self.cells.values() for key in keys)
+
+    def shown_strength(self, threat: str, norm: str | None, strengths: Iterable[float]) -> float:
+        """The one of `strengths` at which figures show examples of `threat`.
+
+        It is the one nearest to the reported strength, or the smallest where none is.
+        """
+        wanted = self.reported.get(norm or threat)
+        return min(strengths, key=lambda s: (0.0 if wanted is None else abs(s - wanted), s))
 
     @classmethod
     def read(cls, folder: Path) -> Headline:

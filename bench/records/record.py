@@ -1,28 +1,18 @@
-"""What a unit of work is (`Cell`) and what is kept of it (`Record`). No torch.
-
-A record is one JSON object. Arrays are little-endian, zlib-compressed and base64-encoded; booleans
-are packed eight to a byte. `sha256` covers everything else in the object, so a truncated or edited
-file is recognised.
-"""
+"""One unit of work (`Cell`) and its result (`Record`). How they are stored is told in `lines`. No torch."""
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import hashlib
 import json
 import math
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
-from ..._errors import RecordError
-
-SCHEMA_VERSION = 1
 SUBMISSION = "submission"
 """Family of the records of adversarial examples that someone sent."""
 REPLAY = "replay"
@@ -38,6 +28,9 @@ Kind = Literal["training", "accuracy", "certificate", "dynamics", "throughput", 
 Status = Literal["ok", "error", "contract", "nonfinite", "budget", "timeout"]
 KINDS: tuple[str, ...] = ("training", "accuracy", "certificate", "dynamics", "throughput", "audit")
 STATUSES: tuple[str, ...] = ("ok", "error", "contract", "nonfinite", "budget", "timeout")
+
+NOT_STORED = frozenset({"norm"})
+"""Outcomes that a new record has and a stored one does not."""
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
@@ -145,26 +138,28 @@ class Record:
     status, error
         ``ok``, or what went wrong and one line about it. Only ``ok`` records carry outcomes.
     outcomes
-        Arrays by name. Accuracy: ``prediction`` int16 (draws, samples) and ``correct`` bool
-        (draws, samples), and for a bounded attack ``norm`` float32 (draws, samples), the distance
-        measured in float64. Certificate: ``radius`` float32 (samples,), an l2
-        radius in pixel units, 0 where misclassified; none where there is no certificate.
-        Dynamics: float64, along ``time`` (t,): ``layer`` (t,), ``growth_random``, ``growth_adversarial``,
-        ``sensitivity_initial``, ``sensitivity_trained``, ``energy_drift``, each (t, states).
+        Arrays by name. Accuracy: ``correct`` bool (draws, samples) and ``misclassified_as`` (k,), the
+        predicted classes where it is False (see `predictions`); for a bounded attack also ``norm`` float32
+        (draws, samples), the distance of each perturbed image, which is not stored (`NOT_STORED`).
+        Certificate: ``radius`` float32 (samples,), an l2 radius in pixel units, 0 where misclassified; none
+        where there is no certificate. Dynamics: along ``time`` (t,): ``layer`` (t,), both float64, and in
+        float32 ``growth_random``, ``growth_adversarial``, ``sensitivity_initial``, ``sensitivity_trained``,
+        ``energy_drift``, each (t, states), rounded since they are drawn and nothing else.
         Throughput: ``seconds`` float64 (passes,). Training: ``train_loss``,
         ``validation_loss``, ``validation_accuracy`` float64 (epochs,). Audit: ``x`` and lines over it,
         float64 (k,).
     examples
         Of the first few samples under the first draw: ``index``, ``label``, ``prediction``
-        int64 (k,) and ``image`` uint8 (k, c, h, w), for pictures only.
+        int64 (k,) and ``image`` uint8 (k, c, h, w), for figures only. Stored where figures show them.
     measures
-        Scalars by name (``samples_per_second``, ``peak_memory_bytes``, ``parameters``, ...). Of a flow's
+        Scalars by name (``samples_per_second``, ``peak_memory_bytes``, ``parameters``, ...). Of a bounded
+        attack ``largest_norm``, the largest distance of a perturbed image. Of a flow's
         timing also its ``operations`` and ``bytes``, the device's ``copy_bandwidth`` (bytes/s) and
         ``arithmetic_rate`` (operations/s), ``floor_seconds``, and ``achieved``, that over the median.
     card
         Training: what the model says of itself: summary, reference, claims, expected failures. An attack
-        whose examples are kept: ``adversarial``, their file, its hash and their count. Audit: ``verdict``,
-        ``sentence``, ``unit``, ``axes``, and ``exempt``, the model's reason where it expects a flag.
+        whose examples are stored: ``adversarial``, their count and hash (see `examples_archive`). Audit:
+        ``verdict``, ``sentence``, ``unit``, ``axes``, and ``exempt``, the reason for an expected flag.
     forwards, backwards
         Samples passed through the model forwards and backwards.
     nfe
@@ -187,95 +182,9 @@ class Record:
     nfe: float | None = None
     seconds: float = 0.0
     environment: Mapping[str, Any] = field(default_factory=dict)
-    schema_version: int = SCHEMA_VERSION
 
     @property
     def accuracy(self) -> float:
         """Fraction of (draw, sample) pairs classified correctly; NaN without outcomes."""
         correct = self.outcomes.get("correct")
         return float(np.mean(correct)) if correct is not None and correct.size else math.nan
-
-
-def encode_array(array: np.ndarray) -> dict[str, Any]:
-    """Turn an array into a JSON object; the inverse of `decode_array`."""
-    array = np.asarray(array)
-    if array.dtype == bool:
-        raw = np.packbits(array.ravel()).tobytes()
-    else:
-        raw = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).tobytes()
-    data = base64.b64encode(zlib.compress(raw, 9)).decode("ascii")
-    return {"dtype": array.dtype.newbyteorder("=").name, "shape": list(array.shape), "data": data}
-
-
-def decode_array(value: Mapping[str, Any]) -> np.ndarray:
-    """Turn a JSON object back into the array that `encode_array` was given."""
-    shape = tuple(value["shape"])
-    raw = zlib.decompress(base64.b64decode(value["data"], validate=True))
-    if value["dtype"] == "bool":
-        size = math.prod(shape)
-        return np.unpackbits(np.frombuffer(raw, np.uint8), count=size).astype(bool).reshape(shape)
-    stored = np.dtype(value["dtype"]).newbyteorder("<")
-    return np.frombuffer(raw, stored).reshape(shape).astype(stored.newbyteorder("="))
-
-
-def to_json(record: Record) -> str:
-    """Serialise a record, its own hash included, as indented JSON with a final newline."""
-    body = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
-    body["cell"] = dataclasses.asdict(record.cell)
-    for name in ("outcomes", "examples"):
-        body[name] = {k: encode_array(v) for k, v in body[name].items()}
-    body["key"] = record.cell.key()
-    body["sha256"] = digest(body)
-    return json.dumps(body, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def from_json(text: str) -> Record:
-    """Read a record back.
-
-    Raises
-    ------
-    RecordError
-        When the text is truncated, edited, or of a schema this version does not know.
-    """
-    try:
-        body = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"not valid JSON, perhaps truncated ({error})") from None
-    if not isinstance(body, dict):
-        raise RecordError("not a record: the file holds no JSON object")
-    version = body.get("schema_version")
-    if isinstance(version, int) and version in _UPGRADES:
-        body = _UPGRADES[version](body)
-    elif version != SCHEMA_VERSION:
-        raise RecordError(f"schema version {version!r} is not known to this robustode: upgrade it")
-    stored = body.pop("sha256", None)
-    try:
-        if stored != digest(body):
-            raise RecordError("its hash does not match its content: edited by hand or damaged")
-        key = body.pop("key")
-        body["cell"] = Cell(**body["cell"])
-        for name in ("outcomes", "examples"):
-            body[name] = {k: decode_array(v) for k, v in body[name].items()}
-        record = Record(**body)
-    except RecordError:
-        raise
-    except Exception as error:
-        raise RecordError(f"not a record: {type(error).__name__}: {error}") from None
-    _check(record, key)
-    return record
-
-
-def _check(record: Record, key: str) -> None:
-    if record.cell.key() != key:
-        raise RecordError("its key does not match its cell")
-    if record.status not in STATUSES or record.cell.kind not in KINDS:
-        raise RecordError(f"unknown status {record.status!r} or kind {record.cell.kind!r}")
-    if record.status == "ok" and record.cell.kind == "accuracy":
-        shape = (record.cell.draws, record.cell.samples)
-        for name in ("prediction", "correct"):
-            if name not in record.outcomes or record.outcomes[name].shape != shape:
-                raise RecordError(f"outcome {name!r} is missing or not of shape {shape}")
-
-
-# From an older schema version to the next: {1: upgrade_1_to_2, ...}.
-_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}

@@ -1,57 +1,41 @@
-"""The results folder: where records lie, how they are written whole or not at all. No torch.
+"""The results folder: what lies where, and who may write. No torch.
 
-``<out>/records/<model>/*.json``, ``<out>/checkpoints/``, ``<out>/report/``, and ``<out>/set-aside/``
-for records that could not be used. ``<out>/adversarial/<model>/*.npz`` holds the adversarial examples of a
-record of the same name.
+``<out>/records/<model>/seed<k>.jsonl``
+    The records of one model and training seed, one a line (see `lines`).
+``<out>/adversarial/<model>/seed<k>.zip``
+    Their adversarial examples (see `examples_archive`).
+``<out>/checkpoints/<model>/*.safetensors.xz``
+    Weights: safetensors in xz (see `checkpoint`).
+``<out>/plan.json``, ``<out>/report/``, ``<out>/set-aside/``
+    What the last runs asked for; tables, page and figures; damaged lines that were moved out of the way.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..._errors import InvalidArgument, RecordError
-from .adversarial_examples import AdversarialExamples, pack
-from .record import Cell, Record, from_json, to_json
+from ..._errors import InvalidArgument
+from . import examples_archive
+from .adversarial_examples import AdversarialExamples
+from .atomic import TEMPORARY
+from .record import Cell, Record
+from .record_file import SUFFIX, Damage, RecordFile, path_of
 
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """A record file that was not used, and why."""
-
-    path: Path
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+UPGRADED = "upgrade"
+"""Folder in a results folder where an upgrade makes the new files."""
+COMPLETE = "complete"
+"""File in that folder that says that all of them are made and checked."""
 
 
 class Store:
-    """Records of one results folder.
+    """Records, adversarial examples and checkpoints of one results folder.
+
+    Whoever writes holds `lock`. Reading changes nothing.
 
     Parameters
     ----------
@@ -65,95 +49,152 @@ class Store:
         self.checkpoints = self.folder / "checkpoints"
         self.adversarial = self.folder / "adversarial"
         self.report = self.folder / "report"
+        self._files: dict[Path, RecordFile] = {}
+        self._current = False
 
     def path(self, cell: Cell) -> Path:
-        """Where the record of `cell` lies: readable first, unique by its key."""
-        return self.records / cell.model / _file_name(cell)
+        """The file of the records of the model and training seed of `cell`."""
+        return path_of(self.records, cell)
 
     def checkpoint_path(self, cell: Cell) -> Path:
         """Where the weights that the training `cell` makes lie."""
-        name = f"{cell.dataset}-seed{cell.training_seed}-{cell.key()[:12]}.safetensors"
+        name = f"{cell.dataset}-seed{cell.training_seed}-{cell.key()[:12]}.safetensors.xz"
         return self.checkpoints / cell.model / name
 
-    def breaks_path(self, cell: Cell) -> Path:
-        """Where the adversarial examples of `cell` lie, if they are kept: beside its record, so to speak."""
-        return self.adversarial / cell.model / f"{self.path(cell).stem}.npz"
+    def examples_path(self, cell: Cell) -> Path:
+        """The archive of the adversarial examples of the model and training seed of `cell`."""
+        return self.adversarial / cell.model / f"seed{cell.training_seed}{examples_archive.SUFFIX}"
+
+    def name(self, cell: Cell) -> str:
+        """Where the record of `cell` lies, for messages: its file, ``#``, and what it is of."""
+        return f"{self.path(cell).relative_to(self.folder).as_posix()}#{label_in_file(cell)}"
+
+    def examples_name(self, cell: Cell) -> str:
+        """Where the adversarial examples of `cell` lie, for messages."""
+        return f"{self.examples_path(cell).relative_to(self.folder).as_posix()}#{label_in_file(cell)}"
 
     def get(self, cell: Cell) -> Record | None:
         """Return the stored record of `cell`, or None.
 
         One that cannot be used counts as absent, and so does one whose adversarial examples are gone.
         """
-        path = self.path(cell)
-        try:
-            record = from_json(path.read_text(encoding="utf-8"))
-        except (OSError, RecordError, UnicodeDecodeError):
-            return None
-        gone = "adversarial" in record.card and not self.breaks_path(cell).exists()
-        return None if gone or record.cell.key() != cell.key() else record
+        self.check_schema()
+        record = self._file(self.path(cell)).get(cell)
+        gone = record is not None and "adversarial" in record.card and not self.has_examples(cell)
+        return None if gone else record
 
     def put(self, record: Record) -> Path:
-        """Write `record`, replacing an earlier one of the same cell, and return its path."""
+        """Append `record` to its file, where it supersedes an earlier one of the same cell; that file."""
+        self.check_schema()
         path = self.path(record.cell)
-        write_atomically(path, to_json(record).encode())
+        self._file(path).append(record)
         return path
 
-    def put_breaks(self, cell: Cell, breaks: AdversarialExamples) -> dict[str, Any]:
-        """Write the adversarial examples of `cell`; returns what its record's card says of them."""
-        path, data = self.breaks_path(cell), pack(breaks)
-        write_atomically(path, data)
-        return {
-            "file": path.relative_to(self.folder).as_posix(),
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "count": len(breaks),
-        }
+    def has_examples(self, cell: Cell) -> bool:
+        """Whether adversarial examples of `cell` are stored, empty ones too."""
+        return label_in_file(cell) in examples_archive.names(self.examples_path(cell))
 
-    def load(self) -> tuple[list[Record], list[Problem]]:
-        """Read every record, in a fixed order; what cannot be used is returned as problems."""
+    def get_examples(self, cell: Cell) -> AdversarialExamples:
+        """The adversarial examples of `cell`; raises `FileNotFoundError`, or `RecordError` if damaged."""
+        return examples_archive.read(self.examples_path(cell), label_in_file(cell))
+
+    def put_examples(self, cell: Cell, examples: AdversarialExamples) -> dict[str, Any]:
+        """Store the adversarial examples of `cell`; returns what its record's card says of them."""
+        examples_archive.write(self.examples_path(cell), label_in_file(cell), examples)
+        return {"sha256": examples_archive.content_sha256(examples), "count": len(examples)}
+
+    def load(self) -> tuple[list[Record], list[Damage]]:
+        """Read every record that counts, in a fixed order; what cannot be used is returned beside them.
+
+        Raises
+        ------
+        InvalidArgument
+            When the folder is of another schema.
+        """
+        self.check_schema()
         records: list[Record] = []
-        problems: list[Problem] = []
-        for path in sorted(self.records.glob("*/*.json")):
-            if path.name.startswith("."):
-                continue
-            try:
-                record = from_json(path.read_text(encoding="utf-8"))
-                if (path.parent.name, path.name) != (record.cell.model, _file_name(record.cell)):
-                    raise RecordError("its name does not match its content")
-            except (RecordError, OSError, ValueError, TypeError) as error:
-                problems.append(Problem(path=path, reason=str(error)))
-            else:
-                records.append(record)
-        return records, problems
+        damages: list[Damage] = []
+        for path in self._paths():
+            found, damaged = self._file(path).load()
+            records += found
+            damages += damaged
+        return sorted(records, key=_place), damages
 
-    def set_aside(self, problems: list[Problem]) -> None:
-        """Move unusable records to ``set-aside/`` so that their cells are done again."""
-        for problem in problems:
-            target = self.folder / "set-aside" / problem.path.parent.name / problem.path.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(problem.path, target)
+    def clear(self) -> list[Damage]:
+        """Move damaged lines to ``set-aside/``, so that their cells are done again; what was moved.
+
+        Superseded lines are dropped. For the holder of `lock` alone.
+        """
+        self.check_schema()
+        damages: list[Damage] = []
+        for path in self._paths():
+            damages += self._file(path).clear(self.folder / "set-aside" / path.parent.name / path.name)
+        return damages
+
+    def check_schema(self) -> None:
+        """Refuse a folder whose records are of schema 1, one JSON file each, or half way to this one."""
+        if self._current:
+            return
+        how = f"run `robustode upgrade --out {self.folder}`"
+        if (self.folder / UPGRADED / COMPLETE).exists():
+            raise InvalidArgument(f"an upgrade of {self.folder} was interrupted: {how} again")
+        if next(self.records.glob("*/*.json"), None) is not None:
+            raise InvalidArgument(f"the records in {self.folder} are of schema 1: {how}")
+        self._current = True
+
+    def require_records(self) -> None:
+        """Refuse a folder without records."""
+        self.check_schema()
+        if next(iter(self._paths()), None) is None:
+            raise InvalidArgument(f"no records in {self.folder}: run `robustode run` first, or pass --out")
+
+    def size(self) -> int:
+        """Bytes of all records."""
+        return sum(path.stat().st_size for path in self._paths())
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for one run; a second run of the same folder is refused."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise InvalidArgument(f"{self.folder} is or lies in a file: choose a folder with --out") from None
-        lock = FileLock(self.folder / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise InvalidArgument(
-                f"another run is writing to {self.folder}: wait for it, or choose another --out"
-            ) from None
-        try:
-            for stale in self.folder.rglob(".tmp-*"):
-                stale.unlink(missing_ok=True)
+        """Hold the folder for one writer; a second one is refused."""
+        with locked(self.folder):
+            self.check_schema()
             yield
-        finally:
-            lock.release()
+
+    def _paths(self) -> list[Path]:
+        return sorted(p for p in self.records.glob(f"*/*{SUFFIX}") if not p.name.startswith("."))
+
+    def _file(self, path: Path) -> RecordFile:
+        return self._files.setdefault(path, RecordFile(path))
 
 
-def _file_name(cell: Cell) -> str:
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a results folder of any schema; raises `InvalidArgument` where another process holds it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InvalidArgument(f"{folder} is or lies in a file: choose a folder with --out") from None
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InvalidArgument(
+            f"another run is writing to {folder}: wait for it, or choose another --out"
+        ) from None
+    try:
+        for stale in folder.rglob(f"{TEMPORARY}*"):
+            stale.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+def label_in_file(cell: Cell) -> str:
+    """What a cell is called among those of its model and training seed: readable first, unique by its key."""
     what = cell.kind if cell.kind == "training" else f"{cell.threat}-{cell.strength:g}"
-    return f"{cell.dataset}-{what}-seed{cell.training_seed}-{cell.key()[:12]}.json"
+    return f"{cell.dataset}-{what}-{cell.key()[:12]}"
+
+
+def _place(record: Record) -> tuple[str, str]:
+    cell = record.cell
+    what, key = label_in_file(cell).rsplit("-", 1)
+    return cell.model, f"{what}-seed{cell.training_seed}-{key}.json"

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..._errors import InvalidArgument
-from ..records.store import Problem, write_atomically
+from ..records.atomic import write_atomically
+from ..records.record_file import Damage
 from .benchmark_timing import HEADS, WORDS, Timing, timing
 from .html.template import template
 from .markdown import escaped, markdown_table
@@ -50,16 +51,16 @@ def add_benchmarks(folder: Path, file: Path) -> None:
     write_atomically(folder / "benchmarks" / file.name, file.read_bytes())
 
 
-def read_benchmarks(folder: Path) -> tuple[list[BenchmarkFile], list[Problem]]:
+def read_benchmarks(folder: Path) -> tuple[list[BenchmarkFile], list[Damage]]:
     """Read ``<folder>/benchmarks/*.json``, by name; what cannot be used is returned as problems."""
     files: list[BenchmarkFile] = []
-    problems: list[Problem] = []
+    problems: list[Damage] = []
     for path in sorted((Path(folder) / "benchmarks").glob("*.json")):
         try:
             files.append(_parse(path.read_text(encoding="utf-8"), path.name))
         except Exception as error:
             reason = f"not a pytest-benchmark file: {type(error).__name__}: {error}"
-            problems.append(Problem(path=path, reason=reason))
+            problems.append(Damage(path=path, reason=reason))
     return files, problems
 
 

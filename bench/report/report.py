@@ -13,10 +13,12 @@ import pandas as pd
 
 from ..._errors import InvalidArgument, RecordError
 from ..audits.sheet import sheets
+from ..records.atomic import write_atomically
 from ..records.headline import Headline
 from ..records.latest import current
 from ..records.record import Record
-from ..records.store import Problem, Store, write_atomically
+from ..records.record_file import Damage
+from ..records.store import Store
 from .benchmark_tables import benchmarks_markdown, benchmarks_page, read_benchmarks
 from .figures import Picture, draw_all, labelled
 from .html.attack_parts import attack_parts, parts_tables
@@ -33,8 +35,8 @@ from .statistics import summarise
 
 PAGE = "index.html"
 """What the page is called."""
-MANY = 400
-"""Number of records from which other processes help to draw; with fewer, starting them takes longer."""
+MANY = 1_000_000
+"""Bytes of records from which other processes help to draw; with fewer, starting them takes longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class Report:
     page: Path
     leaderboard: pd.DataFrame
     failures: list[str]
-    problems: list[Problem]
+    problems: list[Damage]
     superseded: int
 
 
@@ -74,8 +76,9 @@ def write_report(folder: Path) -> Report:
         When the folder holds no usable record; nothing is written then.
     """
     folder = Path(folder)
-    many = len(list(Store(folder).records.glob("*/*.json"))) >= MANY
-    with _without_collector(), helped(None if many else 0) as render:
+    store = Store(folder)
+    store.require_records()
+    with store.lock(), _without_collector(), helped(None if store.size() >= MANY else 0) as render:
         return _write_report(folder, render)
 
 
@@ -119,7 +122,7 @@ class _Made:
     pictures: list[Picture]
     board: pd.DataFrame
     failures: list[str]
-    problems: list[Problem]
+    problems: list[Damage]
     superseded: int
 
 
@@ -162,7 +165,7 @@ def _make(folder: Path, render_figures: Render) -> _Made:
         smoothing=smoothing_tables(summary, labelled(board)),
         transfers=transfers,
         parts=parts_tables(parts),
-        problems=[(_relative(p.path, folder), p.reason) for p in problems],
+        problems=[(_relative(p, folder), p.reason) for p in problems],
         benchmarks=bool(benchmarks),
         superseded=superseded,
         audited=audited,
@@ -213,13 +216,13 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _headline(folder: Path, records: list[Record]) -> tuple[Headline, list[Problem]]:
+def _headline(folder: Path, records: list[Record]) -> tuple[Headline, list[Damage]]:
     """Read the plan, or guess it; a plan that is there and cannot be used is a problem."""
     try:
         return Headline.read(folder), []
     except RecordError as error:
         path = folder / "plan.json"
-        problems = [Problem(path=path, reason=f"{error}; reporting the middle strengths")]
+        problems = [Damage(path=path, reason=f"{error}; reporting the middle strengths")]
         return Headline.guess(current(records)[0]), problems if path.exists() else []
 
 
@@ -227,5 +230,7 @@ def _csv(table: pd.DataFrame) -> str:
     return str(table.to_csv(index=False, lineterminator="\n", float_format="%.10g"))
 
 
-def _relative(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+def _relative(damage: Damage, folder: Path) -> str:
+    path = damage.path
+    name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+    return f"{name} line {damage.line}" if damage.line else name

@@ -26,7 +26,8 @@ from ..config.cells import training_cell
 from ..config.plan import Plan
 from ..data import Data
 from ..evaluation.accuracy import frozen
-from ..records.store import Store, write_atomically
+from ..records.atomic import write_atomically
+from ..records.store import Store
 from ..runtime.device import device_name
 from ..runtime.memory import free_memory, peak_memory
 from ..runtime.time_limit import time_limit

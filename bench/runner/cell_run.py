@@ -20,6 +20,7 @@ from ..evaluation.solver_transfer import evaluate_solver_transfer
 from ..proofs.lipschitz import certify_cell
 from ..proofs.randomized_smoothing import smooth_cell
 from ..records.adversarial_examples import AdversarialExamples
+from ..records.predictions import predictions
 from ..records.record import Cell, Record
 from ..throughput.measure import measure_cell
 from ..training.train import build_model, fit_normalisation
@@ -98,7 +99,8 @@ class CellRunner:
     def remember(self, record: Record) -> None:
         """Keep the clean predictions, with which later cells begin."""
         if record.cell.family == "clean" and record.status == "ok":
-            self._clean = record.cell.batch_size, record.outcomes["prediction"][0]
+            labels = self.data.test.first(record.cell.samples).labels.cpu().numpy()
+            self._clean = record.cell.batch_size, predictions(record.outcomes, labels)[0]
 
     def _known(self, cell: Cell) -> np.ndarray | None:
         """Clean predictions of the samples of `cell`, where they were made in the same batches."""

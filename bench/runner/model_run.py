@@ -17,7 +17,7 @@ from ..config.cells import training_cell
 from ..config.plan import Plan
 from ..data import Data
 from ..evaluation.accuracy import failed
-from ..records.checkpoint import Checkpoint, find_checkpoint, load_state, load_tensors
+from ..records.checkpoint import Checkpoint, load_state, load_tensors, partial_path, stored_checkpoint
 from ..records.record import Cell, Record
 from ..records.store import Store
 from ..runtime.device import environment
@@ -77,7 +77,7 @@ class ModelRun:
     summary
         What has been done so far.
     examples
-        Which adversarial examples are stored.
+        Which examples are stored.
     can_be_timed
         Whether it may be timed in this process; False for a model at which another process died.
     """
@@ -126,7 +126,7 @@ class ModelRun:
         ):
             return []
         try:
-            checkpoint = find_checkpoint(path)
+            checkpoint = stored_checkpoint(self.store, self.training)
             if checkpoint is None:
                 raise CheckpointError(f"{path} is gone: run again to train it again")
             model = build_model(self.spec.build, self.data, self.training.hyperparameters, self.seed)
@@ -169,7 +169,7 @@ class ModelRun:
                 model = build_model(self.spec.build, self.data, cell.hyperparameters, self.seed)
                 solver = solver_names(model)
                 described["flow"] = flow_implementations(model, self.device)
-                checkpoint = None if fresh else find_checkpoint(path)
+                checkpoint = None if fresh else stored_checkpoint(self.store, cell)
                 if checkpoint:
                     self._load(model)
                 elif self.plan.pretrained:
@@ -196,12 +196,12 @@ class ModelRun:
             self.reporter.advance(sum(self.cost.seconds_for(cell, self.plan) for cell in cells))
             self._put(failed(cell, error, seconds=time.perf_counter() - began, environment=described))
             return None
-        stored = self.store.get(cell)
-        if not new and stored is not None and stored.status == "ok":
+        if not new:
             self.summary.skipped += not begun
             return model, checkpoint
         record = training_record(cell, self.spec, model, self.data, checkpoint)
         self._put(record)
+        partial_path(path).unlink(missing_ok=True)
         scores = record.outcomes.get("validation_accuracy")
         what = "pretrained weights loaded" if scores is None else f"trained: validation {max(scores):.1%}"
         self.reporter.detail(f"{name} · {what}")

@@ -6,7 +6,6 @@ worst case, re-checked as if it had been submitted. Always on the CPU, as `verif
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +17,10 @@ from ..._errors import InvalidArgument, RecordError, RobustodeError, one_line
 from ..._registry import unknown_name
 from ...models import ModelSpec
 from ..data import Data, load_data
-from ..records.adversarial_examples import unpack
+from ..records.examples_archive import FORMER_SHA256, content_sha256
 from ..records.headline import Headline
 from ..records.latest import current, entry
+from ..records.predictions import predictions
 from ..records.record import REPLAY, REPLAYS, Cell, Record, digest
 from ..records.store import Store
 from ..training.load_trained import model_of, trained_model
@@ -107,7 +107,9 @@ def replay_all(
         model = _model(store, training, given, data, done)
         if model is None:
             continue
-        clean = next(r for r in ours if r.cell.family == "clean").outcomes["prediction"][0]
+        unperturbed = next(r for r in ours if r.cell.family == "clean")
+        labels = data.test.first(unperturbed.cell.samples).labels.numpy()
+        clean = predictions(unperturbed.outcomes, labels)[0]
         for cell, others in left:
             record = replay_cell(store, cell, others, model, data, clean)
             store.put(record)
@@ -135,17 +137,16 @@ def _sources(
         reported = cell.norm is not None and headline.reported.get(cell.norm) == cell.strength
         if not reported or "adversarial" not in record.card or cell.family == REPLAY or record.status != "ok":
             continue
-        path = store.breaks_path(cell)
-        file = path.relative_to(store.folder).as_posix()
+        facts = record.card["adversarial"]
         try:
-            content = path.read_bytes()
-            sha256 = hashlib.sha256(content).hexdigest()
-            if sha256 != record.card["adversarial"].get("sha256"):
+            breaks = store.get_examples(cell)
+            sha256 = content_sha256(breaks)
+            if sha256 != facts.get("sha256"):
                 raise RecordError("its hash is not the one in its record: edited or damaged")
-            breaks = unpack(content)
         except (OSError, RecordError) as error:
-            done.notes.append(f"not replayed: {file}: {one_line(error)}")
+            done.notes.append(f"not replayed: {store.examples_name(cell)}: {one_line(error)}")
             continue
+        sha256 = str(facts.get(FORMER_SHA256, sha256))  # so that the keys of earlier replays stay
         model_and_seed = (entry(cell), cell.training_seed)
         source = Source(model_and_seed=model_and_seed, threat=cell.threat, sha256=sha256, breaks=breaks)
         found[cell.dataset, str(cell.norm), cell.strength].append(source)

@@ -20,6 +20,7 @@ from ..evaluation.accuracy import failed, frozen
 from ..evaluation.margins import relative_margins, relative_margins_alone_and_shuffled
 from ..records.adversarial_examples import AdversarialExamples, add_steps
 from ..records.latest import Entry
+from ..records.predictions import largest_norm, outcomes_of
 from ..records.record import Cell, Record
 from ..records.store import Store
 from ..runtime.checked_model import CheckedModel
@@ -71,7 +72,8 @@ def replay_cell(
     return Record(
         cell=cell,
         outcomes=outcomes,
-        card={"adversarial": store.put_breaks(cell, breaks), "transfer": tally},
+        measures=largest_norm(outcomes["norm"]),
+        card={"adversarial": store.put_examples(cell, breaks), "transfer": tally},
         forwards=queried.forwards,
         nfe=queried.nfe,
         seconds=time.perf_counter() - began,
@@ -127,11 +129,7 @@ def _replay(
             alone = [call_model(model, image[None], data.num_classes).argmax() for image in stored]
         prediction[rows] = torch.stack(alone).numpy()
         length[rows] = distance(stored, original, cell.norm).numpy()  # type: ignore[arg-type]
-    outcomes = {
-        "prediction": prediction[None],
-        "correct": (prediction == labels)[None],
-        "norm": length[None],
-    }
+    outcomes = {**outcomes_of(prediction[None], labels), "norm": length[None]}
     breaks = AdversarialExamples(
         index=np.asarray(test.indices[rows], np.int64), label=labels[rows], steps=steps
     )

@@ -20,7 +20,8 @@ from ..config.run_request import RunRequest
 from ..data import Data
 from ..records.headline import Headline
 from ..records.record import Record
-from ..records.store import Problem, Store
+from ..records.record_file import Damage
+from ..records.store import Store
 from ..runtime.progress import Quiet, Reporter
 from .batch_size import choose_batch_sizes
 from .model_run import ModelRun, RunSummary
@@ -36,9 +37,9 @@ OnEvaluated = Callable[[str, int, list[Record], float], None]
 
 @dataclass(kw_only=True)
 class RunResult(RunSummary):
-    """What a run did, and the record files that it could not use and set aside."""
+    """What a run did, and the lines of records that it found damaged and moved to ``set-aside/``."""
 
-    problems: list[Problem] = field(default_factory=list)
+    damages: list[Damage] = field(default_factory=list)
 
 
 def run_plan(
@@ -69,8 +70,7 @@ def run_plan(
     reporter = reporter or Quiet()
     result = RunResult()
     with store.lock():
-        _, result.problems = store.load()
-        store.set_aside(result.problems)
+        result.damages = store.clear()
         requested = _RequestedCells(plan, data, store)
         data = data.to(device)
         processes = count_processes(len(plan.units), device, jobs) if request else 1

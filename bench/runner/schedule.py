@@ -15,7 +15,7 @@ from ...models import ModelSpec, solver_surrogates
 from ..config.cells import accuracy_cells, certificate_cells, dynamics_cell, throughput_cells, training_cell
 from ..config.plan import Plan
 from ..data import Data
-from ..records.checkpoint import find_checkpoint
+from ..records.checkpoint import stored_checkpoint
 from ..records.record import Cell
 from ..records.store import Store
 from ..runtime.device import device_name
@@ -125,7 +125,7 @@ def _missing_cells(
 ) -> tuple[list[Cell], list[Cell]]:
     """All cells of one training, and those of them that are not stored."""
     try:
-        checkpoint = None if fresh else find_checkpoint(store.checkpoint_path(training))
+        checkpoint = None if fresh else stored_checkpoint(store, training)
     except CheckpointError:
         checkpoint = None
     if checkpoint is None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._errors import CheckpointError
-from ..records.checkpoint import load_state, load_tensors, save_tensors
+from ..records.checkpoint import load_state, load_tensors, partial_path, save_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class PartialTraining:
     """
 
     def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
-        self.path = path.with_name(f"{path.stem}.partial{path.suffix}")
+        self.path = partial_path(path)
         self.cell = json.loads(json.dumps(facts["cell"], sort_keys=True))
 
     def save(

@@ -77,9 +77,10 @@ def train(
     Parameters
     ----------
     path
-        Of the checkpoint; ``<path>.partial`` files beside it hold the state after each epoch.
+        Of the checkpoint. The file `partial_path` beside it holds the state after each epoch, and is left to
+        the caller, who removes it when the training is recorded.
     facts
-        What goes into the checkpoint's JSON; a partial state is resumed only for the same ``facts["cell"]``.
+        What the checkpoint's facts begin with; only a partial state of the same ``facts["cell"]`` is resumed.
     resume
         Whether to resume from a partial state, if there is one.
     on_batch
@@ -128,7 +129,6 @@ def train(
         model,
         {**facts, "history": vars(history), "selected_epoch": history.selected(recipe.select) + 1},
     )
-    partial.remove()
     model.eval()
     return checkpoint, history
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,8 +18,10 @@ from ...attacks.core.model_call import call_model
 from ..data import Data
 from ..evaluation.accuracy import frozen
 from ..evaluation.margins import TIE, relative_margins_alone_and_shuffled
-from ..records.adversarial_examples import AdversarialExamples, add_steps, unpack
+from ..records.adversarial_examples import AdversarialExamples, add_steps
 from ..records.checkpoint import load_tensors
+from ..records.examples_archive import content_sha256
+from ..records.predictions import predictions
 from ..records.record import Record
 from ..records.store import Store
 from .report_consistency import Finding
@@ -82,14 +83,14 @@ class Recheck:
     def _outcomes(self, record: Record) -> Iterator[Finding]:
         """What the record calls correct is what its predictions and the dataset's labels say."""
         labels = self.data.test.first(record.cell.samples).labels.numpy()
-        correct, prediction = record.outcomes["correct"], record.outcomes["prediction"]
-        if prediction.shape[1] != len(labels):
-            yield self._wrong(record, f"{prediction.shape[1]} samples, the test set has {len(labels)}")
-        elif wrong := int((correct != (prediction == labels[None])).sum()):
+        correct = record.outcomes["correct"]
+        if correct.shape[1] != len(labels):
+            yield self._wrong(record, f"{correct.shape[1]} samples, the test set has {len(labels)}")
+        elif wrong := int((correct != (predictions(record.outcomes, labels) == labels[None])).sum()):
             yield self._wrong(record, f"{wrong} outcomes contradict its predictions and the labels")
-        norm = record.outcomes.get("norm")
-        if norm is not None and norm.size and not norm.max() <= _limit(record):
-            yield self._wrong(record, f"a norm of {norm.max():.6g} exceeds {record.cell.strength:g}")
+        norm = record.measures.get("largest_norm", 0.0)
+        if not norm <= _limit(record):
+            yield self._wrong(record, f"a norm of {norm:.6g} exceeds {record.cell.strength:g}")
 
     def _predictions(self, record: Record, model: nn.Module) -> Iterator[Finding]:
         """The clean predictions again, in the batches in which they were made."""
@@ -103,7 +104,8 @@ class Recheck:
         except RobustodeError as error:
             yield self._wrong(record, f"cannot be predicted again: {one_line(error)}")
             return
-        flips = int((torch.cat(parts).numpy() != record.outcomes["prediction"][0]).sum())
+        stored = predictions(record.outcomes, test.labels.numpy())[0]
+        flips = int((torch.cat(parts).numpy() != stored).sum())
         allowed = max(1, math.floor(FLIPS * len(test)))
         if flips > allowed:
             share = float((torch.cat(parts) == test.labels).double().mean())
@@ -113,24 +115,21 @@ class Recheck:
             yield self._note(record, f"{flips} of {len(test)} clean predictions differ, as rounding may")
 
     def _examples(self, record: Record) -> Iterator[Finding]:
-        path, facts = self.store.breaks_path(record.cell), record.card["adversarial"]
-        file = path.relative_to(self.store.folder).as_posix()
+        file, facts = self.store.examples_name(record.cell), record.card["adversarial"]
 
         def wrong(what: str) -> Finding:
             return Finding(file=file, what=what)
 
         try:
-            content = path.read_bytes()
+            breaks = self.store.get_examples(record.cell)
         except OSError:
             yield wrong("missing: its record counts these adversarial examples")
             return
-        if hashlib.sha256(content).hexdigest() != facts.get("sha256"):
-            yield wrong("its hash is not the one in its record: edited or damaged")
-        try:
-            breaks = unpack(content)
         except RecordError as error:
             yield wrong(str(error))
             return
+        if content_sha256(breaks) != facts.get("sha256"):
+            yield wrong("its hash is not the one in its record: edited or damaged")
         rows = [self.rows.get(int(index), -1) for index in breaks.index]
         known = np.array([0 <= row < record.cell.samples for row in rows], bool)
         shape = tuple(self.data.test.images.shape[1:])
@@ -167,7 +166,7 @@ class Recheck:
                 within = record.cell.norm == norm and record.cell.strength <= strength
                 if within and "adversarial" in record.card:
                     with suppress(OSError, RecordError):  # reported where that record is checked
-                        breaks = unpack(self.store.breaks_path(record.cell).read_bytes())
+                        breaks = self.store.get_examples(record.cell)
                         held.update(self.rows.get(int(index), -1) for index in breaks.index)
         return self._held[norm, strength]
 
@@ -219,7 +218,7 @@ class Recheck:
         return Finding(file=self._file(record), what=what, note=True)
 
     def _file(self, record: Record) -> str:
-        return self.store.path(record.cell).relative_to(self.store.folder).as_posix()
+        return self.store.name(record.cell)
 
 
 def check_checkpoint(store: Store, records: Sequence[Record]) -> Iterator[Finding]:
@@ -228,8 +227,7 @@ def check_checkpoint(store: Store, records: Sequence[Record]) -> Iterator[Findin
     others = [r for r in records if r.cell.kind != "training" and r.status == "ok"]
     if training is None:
         for record in others[:1]:
-            file = store.path(record.cell).relative_to(store.folder).as_posix()
-            yield Finding(file=file, what="no record of a training stands behind it")
+            yield Finding(file=store.name(record.cell), what="no record of its training is stored")
         return
     path = store.checkpoint_path(training.cell)
     file = path.relative_to(store.folder).as_posix()

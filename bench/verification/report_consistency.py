@@ -8,14 +8,17 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
 from ..._errors import RecordError
+from ..records.examples_archive import SUFFIX, names
 from ..records.headline import Headline
 from ..records.record import Record
-from ..records.store import Problem, Store
+from ..records.record_file import Damage
+from ..records.store import Store
 from ..report.report import PAGE, texts
 
 _LINKED = re.compile(r'href="(figures/[\w.-]+)"')
@@ -42,11 +45,12 @@ class Finding:
         return f"{self.file}: {self.what}"
 
 
-def check_listed(store: Store, records: Sequence[Record], problems: Sequence[Problem]) -> Iterator[Finding]:
+def check_listed(store: Store, records: Sequence[Record], damages: Sequence[Damage]) -> Iterator[Finding]:
     """Every record can be read, and none that ``plan.json`` lists is missing."""
-    damaged = {problem.path for problem in problems}
-    for problem in problems:
-        yield Finding(file=problem.path.relative_to(store.folder).as_posix(), what=problem.reason)
+    lost = Counter(damage.path.parent.name for damage in damages)
+    for damage in damages:
+        line = f" line {damage.line}" if damage.line else ""
+        yield Finding(file=f"{damage.path.relative_to(store.folder).as_posix()}{line}", what=damage.reason)
     try:
         listed = Headline.read(store.folder).cells
     except RecordError as error:
@@ -54,26 +58,29 @@ def check_listed(store: Store, records: Sequence[Record], problems: Sequence[Pro
         return
     stored = {record.cell.key() for record in records}
     for unit, keys in listed.items():
-        model = unit.split("/")[1] if unit.count("/") == 2 else "*"
-        for key in keys:
-            pattern = f"{model}/*-{key[:12]}.json"
-            if key not in stored and not damaged & set(store.records.glob(pattern)):
-                yield Finding(file=f"records/{pattern}", what=f"missing: plan.json lists it for {unit}")
+        _, model, seed = unit.split("/") if unit.count("/") == 2 else ("", "*", "*")
+        missing = [key for key in keys if key not in stored]
+        for key in missing if len(missing) > lost[model] else ():
+            file = f"records/{model}/seed{seed}.jsonl#{key[:12]}"
+            yield Finding(file=file, what=f"missing: plan.json lists it for {unit}")
 
 
 def check_orphans(store: Store, records: Sequence[Record]) -> Iterator[Finding]:
     """Note adversarial examples that no record counts."""
-    counted = {store.breaks_path(r.cell) for r in records if "adversarial" in r.card}
-    for path in sorted(set(store.adversarial.glob("*/*.npz")) - counted):
+    counted = {store.examples_name(r.cell) for r in records if "adversarial" in r.card}
+    for path in sorted(store.adversarial.glob(f"*/*{SUFFIX}")):
         file = path.relative_to(store.folder).as_posix()
-        yield Finding(file=file, what="no record that can be read counts these examples", note=True)
+        for name in sorted(names(path)):
+            if f"{file}#{name}" not in counted:
+                what = "no record that can be read counts these examples"
+                yield Finding(file=f"{file}#{name}", what=what, note=True)
 
 
 def check_tables(store: Store) -> Iterator[Finding]:
     """Each table of the report, and the page, is the one that the records make now.
 
-    What pictures show is left out: another machine draws the same lines with other last digits. That the
-    page's figures are there is not.
+    What pictures show is left out: another machine draws the same lines with other last digits. A page or
+    figures that are absent are noted and nothing more, since `robustode report` makes them from the records.
     """
     made = texts(store.folder)
     if not (store.report / "cards").is_dir():
@@ -84,24 +91,28 @@ def check_tables(store: Store) -> Iterator[Finding]:
         file = f"report/{name}"
         try:
             stored = (store.report / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            what = "missing: run `robustode report` to write it"
+            yield Finding(file=file, what=what, note=name.endswith(".html"))
+            continue
         except (OSError, UnicodeDecodeError):
-            yield Finding(file=file, what="missing or unreadable: run `robustode report` to write it")
+            yield Finding(file=file, what="unreadable: run `robustode report` to write it")
             continue
         if name == PAGE:
-            yield from _figures(store, dict.fromkeys(_LINKED.findall(stored)))
+            yield from _absent_figures(store, list(dict.fromkeys(_LINKED.findall(stored))))
             stored, text = without_pictures(stored), without_pictures(text)
         if stored != text:
             differ = _first_row if name.endswith(".csv") else _first_line
             yield Finding(file=file, what=differ(stored, text))
 
 
-def _figures(store: Store, shown: Iterable[str]) -> Iterator[Finding]:
-    if not (store.report / "figures").is_dir():
-        yield Finding(file="report/figures", what="none are here: run `robustode report`", note=True)
-        return
-    for name in shown:
-        if not (store.report / name).is_file():
-            yield Finding(file=f"report/{name}", what="missing: run `robustode report` to draw it")
+def _absent_figures(store: Store, shown: Sequence[str]) -> Iterator[Finding]:
+    absent = [name for name in shown if not (store.report / name).is_file()]
+    if absent:
+        what = (
+            f"{len(absent)} of the page's {len(shown)} are missing ({absent[0]}, ...): run `robustode report`"
+        )
+        yield Finding(file="report/figures", what=what, note=True)
 
 
 def without_pictures(page: str) -> str:

@@ -19,7 +19,8 @@ from ...attacks.core.model_call import call_model
 from ..data import Data, Split
 from ..evaluation.accuracy import frozen
 from ..evaluation.margins import relative_margins_alone_and_shuffled
-from ..records.adversarial_examples import AdversarialExamples, add_steps, perturbation_steps, unpack
+from ..records.adversarial_examples import AdversarialExamples, add_steps, perturbation_steps
+from ..records.predictions import outcomes_of
 from ..records.record import Cell
 from ..records.store import Store
 from .submitted_file import Sent
@@ -43,7 +44,7 @@ def stored_before(store: Store, cells: Sequence[Cell]) -> Known:
     found: dict[int, list[NDArray[np.int32]]] = defaultdict(list)
     for cell in cells:
         with suppress(OSError, RecordError):  # what is damaged vouches for nothing, and `verify` names it
-            breaks = unpack(store.breaks_path(cell).read_bytes())
+            breaks = store.get_examples(cell)
             for number, steps in zip(breaks.index, breaks.steps, strict=True):
                 found[int(number)].append(steps)
     return found
@@ -104,11 +105,7 @@ def judge(
         breaks=AdversarialExamples(
             index=np.asarray(test.indices[rows], np.int64), label=labels[rows], steps=steps
         ),
-        outcomes={
-            "prediction": prediction[None],
-            "correct": (prediction == labels)[None],
-            "norm": length[None],
-        },
+        outcomes={**outcomes_of(prediction[None], labels), "norm": length[None]},
         rejected=rejected,
     )
 

@@ -21,6 +21,7 @@ from ..plugins.entry_points import load_plugins
 from ..plugins.model_file import resolve_model
 from ..records.headline import Headline
 from ..records.latest import current, entry, newest_training, submission
+from ..records.predictions import largest_norm, predictions
 from ..records.record import SUBMISSION, UNASKED, Cell, Record
 from ..records.store import Store
 from ..report.worst_case import worst_case
@@ -85,8 +86,7 @@ def submit(
     spec = resolve_model(model) if ".py" in model else None
     load_plugins()
     store = Store(folder)
-    if not store.records.is_dir():
-        raise InvalidArgument(f"no records in {folder}: run `robustode run` first, or pass --out")
+    store.require_records()
     with store.lock():  # of two that send the same at once, one is first
         target = _target(store, spec.name if spec else model, norm, seed, recipe)
         return _submit(store, sent, target, spec, data_root)
@@ -171,11 +171,17 @@ def _submit(
     )
     net = trained_model(store, target.training, spec or model_of(target.training, how="--model {}"))
     known_before = stored_before(store, [r.cell for r in attacks if submission(r.cell) != submission(cell)])
-    judged = judge(sent, data, clean.outcomes["prediction"][0], cell, net, known_before)
-    record = Record(cell=cell, outcomes=judged.outcomes, environment=environment_of(net, torch.device("cpu")))
+    labels = data.test.first(clean.cell.samples).labels.numpy()
+    judged = judge(sent, data, predictions(clean.outcomes, labels)[0], cell, net, known_before)
+    record = Record(
+        cell=cell,
+        outcomes=judged.outcomes,
+        measures=largest_norm(judged.outcomes["norm"]),
+        environment=environment_of(net, torch.device("cpu")),
+    )
     new = bool(len(judged.breaks)) and store.get(cell) is None
     if new:
-        facts = store.put_breaks(cell, judged.breaks)
+        facts = store.put_examples(cell, judged.breaks)
         store.put(dataclasses.replace(record, card={"adversarial": facts}))
     return Verdict(
         cell=cell,

@@ -159,4 +159,4 @@ def _model(
 
 
 def _file(store: Store, record: Record) -> str:
-    return store.path(record.cell).relative_to(store.folder).as_posix()
+    return store.name(record.cell)

@@ -271,7 +271,7 @@ def test_some_strengths_alone_are_those_of_the_whole_run():
     whole = run(model, split, threat, grid, grid[2:3])
     for record in run(model, split, threat, grid, grid[2:3], only=[4, 1]):
         same = whole[grid.index(record.cell.strength)]
-        np.testing.assert_array_equal(record.outcomes["prediction"], same.outcomes["prediction"])
+        np.testing.assert_array_equal(*(stubs.predicted(each, split) for each in (record, same)))
         assert (record.forwards, record.backwards) == (same.forwards, same.backwards)
 
 

@@ -21,7 +21,8 @@ from robustode.bench.evaluation.solver_transfer import (
     evaluate_solver_transfer,
 )
 from robustode.bench.records.adversarial_examples import AdversarialExamples, add_steps
-from robustode.bench.records.record import Record, from_json, to_json
+from robustode.bench.records.predictions import predictions, split_outcomes
+from robustode.bench.records.record import Record
 from robustode.bench.records.store import Store
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
 from robustode.bench.report.report import write_report
@@ -141,7 +142,7 @@ def test_a_surrogate_that_answers_nan_is_left_out_and_named(samples):
     assert record.measures["surrogate.rk4-16.accuracy"] == whole.accuracy
     assert set(record.card["surrogates_left_out"]) == {"euler-16", "rk4-64"}
     assert "NaN" in record.card["surrogates_left_out"]["rk4-64"]
-    assert from_json(to_json(record)).measures == record.measures
+    assert stubs.stored_again(record).measures == record.measures
 
 
 def test_without_any_surrogate_there_is_no_accuracy(samples):
@@ -197,19 +198,20 @@ def test_the_first_surrogate_that_breaks_counts_and_what_is_kept_is_what_was_pre
 def test_merging_takes_each_sample_from_its_first_break():
     def part(correct, value):
         cell = stubs.cell_for("solver-transfer-linf", 0.1, 4)
-        outcomes = {"correct": np.array([correct]), "prediction": np.full((1, 4), value, np.int16)}
+        outcomes = split_outcomes(np.full((1, 4), value, np.int16), np.array([correct]))
         images = np.full((2, 1, 1, 1), value, np.uint8)
         return Record(
             cell=cell, outcomes=outcomes, examples={"prediction": np.full(2, value), "image": images}
         )
 
     parts = [part([True, False, True, True], 1), part([False, False, True, True], 2), part([True] * 4, 3)]
-    merged = _merged(parts)
-    assert merged.outcomes["prediction"].tolist() == [[2, 1, 3, 3]]
+    labels = np.array([0, 0, 3, 3])
+    merged = _merged(parts, labels)
+    assert predictions(merged.outcomes, labels).tolist() == [[2, 1, 3, 3]]
     assert merged.outcomes["correct"].tolist() == [[False, False, True, True]]
     assert merged.examples["prediction"].tolist() == [2, 1]
     assert merged.examples["image"].ravel().tolist() == [2, 1]
-    assert parts[2].outcomes["prediction"].tolist() == [[3, 3, 3, 3]], "the parts stay as they were"
+    assert parts[2].outcomes["correct"].all(), "the parts stay as they were"
 
 
 def test_a_batch_in_parts_gives_the_same(samples, monkeypatch):

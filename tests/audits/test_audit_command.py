@@ -121,7 +121,7 @@ def test_a_check_that_crashes_is_a_failed_record_and_no_pass(folder, monkeypatch
 
 
 def test_weights_that_are_gone_are_named(folder, capsys):
-    next((folder / "checkpoints" / "resnet").glob("*.safetensors")).unlink()
+    next((folder / "checkpoints" / "resnet").glob("*.safetensors.xz")).unlink()
     assert audit(folder, "--checks", "finite") == 1
     assert "resnet seed 0 (plain): not audited" in capsys.readouterr().err
 

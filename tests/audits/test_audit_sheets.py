@@ -17,7 +17,7 @@ from robustode.bench.audits.library import audit_names, names_of, records_audits
 from robustode.bench.audits.registry import AUDITS, AuditResult, measured, not_applicable
 from robustode.bench.audits.sheet import Sheet, sheets
 from robustode.bench.records.headline import Headline
-from robustode.bench.records.record import Record, from_json, to_json
+from robustode.bench.records.record import Record
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
 from robustode.bench.report.leaderboard.markdown_table import markdown
 from robustode.bench.report.leaderboard.shown_fields import best, fields
@@ -45,7 +45,7 @@ def test_a_verdict_comes_back_from_its_record():
     verdict = measured(
         2.0, 1.0, "Too much.", unit="points", arrays={"x": np.arange(3.0), "y": np.ones(3)}, axes=("a", "b")
     )
-    record = from_json(to_json(told_record("node", verdict, exempt="because")))
+    record = stubs.stored_again(told_record("node", verdict, exempt="because"))
     found = stored_result(record)
     assert (found.name, found.verdict, found.value, found.threshold) == ("finite", "flag", 2.0, 1.0)
     assert (found.sentence, found.unit, found.exempt, found.seed) == ("Too much.", "points", "because", 0)
@@ -56,7 +56,7 @@ def test_a_verdict_comes_back_from_its_record():
 
 
 def test_an_infinite_value_is_stored_without_its_number():
-    found = stored_result(from_json(to_json(told_record("node", measured(math.inf, 1.0, "Gone.")))))
+    found = stored_result(stubs.stored_again(told_record("node", measured(math.inf, 1.0, "Gone."))))
     assert found.verdict == "flag"
     assert math.isnan(found.value)
 

@@ -342,7 +342,7 @@ def test_loss_convergence():
     stored = {"steps": 2, "restarts": 1, "relative_step": 0.01}
     record = Record(
         cell=dataclasses.replace(cell, parameters=stored),
-        outcomes={"prediction": np.zeros((1, 1)), "correct": np.ones((1, 1), bool)},
+        outcomes={"correct": np.ones((1, 1), bool)},
     )
     check = AUDITS.get("loss-convergence")
     assert check(weak).verdict == "pass"

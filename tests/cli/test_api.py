@@ -246,7 +246,7 @@ def test_a_trained_model_gives_the_stored_predictions(trained, digits):
     clean = next(r for r in records if r.cell.threat == "clean")
     with torch.no_grad():
         predicted = model(digits.test.first(40).images).argmax(1)
-    np.testing.assert_array_equal(clean.outcomes["prediction"][0], predicted)
+    np.testing.assert_array_equal(stubs.predicted(clean, digits.test)[0], predicted)
     assert clean.accuracy > 0.5
     table = robustode.evaluate(model, threats=["clean"], samples=40)
     assert table["value"][0] == pytest.approx(clean.accuracy)

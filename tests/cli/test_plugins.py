@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 import stubs
+from robustode.bench.records.store import Store
 from robustode.models import ModelSpec
 
 MODULE = """
@@ -100,13 +101,11 @@ def test_a_plug_in_is_run_in_processes_of_its_own_and_its_version_is_in_the_reco
     assert done.stderr.splitlines() == [
         "robustode: warning: plug-in 'x' of broken 3 is skipped: ZeroDivisionError: division by zero"
     ]
-    records = [
-        json.loads(path.read_text()) for path in (tmp_path / "out" / "records" / "flat").glob("*.json")
-    ]
+    records, _ = Store(tmp_path / "out").load()
     assert len(records) == stubs.CELLS
-    assert {record["cell"]["model_version"] for record in records} == {"1+good-models-1.2"}
-    (training,) = (record for record in records if record["cell"]["kind"] == "training")
-    assert training["card"]["plugin"] == "good-models 1.2"
+    assert {record.cell.model_version for record in records} == {"1+good-models-1.2"}
+    (training,) = (record for record in records if record.cell.kind == "training")
+    assert training.card["plugin"] == "good-models 1.2"
 
 
 def test_a_report_and_help_import_no_plug_in(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import re
 import shutil
 from pathlib import Path
@@ -27,6 +28,7 @@ from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import load_preset
 from robustode.bench.config.pretrained import PretrainedWeights
 from robustode.bench.plugins.model_file import load_external
+from robustode.bench.records.checkpoint import save_tensors
 from robustode.bench.records.record import Cell
 from robustode.bench.records.store import Store
 from robustode.bench.report.statistics import summarise
@@ -113,8 +115,8 @@ def test_the_record_says_that_the_weights_were_given(home, out):
 
 
 def test_the_checkpoint_is_the_file_and_is_loaded_and_verified(home, out, digits, capsys):
-    (path,) = (out / "checkpoints" / "my-net").glob("*.safetensors")
-    assert path.read_bytes() == (home / "w.safetensors").read_bytes()
+    (path,) = (out / "checkpoints" / "my-net").glob("*.safetensors.xz")
+    assert lzma.decompress(path.read_bytes()) == (home / "w.safetensors").read_bytes()
     model = robustode.load_model(out, "my-net", model=f"{home}/net.py:my_net")
     with torch.no_grad():
         assert torch.equal(model(digits.test.images), net()(digits.test.images))
@@ -158,8 +160,8 @@ def test_other_weights_are_other_cells(home, out, digits):
 
 def test_weights_swapped_under_the_record_are_named(out, tmp_path):
     copy = Path(shutil.copytree(out, tmp_path / "copy"))
-    (path,) = (copy / "checkpoints" / "my-net").glob("*.safetensors")
-    save(path, net(1).state_dict())
+    (path,) = (copy / "checkpoints" / "my-net").glob("*.safetensors.xz")
+    save_tensors(path, net(1).state_dict())
     found = "\n".join(str(finding) for finding in verify(copy).disagreements)
     assert "its hash is not that of the weights that its recipe says were given" in found
 

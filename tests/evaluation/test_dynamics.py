@@ -23,7 +23,7 @@ from robustode.bench.evaluation.dynamics import (
     sensitivity,
     worst_direction,
 )
-from robustode.bench.records.record import Record, from_json, to_json
+from robustode.bench.records.record import Record
 from robustode.bench.training.provenance import summary_line
 from robustode.models import MODELS, ODEBlock, Solver
 from torch import Tensor, nn
@@ -331,7 +331,7 @@ def test_the_seed_draws_other_pairs():
 
 def test_the_record_can_be_stored_and_read_back():
     record = measure(build("h-node"), data=digit_like(), samples=2)
-    again = from_json(to_json(record))
+    again = stubs.stored_again(record)
     assert again.cell == record.cell
     assert set(again.outcomes) == {
         "time", "layer", "growth_random", "growth_adversarial", "sensitivity_initial", "sensitivity_trained",

@@ -15,7 +15,7 @@ from robustode.attacks.algorithms import torchattacks_adapter as _torchattacks
 from robustode.attacks.core.seeds import sample_seeds
 from robustode.bench.evaluation import accuracy as evaluate
 from robustode.bench.evaluation.accuracy import EXAMPLES, evaluate_cell, failed, frozen
-from robustode.bench.records.record import Record, from_json, to_json
+from robustode.bench.records.record import Record
 from robustode.bench.runtime.checked_model import CheckedModel
 from robustode.bench.throughput.measure import peak_memory
 from torch import nn
@@ -67,10 +67,10 @@ def test_clean_accuracy_and_its_counts(problem):
     assert record.accuracy == pytest.approx(2 / 3)
     assert (record.forwards, record.backwards, record.nfe) == (COUNT, 0, 5.0)
     assert record.outcomes["correct"].shape == (1, COUNT)
-    assert record.outcomes["prediction"].dtype == np.int16
+    assert stubs.predicted(record, problem[1]).dtype == np.int16
     assert "norm" not in record.outcomes
     assert record.environment == {"where": "here"}
-    assert to_json(from_json(to_json(record))) == to_json(record)
+    assert stubs.lines_of(stubs.stored_again(record)) == stubs.lines_of(record)
 
 
 @pytest.mark.parametrize("draws", [1, 4])
@@ -79,20 +79,20 @@ def test_noise_is_predicted_once_a_draw(problem, draws):
     assert (record.forwards, record.backwards) == (draws * COUNT, 0)
     assert record.outcomes["correct"].shape == (draws, COUNT)
     if draws > 1:
-        assert not np.array_equal(record.outcomes["prediction"][0], record.outcomes["prediction"][1])
+        assert not np.array_equal(*stubs.predicted(record, problem[1])[:2])
 
 
 def test_noise_is_the_threats_own_and_independent_of_the_batch_size(problem):
     model, split = problem
     whole, parts = (run(problem, "gaussian", 0.5, batch_size=size, draws=2) for size in (COUNT, 4))
-    np.testing.assert_array_equal(whole.outcomes["prediction"], parts.outcomes["prediction"])
+    np.testing.assert_array_equal(*(stubs.predicted(record, split) for record in (whole, parts)))
     for draw in range(2):
         seeds = sample_seeds(draw, split.indices.tolist())
         noisy = THREATS.get("gaussian")(model, split.images, split.labels, 0.5, seeds)
         with torch.no_grad():
-            np.testing.assert_array_equal(whole.outcomes["prediction"][draw], model(noisy).argmax(1))
+            np.testing.assert_array_equal(stubs.predicted(whole, split)[draw], model(noisy).argmax(1))
     other = run(problem, "gaussian", 0.5, attack_seed=1, draws=2)
-    assert not np.array_equal(other.outcomes["prediction"], whole.outcomes["prediction"])
+    assert not np.array_equal(*(stubs.predicted(record, split) for record in (other, whole)))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_known_clean_prediction_is_not_made_again(problem):
     cell = stubs.cell_for(threat, 0.02, COUNT, batch_size=8)
     common = {"num_classes": 3, "device": stubs.CPU, "environment": {}}
     alone = evaluate_cell(cell, model, split, threat, **common)
-    known = run(problem, "clean", 0.0).outcomes["prediction"][0]
+    known = stubs.predicted(run(problem, "clean", 0.0), split)[0]
     shared = evaluate_cell(cell, model, split, threat, clean=known, **common)
     assert shared.forwards == alone.forwards - COUNT
     for name, outcome in alone.outcomes.items():
@@ -416,7 +416,7 @@ def test_examples_are_the_first_images_as_they_were_attacked(problem):
     np.testing.assert_array_equal(record.examples["image"], expected)
     np.testing.assert_array_equal(record.examples["index"], range(EXAMPLES))
     np.testing.assert_array_equal(record.examples["label"], split.labels[:EXAMPLES])
-    np.testing.assert_array_equal(record.examples["prediction"], record.outcomes["prediction"][0, :EXAMPLES])
+    np.testing.assert_array_equal(record.examples["prediction"], stubs.predicted(record, split)[0, :EXAMPLES])
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,7 @@ def test_a_failure_becomes_a_record_without_outcomes(error, status, line):
     assert (record.status, record.error, record.seconds) == (status, line, 1.5)
     assert not record.outcomes
     assert np.isnan(record.accuracy)
-    assert to_json(from_json(to_json(record))) == to_json(record)
+    assert stubs.lines_of(stubs.stored_again(record)) == stubs.lines_of(record)
 
 
 def test_the_norm_of_uniform_noise_is_not_an_attacks(problem):
@@ -463,5 +463,5 @@ def test_a_batch_that_does_not_fit_is_asked_in_parts(digits, name, strength):
         evaluate_cell(cell, model, split, threat, num_classes=10, device=stubs.CPU, environment={})
         for model in (small, large)
     ]
-    np.testing.assert_array_equal(*(record.outcomes["prediction"] for record in records))
+    np.testing.assert_array_equal(*(stubs.predicted(record, split) for record in records))
     assert records[0].status == "ok"

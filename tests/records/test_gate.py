@@ -11,7 +11,8 @@ import stubs
 from robustode._errors import InvalidArgument
 from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import load_preset
-from robustode.bench.records.store import Store, write_atomically
+from robustode.bench.records.atomic import write_atomically
+from robustode.bench.records.store import Store
 from robustode.bench.report.report import texts
 from robustode.bench.runner.run import run_plan
 from robustode.bench.verification import ci_gate as gate
@@ -43,7 +44,7 @@ def root(tmp_path) -> Path:
     git(tmp_path, "init", "-q", "-b", "main")
     for folder in ("one", "two"):
         for model in ("a", "b"):
-            write(tmp_path, f"results/{folder}/records/{model}/r.json")
+            write(tmp_path, f"results/{folder}/records/{model}/seed0.jsonl")
         write(tmp_path, f"results/{folder}/plan.json")
     write(tmp_path, "results/benchmarks/cpu.json", "models/a.py", ".gitignore", text="/results/quick/\n")
     git(tmp_path, "add", "-A")
@@ -60,7 +61,7 @@ def entries(root: Path) -> dict[str, set[str]]:
 def test_nothing_changed_is_nothing_to_verify(root, monkeypatch, capsys):
     assert entries(root) == {}
     write(root, "models/a.py", "results/benchmarks/cpu.json", "results/README.md", text="new")
-    write(root, "results/quick/records/a/r.json")
+    write(root, "results/quick/records/a/seed0.jsonl")
     git(root, "add", "-A")
     git(root, "commit", "-qm", "other things")
     assert entries(root) == {}
@@ -70,12 +71,12 @@ def test_nothing_changed_is_nothing_to_verify(root, monkeypatch, capsys):
 
 
 def test_changed_new_deleted_and_renamed_files_choose_their_models(root):
-    write(root, "results/one/records/a/r.json", text="changed")
-    write(root, "results/one/checkpoints/c/w x\u00e9.safetensors")
-    (root / "results/one/records/b/r.json").unlink()
+    write(root, "results/one/records/a/seed0.jsonl", text="changed")
+    write(root, "results/one/checkpoints/c/w x\u00e9.safetensors.xz")
+    (root / "results/one/records/b/seed0.jsonl").unlink()
     git(root, "add", "-A")
     git(root, "commit", "-qm", "committed")
-    write(root, "results/two/adversarial/d/e.npz", "results/two/report/index.html")
+    write(root, "results/two/adversarial/d/seed0.zip", "results/two/report/index.html")
     assert entries(root) == {"results/one": {"a", "b", "c"}, "results/two": {"d"}}
     git(root, "mv", "results/two/records/a", "results/two/records/z")
     assert entries(root)["results/two"] == {"a", "d", "z"}
@@ -93,10 +94,10 @@ def test_a_folder_that_is_gone_is_left_out(root):
 
 
 def test_what_main_did_since_does_not_count(root):
-    write(root, "results/one/records/a/r.json", text="mine")
+    write(root, "results/one/records/a/seed0.jsonl", text="mine")
     git(root, "commit", "-qam", "mine")
     git(root, "checkout", "-q", "main")
-    write(root, "results/two/records/b/r.json", text="theirs")
+    write(root, "results/two/records/b/seed0.jsonl", text="theirs")
     git(root, "commit", "-qam", "theirs")
     git(root, "checkout", "-q", "branch")
     assert entries(root) == {"results/one": {"a"}}
@@ -134,11 +135,11 @@ def test_the_gate_verifies_changed_models_only(root, digits, monkeypatch, capsys
     assert err == "disagrees: results/three/unknown seed 0 was not run again: its file belongs into models/\n"
 
     git(root, "branch", "-f", "main", "branch")
-    weights = next((folder / "checkpoints" / "resnet").glob("*.safetensors"))
+    weights = next((folder / "checkpoints" / "resnet").glob("*.safetensors.xz"))
     data_before = weights.read_bytes()
     write(root, "results/three/records/resnet/.note")
     assert gate.main(["--against", "main"]) == 0
     assert "models run 1" in capsys.readouterr().out
     weights.write_bytes(data_before[:-1] + bytes([data_before[-1] ^ 1]))
     assert gate.main(["--against", "main"]) == 1
-    assert "its hash is not the one in" in capsys.readouterr().err
+    assert f"checkpoints/resnet/{weights.name}: is damaged" in capsys.readouterr().err

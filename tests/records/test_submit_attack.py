@@ -18,8 +18,9 @@ from robustode.bench.cli.main import main
 from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import load_preset
 from robustode.bench.plugins.model_file import load_external
-from robustode.bench.records.adversarial_examples import AdversarialExamples, add_steps, unpack
+from robustode.bench.records.adversarial_examples import AdversarialExamples, add_steps
 from robustode.bench.records.latest import current, newest_training
+from robustode.bench.records.predictions import outcomes_of
 from robustode.bench.records.record import SUBMISSION, Record
 from robustode.bench.records.store import Store
 from robustode.bench.report.report import write_report
@@ -50,16 +51,12 @@ def attacked(tmp_path_factory, digits) -> Path:
 def weaken(store: Store, digits) -> None:
     """As if the attack on resnet had found only every third of its breaks."""
     (record,) = broken(store.folder)
-    breaks = unpack(store.breaks_path(record.cell).read_bytes())
+    breaks = store.get_examples(record.cell)
     fewer = AdversarialExamples(index=breaks.index[::3], label=breaks.label[::3], steps=breaks.steps[::3])
     lost = np.isin(digits.test.indices[:40], np.setdiff1d(breaks.index, fewer.index))
-    prediction = np.where(lost, digits.test.labels[:40].numpy(), record.outcomes["prediction"])
-    outcomes = {
-        "prediction": prediction.astype(np.int16),
-        "correct": record.outcomes["correct"] | lost,
-        "norm": record.outcomes["norm"],
-    }
-    card = {"adversarial": store.put_breaks(record.cell, fewer)}
+    labels = digits.test.labels[:40].numpy()
+    outcomes = outcomes_of(np.where(lost, labels, stubs.predicted(record, digits.test)), labels)
+    card = {"adversarial": store.put_examples(record.cell, fewer)}
     store.put(dataclasses.replace(record, outcomes=outcomes, card=card))
 
 
@@ -142,10 +139,10 @@ def test_what_is_stored_says_where_it_comes_from(folder, stronger, tmp_path, cap
     assert cell.parameters["origin"] == "A tester"
     assert len(cell.parameters["file_sha256"]) == 64
     assert (cell.norm, cell.strength, cell.draws, cell.samples) == ("linf", EPS, 1, 40)
-    breaks = unpack(Store(folder).breaks_path(cell).read_bytes())
+    breaks = Store(folder).get_examples(cell)
     assert len(breaks) == record.card["adversarial"]["count"]
     assert f"accepted {len(breaks)} of 40, from A tester" in capsys.readouterr().out
-    assert 0 < record.outcomes["norm"].max() <= EPS + 1e-6
+    assert 0 < record.measures["largest_norm"] <= EPS + 1e-6
 
 
 def test_the_same_file_again_changes_nothing(folder, stronger, tmp_path, capsys):
@@ -200,27 +197,27 @@ def test_it_is_said_that_examples_lower_nothing(folder, stronger, tmp_path, digi
 
 def test_what_an_attack_of_the_harness_found_is_no_news(folder, tmp_path, digits, capsys):
     (record,) = broken(folder)
-    breaks = unpack(Store(folder).breaks_path(record.cell).read_bytes())
+    breaks = Store(folder).get_examples(record.cell)
     rows = np.array([digits.test.indices.tolist().index(n) for n in breaks.index])
     image = add_steps(digits.test.images[rows].numpy(), breaks.steps)
     assert send(folder, tmp_path, breaks.index, image) == 1
     assert f"rejected {len(breaks)}: stored already\n" in capsys.readouterr().out
 
 
-def test_the_same_file_counts_anew_where_more_samples_are_attacked(folder, stronger, tmp_path):
+def test_the_same_file_counts_anew_where_more_samples_are_attacked(folder, stronger, tmp_path, digits):
     index, image = stronger
     assert send(folder, tmp_path, index, image) == 0
     store = Store(folder)
     (record,) = [r for r in broken(folder) if r.cell.family == SUBMISSION]
-    breaks = unpack(store.breaks_path(record.cell).read_bytes())
+    breaks = store.get_examples(record.cell)
     rate = robust(folder)["resnet"]
     # As if it had been sent when 20 samples were attacked, and a later run had attacked 40.
     fewer = dataclasses.replace(record.cell, samples=20)
-    facts = store.put_breaks(fewer, breaks.of(index[:20].tolist()))
-    outcomes = {name: values[:, :20] for name, values in record.outcomes.items()}
+    facts = store.put_examples(fewer, breaks.of(index[:20].tolist()))
+    labels = digits.test.labels[:20].numpy()
+    outcomes = outcomes_of(stubs.predicted(record, digits.test)[:, :20], labels)
     store.put(dataclasses.replace(record, cell=fewer, outcomes=outcomes, card={"adversarial": facts}))
-    store.path(record.cell).unlink()
-    store.breaks_path(record.cell).unlink()
+    stubs.forget(store, record.cell)
     assert send(folder, tmp_path, index, image) == 0
     used, _ = current(store.load()[0])
     (again,) = [r for r in used if r.cell.family == SUBMISSION]

@@ -17,7 +17,7 @@ from robustode._errors import InvalidArgument
 from robustode.bench.cli.main import main
 from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import load_preset
-from robustode.bench.records.adversarial_examples import AdversarialExamples, unpack
+from robustode.bench.records.adversarial_examples import AdversarialExamples
 from robustode.bench.records.headline import Headline
 from robustode.bench.records.latest import current
 from robustode.bench.records.record import REPLAY, Record
@@ -236,7 +236,7 @@ def test_what_breaks_another_model_joins_the_worst_case_and_verifies(folder, cap
         (made,) = [r for r in attacks(folder, other) if r.cell.family == "gradient"]
         (own,) = [r for r in attacks(folder, cell.model) if r.cell.family == "gradient"]
         clean = next(r for r in records if r.cell.family == "clean" and r.cell.model == cell.model)
-        stored = unpack(Store(folder).breaks_path(made.cell).read_bytes())
+        stored = Store(folder).get_examples(made.cell)
         right = clean.outcomes["correct"][0, :30]
         tried = int(np.isin(np.flatnonzero(right), np.flatnonzero(~made.outcomes["correct"][0])).sum())
         (line,) = record.card["transfer"]
@@ -246,7 +246,7 @@ def test_what_breaks_another_model_joins_the_worst_case_and_verifies(folder, cap
         assert record.card["adversarial"]["count"] == line["broke"]
         assert int((right & ~record.outcomes["correct"][0]).sum()) == line["broke"]
         assert (cell.strength, cell.threat, cell.samples) == (EPS, "transfer-linf", 30)
-        assert record.outcomes["norm"].max() <= EPS + 1e-6
+        assert record.measures["largest_norm"] <= EPS + 1e-6
         assert (record.backwards, record.forwards > 0) == (0, True)
         worst = own.outcomes["correct"][0] & record.outcomes["correct"][0] & right
         assert board.loc[cell.model, COLUMN] == pytest.approx(worst.mean())
@@ -292,12 +292,9 @@ def twin(folder: Path, seed: int = 1) -> None:
         cell = dataclasses.replace(record.cell, training_seed=seed)
         card = dict(record.card)
         if record.cell.kind == "training":
-            for suffix in (".safetensors", ".json"):
-                old, new = (store.checkpoint_path(c).with_suffix(suffix) for c in (record.cell, cell))
-                shutil.copy(old, new)
+            shutil.copy(store.checkpoint_path(record.cell), store.checkpoint_path(cell))
         if "adversarial" in card:
-            breaks = unpack(store.breaks_path(record.cell).read_bytes())
-            card["adversarial"] = store.put_breaks(cell, breaks)
+            card["adversarial"] = store.put_examples(cell, store.get_examples(record.cell))
         store.put(dataclasses.replace(record, cell=cell, card=card))
 
 
@@ -327,9 +324,9 @@ def test_new_sources_make_a_new_record_and_the_old_one_no_longer_counts(folder):
     store = Store(folder)
     replay_all(store)
     (made,) = [r for r in attacks(folder, "node") if r.cell.family == "gradient"]
-    breaks = unpack(store.breaks_path(made.cell).read_bytes())
+    breaks = store.get_examples(made.cell)
     fewer = AdversarialExamples(index=breaks.index[:1], label=breaks.label[:1], steps=breaks.steps[:1])
-    store.put(dataclasses.replace(made, card={"adversarial": store.put_breaks(made.cell, fewer)}))
+    store.put(dataclasses.replace(made, card={"adversarial": store.put_examples(made.cell, fewer)}))
     done = replay_all(store)
     assert (done.done, done.skipped) == (1, 1)
     ours = [r for r in replays(folder) if r.cell.model == "resnet"]
@@ -346,8 +343,8 @@ def tampered(folder: Path, change) -> list[str]:
     store = Store(folder)
     replay_all(store)
     record = replays(folder)[0]
-    breaks = change(unpack(store.breaks_path(record.cell).read_bytes()))
-    card = {**record.card, "adversarial": store.put_breaks(record.cell, breaks)}
+    breaks = change(store.get_examples(record.cell))
+    card = {**record.card, "adversarial": store.put_examples(record.cell, breaks)}
     store.put(dataclasses.replace(record, card=card))
     return [str(finding) for finding in verify(folder).disagreements]
 
@@ -374,7 +371,7 @@ def test_examples_that_are_not_as_their_record_says_are_not_replayed(folder, mon
     for model in ("node", "resnet"):
         (made,) = [r for r in attacks(folder, model) if r.cell.family == "gradient"]
         if model == "node":
-            path = store.breaks_path(made.cell)
+            path = store.examples_path(made.cell)
             path.write_bytes(path.read_bytes()[:-1])
     assert main(["transfer", "--out", str(folder)]) == 0
     out = capsys.readouterr().out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -18,10 +18,13 @@ from robustode.bench.cli.main import main
 from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import load_preset
 from robustode.bench.data import Data, default_root
-from robustode.bench.records.adversarial_examples import AdversarialExamples, add_steps, pack, unpack
+from robustode.bench.records import examples_archive
+from robustode.bench.records.adversarial_examples import AdversarialExamples, add_steps
 from robustode.bench.records.checkpoint import load_tensors, save_tensors
+from robustode.bench.records.examples_archive import content_sha256
+from robustode.bench.records.predictions import outcomes_of, split_outcomes
 from robustode.bench.records.record import Record
-from robustode.bench.records.store import Store, write_atomically
+from robustode.bench.records.store import Store, label_in_file
 from robustode.bench.report.report import write_report
 from robustode.bench.runner import cell_run as measure
 from robustode.bench.runner.run import run_plan
@@ -57,18 +60,16 @@ def attack(folder: Path) -> Record:
 
 
 def examples(folder: Path) -> AdversarialExamples:
-    return unpack(Store(folder).breaks_path(attack(folder).cell).read_bytes())
+    return Store(folder).get_examples(attack(folder).cell)
 
 
 def replace_examples(folder: Path, *, honest_hash: bool = True, **changes: np.ndarray) -> None:
     """Other examples under a record that vouches for them: only looking at them tells."""
     record, store = attack(folder), Store(folder)
     breaks = dataclasses.replace(examples(folder), **changes)
+    facts = store.put_examples(record.cell, breaks)
     if honest_hash:
-        facts = store.put_breaks(record.cell, breaks)
         store.put(dataclasses.replace(record, card={"adversarial": facts}))
-    else:
-        write_atomically(store.breaks_path(record.cell), pack(breaks))
 
 
 def lines(found: Verification) -> list[str]:
@@ -101,11 +102,8 @@ def test_a_sound_folder_agrees_with_itself(sound, digits, capsys):
 
 def test_what_is_stored_lies_beside_its_record_and_breaks_the_model(sound, digits):
     record, breaks = attack(sound), examples(sound)
-    path = Store(sound).breaks_path(record.cell)
-    assert path == sound / "adversarial" / "resnet" / f"{Store(sound).path(record.cell).stem}.npz"
-    facts = record.card["adversarial"]
-    assert facts["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert facts["file"] == path.relative_to(sound).as_posix()
+    assert Store(sound).examples_path(record.cell) == sound / "adversarial" / "resnet" / "seed0.zip"
+    assert record.card["adversarial"]["sha256"] == content_sha256(breaks)
     rows = [list(digits.test.indices).index(index) for index in breaks.index]
     clean = digits.test.images[rows].numpy()
     images = add_steps(clean, breaks.steps)
@@ -117,7 +115,7 @@ def test_what_is_stored_lies_beside_its_record_and_breaks_the_model(sound, digit
 
 def test_a_run_again_keeps_examples_and_makes_those_that_are_gone(sound, folder, digits, monkeypatch):
     plan = make_plan(load_preset(str(stubs.preset_file(folder))))
-    path = Store(folder).breaks_path(attack(folder).cell)
+    path = Store(folder).examples_path(attack(folder).cell)
     before = path.read_bytes()
     assert run_plan(plan, digits, Store(folder), device=stubs.CPU).done == 0
     path.unlink()
@@ -141,7 +139,7 @@ def test_an_example_at_a_larger_strength_vouches_for_nothing_at_a_smaller_one(tm
     record, clean = records["pgd-linf", 0.05], records["clean", 0.0].outcomes["correct"][0]
     broken = int((clean & ~record.outcomes["correct"][0]).sum())
     assert record.card["adversarial"]["count"] == broken > 0
-    facts = store.put_breaks(record.cell, unpack(store.breaks_path(record.cell).read_bytes()).of(set()))
+    facts = store.put_examples(record.cell, store.get_examples(record.cell).of(set()))
     store.put(dataclasses.replace(record, card={"adversarial": {**facts, "samples": 40}}))
     bare = f"{broken} of the {broken} samples that its record calls broken have no example stored"
     assert [line for line in lines(verify(store.folder)) if bare in line]
@@ -159,7 +157,7 @@ def test_a_pixel_out_of_budget_is_named(folder):
     breaks = examples(folder)
     replace_examples(folder, steps=moved(breaks, 200))
     line = only(folder)
-    assert line.startswith("adversarial/resnet/digits-pgd-linf-0.05-seed0-")
+    assert line.startswith("adversarial/resnet/seed0.zip#digits-pgd-linf-0.05-")
     count = len(breaks)
     assert f"1 of {count} (first: sample {breaks.index[0]}) leave the budget linf 0.05 or the box" in line
 
@@ -176,8 +174,8 @@ def test_a_pixel_out_of_the_box_is_named(folder, digits):
 def test_an_edited_file_of_examples_is_named(folder):
     replace_examples(folder, honest_hash=False, steps=moved(examples(folder), -1))
     assert "its hash is not the one in its record" in only(folder)
-    Store(folder).breaks_path(attack(folder).cell).write_bytes(b"PK no")
-    assert "not a file of adversarial examples" in lines(verify(folder))[1]
+    Store(folder).examples_path(attack(folder).cell).write_bytes(b"PK no")
+    assert "cannot be read (BadZipFile" in only(folder)
 
 
 def test_a_swapped_label_is_named(folder):
@@ -226,28 +224,44 @@ def test_a_count_that_is_not_that_of_the_file_is_named(folder):
 
 
 def test_a_missing_file_of_examples_is_named(folder):
-    Store(folder).breaks_path(attack(folder).cell).unlink()
-    assert only(folder).endswith(".npz: missing: its record counts these adversarial examples")
+    Store(folder).examples_path(attack(folder).cell).unlink()
+    assert only(folder).startswith("adversarial/resnet/seed0.zip#digits-pgd-linf-0.05-")
+    assert only(folder).endswith(": missing: its record counts these adversarial examples")
 
 
 def test_a_record_that_claims_more_is_named(folder):
     """Its hash is right, since whoever edits a record can compute it; its samples tell."""
     record = attack(folder)
-    outcomes = {**record.outcomes, "correct": np.ones_like(record.outcomes["correct"])}
+    correct = np.ones_like(record.outcomes["correct"])
+    outcomes = {"correct": correct, "misclassified_as": np.zeros(0, np.uint8)}
     Store(folder).put(dataclasses.replace(record, outcomes=outcomes))
     write_report(folder)
     found = "\n".join(lines(verify(folder)))
-    assert "outcomes contradict its predictions and the labels" in found
     assert "of its samples are not among those that its record calls broken" in found
 
 
-def test_clean_predictions_that_the_weights_do_not_make_are_named(folder):
+def test_a_record_that_calls_its_label_a_mistake_is_named(folder, digits):
+    record = attack(folder)
+    labels = np.where(record.outcomes["correct"], -1, digits.test.labels[:40].numpy())
+    outcomes = split_outcomes(labels.astype(np.int16), record.outcomes["correct"])
+    Store(folder).put(dataclasses.replace(record, outcomes=outcomes))
+    assert "outcomes contradict its predictions and the labels" in only(folder)
+
+
+def test_a_norm_beyond_the_budget_is_named(folder):
+    record = attack(folder)
+    assert 0 < record.measures["largest_norm"] <= 0.05 + 1e-6
+    Store(folder).put(dataclasses.replace(record, measures={"largest_norm": 0.06}))
+    write_report(folder)
+    assert "a norm of 0.06 exceeds 0.05" in only(folder)
+
+
+def test_clean_predictions_that_the_weights_do_not_make_are_named(folder, digits):
     store = Store(folder)
     record = next(r for r in store.load()[0] if r.cell.family == "clean")
-    labels = np.where(record.outcomes["correct"], record.outcomes["prediction"], -1)
-    better = record.outcomes["prediction"].copy()
+    better = stubs.predicted(record, digits.test)
     better[0, :5] = (better[0, :5] + 1) % 10
-    store.put(dataclasses.replace(record, outcomes={"prediction": better, "correct": better == labels}))
+    store.put(dataclasses.replace(record, outcomes=outcomes_of(better, digits.test.labels[:40].numpy())))
     write_report(folder)
     found = lines(verify(folder))
     assert any("5 of 40 clean predictions differ (1 may on another machine)" in line for line in found)
@@ -291,7 +305,7 @@ def test_edited_markdown_and_absent_tables_are_named(folder):
     assert "leaderboard.md: line 7 is not what the records make: it says '[resnet-50](" in only(folder)
     write_report(folder)
     (folder / "report" / "summary.csv").unlink()
-    assert only(folder).startswith("report/summary.csv: missing or unreadable: run `robustode report`")
+    assert only(folder).startswith("report/summary.csv: missing: run `robustode report`")
     lines_of = (folder / "report" / "leaderboard.csv").read_text().splitlines()
     (folder / "report" / "leaderboard.csv").write_text(lines_of[0] + "\n")
     assert "it has 0 rows, the records make 1" in lines(verify(folder))[0]
@@ -331,23 +345,26 @@ def test_a_record_that_vouches_for_no_samples_is_named(folder):
 
 def test_a_missing_record_is_named(folder):
     cell = attack(folder).cell
-    Store(folder).path(cell).unlink()
+    stubs.forget(Store(folder), cell)
     write_report(folder)
     found = verify(folder)
-    missing = f"records/resnet/*-{cell.key()[:12]}.json: missing: plan.json lists it for digits/resnet/0"
+    missing = f"records/resnet/seed0.jsonl#{cell.key()[:12]}: missing: plan.json lists it for digits/resnet/0"
     assert lines(found) == [missing]
     assert [str(note) for note in found.notes] == [
-        f"adversarial/resnet/{Store(folder).path(cell).stem}.npz: "
-        "no record that can be read counts these examples"
+        f"{Store(folder).examples_name(cell)}: no record that can be read counts these examples"
     ]
 
 
 def test_an_edited_record_is_named_once(folder):
-    path = Store(folder).path(attack(folder).cell)
-    path.write_text(path.read_text().replace('"forwards": ', '"forwards": 1'))
+    path, key = Store(folder).path(attack(folder).cell), attack(folder).cell.key()
+    lines = path.read_text().splitlines(True)
+    (number,) = [n for n, line in enumerate(lines) if key[:32] in line]
+    lines[number] = lines[number].replace('"forwards":', '"forwards":1')
+    path.write_text("".join(lines))
     write_report(folder)
     assert only(folder) == (
-        f"records/resnet/{path.name}: its hash does not match its content: edited by hand or damaged"
+        f"records/resnet/seed0.jsonl line {number + 1}: "
+        "its checksum does not match its content: cut, edited by hand or damaged"
     )
 
 
@@ -378,7 +395,18 @@ def test_other_data_are_not_compared(folder, digits, monkeypatch):
 
 def test_a_figure_that_the_page_shows_and_that_is_gone_is_named(folder):
     (folder / "report" / "figures" / "digits-accuracy.svg").unlink()
-    assert only(folder) == "report/figures/digits-accuracy.svg: missing: run `robustode report` to draw it"
+    found = verify(folder)
+    assert lines(found) == []
+    (note,) = found.notes
+    assert re.search(r"report/figures: 1 of .* \(figures/digits-accuracy.svg", str(note))
+
+
+def test_a_page_that_is_gone_is_a_note_and_a_table_that_is_gone_is_not(folder):
+    (folder / "report" / "index.html").unlink()
+    found = verify(folder)
+    assert (lines(found), [note.file for note in found.notes]) == ([], ["report/index.html"])
+    (folder / "report" / "leaderboard.md").unlink()
+    assert only(folder).startswith("report/leaderboard.md: missing")
 
 
 @pytest.mark.usefixtures("registries")
@@ -449,7 +477,7 @@ def test_a_tie_is_a_note(folder, monkeypatch):
 
 def test_a_disagreement_is_on_the_last_lines_with_status_1(folder, capsys):
     edit(folder, "leaderboard.md", "resnet", "resnet-50")
-    Store(folder).breaks_path(attack(folder).cell).unlink()
+    Store(folder).examples_path(attack(folder).cell).unlink()
     assert main(["verify", "--out", str(folder)]) == 1
     out, err = capsys.readouterr()
     assert "disagreements: 2, notes: 0" in out.splitlines()[-1]
@@ -487,7 +515,7 @@ def test_models_by_name_are_checked_alone(tmp_path, digits, capsys):
         make_plan(load_preset(str(stubs.preset_file(tmp_path, two)))), digits, Store(out), device=stubs.CPU
     )
     write_report(out)
-    for path in (out / "checkpoints" / "node").glob("*.safetensors"):
+    for path in (out / "checkpoints" / "node").glob("*.safetensors.xz"):
         path.write_bytes(b"")
     capsys.readouterr()
     assert main(["verify", "--out", str(out), "--models", "resnet"]) == 0
@@ -507,12 +535,14 @@ def test_a_model_that_is_not_there_is_one_line_and_status_2(sound, capsys, model
     assert message.format(sound) in err
 
 
-def test_a_file_of_examples_damaged_anywhere_is_no_file_of_examples(sound):
-    whole = pack(examples(sound))
+def test_a_file_of_examples_damaged_anywhere_is_no_file_of_examples(sound, tmp_path):
+    whole = Store(sound).examples_path(attack(sound).cell).read_bytes()
+    path, name = tmp_path / "seed0.zip", label_in_file(attack(sound).cell)
     places = range(0, len(whole), max(1, len(whole) // 200))
     read = 0  # some bytes, of a date say, are of no consequence
     for place in places:
-        with suppress(RecordError):
-            unpack(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        with suppress(RecordError, FileNotFoundError):
+            examples_archive.read(path, name)
             read += 1
     assert read < len(places) / 2, "most damage is seen, and as a RecordError alone"

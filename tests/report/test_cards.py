@@ -14,9 +14,10 @@ from pydantic import ValidationError
 from robustode.bench.cli.main import main
 from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import load_preset
+from robustode.bench.records.atomic import write_atomically
 from robustode.bench.records.headline import Headline
 from robustode.bench.records.latest import current, entry
-from robustode.bench.records.store import Store, write_atomically
+from robustode.bench.records.store import Store
 from robustode.bench.report.html.model_cards import ModelCard, card_schema, cards, published_schema
 from robustode.bench.report.report import texts
 from robustode.bench.runner.run import run_plan

@@ -128,7 +128,7 @@ def test_report_is_byte_identical_in_a_process_without_torch(tmp_path: Path) -> 
 def test_stale_figures_are_removed(tmp_path: Path) -> None:
     synthetic.write(tmp_path, small())
     write_report(tmp_path)
-    for path in (tmp_path / "records" / "resnet").glob("*.json"):
+    for path in (tmp_path / "records" / "resnet").glob("*.jsonl"):
         path.unlink()
     assert (tmp_path / "report/figures/digits-examples-resnet.svg").exists()
     write_report(tmp_path)
@@ -240,8 +240,10 @@ def test_missing_pieces(tmp_path: Path, made: list[Record]) -> None:
 def test_nothing_to_report(tmp_path: Path, damaged: bool) -> None:
     if damaged:
         (tmp_path / "records" / "node").mkdir(parents=True)
-        (tmp_path / "records" / "node" / "x.json").write_text("{")
-    with pytest.raises(InvalidArgument, match=r"x\.json" if damaged else "run `robustode run` first"):
+        (tmp_path / "records" / "node" / "seed0.jsonl").write_text("{")
+    with pytest.raises(
+        InvalidArgument, match=r"seed0\.jsonl line 1" if damaged else "run `robustode run` first"
+    ):
         write_report(tmp_path)
     assert not (tmp_path / "report").exists()
 

@@ -19,7 +19,6 @@ from robustode.bench.config.cells import training_cell
 from robustode.bench.config.plan import Plan, make_plan
 from robustode.bench.config.preset import load_preset
 from robustode.bench.data import load_data
-from robustode.bench.records.adversarial_examples import unpack
 from robustode.bench.records.headline import Headline
 from robustode.bench.records.latest import current
 from robustode.bench.records.record import Record
@@ -67,7 +66,7 @@ def same_results(one: Path, two: Path) -> None:
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(p): p.read_bytes() for p in sorted((folder / "records").rglob("*.json"))}
+    return {str(p): p.read_bytes() for p in sorted((folder / "records").rglob("*.jsonl"))}
 
 
 def test_a_run_stores_every_cell(few, tmp_path):
@@ -188,7 +187,7 @@ def test_an_example_of_each_sample_that_the_worst_case_counts_is_stored_once(few
     attacks = [r for r in records if r.cell.norm == "linf"]
     assert sorted(r.cell.threat for r in attacks) == ["fgsm-linf", "pgd-linf"]
     assert {r.card["adversarial"]["samples"] for r in attacks} == {20}
-    found = [unpack(store.breaks_path(r.cell).read_bytes()).index.tolist() for r in attacks]
+    found = [store.get_examples(r.cell).index.tolist() for r in attacks]
     numbers = [few.test.indices[:20].tolist().index(number) for part in found for number in part]
     assert len(numbers) == len(set(numbers))
     assert set(numbers) == broken_in_worst_case(records) != set()
@@ -319,11 +318,14 @@ def test_a_damaged_record_is_set_aside_and_done_again(few, tmp_path, damage):
     do(plan, few, tmp_path / "out")
     cell = loaded(tmp_path / "out")["linear", 0, "accuracy", "pgd-linf", 0.05].cell
     path = Store(tmp_path / "out").path(cell)
-    text = path.read_text()
-    path.write_text(text[:300] if damage == "cut" else text.replace('"forwards": ', '"forwards": 1'))
+    lines = path.read_text().splitlines(True)
+    (number,) = [n for n, line in enumerate(lines) if cell.key()[:32] in line]
+    line = lines[number]
+    lines[number] = line[:300] + "\n" if damage == "cut" else line.replace('"forwards":', '"forwards":1')
+    path.write_text("".join(lines))
     outcome = do(plan, few, tmp_path / "out")
     assert (outcome.done, outcome.skipped, outcome.failures) == (1, stubs.CELLS - 1, [])
-    assert [problem.path for problem in outcome.problems] == [path]
+    assert [(damage.path, damage.line) for damage in outcome.damages] == [(path, number + 1)]
     assert (tmp_path / "out" / "set-aside" / "linear" / path.name).exists()
     same_results(tmp_path / "whole", tmp_path / "out")
 
@@ -337,7 +339,7 @@ def test_an_altered_checkpoint_is_named_and_fresh_mends_it(few, tmp_path):
     path.write_bytes(bytes(data))
     outcome = do(plan, few, tmp_path / "out")
     (line,) = outcome.failures
-    assert "was altered after training: delete it to train again" in line
+    assert "is damaged (Corrupt input data): delete it to train again" in line
     assert outcome.skipped == stubs.CELLS
     assert do(plan, few, tmp_path / "out", fresh=True).failures == []
 
@@ -411,7 +413,7 @@ def test_results_do_not_depend_on_the_models_beside(few, tmp_path):
     alone, both = loaded(tmp_path / "alone"), loaded(tmp_path / "both")
     for name, record in alone.items():
         if record.cell.kind == "accuracy":
-            np.testing.assert_array_equal(record.outcomes["prediction"], both[name].outcomes["prediction"])
+            np.testing.assert_array_equal(*(stubs.predicted(each, few.test) for each in (record, both[name])))
 
 
 # --- killed for good ----------------------------------------------------------------------------
@@ -454,7 +456,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(uninterrupted, tmp_pat
     plan = make_plan(load_preset(str(preset)))
     outcome = do(plan, load_data("digits"), out)
     assert outcome.failures == []
-    assert outcome.problems == []
+    assert outcome.damages == []
     assert 0 < outcome.done < 2 * (stubs.CELLS + stubs.FLOW_CELLS)
     same_results(uninterrupted, out)
     assert not list(out.rglob(".tmp-*"))

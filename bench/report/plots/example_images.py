@@ -78,14 +78,14 @@ def _chosen(records: list[Record], headline: Headline) -> list[Record]:
     if not usable:
         return []
     seed = min(record.cell.training_seed for record in usable)
-    best: dict[str, tuple[float, float, Record]] = {}
+    threats: dict[str, dict[float, Record]] = {}
     for record in usable:
-        cell = record.cell
-        wanted = headline.reported.get(cell.norm or cell.threat, cell.strength)
-        found = (abs(cell.strength - wanted), cell.strength, record)
-        if cell.training_seed == seed and (cell.threat not in best or found[:2] < best[cell.threat][:2]):
-            best[cell.threat] = found
-    chosen = [record for _, _, record in best.values()]
+        if record.cell.training_seed == seed:
+            threats.setdefault(record.cell.threat, {}).setdefault(record.cell.strength, record)
+    chosen = []
+    for threat, found in threats.items():
+        norm = next(iter(found.values())).cell.norm
+        chosen.append(found[headline.shown_strength(threat, norm, found)])
 
     def place(record: Record) -> tuple[bool, bool, bool, str, str]:
         cell = record.cell

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import zipfile
 
 import numpy as np
 import pytest
@@ -17,10 +19,9 @@ from robustode.bench.records.adversarial_examples import (
     STEPS,
     AdversarialExamples,
     add_steps,
-    pack,
     perturbation_steps,
-    unpack,
 )
+from robustode.bench.records.examples_archive import content_sha256, names, read, write
 from robustode.bench.records.record import Record
 
 
@@ -43,36 +44,89 @@ def test_rounding_never_lengthens_a_perturbation_or_leaves_the_box(seed, eps):
     assert np.array_equal(back[moved == clean], clean[moved == clean])
 
 
+def same(one: AdversarialExamples, two: AdversarialExamples) -> bool:
+    return all(np.array_equal(getattr(one, name), getattr(two, name)) for name in ("index", "label", "steps"))
+
+
 @pytest.mark.parametrize("size", [500, 60_000])
-def test_packed_is_the_same_again_in_the_same_bytes(size):
-    breaks = some(size=size)
-    again = unpack(pack(breaks))
-    for name in ("index", "label", "steps"):
-        assert np.array_equal(getattr(breaks, name), getattr(again, name))
-    assert pack(again) == pack(breaks)
+def test_what_is_written_is_read_and_the_same_bytes_again(tmp_path, size):
+    examples = some(size=size)
+    for name in ("one", "two"):
+        for attack in ("pgd", "fgsm"):
+            write(tmp_path / name, attack, examples)
+    again = read(tmp_path / "one", "pgd")
+    assert same(examples, again)
     assert again.steps.dtype == np.int32
+    assert content_sha256(again) == content_sha256(examples)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert names(tmp_path / "one") == {"pgd", "fgsm"}
+    assert names(tmp_path / "none") == set()
 
 
-def test_what_is_no_such_file_is_refused():
-    def file(**arrays) -> bytes:
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        return buffer.getvalue()
+def test_the_hash_is_one_of_the_content():
+    examples = some()
+    assert content_sha256(examples) == ("719f0972eabc2ac65a3486e1f4f374fe9f856be7738d2ae480abafdeacb48d3d")
+    wide = dataclasses.replace(examples, steps=examples.steps.astype(np.int64))
+    assert content_sha256(wide) == content_sha256(examples)
+    for name in ("index", "label", "steps"):
+        other = dataclasses.replace(examples, **{name: getattr(examples, name) + 1})
+        assert content_sha256(other) != content_sha256(examples)
+
+
+def test_other_attacks_stay_when_one_is_replaced(tmp_path):
+    path = tmp_path / "seed0.zip"
+    for number, name in enumerate(("a", "b", "c")):
+        write(path, name, some(number + 1))
+    write(path, "b", some(7))
+    assert [len(read(path, name)) for name in ("a", "b", "c")] == [1, 7, 3]
+    write(path, "c", some(0))
+    assert len(read(path, "c")) == 0
+    with zipfile.ZipFile(path) as archive:
+        assert sorted(archive.namelist()) == sorted(set(archive.namelist()))
+        assert np.load(io.BytesIO(archive.read("b/steps.npy"))).shape == (7, 1, 4, 4)
+
+
+def test_a_damaged_archive_is_begun_anew_with_what_can_be_read(tmp_path):
+    path = tmp_path / "seed0.zip"
+    write(path, "a", some(3))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(RecordError):
+        read(path, "a")
+    write(path, "b", some(2))
+    assert names(path) == {"b"}
+
+
+def test_what_is_not_there_is_not_found(tmp_path):
+    path = tmp_path / "seed0.zip"
+    with pytest.raises(FileNotFoundError):
+        read(path, "a")
+    write(path, "a", some())
+    with pytest.raises(FileNotFoundError):
+        read(path, "b")
+
+
+def test_what_are_no_examples_is_refused(tmp_path):
+    path = tmp_path / "seed0.zip"
+
+    def file(**arrays) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, array in arrays.items():
+                buffer = io.BytesIO()
+                np.save(buffer, array)
+                archive.writestr(f"a/{name}.npy", buffer.getvalue())
 
     good = {"index": np.arange(2), "label": np.arange(2), "steps": np.zeros((2, 1, 2, 2), int)}
-    assert len(unpack(file(**good))) == 2
+    file(**good)
+    assert len(read(path, "a")) == 2
     for bad in (
-        b"",
-        b"no",
-        pack(some())[:-30],
-        file(index=np.arange(2)),
-        file(**good | {"label": np.array([0.5, 1])}),
-        file(**good | {"index": np.arange(3)}),
-        file(**good | {"steps": np.zeros((2, 4), int)}),
-        file(**good | {"steps": np.array([{}, {}], object)}),
+        {"label": np.array([0.5, 1])},
+        {"index": np.arange(3)},
+        {"steps": np.zeros((2, 4), int)},
+        {"steps": np.array([{}, {}], object)},
     ):
+        file(**good | bad)
         with pytest.raises(RecordError):
-            unpack(bad)
+            read(path, "a")
 
 
 COUNT = 24
@@ -114,7 +168,7 @@ def test_what_is_kept_is_what_was_predicted(problem, name):
     images = add_steps(clean, breaks.steps)
     with torch.no_grad():
         predicted = model(torch.from_numpy(images)).argmax(1)
-    np.testing.assert_array_equal(predicted, record.outcomes["prediction"][0, broken])
+    np.testing.assert_array_equal(predicted, stubs.predicted(record, split)[0, broken])
     order = {"pgd-linf": np.inf, "pgd-l2": 2}[name]
     lengths = np.linalg.norm((images.astype(float) - clean).reshape(len(breaks), -1), order, axis=1)
     np.testing.assert_allclose(lengths, record.outcomes["norm"][0, broken], rtol=1e-6)
