@@ -8,7 +8,6 @@ from typing import Any, Literal, NoReturn
 
 from ... import __version__
 
-COMMANDS = ("run", "list", "new-model", "check", "report", "verify", "submit-attack", "transfer", "audit")
 LISTS = ("models", "threats", "datasets", "presets", "audits")
 MODELS = "A,B|FILE.py:FACTORY"
 
@@ -21,8 +20,9 @@ class _Parser(argparse.ArgumentParser):
             import difflib
 
             typed = message.split("'")[1]
-            near = difflib.get_close_matches(typed, COMMANDS, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(COMMANDS)}"
+            known = [name for action in self._actions for name in action.choices or ()]
+            near = difflib.get_close_matches(typed, known, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             message = f"unknown command {typed!r}: {hint}"
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
@@ -32,7 +32,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
-        self._action_max_length = 4 + max(map(len, COMMANDS))  # argparse forgets their indentation
+        self._action_max_length = 4 + len("submit-attack")  # argparse forgets their indentation
 
     def _format_action(self, action: argparse.Action) -> str:
         text = super()._format_action(action)
