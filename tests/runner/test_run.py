@@ -431,9 +431,10 @@ def uninterrupted(tmp_path_factory) -> Path:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.parametrize(
-    "moment", ["checkpoints/node/*.partial.safetensors", "records/resnet/*gaussian*.json"]
+    ("pattern", "content"),
+    [("checkpoints/node/*.partial.safetensors", b""), ("records/resnet/*.jsonl", b'"threat":"gaussian"')],
 )
-def test_a_run_that_was_killed_ends_as_if_it_had_not_been(uninterrupted, tmp_path, moment):
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(uninterrupted, tmp_path, pattern, content):
     preset, out = stubs.preset_file(tmp_path, LONGER), tmp_path / "out"
     command = [sys.executable, "-m", "robustode", "run", "--preset", preset, "--out", out, "--device", "cpu"]
     process = subprocess.Popen(
@@ -445,7 +446,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(uninterrupted, tmp_pat
     )
     try:
         deadline = time.monotonic() + 120
-        while not list(out.glob(moment)):
+        while not any(content in path.read_bytes() for path in out.glob(pattern)):
             assert process.poll() is None, "it ended before the moment to kill it"
             assert time.monotonic() < deadline
             time.sleep(0.002)
