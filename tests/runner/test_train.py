@@ -72,9 +72,10 @@ def test_a_killed_training_goes_on_to_the_same_bytes(few, tmp_path, epochs):
     assert seen[0] == epochs * 200
     assert sum(seen) == 4 * 200
     assert len(seen) == 1 + (4 - epochs) * 7
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "killed.json", "killed.safetensors", "whole.json", "whole.safetensors",
-    ]  # fmt: skip
+    assert sorted(p.name for p in tmp_path.glob("killed*")) == [
+        "killed.partial.safetensors",  # until its record is stored
+        "killed.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("how", ["fresh", "other cell", "damaged"])
