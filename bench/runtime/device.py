@@ -95,5 +95,5 @@ def environment(device: torch.device, *, processes: int = 1) -> dict[str, Any]:
         "commit": commit,
         "dirty": dirty,
         "source_sha256": source_sha256(),
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds"),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
     }

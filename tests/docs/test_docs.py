@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import configparser
 import re
+import tomllib
 from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
 from robustode.bench.cli.arguments import command_line
 from robustode.bench.config.preset import load_preset, preset_names
-
-try:
-    import tomllib
-except ModuleNotFoundError:
-    import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
