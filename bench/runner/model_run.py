@@ -194,7 +194,12 @@ class ModelRun:
         except Exception as error:
             cells = cells_of(self.plan, cell, None, self.data, self.device, solver)
             self.reporter.advance(sum(self.cost.seconds_for(cell, self.plan) for cell in cells))
-            self._put(failed(cell, error, seconds=time.perf_counter() - began, environment=described))
+            record = failed(cell, error, seconds=time.perf_counter() - began, environment=described)
+            if isinstance(error, CheckpointError) and not fresh:
+                self.can_be_timed = False
+                self._fail(record)  # the stored record of the training still holds
+            else:
+                self._put(record)
             return None
         if not new:
             self.summary.skipped += not begun
@@ -283,9 +288,12 @@ class ModelRun:
         self.store.put(record)
         self.summary.done += 1
         if record.status != "ok":
-            line = f"{record.cell.label()}: {record.status}: {record.error}"
-            self.summary.failures.append(line)
-            self.reporter.line(f"failed: {line}")
+            self._fail(record)
+
+    def _fail(self, record: Record) -> None:
+        line = f"{record.cell.label()}: {record.status}: {record.error}"
+        self.summary.failures.append(line)
+        self.reporter.line(f"failed: {line}")
 
     def _advance(self, work: float, samples: int) -> Callable[[int], None]:
         return lambda done: self.reporter.advance(work * done / samples)
