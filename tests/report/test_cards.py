@@ -15,6 +15,7 @@ from robustode.bench.cli.main import main
 from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import load_preset
 from robustode.bench.records.atomic import write_atomically
+from robustode.bench.records.checkpoint import load_bytes
 from robustode.bench.records.headline import Headline
 from robustode.bench.records.latest import current, entry
 from robustode.bench.records.store import Store
@@ -69,7 +70,7 @@ def test_a_card_says_what_the_model_is_and_what_makes_it_again(folder, few):
         "num_classes": 10,
     }
     for checkpoint in card["checkpoints"]:
-        data = (folder / checkpoint["file"]).read_bytes()
+        data = load_bytes(folder / checkpoint["file"])
         assert hashlib.sha256(data).hexdigest() == checkpoint["sha256"]
     assert card["command"] == "robustode run --preset tiny.toml --models resnet --seeds 2"
     assert card["parameters"] > 0

@@ -17,6 +17,7 @@ import pytest
 import synthetic
 from rich.console import Console
 from robustode._errors import InvalidArgument
+from robustode.bench.records.lines import line_key
 from robustode.bench.records.record import Record
 from robustode.bench.records.store import Store
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
@@ -190,16 +191,17 @@ def test_damaged_records_are_named_and_left_out(tmp_path: Path) -> None:
     store = Store(tmp_path)
     target = next(r.cell for r in small() if (r.cell.model, r.cell.threat) == ("node", "clean"))
     path = store.path(target)
-    body = path.read_text(encoding="utf-8")
-    edited = json.loads(body) | {"nfe": 1.0}
-    truncated = next(p for p in sorted(path.parent.glob("*gaussian*")))
-    path.write_text(json.dumps(edited), encoding="utf-8")
-    truncated.write_text(truncated.read_text(encoding="utf-8")[:100], encoding="utf-8")
+    lines = path.read_bytes().splitlines()
+    edited = next(n for n, line in enumerate(lines) if f'"key":"{line_key(target)}"'.encode() in line)
+    truncated = next(n for n, line in enumerate(lines) if b'"gaussian"' in line)
+    lines[edited] = json.dumps(json.loads(lines[edited]) | {"nfe": 1.0}, separators=(",", ":")).encode()
+    lines[truncated] = lines[truncated][:100]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
     report = write_report(tmp_path)
-    assert {problem.path.name for problem in report.problems} == {path.name, truncated.name}
+    damaged = {edited + 1, truncated + 1}
+    assert {(problem.path, problem.line) for problem in report.problems} == {(path, n) for n in damaged}
     text = Page(report.page.read_text(encoding="utf-8")).text
-    assert path.name in text
-    assert truncated.name in text
+    assert all(f"{path.relative_to(tmp_path).as_posix()} line {n}" in text for n in damaged)
     board = report.leaderboard.set_index("model")
     assert board.loc["node", "status"] == "incomplete"
     assert pd.isna(board.loc["node", "clean"])

@@ -46,7 +46,7 @@ def test_what_was_removed_is_left_again(plan, few, tmp_path):
     records, _ = store.load()
     for record in records:
         if record.cell.threat == "gaussian" and record.cell.training_seed == 1:
-            store.path(record.cell).unlink()
+            stubs.forget(store, record.cell)
     assert estimate_remaining(plan, few, store, stubs.CPU)[0].left == 2
     store.checkpoint_path(training_cell(plan, plan.specs[0], 0, few)).write_bytes(b"damaged")
     assert estimate_remaining(plan, few, store, stubs.CPU)[0].left == 2 + stubs.CELLS
