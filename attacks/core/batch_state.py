@@ -131,8 +131,11 @@ class BatchState:
         if not self._some_float64:
             return self._query_gradient(rows, x, loss, inside)
         value, gradient = torch.zeros_like(self.margin[rows]), torch.zeros_like(x)
-        fine = self.use_float64[rows]
-        for mask, ascend in ((fine, self._query_gradient_in_float64), (~fine, self._query_gradient)):
+        in_float64 = self.use_float64[rows]
+        for mask, ascend in (
+            (in_float64, self._query_gradient_in_float64),
+            (~in_float64, self._query_gradient),
+        ):
             if bool(mask.any()):
                 within = None if inside is None else inside[mask]
                 value[mask], gradient[mask] = ascend(rows[mask], x[mask], loss, within)

@@ -91,15 +91,15 @@ def sheets(records: Iterable[Record], headline: Headline) -> dict[Entry, Sheet]:
     records
         The records that count.
     """
-    units: dict[Entry, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    by_seed: dict[Entry, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        units[entry(record.cell)][record.cell.training_seed].append(record)
-    done = {row: _model_audits(seeds) for row, seeds in units.items()}
+        by_seed[entry(record.cell)][record.cell.training_seed].append(record)
+    done = {row: _model_audits(seeds) for row, seeds in by_seed.items()}
     of_dataset: dict[str, set[tuple[str, int]]] = defaultdict(set)
     for row, mine in done.items():
         of_dataset[row[0]] |= mine
     found: dict[Entry, Sheet] = {}
-    for row, seeds in units.items():
+    for row, seeds in by_seed.items():
         trained = {seed for seed, ours in seeds.items() if any(r.cell.kind != "throughput" for r in ours)}
         wanted = {(name, seed) for name, seed in of_dataset[row[0]] if seed in trained}
         missing = {name for name, _ in wanted - done[row]}

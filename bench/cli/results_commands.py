@@ -82,7 +82,7 @@ def submit_attack_command(arguments: Namespace) -> int:
 
     load_plugins_with_warnings()
     sent = read_submission(arguments.file)
-    verdict = submit(
+    result = submit(
         arguments.out,
         sent,
         arguments.model,
@@ -91,22 +91,22 @@ def submit_attack_command(arguments: Namespace) -> int:
         recipe=arguments.recipe,
         data_root=arguments.data_root,
     )
-    cell = verdict.cell
-    for reason, count in sorted(verdict.rejected.items()):
+    cell = result.cell
+    for reason, count in sorted(result.rejected.items()):
         print(f"rejected {count}: {reason}")
-    others = [norm for norm in verdict.norms if norm != cell.norm and arguments.norm is None]
-    if others and any(reason.startswith("out of budget") for reason in verdict.rejected):
+    others = [norm for norm in result.norms if norm != cell.norm and arguments.norm is None]
+    if others and any(reason.startswith("out of budget") for reason in result.rejected):
         print(f"the norm was {cell.norm}; --norm {others[0]} uses {others[0]}")
-    print(f"accepted {verdict.accepted} of {len(sent.index)}, from {sent.origin}")
-    if not verdict.accepted:
+    print(f"accepted {result.accepted} of {len(sent.index)}, from {sent.origin}")
+    if not result.accepted:
         against = f"{cell.model} in {cell.norm} {cell.strength:g}"
         print(f"no new adversarial example succeeds against {against}", file=sys.stderr)
         return 1
     which = f"{cell.model} ({cell.recipe['name']}) seed {cell.training_seed}"
     where = f"{which}, {cell.norm} {cell.strength:g}"
-    remark = "" if verdict.after < verdict.before else ": no further sample is broken"
-    remark = remark if verdict.new else " (stored already)"
-    print(f"{where}: worst case {verdict.before:.1%} -> {verdict.after:.1%}{remark}")
+    remark = "" if result.after < result.before else ": no further sample is broken"
+    remark = remark if result.new else " (stored already)"
+    print(f"{where}: worst case {result.before:.1%} -> {result.after:.1%}{remark}")
     print(f"open {write_report(arguments.out).page.resolve()}")
     return 0
 

@@ -117,7 +117,7 @@ def _dry_run(arguments: argparse.Namespace, plan: Plan, data: Data, out: Path, d
     store = Store(out)
     if not arguments.fresh:
         plan = known_batch_sizes(plan, data, store, device)
-    threads = torch.get_num_threads() // count_processes(len(plan.units), device, arguments.jobs)
+    threads = torch.get_num_threads() // count_processes(len(plan.model_runs), device, arguments.jobs)
     remaining = estimate_remaining(plan, data, store, device, fresh=arguments.fresh, threads=max(1, threads))
     processes = count_processes(sum(len(work.seconds_by_seed) for work in remaining), device, arguments.jobs)
     for work in remaining:

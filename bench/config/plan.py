@@ -81,7 +81,7 @@ class Plan:
         return range(min(self.seeds, self.fewer.get(spec.name, self.seeds)))
 
     @property
-    def units(self) -> list[tuple[ModelSpec, int]]:
+    def model_runs(self) -> list[tuple[ModelSpec, int]]:
         """Every pair of model and training seed; seed 0 of all models comes first."""
         return [(s, seed) for seed in range(self.seeds) for s in self.specs if seed in self.seeds_of(s)]
 

@@ -29,9 +29,9 @@ def current(records: Iterable[Record], preferred: Collection[str] = ()) -> tuple
     used, superseded
         The records that count, in the order given, and how many do not.
     """
-    given = list(records)
-    ages = {id(record): _age(record, preferred) for record in given}
-    used = _newest(given, ages, lambda c: entry(c), lambda c: c.variant())
+    all_records = list(records)
+    ages = {id(record): _age(record, preferred) for record in all_records}
+    used = _newest(all_records, ages, lambda c: entry(c), lambda c: c.variant())
     used = _newest(
         used,
         ages,
@@ -41,7 +41,7 @@ def current(records: Iterable[Record], preferred: Collection[str] = ()) -> tuple
     # Pointwise worst cases need one list of test samples, so one index per row.
     used = _newest(used, ages, lambda c: entry(c) if c.kind == "accuracy" else None, lambda c: c.index_sha256)
     used = _newest(used, ages, _question, lambda c: c.key())
-    return used, len(given) - len(used)
+    return used, len(all_records) - len(used)
 
 
 def newest_training(

@@ -1,7 +1,7 @@
 """The results folder: what lies where, and who may write. No torch.
 
 ``<out>/records/<model>/seed<k>.jsonl``
-    The records of one model and training seed, one a line (see `lines`).
+    The records of one model and training seed, one per line (see `lines`).
 ``<out>/adversarial/<model>/seed<k>.zip``
     Their adversarial examples (see `examples_archive`).
 ``<out>/checkpoints/<model>/*.safetensors.xz``

@@ -85,7 +85,7 @@ def replay_all(
         raise InvalidArgument(
             f"{store.folder} holds no adversarial examples at a reported strength: run `robustode run` first"
         )
-    loaded, given = dict(datasets or {}), {spec.name: spec for spec in specs}
+    loaded, specs_by_name = dict(datasets or {}), {spec.name: spec for spec in specs}
     found_any = False
     for model_and_seed, ours in sorted(by_model_and_seed.items(), key=lambda item: item[0]):
         if names is not None and model_and_seed[0][1] not in names:
@@ -104,7 +104,7 @@ def replay_all(
         training = next(r for r in ours if r.cell.kind == "training")
         data = loaded.get(model_and_seed[0][0]) or load_data(model_and_seed[0][0], data_root)
         loaded[model_and_seed[0][0]] = data
-        model = _model(store, training, given, data, done)
+        model = _model(store, training, specs_by_name, data, done)
         if model is None:
             continue
         unperturbed = next(r for r in ours if r.cell.family == "clean")
@@ -193,7 +193,7 @@ def _stored(store: Store, cell: Cell) -> bool:
 
 
 def _model(
-    store: Store, training: Record, given: Mapping[str, ModelSpec], data: Data, done: TransferResult
+    store: Store, training: Record, specs_by_name: Mapping[str, ModelSpec], data: Data, done: TransferResult
 ) -> nn.Module | None:
     """The trained model; None, with a note, where it cannot be had."""
     cell = training.cell
@@ -202,7 +202,7 @@ def _model(
         done.notes.append(f"{what}: {cell.dataset} here is another one (index_sha256 differs)")
         return None
     try:
-        return trained_model(store, training, model_of(training, given))
+        return trained_model(store, training, model_of(training, specs_by_name))
     except Exception as error:  # of the model's own code too
         kind = "" if isinstance(error, RobustodeError) else f"{type(error).__name__}: "
         done.notes.append(f"{what}: {kind}{one_line(error)}")

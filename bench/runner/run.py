@@ -73,7 +73,7 @@ def run_plan(
         result.damages = store.clear()
         requested = _RequestedCells(plan, data, store)
         data = data.to(device)
-        processes = count_processes(len(plan.units), device, jobs) if request else 1
+        processes = count_processes(len(plan.model_runs), device, jobs) if request else 1
         threads = max(1, torch.get_num_threads() // processes)
         reporter.activity("measuring batch sizes")
         plan = choose_batch_sizes(
@@ -99,7 +99,7 @@ def run_plan(
                 fresh=fresh,
                 reporter=reporter,
             )
-            for spec, seed in plan.units
+            for spec, seed in plan.model_runs
         }
 
         def evaluated(name: ModelAndSeed, records: Iterable[Record | None], seconds: float) -> None:

@@ -79,16 +79,16 @@ def flow_work(flow: ODEBlock, state: Tensor, *, gradient: bool) -> Work:
     written and those of the parameters written. Both counts err on the side of too few, so the floor that
     follows from them is too low rather than too high.
     """
-    twin = copy.deepcopy(flow).cpu().requires_grad_(True)
+    copied = copy.deepcopy(flow).cpu().requires_grad_(True)
     size = state.numel() * state.element_size()
-    weights = sum(p.numel() * p.element_size() for p in twin.parameters())
+    weights = sum(p.numel() * p.element_size() for p in copied.parameters())
     moved = 5 * size + 2 * weights if gradient else 2 * size + weights
     if state.ndim == 2 and flow.solver.method in SHU_OSHER_ALPHAS and flow.has_tanh_fields():
         forward, backward = tanh_operations(
-            twin.tanh_fields(), state.shape[1], steps=twin.steps_per_layer(), method=flow.solver.method
+            copied.tanh_fields(), state.shape[1], steps=copied.steps_per_layer(), method=flow.solver.method
         )
         return Work(operations=forward + backward if gradient else forward, bytes=moved)
-    return Work(operations=_dispatched(twin, state.detach().cpu(), gradient), bytes=moved)
+    return Work(operations=_dispatched(copied, state.detach().cpu(), gradient), bytes=moved)
 
 
 def tanh_operations(fields: Sequence[TanhField], columns: int, *, steps: int, method: str) -> tuple[int, int]:

@@ -66,14 +66,14 @@ def forwards(calls: Sequence[FlowCall]) -> Callable[[], object]:
 
 def forwards_and_backwards(calls: Sequence[FlowCall]) -> Callable[[], object]:
     """A call that does the same on copies of the flows, then finds gradients to states and all parameters."""
-    twins = []
+    copies = []
     for call in calls:
         flow = copy.deepcopy(call.flow).requires_grad_(True)
         state = call.state.clone().requires_grad_(True)
-        twins.append((flow, state, [state, *flow.parameters()], torch.ones_like(state)))
+        copies.append((flow, state, [state, *flow.parameters()], torch.ones_like(state)))
 
     def run() -> None:
-        for flow, state, wanted, gradient in twins:
+        for flow, state, wanted, gradient in copies:
             torch.autograd.grad(flow(state), wanted, gradient, allow_unused=True)
 
     return run

@@ -37,9 +37,9 @@ def inference(model: nn.Module, images: Tensor, num_classes: int) -> Callable[[]
 
 def train_once(model: nn.Module, images: Tensor, labels: Tensor, num_classes: int) -> Callable[[], object]:
     """A call that does one Adam step on `images` on a copy of `model`."""
-    twin = copy.deepcopy(model).train().requires_grad_(True)
-    optimiser = torch.optim.Adam(twin.parameters(), lr=1e-6)
-    return lambda: training_step(twin, images, labels, optimiser, num_classes)
+    trained = copy.deepcopy(model).train().requires_grad_(True)
+    optimiser = torch.optim.Adam(trained.parameters(), lr=1e-6)
+    return lambda: training_step(trained, images, labels, optimiser, num_classes)
 
 
 def measure_cell(

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..._errors import InvalidArgument, RobustodeError
 
 OF_MODELS = ("records", "checkpoints", "adversarial")
-"""Folders inside a results folder that have one folder a model."""
+"""Folders inside a results folder that have one folder per model."""
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -27,7 +27,7 @@ from .submitted_file import Sent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class ScreenedExamples:
     """The examples that hold, what a record says of them, and why the others do not hold."""
 
     breaks: AdversarialExamples
@@ -55,14 +55,14 @@ def _is_news(number: int, steps: NDArray[np.int32], known: Known) -> bool:
     return all(steps.shape != old.shape or np.abs(steps - old).max() > 1 for old in known.get(number, ()))
 
 
-def judge(
+def screen_examples(
     sent: Sent,
     data: Data,
     clean: NDArray[np.int16],
     cell: Cell,
     model: nn.Module,
     known: Known,
-) -> Judged:
+) -> ScreenedExamples:
     """Round each example as it will be stored, then hold it against box, budget, those `known`, and model."""
     test = data.test.first(cell.samples)
     labels, clean = test.labels.numpy(), clean[: cell.samples]
@@ -101,7 +101,7 @@ def judge(
             alone = [call_model(model, image[None], data.num_classes).argmax() for image in stored]
         prediction[rows] = torch.stack(alone).numpy()
         length[rows] = distance(stored, test.images[rows], cell.norm).numpy()  # type: ignore[arg-type]
-    return Judged(
+    return ScreenedExamples(
         breaks=AdversarialExamples(
             index=np.asarray(test.indices[rows], np.int64), label=labels[rows], steps=steps
         ),

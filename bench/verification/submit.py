@@ -27,12 +27,12 @@ from ..records.store import Store
 from ..report.worst_case import worst_case
 from ..training.load_trained import model_of, trained_model
 from ..training.provenance import environment_of
-from .screening import judge, stored_before
+from .screening import screen_examples, stored_before
 from .submitted_file import Sent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class SubmissionResult:
     """What became of a submission.
 
     Attributes
@@ -66,7 +66,7 @@ def submit(
     seed: int = 0,
     recipe: str | None = None,
     data_root: Path | None = None,
-) -> Verdict:
+) -> SubmissionResult:
     """Verify `sent` against the trained `model` of a results folder, and store what holds.
 
     Parameters
@@ -148,7 +148,7 @@ def _target(store: Store, name: str, norm: str | None, seed: int, recipe: str | 
 
 def _submit(
     store: Store, sent: Sent, target: _Target, spec: ModelSpec | None, data_root: Path | None
-) -> Verdict:
+) -> SubmissionResult:
     base, clean, attacks = target.base, target.clean, target.attacks
     data = load_data(base.dataset, data_root)
     if data.index_sha256 != base.index_sha256:
@@ -172,21 +172,21 @@ def _submit(
     net = trained_model(store, target.training, spec or model_of(target.training, how="--model {}"))
     known_before = stored_before(store, [r.cell for r in attacks if submission(r.cell) != submission(cell)])
     labels = data.test.first(clean.cell.samples).labels.numpy()
-    judged = judge(sent, data, predictions(clean.outcomes, labels)[0], cell, net, known_before)
+    screened = screen_examples(sent, data, predictions(clean.outcomes, labels)[0], cell, net, known_before)
     record = Record(
         cell=cell,
-        outcomes=judged.outcomes,
-        measures=largest_norm(judged.outcomes["norm"]),
+        outcomes=screened.outcomes,
+        measures=largest_norm(screened.outcomes["norm"]),
         environment=environment_of(net, torch.device("cpu")),
     )
-    new = bool(len(judged.breaks)) and store.get(cell) is None
+    new = bool(len(screened.breaks)) and store.get(cell) is None
     if new:
-        facts = store.put_examples(cell, judged.breaks)
+        facts = store.put_examples(cell, screened.breaks)
         store.put(dataclasses.replace(record, card={"adversarial": facts}))
-    return Verdict(
+    return SubmissionResult(
         cell=cell,
-        accepted=len(judged.breaks),
-        rejected=judged.rejected,
+        accepted=len(screened.breaks),
+        rejected=screened.rejected,
         new=new,
         norms=target.norms,
         before=_robust([clean, *attacks]),

@@ -105,7 +105,7 @@ def verify(
     with suppress(RecordError):
         headline = Headline.read(store.folder)
     used, _ = current(records, headline.preferred)
-    given = {spec.name: spec for spec in models}
+    specs_by_name = {spec.name: spec for spec in models}
     datasets: dict[str, Data] = {}
     units: dict[tuple[Entry, int], list[Record]] = defaultdict(list)
     for record in used:
@@ -122,7 +122,7 @@ def verify(
             what = f"it speaks of other samples than {row[0]} here (index_sha256 differs): not re-checked"
             done.findings.append(Finding(file=_file(store, other), what=what))
             continue
-        model = None if wrong else _model(store, ours, given, done)
+        model = None if wrong else _model(store, ours, specs_by_name, done)
         recheck = Recheck(store, ours, data, dict(headline.reported), model, say)
         done.findings += recheck.findings()
         done.models += model is not None
@@ -136,7 +136,7 @@ def verify(
 
 
 def _model(
-    store: Store, records: Sequence[Record], given: Mapping[str, ModelSpec], done: Verification
+    store: Store, records: Sequence[Record], specs_by_name: Mapping[str, ModelSpec], done: Verification
 ) -> nn.Module | None:
     """The trained model of `records`; None, with a finding, where it cannot be run."""
     training = next((r for r in records if r.cell.kind == "training" and r.status == "ok"), None)
@@ -144,7 +144,7 @@ def _model(
         return None
     file = _file(store, training)
     try:
-        spec = model_of(training, given)
+        spec = model_of(training, specs_by_name)
     except RobustodeError as error:
         done.findings.append(Finding(file=file, what=f"not run again: {error}", note=True))
         return None

@@ -1,4 +1,4 @@
-"""The cascade: its strength, its stages, exact optima, and how it is scored."""
+"""AutoAttack: its strength, its stages, exact optima, and how it is scored."""
 
 from __future__ import annotations
 
@@ -128,13 +128,13 @@ def test_finite_differences_fitted_to_logits_agree_with_gradients_in_both_norms(
 
 
 def test_square_alone_is_weak_in_l2():
-    """Of 100 images it leaves at most 15 more than the cascade, which never breaks fewer."""
+    """Of 100 images it leaves at most 15 more than AutoAttack, which never breaks fewer."""
     white, square = robust("autoattack-l2", 0.4, **SIZES), robust("square-l2", 0.4, queries=1200)
     assert white <= square <= white + 0.15
 
 
 @BOTH
-def test_the_cascade_is_no_weaker_than_any_part(norm):
+def test_autoattack_is_no_weaker_than_any_part(norm):
     eps = 0.05 if norm == "linf" else 0.4
     autoattack_stages = robust(f"autoattack-{norm}", eps, steps=15, targets=4, queries=200)
     for part in ("apgd-ce", "apgd-t", "fab-t"):

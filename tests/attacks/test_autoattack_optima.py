@@ -1,4 +1,4 @@
-"""The cascade against exact distances, at a radius of each sample's own on either side of its distance."""
+"""AutoAttack against exact distances, at a radius per sample, on either side of its distance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BOTH = pytest.mark.parametrize("norm", ["linf", "l2"])
 
 
 def standing(model, images, labels, radii, norm, steps: int) -> torch.Tensor:
-    """Who survives the cascade, bool (N,); what broke the others is checked."""
+    """Who survives AutoAttack, bool (N,); what broke the others is checked."""
     with under_attack(model, images, labels, 0) as state:
         autoattack_stages(state, radii, norm, steps, 9, 100)
     broken = ~state.active

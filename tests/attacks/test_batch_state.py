@@ -1,4 +1,4 @@
-"""What every attack of the cascade rests on: best iterates, memory, losses, modes."""
+"""What every part of AutoAttack uses: best iterates, memory, losses, modes."""
 
 from __future__ import annotations
 

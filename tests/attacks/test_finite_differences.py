@@ -98,7 +98,7 @@ def test_a_linear_model_is_fitted_exactly_once_every_direction_is_seen():
 @BOTH
 def test_a_rounded_linear_model_is_broken_where_its_twin_can_be(norm):
     model, images, labels = steps(0.5)
-    twin = Steps(model.weight, 1e-9)
+    narrow = Steps(model.weight, 1e-9)
     eps = 0.05 if norm == "linf" else 0.3
     with under_attack(model, images, labels, 0) as state:
         fit_and_attack(state, eps, norm, queries=1000, targets=3)
@@ -107,7 +107,7 @@ def test_a_rounded_linear_model_is_broken_where_its_twin_can_be(norm):
         for k in range(4)
     ]
     gaps = torch.stack(
-        [(z := twin(aim))[:, k] - z.gather(1, labels[:, None])[:, 0] for k, aim in enumerate(aims)]
+        [(z := narrow(aim))[:, k] - z.gather(1, labels[:, None])[:, 0] for k, aim in enumerate(aims)]
     )
     best = gaps.scatter(0, labels[None], -torch.inf).amax(0)
     assert int((best > 0.5).sum()) >= 5

@@ -1,4 +1,4 @@
-"""What stands between the harness and a model counts every query and believes no answer."""
+"""CheckedModel counts every query of a model and checks every answer."""
 
 from __future__ import annotations
 

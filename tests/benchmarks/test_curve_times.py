@@ -1,4 +1,4 @@
-"""A whole robustness curve in one run against the cascade from scratch at each strength."""
+"""A whole robustness curve in one run against AutoAttack from scratch at each strength."""
 
 from __future__ import annotations
 

@@ -152,12 +152,12 @@ def test_without_a_bound_there_is_a_reason_and_no_radius(model, reason, few: Dat
 
 
 def test_a_bound_that_is_no_number_is_a_failure(few: Data):
-    class Sinner(Linear):
+    class UnderstatedBound(Linear):
         def lipschitz_parts(self) -> LipschitzParts:
             return LipschitzParts(body={"stem": math.nan}, head=self.head.weight.detach().double())
 
     with pytest.raises(ModelFailure, match="no finite numbers"):
-        certify(Sinner(10), few.test, 10)
+        certify(UnderstatedBound(10), few.test, 10)
 
 
 def test_a_certificate_leaves_the_model_as_it_was(few: Data):

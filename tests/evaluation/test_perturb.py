@@ -59,7 +59,7 @@ def test_an_attack_raises_the_loss_within_its_budget_and_leaves_the_model_alone(
 
 
 def test_an_attack_in_training_goes_on_with_what_is_broken(few):
-    """The largest loss is trained on; an attack that is scored lets go of a sample once it is broken."""
+    """The largest loss is trained on; an attack that is scored stops on a sample once it is broken."""
     images, labels, numbers = batch(few)
     model, change = on(ATTACK)
     threat, seeds = training_threat(ATTACK), sample_seeds(1, numbers.tolist())
@@ -174,7 +174,7 @@ def test_rows_may_have_fewer_seeds_unless_seeds_are_asked_for():
     preset = load_preset("standard")
     specs = select_models(preset, ["resnet-adversarial-l2", "node"])
     plan = make_plan(preset, models=specs)
-    assert [(spec.name, seed) for spec, seed in plan.units] == [
+    assert [(spec.name, seed) for spec, seed in plan.model_runs] == [
         ("resnet-adversarial-l2", 0),
         ("node", 0),
         ("node", 1),

@@ -1,4 +1,4 @@
-"""Masked gradients: the cascade breaks a masked model within a point of its unmasked twin."""
+"""Masked gradients: AutoAttack breaks a masked model within a point of the unmasked one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from robustode.bench.runtime.checked_model import CheckedModel
 from torch import nn
 from torch.nn import functional as F
 
-BLIND = ("rounded", "coarse", "pixels")
+WITHOUT_GRADIENT = ("rounded", "coarse", "pixels")
 MASKS = ("rounded", "coarse", "pixels", "scaled", "huge", "saturated")
 EPS = {"linf": (0.03, 0.05, 0.08), "l2": (0.2, 0.4, 0.6)}
 BOTH = pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -73,7 +73,7 @@ def robust(name: str, eps: float, mask: str, seed: int = 0, **sizes: int) -> flo
 @pytest.mark.parametrize("mask", ["rounded", "pixels", "huge", "saturated"])
 def test_a_masked_model_is_broken_within_a_point_of_its_twin(mask, norm):
     eps = EPS[norm][1]
-    sizes = {**WHITE, "targets": 9, "queries": 50} if mask in BLIND else WHITE
+    sizes = {**WHITE, "targets": 9, "queries": 50} if mask in WITHOUT_GRADIENT else WHITE
     plain = robust(f"autoattack-{norm}", eps, "none", **sizes)
     assert robust(f"pgd-{norm}", eps, mask, steps=20) > plain + 4, "a mask that deceives nobody shows nothing"
     assert robust(f"autoattack-{norm}", eps, mask, **sizes) <= plain + 1
@@ -81,11 +81,11 @@ def test_a_masked_model_is_broken_within_a_point_of_its_twin(mask, norm):
 
 @BOTH
 @pytest.mark.parametrize("mask", ["rounded", "saturated", "offset"])
-def test_a_curve_finds_in_one_run_what_the_cascade_finds_at_each_strength(mask, norm):
+def test_a_curve_finds_in_one_run_what_autoattack_finds_at_each_strength(mask, norm):
     """At the reported strength and elsewhere, on the first 100 images: one is a point."""
     net, images, labels = (part[:100] if isinstance(part, torch.Tensor) else part for part in trained(0))
     model = Masked(net, mask)
-    sizes = {**WHITE, "targets": 9, "queries": 50} if mask in BLIND else WHITE
+    sizes = {**WHITE, "targets": 9, "queries": 50} if mask in WITHOUT_GRADIENT else WHITE
     plain, curve = (THREATS.get(f"{what}-{norm}").configure(**sizes) for what in ("autoattack", "curve"))
     grid = list(EPS[norm])
     along = curve.perturb_at_strengths(model, images, labels, grid, [grid[1]], 0)
@@ -94,7 +94,7 @@ def test_a_curve_finds_in_one_run_what_the_cascade_finds_at_each_strength(mask, 
             100 * float((model(attacked).argmax(1) == labels).double().mean())
             for attacked in (found, plain(model, images, labels, eps, 0))
         )
-        room = 0 if mask == "offset" else 1 if eps == grid[1] else 2  # the whole cascade runs where reported
+        room = 0 if mask == "offset" else 1 if eps == grid[1] else 2  # all of AutoAttack runs where reported
         assert left <= least + room
 
 
@@ -115,7 +115,7 @@ def test_at_the_official_strength_too_for_several_networks_and_radii(mask, seed,
 @pytest.mark.slow
 @BOTH
 def test_a_bare_decision_is_still_seen_through_wide_differences(norm):
-    """Not within a point: the twin is 4 to 13 points lower. Square alone does far worse."""
+    """Not within a point: the unmasked model is 4 to 13 points lower. Square alone does far worse."""
     eps = EPS[norm][2]
     searched = robust(f"square-{norm}", eps, "decision")
     assert robust(f"autoattack-{norm}", eps, "decision") <= searched - 10

@@ -231,9 +231,9 @@ def test_files_whose_hashes_begin_alike_stand_beside_each_other(folder, stronger
     assert send(folder, tmp_path, index, image) == 0
     (record,) = [r for r in broken(folder) if r.cell.family == SUBMISSION]
     other = {"origin": "other", "file_sha256": record.cell.parameters["file_sha256"][:8] + "0" * 56}
-    twin = dataclasses.replace(record, cell=dataclasses.replace(record.cell, parameters=other))
-    assert twin.cell.threat == record.cell.threat
-    assert current([record, twin]) == ([record, twin], 0)
+    other_steps = dataclasses.replace(record, cell=dataclasses.replace(record.cell, parameters=other))
+    assert other_steps.cell.threat == record.cell.threat
+    assert current([record, other_steps]) == ([record, other_steps], 0)
 
 
 def test_a_file_damaged_anywhere_is_one_line(attacked, stronger, tmp_path):

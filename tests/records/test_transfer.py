@@ -283,7 +283,7 @@ def test_one_target_leaves_the_other_its_row(folder):
     assert board[COLUMN].notna().all()
 
 
-def twin(folder: Path, seed: int = 1) -> None:
+def second_model(folder: Path, seed: int = 1) -> None:
     """Store resnet again as if it had been trained with another seed to the same weights."""
     store = Store(folder)
     for record in store.load()[0]:
@@ -299,7 +299,7 @@ def twin(folder: Path, seed: int = 1) -> None:
 
 
 def test_equal_weights_under_another_seed_share_every_break(folder):
-    twin(folder)
+    second_model(folder)
     assert replay_all(Store(folder)).failures == []
     (made,) = [
         r for r in attacks(folder, "resnet") if r.cell.family == "gradient" and r.cell.training_seed == 0

@@ -1,4 +1,4 @@
-"""Figures: the same bytes again, one look a model, nothing hidden."""
+"""Figures: the same bytes again, one style per model, nothing hidden."""
 
 from __future__ import annotations
 

@@ -278,7 +278,7 @@ def test_what_audits_come_to():
     assert few.incomplete
     assert few.tip.endswith("finite")
     assert few.text.endswith("model checks, 1 flagged, 1 passed")
-    assert few.status == "flagged: masking", "what stands below the name is short"
+    assert few.status == "flagged: masking", "the text below the name is short"
     failed = dataclasses.replace(AUDITS[1], verdict="failed")
     assert audit_badge(Sheet(results=[failed])).flagged, "a check that cannot be run counts against"
     assert not audit_badge(Sheet(results=AUDITS[2:])).flagged

@@ -1,4 +1,4 @@
-"""McNemar's exact test, the ranks that follow from it, and what stands behind the leaderboard's."""
+"""McNemar's exact test, the ranks that follow from it, and the p-values stored with the leaderboard's."""
 
 from __future__ import annotations
 

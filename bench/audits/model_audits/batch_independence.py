@@ -21,7 +21,7 @@ TIE = 1e-5
     "batch-independence",
     title="a sample's logits do not depend on its batch-mates",
     needs="model",
-    cost="8 forwards an image, a quarter of them one by one, 32 images",
+    cost="8 forward passes per image, a quarter of them one by one, 32 images",
     fast=True,
     untrained=True,
     remedy="Use no statistics over the batch, and a solver on a fixed grid.",

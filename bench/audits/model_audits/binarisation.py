@@ -40,7 +40,7 @@ class _Binary(nn.Module):
     "binarisation",
     title="the attack finds an example that was planted",
     needs="model",
-    cost="65 forwards and random search and the attack under test, for 16 images one by one",
+    cost="16 images one by one: 65 forward passes, random search and the attack under test",
     reference="Zimmermann, Brendel, Tramer, Carlini, NeurIPS 2022, arXiv 2206.13991",
 )
 def check(context: Context) -> AuditResult:

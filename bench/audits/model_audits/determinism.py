@@ -16,7 +16,7 @@ LIMIT = 1e-4
     "determinism",
     title="the same image gives the same logits",
     needs="model",
-    cost="5 forwards an image",
+    cost="5 forward passes per image",
     fast=True,
     untrained=True,
     remedy="Draw no random numbers in eval mode.",

@@ -19,7 +19,7 @@ from ..registry import AuditResult, measured, register_audit
     "finite",
     title="logits and gradients are finite numbers",
     needs="model",
-    cost="7 forwards and 7 backwards an image",
+    cost="7 forward and 7 backward passes per image",
     fast=True,
     untrained=True,
     remedy="Let no operation divide by zero or take the root or logarithm of a negative number.",

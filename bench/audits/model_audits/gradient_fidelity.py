@@ -19,7 +19,7 @@ LIMIT = 0.99
     "gradient-fidelity",
     title="gradients agree with finite differences",
     needs="model",
-    cost="3 forwards and backwards, one of them adjoint, and 128 forwards in float64, of 12 images",
+    cost="12 images: 3 forward and backward passes, one of them adjoint, and 128 forward passes in float64",
     fast=True,
     untrained=True,
     remedy="Compute the same function with and without gradients, and write no backward pass by hand.",

@@ -20,7 +20,7 @@ SAMPLES, ASCENTS = 32, 10
     "lipschitz-bound",
     title="no pair of images exceeds the Lipschitz bound",
     needs="model",
-    cost="32 images in float64: one backward a class, 10 ascents of the slope, 4 forwards",
+    cost="32 images in float64: one backward pass per class, 10 ascents of the slope, 4 forward passes",
     fast=True,
     untrained=True,
     remedy="Compute the bound from the weights in use, with no factor left out.",

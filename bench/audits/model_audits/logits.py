@@ -13,7 +13,7 @@ from ..registry import AuditResult, measured, register_audit
     "logits",
     title="outputs are logits and not probabilities",
     needs="model",
-    cost="1 forward an image",
+    cost="1 forward pass per image",
     fast=True,
     untrained=True,
     remedy="Return logits, without a final softmax.",

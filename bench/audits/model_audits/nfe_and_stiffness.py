@@ -24,7 +24,7 @@ SAMPLES, STATES = 32, 64
     "nfe-and-stiffness",
     title="the solver's cost is similar for all samples and its steps suit the field",
     needs="model",
-    cost="1 forward of 32 images one by one, and the field's Jacobian at 64 states of every step",
+    cost="1 forward pass of 32 images one by one, and the field's Jacobian at 64 states of every step",
     fast=True,
     reference="Hairer, Wanner, Solving Ordinary Differential Equations II, section IV.2",
     version=2,
@@ -101,7 +101,7 @@ def _stiffness(model: nn.Module, images: Tensor) -> np.ndarray | str:
 
 
 def _jacobians(field: Field, states: Tensor) -> Tensor:
-    """Jacobians (M, n, n) of the field at the states (n, M); one backward pass a row."""
+    """Jacobians (M, n, n) of the field at the states (n, M); one backward pass per row."""
     x = states.detach().requires_grad_(True)
     with torch.enable_grad():
         derivative = field(x)

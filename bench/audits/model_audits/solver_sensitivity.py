@@ -24,7 +24,7 @@ FEWEST = 32
     "solver-sensitivity",
     title="a finer solver gives the same classes",
     needs="model",
-    cost="9 to 13 forwards an image by the model's own solver, and one of an adaptive solver at 1e-6",
+    cost="9 to 13 forward passes per image by the model's own solver, and one of an adaptive solver at 1e-6",
     fast=True,
     reference="Ott, Katiyar, Hennig, Tiemann, ICLR 2021, arXiv 2007.15386",
     version=2,

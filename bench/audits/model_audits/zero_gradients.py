@@ -19,7 +19,7 @@ VANISHING = 1e-30
     "zero-gradients",
     title="the gradient of the loss reaches the input",
     needs="model",
-    cost="3 forwards and 3 backwards an image",
+    cost="3 forward and 3 backward passes per image",
     fast=True,
     untrained=True,
     remedy="Do not detach, round or threshold the image, and keep activations away from saturation.",

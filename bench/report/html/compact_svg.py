@@ -130,7 +130,7 @@ def _path(text: str, scale: float) -> str:
 
 def _thinned(points: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Drop what lies on the line between its neighbours, as Douglas and Peucker do (1973)."""
-    kept, spans = {0, len(points) - 1}, [(0, len(points) - 1)]
+    chosen, spans = {0, len(points) - 1}, [(0, len(points) - 1)]
     while spans:
         first, last = spans.pop()
         (x0, y0), (x1, y1) = points[first], points[last]
@@ -144,9 +144,9 @@ def _thinned(points: list[tuple[int, int]]) -> list[tuple[int, int]]:
             if away > far:
                 far, at = away, i
         if at:
-            kept.add(at)
+            chosen.add(at)
             spans += [(first, at), (at, last)]
-    return [points[i] for i in sorted(kept)]
+    return [points[i] for i in sorted(chosen)]
 
 
 def _name_anew(root: Element) -> None:

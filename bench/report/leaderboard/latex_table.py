@@ -38,7 +38,7 @@ def escaped(text: object) -> str:
 
 
 def latex(board: pd.DataFrame, title: str) -> str:
-    """Write one floating table a dataset: percentages, spread over seeds, best values bold.
+    """Write one floating table per dataset: percentages, spread over seeds, best values bold.
 
     Parameters
     ----------

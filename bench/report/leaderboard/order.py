@@ -52,10 +52,10 @@ def _numbers(board: pd.DataFrame, by: str, found: Mapping[Entry, Outcomes]) -> p
     parts = []
     for _, rows in ordered.groupby("dataset", sort=False):
         names = rows[["dataset", "model", "recipe"]].itertuples(index=False, name=None)
-        kept = [
+        outcomes = [
             found.get(name) if known else None for name, known in zip(names, rows[by].notna(), strict=True)
         ]
-        numbers = ranks(rows[by].tolist(), rows["_below"].tolist(), kept)
+        numbers = ranks(rows[by].tolist(), rows["_below"].tolist(), outcomes)
         columns = dict(zip(("rank", "p_leader", "p_above"), numbers, strict=True))
         parts.append(pd.DataFrame(columns, index=rows.index))
     return pd.concat(parts)

@@ -62,10 +62,10 @@ def row_statuses(
 
 def cleared(board: pd.DataFrame) -> pd.Series[bool]:
     """Which rows are complete, have no unexplained flag of an audit and were asked all that others were."""
-    fine = board["status"] == "ok"
+    clear = board["status"] == "ok"
     if "audit_flags" in board:
-        fine &= (board["audit_flags"] == "") & (board["audit_missing"] == "")
-    return fine
+        clear &= (board["audit_flags"] == "") & (board["audit_missing"] == "")
+    return clear
 
 
 def _asked(cell: Cell) -> bool:

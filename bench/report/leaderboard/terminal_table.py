@@ -48,22 +48,22 @@ def terminal_table(board: pd.DataFrame, width: int = WIDTH) -> Table:
     ]
     while spare and sum(widths[n] + 2 for n in names) > width:
         names.remove(spare.pop(0))
-    kept = [f for f in columns if f.name in names]
+    visible = [f for f in columns if f.name in names]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     tied = f"= cannot be told apart (McNemar's exact test on the samples, p ≥ {ALPHA:g})"
     notes = [tied] if any(shared) else []
-    notes += [f"* {BUSY_NOTE}"] if any_busy(kept, board) else []
+    notes += [f"* {BUSY_NOTE}"] if any_busy(visible, board) else []
     if notes:
         table.caption = Text("\n".join(notes))
         table.caption_justify = "left"
-    for f in kept:
+    for f in visible:
         align = "left" if f.kind == "text" else "right"
         table.add_column(Text(heads[f.name]), justify=align, no_wrap=True, vertical="bottom")  # type: ignore[arg-type]
-    tops = {f.name: _tops(board, f) for f in kept}
+    tops = {f.name: _tops(board, f) for f in visible}
     for i in range(len(board)):
         ok = board["status"].iloc[i] == "ok"
         base = "" if ok else "dim"
-        row = [Text(texts[f.name][i], style="bold" if i in tops[f.name] else base) for f in kept]
+        row = [Text(texts[f.name][i], style="bold" if i in tops[f.name] else base) for f in visible]
         table.add_row(*row)
     return table
 

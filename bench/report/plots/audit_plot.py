@@ -34,8 +34,8 @@ def plot(result: SeedResult) -> bytes:
     if x is None or x.size < 2:
         return b""
     pick = np.unique(np.linspace(0, x.size - 1, min(MOST, x.size)).astype(int))
-    given = sorted((name, y) for name, y in result.arrays.items() if name != "x" and y.size == x.size)
-    lines = {name: np.where(np.abs(y) < HUGE, y, np.nan)[pick] for name, y in given[: len(COLOURS)]}
+    curves = sorted((name, y) for name, y in result.arrays.items() if name != "x" and y.size == x.size)
+    lines = {name: np.where(np.abs(y) < HUGE, y, np.nan)[pick] for name, y in curves[: len(COLOURS)]}
     shown = np.concatenate([y[np.isfinite(y)] for y in lines.values()]) if lines else np.array([])
     if not shown.size:
         return b""
