@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from ...models import ODEBlock
 from ...models.ode.solver import StepMap
 from ..data import Split
-from ..records.arrays import for_drawing
 from ..records.record import Cell, Record
 from .accuracy import frozen
 
@@ -71,7 +70,8 @@ def measure_dynamics(
                 outcomes |= distances(maps, states, path, cell.attack_seed)
                 drift = energy_drift(maps, path)
                 outcomes |= {} if drift is None else {"energy_drift": drift}
-    return record(outcomes=for_drawing(outcomes), forwards=2 * cell.samples)
+    double_outcomes = {name: lines.astype(np.float64) for name, lines in outcomes.items()}
+    return record(outcomes=double_outcomes, forwards=2 * cell.samples)
 
 
 @torch.no_grad()

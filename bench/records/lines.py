@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..._errors import InvalidArgument, RecordError
-from .arrays import decode_array, encode_array
+from .arrays import decode_array, encode_array, for_drawing
 from .record import KINDS, NOT_STORED, STATUSES, Cell, Record, canonical_json, digest
 
 SCHEMA = 2
@@ -92,6 +92,7 @@ def write_record(record: Record, copies: Mapping[str, int] | None = None) -> tup
     for f in dataclasses.fields(Record):
         value = getattr(record, f.name)
         if f.name in _ARRAYS:
+            value = for_drawing(value) if record.cell.kind == "dynamics" and f.name == "outcomes" else value
             arrays = {k: encode_array(v) for k, v in value.items() if k not in NOT_STORED}
             body |= {f.name: arrays} if arrays else {}
         elif f.name not in pairs and canonical_json(value) != _RECORD_DEFAULTS.get(f.name):

@@ -142,9 +142,10 @@ class Record:
         predicted classes where it is False (see `predictions`); for a bounded attack also ``norm`` float32
         (draws, samples), the distance of each perturbed image, which is not stored (`NOT_STORED`).
         Certificate: ``radius`` float32 (samples,), an l2 radius in pixel units, 0 where misclassified; none
-        where there is no certificate. Dynamics: along ``time`` (t,): ``layer`` (t,), both float64, and in
-        float32 ``growth_random``, ``growth_adversarial``, ``sensitivity_initial``, ``sensitivity_trained``,
-        ``energy_drift``, each (t, states), rounded since they are drawn and nothing else.
+        where there is no certificate. Dynamics, float64: along ``time`` (t,): ``layer`` (t,),
+        ``growth_random``, ``growth_adversarial``, ``sensitivity_initial``, ``sensitivity_trained`` and
+        ``energy_drift``, each (t, states); these are stored in float32 and rounded, since they are drawn and
+        nothing else (`arrays.for_drawing`).
         Throughput: ``seconds`` float64 (passes,). Training: ``train_loss``,
         ``validation_loss``, ``validation_accuracy`` float64 (epochs,). Audit: ``x`` and lines over it,
         float64 (k,).

@@ -22,7 +22,6 @@ import numpy as np
 
 from ..._errors import InvalidArgument, RecordError
 from . import schema_1
-from .arrays import for_drawing
 from .atomic import write_atomically
 from .examples_archive import FORMER_SHA256, content_sha256
 from .headline import Headline
@@ -181,8 +180,6 @@ def _upgraded(record: Record, shown: Mapping[str, float]) -> Record:
     if cell.kind == "accuracy" and record.status == "ok":
         measures |= largest_norm(outcomes["norm"]) if "norm" in outcomes else {}
         outcomes = split_outcomes(outcomes["prediction"], outcomes["correct"])
-    elif cell.kind == "dynamics":
-        outcomes = for_drawing(outcomes)
     if "expected_failures" in card:
         failures = dict(card["expected_failures"])
         for former, name in RENAMED_CHECKS.items():

@@ -393,7 +393,7 @@ def test_a_run_stores_a_curve_and_finishes_one_that_is_partly_there(few, tmp_pat
     monkeypatch.setattr(measure, "evaluate_curve", lambda c, *a, **k: calls.append(c) or real(c, *a, **k))
     gone = [r for r in ours if (r.cell.threat, r.cell.strength) in (("curve-linf", 0.1), ("fmn-linf", 0.05))]
     for record in gone:
-        store.path(record.cell).unlink()
+        stubs.forget(store, record.cell)
     assert run_plan(plan, few, store, device=stubs.CPU, jobs=1).done == 2
     assert [[c.strength for c in cells] for cells in calls] == [[0.1], [0.05]]
     for record in gone:

@@ -229,10 +229,10 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("paper", "certif
 def test_no_sample_of_a_published_model_is_refined(name):
     """So their records are those of the cascade before it could refine, and keep its version."""
     folder = Path(__file__).parents[2] / "results" / name
-    trained = sorted((folder / "checkpoints").glob("*/*.safetensors"))
+    trained = sorted((folder / "checkpoints").glob("*/*.safetensors.xz"))
     assert trained
     for path in trained:
-        dataset, seed = re.fullmatch(r"(\w+)-seed(\d+)-\w+", path.stem).groups()
+        dataset, seed = re.fullmatch(r"(\w+)-seed(\d+)-\w+\.safetensors\.xz", path.name).groups()
         model = robustode.load_model(folder, path.parent.name, seed=int(seed))
         test = stored(dataset).test.first(500)
         with under_attack(model, test.images, test.labels, 0) as state:
