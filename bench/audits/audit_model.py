@@ -14,6 +14,7 @@ import torch
 
 from ..._errors import InvalidArgument, RecordError, RobustodeError, one_line
 from ...attacks.core.types import Norm
+from ...models import ODEBackend, get_ode_backend
 from ..data import load_data
 from ..evaluation.accuracy import failed
 from ..plugins.model_file import load_external
@@ -63,6 +64,8 @@ class Task:
     checks: tuple[str, ...]
     samples: int
     fresh: bool
+    ode_backend: ODEBackend = field(default_factory=get_ode_backend)
+    """``compiled`` or ``torchdiffeq``; by default that of the process that makes the task."""
 
     def audits(self) -> list[Audit]:
         """The audits named in `checks`."""

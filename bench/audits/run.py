@@ -11,6 +11,7 @@ import torch
 
 from ..._errors import InvalidArgument
 from ..._registry import unknown_name
+from ...models import set_ode_backend
 from ..data import load_data
 from ..plugins.model_file import named_models
 from ..records.store import Store
@@ -112,6 +113,7 @@ def _audit_in_processes(tasks: Sequence[Task], processes: int, say: Callable[[st
 
 
 def _audit_task(send: Send, task: Task) -> Audited:
+    set_ode_backend(task.ode_backend)
     torch.set_num_threads(1)
     return audit_unit(task, partial(send, "line"))
 

@@ -100,6 +100,20 @@ def test_only_the_first_seeds_are_audited_where_so_many_are_asked_for(folder, mo
     assert sorted(audited) == found
 
 
+@pytest.mark.parametrize(("backend", "flow"), [("compiled", "numba"), ("torchdiffeq", "eager")])
+def test_processes_of_audits_use_the_ode_backend_of_the_caller(folder, ode_backend, backend, flow):
+    store = Store(folder)
+    for record in store.load()[0]:
+        cell = dataclasses.replace(record.cell, training_seed=1)
+        store.put(dataclasses.replace(record, cell=cell))
+        if cell.kind == "training":
+            shutil.copy(store.checkpoint_path(record.cell), store.checkpoint_path(cell))
+    ode_backend(backend)
+    assert audit_folder(folder, checks=["finite"], samples=16, jobs=2).done == 2
+    audits = [record for record in Store(folder).load()[0] if record.cell.threat == "finite"]
+    assert [record.environment["flow"].split()[0] for record in audits] == [flow, flow]
+
+
 def test_a_check_that_crashes_is_a_failed_record_and_no_pass(folder, monkeypatch, capsys):
     def crash(context):
         raise RuntimeError("boom")
