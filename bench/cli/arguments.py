@@ -31,7 +31,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     """Keeps the line breaks of descriptions and examples, and gives no line to the word COMMAND."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30)
+        super().__init__(prog, max_help_position=32)
         self._action_max_length = 4 + len("submit-attack")  # argparse forgets their indentation
 
     def _format_action(self, action: argparse.Action) -> str:
@@ -94,8 +94,7 @@ def _add_run(commands: Any) -> None:
         commands,
         "run",
         "train, attack and time models, then write the report",
-        "Train each model (or load its weights), attack it, bound its robust accuracy,\n"
-        "time it, and write tables, figures and a page. Cells stored already are skipped.",
+        "Train, attack and time models, and write the report. Stored cells are skipped.",
         "--preset quick --models ch-node,my_model.py:build --seeds 3",
     )
     run.add_argument("--preset", default="quick", metavar="NAME|FILE.toml", help="default: quick")
@@ -104,34 +103,34 @@ def _add_run(commands: Any) -> None:
         "--weights",
         type=Path,
         metavar="FILE.safetensors",
-        help="do not train: weights of the one model in --models",
+        help="weights of the one model: it is not trained",
     )
-    run.add_argument("--seeds", type=int, metavar="N", help="training seeds 0 .. N-1 instead of the preset's")
+    run.add_argument("--seeds", type=int, metavar="N", help="training seeds 0 .. N-1, not the preset's")
     run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     run.add_argument(
         "--jobs",
         type=int,
         metavar="N",
-        help="models trained and attacked at once on a CPU\n(default: one per thread, as memory allows)",
+        help="models run at once (default: one per thread)",
     )
     run.add_argument(
         "--flow",
         choices=("auto", "eager"),
         default="auto",
-        help="ODE backend: compiled (auto, where there is a kernel) or torchdiffeq (eager)",
+        help="compiled solver (auto) or torchdiffeq (eager)",
     )
     run.add_argument(
         "--batch-size",
         type=_batch_size,
         metavar="N|auto",
-        help="samples attacked at once; auto measures the fastest (default: the preset's; on a GPU auto)",
+        help="samples at once; GPU default: auto (measured)",
     )
     run.add_argument(
         "--data-root", type=Path, metavar="DIR", help="folder of datasets (default: $ROBUSTODE_DATA)"
     )
     run.add_argument("--out", type=Path, metavar="DIR", help="results folder (default: results/<preset>)")
     run.add_argument("--fresh", action="store_true", help="do everything again, stored or not")
-    run.add_argument("--dry-run", action="store_true", help="show what is left to do and its time, then stop")
+    run.add_argument("--dry-run", action="store_true", help="show what is left and its time, then stop")
     shown = run.add_mutually_exclusive_group()
     shown.add_argument("--quiet", action="store_true", help="only the leaderboard and failures")
     shown.add_argument("--verbose", action="store_true", help="a line for each threat and timing too")
@@ -203,8 +202,9 @@ def _add_results_commands(commands: Any) -> None:
         commands,
         "submit-attack",
         "lower a score with adversarial examples of your own",
-        "FILE.npz holds `index` (k,), each sample's number in its source, and `image`\n"
-        "(k, c, h, w): float in [0, 1], uint8 or uint16; and `origin`, a text for the page.",
+        "FILE.npz holds `index` (k,), each sample's number in its source,\n"
+        "`image` (k, c, h, w), float in [0, 1], uint8 or uint16, and `origin`, a text\n"
+        "for the page.",
         "mine.npz --model node --norm linf",
         "FILE.npz --model MODEL [OPTIONS]",
     )

@@ -47,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Read when torch is loaded: idle OpenMP threads soon sleep instead of spinning, which on a machine that
     # does anything else besides is up to 20 times faster.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    # Read when numba is loaded: else its error messages start colorama, which at exit writes an escape
+    # sequence to every terminal, with TERM=dumb and NO_COLOR too.
+    os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
     try:
         return HANDLERS[arguments.command](arguments)
     except RobustodeError as error:

@@ -1,4 +1,8 @@
-"""What this machine has: cores and free memory. No torch."""
+"""What this machine has: cores and free memory. No torch.
+
+psutil is not used: it ignores the memory limit of a container, which has to be read from its file anyway. On
+systems without /proc the number of threads alone limits the number of processes.
+"""
 
 from __future__ import annotations
 

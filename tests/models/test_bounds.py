@@ -96,12 +96,12 @@ def test_the_euler_bound_is_attained_at_the_origin_of_a_tanh_field():
 
 
 def test_a_state_too_large_for_enumeration_is_refused():
-    with pytest.raises(ValueError, match="too many vertices"):
+    with pytest.raises(ValueError, match=f"{MAX_ENUMERATED_STATE + 1} .*{MAX_ENUMERATED_STATE}"):
         form(0, n=MAX_ENUMERATED_STATE + 1).jacobians()
 
 
 def test_a_method_without_a_bound_is_refused():
-    with pytest.raises(ValueError, match="no Lipschitz bound is known for a step of rk4"):
+    with pytest.raises(ValueError, match="rk4"):
         form(0).step_bound(0.1, "rk4")
 
 

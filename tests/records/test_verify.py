@@ -173,9 +173,9 @@ def test_a_pixel_out_of_the_box_is_named(folder, digits):
 
 def test_an_edited_file_of_examples_is_named(folder):
     replace_examples(folder, honest_hash=False, steps=moved(examples(folder), -1))
-    assert "its hash is not the one in its record" in only(folder)
+    assert "hash" in only(folder)
     Store(folder).examples_path(attack(folder).cell).write_bytes(b"PK no")
-    assert "cannot be read (BadZipFile" in only(folder)
+    assert "BadZipFile" in only(folder)
 
 
 def test_a_swapped_label_is_named(folder):
@@ -190,10 +190,10 @@ def test_an_index_of_another_sample_is_named(folder, digits):
     index = examples(folder).index.copy()
     index[0] = digits.test.indices[200]
     replace_examples(folder, index=index)
-    assert "indices or shapes are not those of different samples among 40" in only(folder)
+    assert re.search("indices .* 40", only(folder))
     index[0] = index[1]
     replace_examples(folder, index=index)
-    assert "indices or shapes are not" in only(folder)
+    assert re.search("indices .* 40", only(folder))
 
 
 def test_an_image_that_is_not_adversarial_is_named(folder):
@@ -237,7 +237,7 @@ def test_a_record_that_claims_more_is_named(folder):
     Store(folder).put(dataclasses.replace(record, outcomes=outcomes))
     write_report(folder)
     found = "\n".join(lines(verify(folder)))
-    assert "of its samples are not among those that its record calls broken" in found
+    assert f"{len(examples(folder).index)} of its samples" in found
 
 
 def test_a_record_that_calls_its_label_a_mistake_is_named(folder, digits):
@@ -245,7 +245,7 @@ def test_a_record_that_calls_its_label_a_mistake_is_named(folder, digits):
     labels = np.where(record.outcomes["correct"], -1, digits.test.labels[:40].numpy())
     outcomes = split_outcomes(labels.astype(np.int16), record.outcomes["correct"])
     Store(folder).put(dataclasses.replace(record, outcomes=outcomes))
-    assert "outcomes contradict its predictions and the labels" in only(folder)
+    assert re.search("outcomes .*labels", only(folder))
 
 
 def test_a_norm_beyond_the_budget_is_named(folder):
@@ -390,7 +390,7 @@ def test_a_lost_plan_is_named(folder):
 def test_other_data_are_not_compared(folder, digits, monkeypatch):
     other: Data = dataclasses.replace(digits, index_sha256="0" * 64)
     monkeypatch.setattr("robustode.bench.verification.verify.load_data", lambda name, root: other)
-    assert "it speaks of other samples than digits here" in only(folder)
+    assert re.search("digits .*index_sha256", only(folder))
 
 
 def test_a_figure_that_the_page_shows_and_that_is_gone_is_named(folder):
@@ -425,7 +425,7 @@ def test_a_model_from_a_file_needs_its_file(tmp_path, few, capsys):
     found = verify(tmp_path / "out")
     assert lines(found) == [UNRUN]
     assert found.models == 0
-    assert "flat is no registered model: give its file with --models" in str(found.notes[0])
+    assert re.search("flat .*--models", str(found.notes[0]))
     capsys.readouterr()
     assert main(["verify", "--out", str(tmp_path / "out"), "--models", f"{path}:flat"]) == 0
     assert "models 1, " in capsys.readouterr().out
@@ -453,7 +453,7 @@ def test_a_stated_dependence_on_the_batch_is_a_note(folder, monkeypatch):
 
     real = recheck.relative_margins_alone_and_shuffled
     monkeypatch.setattr(recheck, "relative_margins_alone_and_shuffled", dependent)
-    assert "are classified correctly in shuffled batches: not adversarial" in only(folder)
+    assert "in shuffled batches" in only(folder)
     store = Store(folder)
     training = next(r for r in store.load()[0] if r.cell.kind == "training")
     card = {**training.card, "expected_failures": {"batch-independence": "it says so"}}
@@ -461,7 +461,7 @@ def test_a_stated_dependence_on_the_batch_is_a_note(folder, monkeypatch):
     write_report(folder)
     found = verify(folder)
     assert lines(found) == []
-    assert "in shuffled batches, and the model says it depends on them" in found.notes[0].what
+    assert "in shuffled batches" in found.notes[0].what
 
 
 def test_a_tie_is_a_note(folder, monkeypatch):
@@ -472,7 +472,7 @@ def test_a_tie_is_a_note(folder, monkeypatch):
     )
     found = verify(folder)
     assert lines(found) == []
-    assert "are ties at batch size 1, within 0.0001" in found.notes[0].what
+    assert re.search("at batch size 1, .*0.0001", found.notes[0].what)
 
 
 def test_a_disagreement_is_on_the_last_lines_with_status_1(folder, capsys):

@@ -214,7 +214,7 @@ def test_a_hyperparameter_that_cannot_be_recorded_is_refused(plan):
 
 def test_one_norm_is_reported_at_one_strength(tmp_path):
     more = '\n[[threats]]\nname = "fgsm-linf"\nstrengths = [{0}]\n{1}\n\n[time_limit]'
-    with pytest.raises(InvalidArgument, match="attacks in linf report different strengths"):
+    with pytest.raises(InvalidArgument, match=r"in linf .*strengths"):
         with_text(tmp_path, "\n[time_limit]", more.format(0.1, "reported = 0.1"))
-    with pytest.raises(InvalidArgument, match="fgsm-linf lacks the reported strength of linf"):
+    with pytest.raises(InvalidArgument, match=r"fgsm-linf .*strength of linf"):
         with_text(tmp_path, "\n[time_limit]", more.format(0.1, ""))

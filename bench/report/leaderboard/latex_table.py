@@ -1,4 +1,8 @@
-"""The leaderboard as a LaTeX table for a paper; it needs the package booktabs and no other. No torch."""
+"""The leaderboard as a LaTeX table for a paper; it needs the package booktabs and no other. No torch.
+
+``Styler.to_latex`` of pandas is not used: it writes no rule under a group of columns, and its escaping leaves
+ε, σ, ± and ℓ∞ as they are, which pdfLaTeX does not print.
+"""
 
 from __future__ import annotations
 
