@@ -173,7 +173,7 @@ def sensitivity(maps: Sequence[StepMap], path: list[Tensor]) -> np.ndarray:
     total = torch.eye(n).to(path[0]).expand(columns, n, n)
     norms = [torch.linalg.matrix_norm(total, ord=2)]
     for step, states in zip(reversed(maps), reversed(path[:-1]), strict=True):
-        total = total @ _jacobians(step, states)
+        total = total @ jacobians(step, states)
         norms.append(torch.linalg.matrix_norm(total, ord=2))
     return torch.stack(norms[::-1]).cpu().numpy()
 
@@ -196,11 +196,12 @@ def energy_drift(maps: Sequence[StepMap], path: list[Tensor]) -> np.ndarray | No
     return torch.stack(drift).cpu().numpy()
 
 
-def _jacobians(step: StepMap, states: Tensor) -> Tensor:
-    """dx(t + h)/dx(t) of every state (n, M), shape (M, n, n); one backward pass per row."""
+def jacobians(function: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+    """Jacobians (M, n, n) of `function` at each of the states (n, M); one backward pass per row."""
     states = states.detach().requires_grad_(True)
-    after = step(states)
-    rows = [torch.autograd.grad(row.sum(), states, retain_graph=True)[0] for row in after]
+    with torch.enable_grad():
+        values = function(states)
+        rows = [torch.autograd.grad(row.sum(), states, retain_graph=True)[0] for row in values]
     return torch.stack(rows).permute(2, 0, 1)
 
 

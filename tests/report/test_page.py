@@ -18,6 +18,7 @@ from robustode import __version__
 from robustode.bench.audits.audit_record import SeedResult
 from robustode.bench.audits.sheet import Sheet
 from robustode.bench.records.headline import Headline
+from robustode.bench.records.latest import entry
 from robustode.bench.records.record import Record
 from robustode.bench.report import report as report_module
 from robustode.bench.report.figures import labelled
@@ -218,7 +219,9 @@ def test_the_command_says_what_it_cannot_know():
 
 def table(made: list[Record], audits: dict[str, Sheet] | None = None, **columns: object) -> dict[str, object]:
     summary, headline = summarise(made), Headline(reported={"gaussian": 0.2, "linf": 0.1}, rank="linf")
-    board = labelled(leaderboard(made, headline)).assign(**columns)
+    rows = {entry(record.cell) for record in made}
+    sheets = {row: (audits or {}).get(row[1], Sheet(results=[])) for row in rows}
+    board = labelled(leaderboard(made, headline, summary, sheets)).assign(**columns)
     badges = {key: audit_badge((audits or {}).get(key[1])) for key in anchors(board)}
     return grid("digits", board, evidence(summary), anchors(board), badges)
 

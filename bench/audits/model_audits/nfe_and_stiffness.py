@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from ...._errors import ModelFailure
 from ....models import ODEBlock, count_nfe
-from ....models.ode.solver import Field
-from ...evaluation.dynamics import WIDEST, flow_inputs
+from ...evaluation.dynamics import WIDEST, flow_inputs, jacobians
 from ..context import Context
 from ..measures import array, double_copy
 from ..registry import AuditResult, measured, not_applicable, register_audit
@@ -93,17 +92,8 @@ def _stiffness(model: nn.Module, images: Tensor) -> np.ndarray | str:
         fields = dict(zip(map(id, flow.layers), flow.fields(), strict=True))
         for step in flow.step_maps():
             field = fields[id(step.layer)]
-            norm = torch.linalg.matrix_norm(_jacobians(field, state), ord=2).max()
+            norm = torch.linalg.matrix_norm(jacobians(field, state), ord=2).max()
             largest.append(float(norm) * step.duration)
             state = step(state).detach()
     finite: np.ndarray = np.nan_to_num(np.array(largest), nan=np.finfo(float).max)
     return finite
-
-
-def _jacobians(field: Field, states: Tensor) -> Tensor:
-    """Jacobians (M, n, n) of the field at the states (n, M); one backward pass per row."""
-    x = states.detach().requires_grad_(True)
-    with torch.enable_grad():
-        derivative = field(x)
-        rows = [torch.autograd.grad(row.sum(), x, retain_graph=True)[0] for row in derivative]
-    return torch.stack(rows).permute(2, 0, 1)

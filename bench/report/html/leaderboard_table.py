@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ..leaderboard.columns import board_columns, summary_column
+from ..leaderboard.row_status import order_class
 from ..leaderboard.shown_fields import BUSY_NOTE, Field, best, fields, is_busy, shown
 from ..text import missing, percent
 from .audit_lines import AuditBadge
@@ -64,7 +65,7 @@ def grid(
         groups[-1][1] += 1
     tops = {f.name: best(rows, f) for f in columns if f.name in rows}
     lines = []
-    for i, (_, row) in enumerate(rows.iterrows()):
+    for i, ((_, row), below) in enumerate(zip(rows.iterrows(), order_class(rows), strict=True)):
         key = row["dataset"], row["model"], row["recipe"]
         badge = badges.get(key)
         cells = [
@@ -74,8 +75,8 @@ def grid(
             {
                 "anchor": anchors[key],
                 "label": row["label"],
-                "below": _below(row, badge),
-                "status": _status(row, badge),
+                "below": int(below),
+                "status": badge.status if badge and below == 1 else str(row["status"]),
                 "recipe": row["recipe"],
                 "flags": _flags(row, badge),
                 "cells": cells,
@@ -146,15 +147,6 @@ def _badge(badge: AuditBadge | None) -> dict[str, Any]:
         return {**plain, "text": "", "sort": "", "tip": "", "flagged": False}
     flagged = badge.flagged or badge.incomplete
     return {**plain, "text": badge.text, "sort": badge.text, "tip": badge.tip, "flagged": flagged}
-
-
-def _below(row: pd.Series[Any], badge: AuditBadge | None) -> int:
-    """What a row is ordered by before its values: complete, not cleared by audits, failed or incomplete."""
-    return 2 if row["status"] != "ok" else int(badge is not None and (badge.flagged or badge.incomplete))
-
-
-def _status(row: pd.Series[Any], badge: AuditBadge | None) -> str:
-    return badge.status if badge and _below(row, badge) == 1 else str(row["status"])
 
 
 def _there(row: pd.Series[Any], name: str) -> bool:

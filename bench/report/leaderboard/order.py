@@ -9,26 +9,20 @@ import pandas as pd
 from ...records.latest import Entry
 from .columns import AccuracyColumn
 from .ranking import Outcomes, ranks
-from .row_status import cleared
-
-
-def _below(board: pd.DataFrame) -> pd.Series[int]:
-    """What rows are ordered by before their values: 0, 1 where not cleared, 2 where not complete."""
-    doubted = (~cleared(board)).astype(int)
-    return doubted.where(board["status"] == "ok", 2)
+from .row_status import order_class
 
 
 def ranked(
     board: pd.DataFrame, ranking: AccuracyColumn, found: Mapping[AccuracyColumn, Mapping[Entry, Outcomes]]
 ) -> pd.DataFrame:
-    """Sort within each dataset by `_below`, then by `ranking`; number the rows by it and each other column.
+    """Sort within each dataset by `order_class`, then by `ranking`; number rows by it and each other column.
 
     Parameters
     ----------
     found
         By column, what the rows did on each sample (`row_outcomes.outcomes`).
     """
-    board = board.assign(_below=_below(board))
+    board = board.assign(_below=order_class(board))
     board = board.loc[_order(board, ranking.name)].reset_index(drop=True)
     columns = dict.fromkeys((ranking, *found))
     numbers = {column: _numbers(board, column.name, found.get(column, {})) for column in columns}

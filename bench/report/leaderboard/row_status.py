@@ -68,6 +68,12 @@ def cleared(board: pd.DataFrame) -> pd.Series[bool]:
     return clear
 
 
+def order_class(board: pd.DataFrame) -> pd.Series[int]:
+    """What rows are ordered by before their values: 0, 1 where not `cleared`, 2 where not complete."""
+    doubted = (~cleared(board)).astype(int)
+    return doubted.where(board["status"] == "ok", 2)
+
+
 def _asked(cell: Cell) -> bool:
     """Whether every model answers this cell's question: not what was submitted against one, or replayed."""
     return cell.kind == "accuracy" and cell.family not in UNASKED
