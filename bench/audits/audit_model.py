@@ -72,16 +72,16 @@ class Task:
         return [audit for audit in all_audits() if audit.name in self.checks]
 
 
-def trained_units(store: Store) -> dict[tuple[Entry, int], list[Record]]:
+def records_by_training(store: Store) -> dict[tuple[Entry, int], list[Record]]:
     """The current records by row and training seed, of each that was trained without error."""
     records, _ = store.load()
     used, _ = current(records, headline_of(store).preferred)
-    units: dict[tuple[Entry, int], list[Record]] = defaultdict(list)
+    trained: dict[tuple[Entry, int], list[Record]] = defaultdict(list)
     for record in used:
-        units[entry(record.cell), record.cell.training_seed].append(record)
+        trained[entry(record.cell), record.cell.training_seed].append(record)
     found = {
         where: ours
-        for where, ours in sorted(units.items())
+        for where, ours in sorted(trained.items())
         if any(r.cell.kind == "training" and r.status == "ok" for r in ours)
     }
     if not found:
@@ -104,10 +104,10 @@ def budget(reported: Mapping[str, float], rank: str) -> tuple[Norm, float]:
     return "linf", DEFAULT_EPS["linf"]
 
 
-def audit_unit(task: Task, say: Callable[[str], None] = lambda line: None) -> Audited:
+def audit_trained_model(task: Task, say: Callable[[str], None] = lambda line: None) -> Audited:
     """Run the audits of one model and training seed, and store their records."""
     store, done = Store(task.folder), Audited()
-    headline, records = headline_of(store), trained_units(store)[task.row, task.seed]
+    headline, records = headline_of(store), records_by_training(store)[task.row, task.seed]
     data = load_data(task.row[0], task.data_root)
     training = next(r for r in records if r.cell.kind == "training" and r.status == "ok")
     label = f"{task.row[1]} seed {task.seed}"

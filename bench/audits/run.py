@@ -17,7 +17,7 @@ from ..plugins.model_file import named_models
 from ..records.store import Store
 from ..runtime.machine import count_cores
 from ..runtime.processes import Died, Message, Raised, Returned, Send, run_jobs
-from .audit_model import Audited, Task, audit_unit, trained_units
+from .audit_model import Audited, Task, audit_trained_model, records_by_training
 from .library import all_audits
 
 SAMPLES = 128
@@ -69,16 +69,16 @@ def audit_folder(
     if seeds is not None and seeds < 1:
         raise InvalidArgument(f"--seeds must be at least 1, not {seeds}")
     store = Store(folder)
-    units = trained_units(store)
+    trained = records_by_training(store)
     files = tuple(name for name in models if ".py" in name)
     wanted = set(named_models(models)[0])
-    known = sorted({row[1] for row, _ in units})
+    known = sorted({row[1] for row, _ in trained})
     for name in sorted(wanted):
         if name not in known:
             raise unknown_name(f"model of {folder}", name, known)
     chosen = [
         (row, seed)
-        for row, seed in units
+        for row, seed in trained
         if (not wanted or row[1] in wanted) and (seeds is None or seed < seeds)
     ]
     for dataset in sorted({row[0] for row, _ in chosen}):
@@ -87,7 +87,9 @@ def audit_folder(
     workers = min(jobs or count_cores(), len(tasks))
     with store.lock():
         found = (
-            _audit_in_processes(tasks, workers, say) if workers > 1 else [audit_unit(t, say) for t in tasks]
+            _audit_in_processes(tasks, workers, say)
+            if workers > 1
+            else [audit_trained_model(t, say) for t in tasks]
         )
     done = Audited()
     for one in found:
@@ -96,7 +98,7 @@ def audit_folder(
 
 
 def _audit_in_processes(tasks: Sequence[Task], processes: int, say: Callable[[str], None]) -> list[Audited]:
-    """What `audit_unit` returns for each of `tasks`; a task whose process dies is a failure."""
+    """What `audit_trained_model` returns for each of `tasks`; a task whose process dies is a failure."""
     found: dict[Task, Audited] = {}
     for task, answer in run_jobs(_audit_task, deque(tasks), processes=processes, preload=[__name__]):
         match answer:
@@ -115,7 +117,7 @@ def _audit_in_processes(tasks: Sequence[Task], processes: int, say: Callable[[st
 def _audit_task(send: Send, task: Task) -> Audited:
     set_ode_backend(task.ode_backend)
     torch.set_num_threads(1)
-    return audit_unit(task, partial(send, "line"))
+    return audit_trained_model(task, partial(send, "line"))
 
 
 def _chosen(names: Sequence[str]) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ def render_nothing(figures: Figures) -> Rendered:
 
 
 @contextmanager
-def helped(workers: int | None = None) -> Iterator[Render]:
+def rendering_in_processes(workers: int | None = None) -> Iterator[Render]:
     """Render in other processes, and in this one too once somebody waits for the bytes.
 
     The processes start at once, so that they are ready when the first figure is. What one of them fails at is

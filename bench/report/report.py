@@ -30,7 +30,7 @@ from .leaderboard.leaderboard import leaderboard
 from .leaderboard.markdown_table import markdown
 from .leaderboard.side_tables import SideTable, protocol_tables, protocols_markdown, smoothing_tables
 from .plots.transfer_matrix import transfer_markdown, transfer_tables
-from .rendering import Render, helped, render_nothing
+from .rendering import Render, render_nothing, rendering_in_processes
 from .statistics import summarise
 
 PAGE = "index.html"
@@ -78,7 +78,11 @@ def write_report(folder: Path) -> Report:
     folder = Path(folder)
     store = Store(folder)
     store.require_records()
-    with store.lock(), _without_collector(), helped(None if store.size() >= MANY else 0) as render:
+    with (
+        store.lock(),
+        _without_collector(),
+        rendering_in_processes(None if store.size() >= MANY else 0) as render,
+    ):
         return _write_report(folder, render)
 
 

@@ -116,9 +116,9 @@ def test_a_model_without_gradients_is_attacked_at_every_strength(norm):
     rounded.load_state_dict(model.state_dict())
     labels = rounded(images).argmax(1)
     seen: list[float] = []
-    with record_costs(lambda: (0, 0, 0)) as ledger:
+    with record_costs(lambda: (0, 0, 0)) as log:
         small(norm, steps=3).perturb_at_strengths(rounded, images, labels, [1e-6, 2e-6, 3e-6], [2e-6], 0)
-        seen = [strength for (strength, name), _ in ledger.parts.items() if name == "square"]
+        seen = [strength for (strength, name), _ in log.parts.items() if name == "square"]
     assert seen == [1e-6, 2e-6, 3e-6]
 
 
@@ -214,7 +214,7 @@ def test_every_part_knows_its_field_evaluations():
     assert attack_parts(without)["evaluations"].isna().all(), "records of before they were counted"
 
 
-def test_the_cascade_alone_notes_its_parts_too():
+def test_autoattack_alone_notes_its_parts_too():
     from robustode.bench.evaluation.accuracy import evaluate_cell
 
     model, images, labels, _ = linear(10)
@@ -239,7 +239,7 @@ def test_shares_are_whole_and_sum_to_the_total(total, weights):
         assert all(abs(s - total * w / sum(weights)) <= 1 for s, w in zip(shares, weights, strict=True))
 
 
-def test_without_a_ledger_nothing_is_asked():
+def test_without_a_cost_log_nothing_is_asked():
     with part("x", [0.1], lambda: 1 / 0):
         pass
 

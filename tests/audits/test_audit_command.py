@@ -91,11 +91,11 @@ def test_only_the_first_seeds_are_audited_where_so_many_are_asked_for(folder, mo
     for record in store.load()[0]:
         store.put(dataclasses.replace(record, cell=dataclasses.replace(record.cell, training_seed=1)))
 
-    def audit_unit(task, say):
+    def audit_trained_model(task, say):
         audited.append(task.seed)
         return Audited()
 
-    monkeypatch.setattr("robustode.bench.audits.run.audit_unit", audit_unit)
+    monkeypatch.setattr("robustode.bench.audits.run.audit_trained_model", audit_trained_model)
     audit_folder(folder, checks=["finite"], seeds=count, jobs=1)
     assert sorted(audited) == found
 

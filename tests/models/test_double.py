@@ -96,10 +96,10 @@ def test_finite_differences_in_double_precision_break_what_single_precision_cann
         model = Masked(net, mask)
         return 100 * float((model(threat(model, images, labels, 0.6, 0)).argmax(1) == labels).double().mean())
 
-    twin, refined = left("none"), left("saturated")
+    unmasked, refined = left("none"), left("saturated")
     monkeypatch.setattr(BatchState, "switch_to_float64", lambda self: None)
-    assert refined <= twin + 1
-    assert left("saturated") >= twin + 4
+    assert refined <= unmasked + 1
+    assert left("saturated") >= unmasked + 4
 
 
 def test_who_is_refined():
@@ -227,7 +227,7 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("paper", "certif
 
 @pytest.mark.parametrize("name", ["digits", "sweep", *SLOW])
 def test_no_sample_of_a_published_model_is_refined(name):
-    """So their records are those of the cascade before it could refine, and keep its version."""
+    """So their records are those of AutoAttack before it could refine, and keep its version."""
     folder = Path(__file__).parents[2] / "results" / name
     trained = sorted((folder / "checkpoints").glob("*/*.safetensors.xz"))
     assert trained

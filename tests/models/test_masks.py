@@ -71,7 +71,7 @@ def robust(name: str, eps: float, mask: str, seed: int = 0, **sizes: int) -> flo
 
 @BOTH
 @pytest.mark.parametrize("mask", ["rounded", "pixels", "huge", "saturated"])
-def test_a_masked_model_is_broken_within_a_point_of_its_twin(mask, norm):
+def test_a_masked_model_is_broken_within_a_point_of_the_unmasked_one(mask, norm):
     eps = EPS[norm][1]
     sizes = {**WHITE, "targets": 9, "queries": 50} if mask in WITHOUT_GRADIENT else WHITE
     plain = robust(f"autoattack-{norm}", eps, "none", **sizes)

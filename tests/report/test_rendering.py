@@ -16,9 +16,9 @@ from robustode.bench.report.rendering import (
     Figures,
     Rendered,
     Words,
-    helped,
     render_here,
     render_nothing,
+    rendering_in_processes,
 )
 from robustode.bench.report.report import write_report
 from robustode.bench.report.style import house_style
@@ -67,7 +67,7 @@ def figures(count: int) -> Figures:
 
 
 def with_workers(count: int, asked: Figures) -> list[tuple[Words, Drawn]]:
-    with helped(count) as render:
+    with rendering_in_processes(count) as render:
         return render(asked)()
 
 
@@ -139,7 +139,7 @@ def test_a_worker_that_ends_at_once_changes_nothing(monkeypatch, started, here):
 @pytest.mark.parametrize("interpreter", [None, b"", b"/nowhere/python"])
 def test_without_an_interpreter_to_start_everything_is_rendered_here(interpreter, monkeypatch, here):
     monkeypatch.setattr(multiprocessing.spawn, "_python_exe", interpreter)
-    with helped(2) as render:
+    with rendering_in_processes(2) as render:
         assert (render is render_here) == (not interpreter)
         render(figures(2))()
     assert len(here) == 2
@@ -168,7 +168,7 @@ def test_on_one_core_nobody_is_asked_for_help(monkeypatch, started):
     for cores, count in ((1, 0), (2, 1), (64, rendering.MOST)):
         started.clear()
         monkeypatch.setattr(rendering, "count_cores", lambda cores=cores: cores)
-        with helped() as render:
+        with rendering_in_processes() as render:
             assert (render is render_here) == (cores == 1)
         assert len(started) == count
 
