@@ -28,7 +28,7 @@ from .records.latest import newest_training
 from .records.record import Cell
 from .records.store import Store
 from .report.statistics import summarise
-from .runtime.progress import Quiet, Reporter, shown
+from .runtime.progress import Quiet, Reporter, reporter_for_call
 from .runtime.random_state import preserved_random_state
 from .training.provenance import environment_of, summary_line
 
@@ -164,7 +164,7 @@ def evaluate(
         for threat, strength in chosen.values()
     ]
     records = []
-    with preserved_random_state(place), shown(progress) as reporter:
+    with preserved_random_state(place), reporter_for_call(progress) as reporter:
         if place != _module_device(module):
             module = copy.deepcopy(module).to(place)
         pace = 0.0 if isinstance(reporter, Quiet) else _seconds_per_sample(module, data, batch_size, place)

@@ -96,7 +96,7 @@ def evaluate_cell(
         cell=cell,
         outcomes=verification.outcomes(),
         examples=verification.examples(),
-        measures={**verification.measures(), **measured(costs.at(cell.strength))},
+        measures={**verification.measures(), **part_measures(costs.at(cell.strength))},
         forwards=queried.forwards,
         backwards=queried.backwards,
         nfe=queried.nfe,
@@ -140,7 +140,7 @@ def predict_clean(
     return torch.cat(found).cpu().numpy()
 
 
-def measured(parts: Mapping[str, Part]) -> dict[str, float]:
+def part_measures(parts: Mapping[str, Part]) -> dict[str, float]:
     """The parts of an attack as measures of a record: ``part.NAME.samples``, ``part.NAME.seconds``, ..."""
     return {
         f"part.{name}.{what}": float(value)

@@ -18,7 +18,7 @@ from ..data import Split
 from ..records.adversarial_examples import AdversarialExamples
 from ..records.record import Cell, Record
 from ..runtime.checked_model import CheckedModel
-from .accuracy import batches, measured, predict_clean
+from .accuracy import batches, part_measures, predict_clean
 from .attack_verification import CellVerification
 
 
@@ -124,7 +124,11 @@ def evaluate_curve(
                 cell=cell,
                 outcomes=verification.outcomes(),
                 examples=verification.examples(),
-                measures={"strengths_in_run": float(len(grid)), **verification.measures(), **measured(own)},
+                measures={
+                    "strengths_in_run": float(len(grid)),
+                    **verification.measures(),
+                    **part_measures(own),
+                },
                 forwards=asked[number] + rest[0][number] + sum(part.forwards for part in own.values()),
                 backwards=rest[1][number] + sum(part.backwards for part in own.values()),
                 nfe=queried.nfe,

@@ -19,7 +19,7 @@ from ..records.atomic import write_atomically
 from ..records.record_file import Damage
 from .benchmark_timing import HEADS, WORDS, Timing, timing
 from .html.template import template
-from .markdown import escaped, markdown_table
+from .markdown import markdown_escaped, markdown_table
 
 READING = (
     "Ratio: the baseline's time over that of what is timed, so above 1 is faster; the median over pairs "
@@ -86,8 +86,8 @@ def benchmarks_markdown(files: Sequence[BenchmarkFile]) -> str:
     """Write the tables as GitHub Markdown, each under what made it."""
     parts = ["# Benchmarks", "", READING, ""]
     for file in files:
-        parts += [f"## {escaped(file.name)}", ""]
-        parts += [f"- {escaped(name)}: {escaped(value)}" for name, value in file.facts]
+        parts += [f"## {markdown_escaped(file.name)}", ""]
+        parts += [f"- {markdown_escaped(name)}: {markdown_escaped(value)}" for name, value in file.facts]
         if file.commands:
             parts += ["", "```sh", *(" ".join(command.split()) for command in file.commands), "```"]
         parts += ["", *_table(file.timings), ""]
@@ -103,7 +103,7 @@ def tables(file: BenchmarkFile) -> dict[str, str]:
 
 def _table(timings: Iterable[Timing]) -> list[str]:
     words = [at for at, head in enumerate(HEADS) if head in WORDS]
-    rows = [[escaped(c) if at in words else c for at, c in enumerate(t.cells())] for t in timings]
+    rows = [[markdown_escaped(c) if at in words else c for at, c in enumerate(t.cells())] for t in timings]
     return markdown_table(HEADS, rows, left=words)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .text import duration, memory
+from .text import memory, time_text
 
 HEADS = ("Group", "What", "Batch", "Median", "Baseline", "Its median", "Ratio", "Rounds", "Goal", "Met")
 """Columns of the table."""
@@ -101,7 +101,7 @@ class Timing:
         if self.peaks:
             ours, theirs = map(memory, self.peaks)
         else:
-            ours, theirs = duration(self.median), duration(self.baseline_median)
+            ours, theirs = time_text(self.median), time_text(self.baseline_median)
         met = {True: "yes", False: "no", None: ""}[self.met]
         batch = "" if self.batch is None else f"{self.batch}"
         what = self.what or self.name

@@ -20,7 +20,7 @@ def markdown_table(
     return [f"| {' | '.join(cells)} |" for cells in (heads, ruler, *rows)]
 
 
-def escaped(text: object) -> str:
+def markdown_escaped(text: object) -> str:
     """Escape what Markdown or HTML would read as markup, and keep it on one line."""
     text = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", text) if text != "#" else "#"

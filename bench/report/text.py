@@ -29,7 +29,7 @@ def count(value: Any) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def duration(value: Any) -> str:
+def time_text(value: Any) -> str:
     """Write seconds in the unit that suits: ``1.83 ms``."""
     if missing(value):
         return ""

@@ -29,7 +29,7 @@ from ..evaluation.accuracy import frozen
 from ..records.atomic import write_atomically
 from ..records.store import Store
 from ..runtime.device import device_name
-from ..runtime.memory import free_memory, peak_memory
+from ..runtime.memory import free_device_memory, peak_memory
 from ..runtime.time_limit import time_limit
 from ..throughput.clock import time_passes
 from ..training.train import build_model
@@ -235,7 +235,7 @@ def choose_batch_sizes(
         try:
             with time_limit(MEASURING, f"measuring batches of {spec.name}"), torch_threads(threads):
                 model = build_model(spec.build, data, plan.hyperparameters(spec), 0).to(device).eval()
-                memory = free_memory(device) / 2
+                memory = free_device_memory(device) / 2
                 with frozen(model):
                     size, timings = choose_batch_size(
                         measure_batches(model, data, device),

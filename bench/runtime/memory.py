@@ -63,7 +63,7 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
     return int(memory.peak)
 
 
-def free_memory(device: torch.device) -> int:
+def free_device_memory(device: torch.device) -> int:
     """Free bytes of memory, of a GPU or else of the system or the container around it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

@@ -154,7 +154,7 @@ class Terminal:
             self.line(text)
 
 
-def shown(progress: bool | None = None) -> AbstractContextManager[Reporter]:
+def reporter_for_call(progress: bool | None = None) -> AbstractContextManager[Reporter]:
     """A reporter for a call from Python: True shows, False is silent, None asks where output goes."""
     console = Console()
     if progress is None:

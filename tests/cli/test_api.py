@@ -169,7 +169,7 @@ def test_progress_is_shown_in_a_notebook(monkeypatch, capsys, widgets, bar):
     notebook = Console(force_jupyter=True)
     monkeypatch.setattr(progress, "Console", lambda: notebook)
     monkeypatch.setattr(progress, "find_spec", lambda name: "there" if widgets else None)
-    reporter = progress.shown()
+    reporter = progress.reporter_for_call()
     assert isinstance(reporter, progress.Terminal)
     assert (reporter._bar is not None) is bar
     if not bar:
@@ -177,7 +177,7 @@ def test_progress_is_shown_in_a_notebook(monkeypatch, capsys, widgets, bar):
             reporter.start(1.0)
             reporter.line("one curve")
         assert "one curve" in capsys.readouterr().out
-    assert not isinstance(progress.shown(False), progress.Terminal)
+    assert not isinstance(progress.reporter_for_call(False), progress.Terminal)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pandas as pd
 from ...records.latest import entry
 from ...records.record import Record
 from ..style import strength_symbol
-from ..text import count, duration, missing
+from ..text import count, missing, time_text
 
 PREFIX = "part."
 _WHAT = ("samples", "broken", "seconds", "forwards", "backwards", "evaluations")
@@ -62,7 +62,7 @@ def parts_tables(parts: pd.DataFrame) -> list[dict[str, Any]]:
                 "numbers": [
                     (f"{row.samples:.4g}", f"{row.samples:.10g}"),
                     (f"{row.broken:.4g}", f"{row.broken:.10g}"),
-                    (duration(row.seconds), f"{row.seconds:.10g}"),
+                    (time_text(row.seconds), f"{row.seconds:.10g}"),
                     (count(row.forwards), f"{row.forwards:.10g}"),
                     (count(row.backwards), f"{row.backwards:.10g}"),
                     (count(row.evaluations), "" if missing(row.evaluations) else f"{row.evaluations:.10g}"),

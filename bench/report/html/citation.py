@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 
+from ..tex import tex_escaped
+
 _ARXIV = re.compile(r"\b(?:arxiv[\s:.]*(?:org/(?:abs|pdf)/)?)(\d{4}\.\d{4,5})", re.IGNORECASE)
 _DOI = re.compile(r"\b10\.\d{4,9}/[^\s;,}]+")
 _LINK = re.compile(
@@ -49,13 +51,13 @@ def own_bibtex() -> str:
     text = (files("robustode") / "CITATION.cff").read_text(encoding="utf-8")
     pairs = re.findall(r"^[ -]*([a-z-]+): *\"?(.*?)\"? *$", text, re.MULTILINE)
     said = dict(reversed(pairs))
-    authors = " and ".join(f"{{{_plain(name)}}}" for key, name in pairs if key == "name")
+    authors = " and ".join(f"{{{tex_escaped(name)}}}" for key, name in pairs if key == "name")
     return _format(
         "software",
         "robustode",
         {
             "author": authors,
-            "title": f"{{{_plain(said['title'])}}}",
+            "title": f"{{{tex_escaped(said['title'])}}}",
             "version": said["version"],
             "year": said["date-released"][:4],
             "license": said["license"],
@@ -69,13 +71,13 @@ def _entry(key: str, paper: str) -> str:
         "misc",
         key,
         {
-            "author": " and ".join(_plain(name) for name in _authors(paper)),
+            "author": " and ".join(tex_escaped(name) for name in _authors(paper)),
             "year": year.group() if year else "",
             "eprint": arxiv.group(1) if arxiv else "",
             "archiveprefix": "arXiv" if arxiv else "",
             "url": f"https://arxiv.org/abs/{arxiv.group(1)}" if arxiv else "",
             "doi": doi.group().rstrip(".") if doi else "",
-            "note": _plain(paper),
+            "note": tex_escaped(paper),
         },
     )
 
@@ -96,12 +98,6 @@ def _authors(paper: str) -> list[str]:
 
 def _key(model: str, n: int, of: int) -> str:
     return re.sub(r"[^A-Za-z0-9-]+", "-", model).strip("-") + (f"-{n + 1}" if of > 1 else "")
-
-
-def _plain(text: str) -> str:
-    """Escape what TeX would read as markup."""
-    text = text.replace("\\", r"\textbackslash ").replace("{", r"\{").replace("}", r"\}")
-    return re.sub(r"([&%$#_])", r"\\\1", " ".join(text.split()))
 
 
 def _format(kind: str, key: str, values: dict[str, str]) -> str:

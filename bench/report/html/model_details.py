@@ -13,7 +13,7 @@ from ...records.headline import Headline
 from ...records.record import Record
 from ..certificates import CERTIFICATE
 from ..style import NORMS
-from ..text import duration, missing, percent
+from ..text import missing, percent, time_text
 from .audit_lines import AuditLine
 from .citation import bibtex, linked
 from .reproduce_command import command
@@ -129,7 +129,7 @@ def _training(record: Record) -> dict[str, Any]:
         "epochs": epochs,
         "pretrained": str(record.cell.recipe.get("weights_sha256", "")),
         "best": "" if missing(chosen) else f"{chosen:g}",
-        "seconds": duration(record.seconds),
+        "seconds": time_text(record.seconds),
         "rows": [(i + 1, *(at(name, i) for name in names)) for i in rows],
     }
 

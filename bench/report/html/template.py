@@ -13,7 +13,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from ..text import count, duration, percent
+from ..text import percent
 
 FOLDER = Path(__file__).parents[2] / "templates"
 CHARTS = "vendor/uplot"
@@ -30,7 +30,7 @@ def template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"duration": duration, "percent": percent, "count": count}
+    environment.filters |= {"percent": percent}
     return environment.get_template(name)
 
 

@@ -12,7 +12,7 @@ from ...records.latest import entry
 from ...records.record import Record
 from ...throughput.machine_load import BUSY
 from ...throughput.roofline import DeviceRates, Work
-from ..text import count, duration, memory, missing, percent
+from ..text import count, memory, missing, percent, time_text
 
 _NAMES = {
     "training-step": "training step",
@@ -60,13 +60,13 @@ def timing_tables(summary: pd.DataFrame, records: Iterable[Record]) -> list[dict
                     "rate": count(got["throughput"]),
                     "rate_sort": _sort(got["throughput"]),
                     "interval": f"{spread} (busy)" if busy else spread,
-                    "median": duration(got["latency_median"]),
+                    "median": time_text(got["latency_median"]),
                     "median_sort": _sort(got["latency_median"]),
-                    "p95": duration(got["latency_p95"]),
+                    "p95": time_text(got["latency_p95"]),
                     "p95_sort": _sort(got["latency_p95"]),
                     "memory": memory(got["peak_memory"]),
                     "memory_sort": _sort(got["peak_memory"]),
-                    "floor": duration(got["floor"]),
+                    "floor": time_text(got["floor"]),
                     "floor_sort": _sort(got["floor"]),
                     "binding": bindings.get((dataset, device, model, recipe, threat, batch), ""),
                     "achieved": percent(got["achieved_fraction"]),

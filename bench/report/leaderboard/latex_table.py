@@ -12,33 +12,9 @@ from typing import Any
 
 import pandas as pd
 
+from ..tex import tex_escaped
 from ..text import missing, percent
 from .shown_fields import BUSY_NOTE, Field, any_busy, best, compact, written
-
-_SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    **{char: f"\\{char}" for char in "{}&%$#_"},
-    "ℓ∞": r"$\ell_\infty$",
-    "ℓ₂": r"$\ell_2$",
-    "ℓ₁": r"$\ell_1$",
-    "ℓ₀": r"$\ell_0$",
-    "ε": r"$\varepsilon$",
-    "σ": r"$\sigma$",
-    "±": r"$\pm$",
-}
-_PATTERN = re.compile("|".join(re.escape(part) for part in sorted(_SPECIAL, key=len, reverse=True)))
-
-
-def escaped(text: object) -> str:
-    """Write any text so that LaTeX prints it: on one line, nothing of it read as a command."""
-    plain = "".join(c if c.isprintable() else " " for c in str(text))
-    return _PATTERN.sub(lambda match: _SPECIAL[match.group()], " ".join(plain.split()))
 
 
 def latex(board: pd.DataFrame, title: str) -> str:
@@ -59,14 +35,14 @@ def _table(dataset: str, rows: pd.DataFrame, title: str) -> list[str]:
     columns = compact(rows)
     align = "".join("l" if f.kind == "text" else "r" for f in columns)
     caption = (
-        f"{escaped(title)} ({escaped(dataset)}). Accuracies in percent; a worst case, over every attack of "
-        "its norm, bounds robust accuracy from above, a certificate from below. Models of one rank cannot be "
-        "told apart by McNemar's exact test on the samples ($p \\geq 0.05$)."
+        f"{tex_escaped(title)} ({tex_escaped(dataset)}). Accuracies in percent; a worst case, over every "
+        "attack of its norm, bounds robust accuracy from above, a certificate from below. Models of one rank "
+        "cannot be told apart by McNemar's exact test on the samples ($p \\geq 0.05$)."
     )
     if any(f"{f.name}_spread" in rows for f in columns):
         caption += " $\\pm$: standard deviation over training seeds."
     if any_busy(columns, rows):
-        caption += f" *: {escaped(BUSY_NOTE)}."
+        caption += f" *: {tex_escaped(BUSY_NOTE)}."
     label = re.sub(r"[^A-Za-z0-9-]+", "-", dataset).strip("-") or "dataset"
     tops = {f.name: best(rows, f) for f in columns}
     lines = [
@@ -78,8 +54,8 @@ def _table(dataset: str, rows: pd.DataFrame, title: str) -> list[str]:
         f"\\begin{{tabular}}{{{align}}}",
         "\\toprule",
         *_groups(columns),
-        _line([escaped(f.title) for f in columns]),
-        _line([f"{{\\scriptsize {escaped(_note(f))}}}" if _note(f) else "" for f in columns]),
+        _line([tex_escaped(f.title) for f in columns]),
+        _line([f"{{\\scriptsize {tex_escaped(_note(f))}}}" if _note(f) else "" for f in columns]),
         "\\midrule",
     ]
     for i, (_, row) in enumerate(rows.iterrows()):
@@ -93,7 +69,7 @@ def _groups(columns: list[Field]) -> list[str]:
     for group, members in groupby(columns, key=lambda f: f.group):
         span = len(list(members))
         heads.append(
-            f"\\multicolumn{{{span}}}{{c}}{{{escaped(group)}}}" if group else " & ".join([""] * span)
+            f"\\multicolumn{{{span}}}{{c}}{{{tex_escaped(group)}}}" if group else " & ".join([""] * span)
         )
         if group:
             rules.append(f"\\cmidrule(lr){{{at}-{at + span - 1}}}")
@@ -106,7 +82,7 @@ def _note(field: Field) -> str:
 
 
 def _cell(field: Field, row: pd.Series[Any], bold: bool) -> str:
-    text = escaped(written(field, row))
+    text = tex_escaped(written(field, row))
     if text and bold:
         text = f"\\textbf{{{text}}}"
     spread = row.get(f"{field.name}_spread")

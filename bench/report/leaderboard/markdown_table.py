@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..markdown import escaped, markdown_table
+from ..markdown import markdown_escaped, markdown_table
 from ..text import missing, percent
 from .shown_fields import BUSY_NOTE, Field, any_busy, best, compact, written
 
@@ -16,16 +16,18 @@ def markdown(board: pd.DataFrame, title: str) -> str:
 
     A model's name links to its paper; ± is the standard deviation over training seeds.
     """
-    parts = [f"# {escaped(title)}", ""]
+    parts = [f"# {markdown_escaped(title)}", ""]
     for dataset, rows in board.groupby("dataset", sort=True):
         columns = compact(rows)
-        heads = [" ".join(escaped(x) for x in (f.title, f.note and f"({f.note})") if x) for f in columns]
+        heads = [
+            " ".join(markdown_escaped(x) for x in (f.title, f.note and f"({f.note})") if x) for f in columns
+        ]
         tops = {f.name: best(rows, f) for f in columns}
         lines = [
             [_cell(f, row, i in tops[f.name]) for f in columns] for i, (_, row) in enumerate(rows.iterrows())
         ]
         text = [at for at, f in enumerate(columns) if f.kind == "text"]
-        parts += [f"## {escaped(dataset)}", "", *markdown_table(heads, lines, left=text), ""]
+        parts += [f"## {markdown_escaped(dataset)}", "", *markdown_table(heads, lines, left=text), ""]
     parts += [
         "Accuracies in percent with 95% Wilson intervals; a worst case is taken per test sample over every",
         "attack of its norm, so it is an upper bound on robust accuracy; certified is a lower bound.",
@@ -38,7 +40,7 @@ def markdown(board: pd.DataFrame, title: str) -> str:
 
 
 def _cell(field: Field, row: pd.Series[Any], bold: bool) -> str:
-    text = escaped(written(field, row))
+    text = markdown_escaped(written(field, row))
     if text and bold:
         text = f"**{text}**"
     if field.name == "model" and not missing(row.get("paper")) and row["paper"]:

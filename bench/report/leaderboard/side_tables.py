@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..certificates import SMOOTHING
-from ..markdown import escaped, markdown_table
+from ..markdown import markdown_escaped, markdown_table
 from ..style import strength_name, threat_name
 from ..text import missing, percent
 
@@ -124,7 +124,8 @@ def protocols_markdown(tables: Sequence[SideTable]) -> str:
             parts += [f"### {table.dataset}", ""]
         heads = ["Model", *(f"{a} ({b})" if b else a for a, b in table.heads)]
         rows = [
-            [escaped(label), *(f"{v} ± {s}" if s else v for v, _, s in cells)] for label, cells in table.rows
+            [markdown_escaped(label), *(f"{v} ± {s}" if s else v for v, _, s in cells)]
+            for label, cells in table.rows
         ]
         parts += [table.meaning, "", *markdown_table(heads, rows), ""]
     return "\n".join([*parts, "Accuracy in percent; ± is the standard deviation over training seeds.", ""])

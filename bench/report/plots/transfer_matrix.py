@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from ...records.record import REPLAY, Record
 from ..described_figure import DescribedFigure
 from ..leaderboard.side_tables import SideTable
-from ..markdown import escaped, markdown_table
+from ..markdown import markdown_escaped, markdown_table
 from ..style import NORMS, QUIET, sns
 from .accuracy_heatmap import HEATMAP_MODELS
 
@@ -91,7 +91,7 @@ def transfer_markdown(tables: Sequence[SideTable]) -> str:
         parts += [f"### {dataset}{table.protocol}", ""]
         heads = ["From \\ on", *(head for head, _ in table.heads)]
         rows = [
-            [escaped(label), *(f"{share} ({counts})" if share else "" for share, counts, _ in cells)]
+            [markdown_escaped(label), *(f"{share} ({counts})" if share else "" for share, counts, _ in cells)]
             for label, cells in table.rows
         ]
         parts += [*markdown_table(heads, rows), ""]
