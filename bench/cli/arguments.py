@@ -157,7 +157,9 @@ def _add_model_commands(commands: Any) -> None:
         "NAME [FILE.py]",
     )
     new.add_argument("name", metavar="NAME", help="lower-case letters, digits and dashes")
-    new.add_argument("file", nargs="?", type=Path, metavar="FILE.py", help="default: NAME.py in this folder")
+    new.add_argument(
+        "file", nargs="?", type=Path, metavar="FILE.py", help="default: NAME.py here, with _ for - and ."
+    )
 
     check = _command(
         commands,

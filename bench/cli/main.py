@@ -6,6 +6,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 
 from ..._errors import RobustodeError
 from . import model_commands, results_commands
@@ -43,6 +44,9 @@ HANDLERS: dict[str, Callable[[Namespace], int]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 something failed, 2 wrong arguments."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without ℓ shows ? instead
     arguments = command_line().parse_args(argv)
     # Read when torch is loaded: idle OpenMP threads soon sleep instead of spinning, which on a machine that
     # does anything else besides is up to 20 times faster.

@@ -107,7 +107,7 @@ def submit_attack_command(arguments: Namespace) -> int:
     remark = "" if result.after < result.before else ": no further sample is broken"
     remark = remark if result.new else " (stored already)"
     print(f"{where}: worst case {result.before:.1%} -> {result.after:.1%}{remark}")
-    print(f"open {write_report(arguments.out).page.resolve()}")
+    print(f"page: {write_report(arguments.out).page.resolve()}")
     return 0
 
 

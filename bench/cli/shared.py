@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+_UNLIMITED = 10_000  # characters of a line in a pipe or a file
+
 
 def load_plugins_with_warnings() -> None:
     """Load the models of installed packages; one that cannot be loaded is a warning on stderr."""
@@ -17,13 +19,15 @@ def show_report(out: Path) -> int:
     """Write the report and print the leaderboard and the page's path."""
     from rich.console import Console
 
-    from ..report.leaderboard.terminal_table import WIDTH, terminal_table
+    from ..report.leaderboard.terminal_table import terminal_table
     from ..report.report import write_report
 
     report = write_report(out)
     console = Console()
-    width = console.width if console.is_terminal else max(console.width, WIDTH)
-    Console(width=width).print(terminal_table(report.leaderboard, width))
+    if console.is_terminal:
+        console.print(terminal_table(report.leaderboard, console.width))
+    else:
+        Console(width=_UNLIMITED).print(terminal_table(report.leaderboard, None))
     for problem in report.problems:
         print(f"not used: {problem}", file=sys.stderr)
     board = report.leaderboard
@@ -36,5 +40,5 @@ def show_report(out: Path) -> int:
         )
     if report.superseded:
         print(f"{report.superseded} records of older versions or checkpoints are not shown")
-    print(f"open {report.page.resolve()}")
+    print(f"page: {report.page.resolve()}")
     return 0

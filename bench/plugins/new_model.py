@@ -18,7 +18,7 @@ def new_model(name: str, file: Path | None = None) -> Path:
     name
         Name of the model in the registry.
     file
-        Where to write it; by default ``NAME.py`` in the working directory.
+        Where to write it; by default ``NAME.py`` in the working directory, with ``_`` for ``-`` and ``.``.
 
     Returns
     -------

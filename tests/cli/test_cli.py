@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -224,7 +225,7 @@ def test_a_run_with_a_failure_ends_with_status_1_and_names_it_last(finished):
     assert "resnet" in out
     assert "\x1b" not in out, "no colours in a pipe"
     page = (folder / "out" / "report" / "index.html").resolve()
-    assert f"open {page}" in out
+    assert f"page: {page}" in out
     assert page.exists()
     for name in ("leaderboard.csv", "leaderboard.md", "summary.csv"):
         assert (folder / "out" / "report" / name).stat().st_size > 0
@@ -402,3 +403,12 @@ def test_a_results_folder_that_is_a_file_is_refused(tmp_path, error):
     line = error("run", "--preset", preset, "--models", "resnet", "--quiet", "--out", file)
     assert line == f"robustode: error: {file} is or lies in a file: choose a folder with --out\n"
     assert file.read_text() == "mine"
+
+
+def test_a_terminal_that_lacks_a_letter_shows_a_question_mark(monkeypatch):
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    monkeypatch.setitem(cli.HANDLERS, "list", lambda arguments: print("worst case ℓ∞") or 0)
+    assert run("list", "models") == 0
+    ascii_only.flush()
+    assert ascii_only.buffer.getvalue().decode("ascii").strip() == "worst case ??"

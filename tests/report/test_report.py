@@ -20,6 +20,7 @@ from robustode._errors import InvalidArgument
 from robustode.bench.records.lines import line_key
 from robustode.bench.records.record import Record
 from robustode.bench.records.store import Store
+from robustode.bench.report.leaderboard.columns import board_columns
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
 from robustode.bench.report.leaderboard.terminal_table import terminal_table
 from robustode.bench.report.report import write_report
@@ -294,4 +295,21 @@ def test_terminal_table_marks_shared_ranks() -> None:
     shared = terminal_table(board.assign(rank=[1, 2, 2, 4]))
     assert [str(cell) for cell in shared.columns[0].cells] == ["1", "=2", "=2", "4"]
     assert "cannot be told apart" in str(shared.caption)
-    assert terminal_table(board.assign(rank=[1, 2, 3, 4])).caption is None
+    alone = terminal_table(board.assign(rank=[1, 2, 3, 4]))
+    assert "cannot be told apart" not in str(alone.caption)
+
+
+@pytest.mark.parametrize("width", [10, 50, None])
+def test_terminal_table_keeps_the_ranking_column_and_counts_what_is_left_out(width: int | None) -> None:
+    board = leaderboard(synthetic.records(models=synthetic.CORE, samples=50), synthetic.HEADLINE)
+    ranking, every = board_columns(board).ranking, terminal_table(board, None)
+    table = terminal_table(board, width)
+    left_out = len(every.columns) - len(table.columns)
+    caption, heads = str(table.caption), " ".join(" ".join(str(c.header).split()) for c in table.columns)
+    assert ranking.title.replace("Worst case", "Worst") + " " + ranking.at in heads
+    assert f"ranked by {ranking.title} at {ranking.at}" in caption
+    assert (f"{left_out} columns left out; all in leaderboard.md" in caption) == (left_out > 0)
+    assert (left_out == 0) == (width is None), "the whole table needs more than 50 characters"
+    if width == 50:
+        assert heads.count("Worst ") == 2, "noise goes before a worst case"
+        assert "Salt" not in heads

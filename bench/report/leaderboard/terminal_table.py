@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 
 import pandas as pd
 from rich import box
@@ -10,6 +11,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from .columns import board_columns
 from .ranking import ALPHA
 from .shown_fields import BUSY_NOTE, Field, any_busy, best, fields, written
 
@@ -19,7 +21,7 @@ _LONGEST = 24
 _SPARE = ("paper", "updated", "training-step", "samples", "parameters", "inference", "seeds", "nfe")
 
 
-def terminal_table(board: pd.DataFrame, width: int = WIDTH) -> Table:
+def terminal_table(board: pd.DataFrame, width: int | None = WIDTH) -> Table:
     """Make a table of the leaderboard: percentages, the best values in bold, shared ranks marked with =.
 
     Parameters
@@ -27,7 +29,8 @@ def terminal_table(board: pd.DataFrame, width: int = WIDTH) -> Table:
     board
         What ``leaderboard.leaderboard`` returns; its texts are shown as they are, never as markup.
     width
-        Columns of the terminal; columns of the table that do not fit are left out, the least telling first.
+        Columns of the terminal, None for no limit. Columns of the table that do not fit are left out in the
+        order of `_spare`, never the one that ranks, and the caption counts them.
     """
     columns = fields(board) if not board.empty else []
     if not board.empty and board["dataset"].nunique() > 1:
@@ -39,20 +42,20 @@ def terminal_table(board: pd.DataFrame, width: int = WIDTH) -> Table:
     if columns:
         texts["rank"] = [f"={text}" if tie else text for text, tie in zip(texts["rank"], shared, strict=True)]
     widths = {name: max(_width(heads[name]), *map(cell_len, texts[name])) for name in heads}
-    names = [f.name for f in columns]
-    spare = [f.name for key in _SPARE for f in reversed(columns) if f.key == key]
-    spare += [
-        f.name
-        for f in reversed(columns)
-        if f.kind in ("fraction", "rate") and f.name not in (*spare, "clean")
-    ]
-    while spare and sum(widths[n] + 2 for n in names) > width:
-        names.remove(spare.pop(0))
+    spare = _spare(board, columns) if width is not None else []
+    names = [f.name for f in columns if f.name not in spare]
+    for name in reversed(spare):
+        if width is not None and sum(widths[n] + 2 for n in (*names, name)) <= width:
+            names.append(name)
     visible = [f for f in columns if f.name in names]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     tied = f"= cannot be told apart (McNemar's exact test on the samples, p ≥ {ALPHA:g})"
-    notes = [tied] if any(shared) else []
+    ranking = board_columns(board).ranking
+    notes = [f"ranked by {' at '.join(filter(None, (ranking.title, ranking.at)))}"] if columns else []
+    notes += [tied] if any(shared) else []
     notes += [f"* {BUSY_NOTE}"] if any_busy(visible, board) else []
+    if left_out := len(columns) - len(visible):
+        notes.append(f"{left_out} column{'s' * (left_out > 1)} left out; all in leaderboard.md")
     if notes:
         table.caption = Text("\n".join(notes))
         table.caption_justify = "left"
@@ -66,6 +69,26 @@ def terminal_table(board: pd.DataFrame, width: int = WIDTH) -> Table:
         row = [Text(texts[f.name][i], style="bold" if i in tops[f.name] else base) for f in visible]
         table.add_row(*row)
     return table
+
+
+def _spare(board: pd.DataFrame, columns: Sequence[Field]) -> list[str]:
+    """Columns that may be left out, first to last: `_SPARE`, noise, other norms, audits, clean."""
+    ranking = board_columns(board).ranking
+
+    def order(field: Field) -> int | None:
+        accuracy = field.accuracy
+        if field.key in _SPARE:
+            return _SPARE.index(field.key)
+        if field.key == "audits":
+            return len(_SPARE) + 3
+        if accuracy is None or accuracy == ranking:
+            return None
+        kinds = ("noise", "certified", "worst-case", "audits", "certified by rank", "clean")
+        bounds_rank = accuracy.kind == "certified" and accuracy.of == ranking.of
+        return len(_SPARE) + kinds.index("certified by rank" if bounds_rank else accuracy.kind)
+
+    found = [(place, f.name) for f in reversed(columns) if (place := order(f)) is not None]
+    return [name for _, name in sorted(found, key=lambda each: each[0])]
 
 
 def _tops(board: pd.DataFrame, field: Field) -> set[int]:
