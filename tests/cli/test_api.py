@@ -50,7 +50,7 @@ def test_every_threat_has_a_default_strength_that_it_takes():
 
 
 def accuracies(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a threat, by its name."""
+    """One row per threat, by its name."""
     rows = table[(table["statistic"] == "accuracy") & (table["threat"] != "worst-case")]
     return rows.set_index("threat")
 

@@ -44,7 +44,7 @@ class Matrix(nn.Module):
 
 
 class Flowing(nn.Module):
-    """A flow of the image itself, one column a sample, and a head."""
+    """A flow of the image itself, one column per sample, and a head."""
 
     def __init__(self, layers, *, final_time: float, solver: Solver, pixels: int) -> None:
         super().__init__()
