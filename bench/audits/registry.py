@@ -86,6 +86,9 @@ class Audit:
     untrained
         Whether `robustode check` runs it, on an untrained model. Not for audits of the solver's steps: steps
         must suit the weights that training finds.
+    initialisations, extreme_images
+        For such a model: at how many random initialisations it is run, and whether a black image, a white one
+        and one of black and white pixels are among the images.
     remedy
         What to change in a model that is flagged, one sentence.
     reference
@@ -103,6 +106,8 @@ class Audit:
     check: Check
     fast: bool = False
     untrained: bool = False
+    initialisations: int = 1
+    extreme_images: bool = False
     remedy: str = ""
     reference: str = ""
     version: int = 1

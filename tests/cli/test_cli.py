@@ -323,7 +323,7 @@ def test_check_of_a_defective_model_ends_with_status_1(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     found = {line.split()[1].rstrip(":"): line for line in lines if not line.startswith("pass")}
     assert {name: line.split()[0] for name, line in found.items()} == {
-        "tanh_field": "n/a",
+        "tanh-field": "n/a",
         "logits": "FAIL",
         "lipschitz-bound": "n/a",
     }

@@ -24,6 +24,8 @@ TIE = 1e-5
     cost="8 forward passes per image, a quarter of them one by one, 32 images",
     fast=True,
     untrained=True,
+    initialisations=3,
+    extreme_images=True,
     remedy="Use no statistics over the batch, and a solver on a fixed grid.",
     reference="torchdiffeq accepts or rejects a step by one norm over the whole batch (misc.py)",
 )
