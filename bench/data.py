@@ -221,8 +221,9 @@ def _torchvision(class_name: str, where: str) -> Callable[[Path], tuple[Arrays, 
                     or str(absent).strip().splitlines()
                     or [type(error).__name__]
                 )
+                reason = lines[0][:120].rstrip(" :")
                 raise DataUnavailable(
-                    f"{class_name} is not usable in {root} and could not be downloaded ({lines[0][:120]}): "
+                    f"{class_name} is not usable in {root} and could not be downloaded ({reason}): "
                     f"put its files into {root / where}, or name another folder with --data-root or "
                     f"{ENVIRONMENT_VARIABLE}"
                 ) from None

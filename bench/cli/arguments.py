@@ -111,7 +111,7 @@ def _add_run(commands: Any) -> None:
         "--jobs",
         type=int,
         metavar="N",
-        help="models run at once (default: one per thread)",
+        help="models run at once (default: one per core)",
     )
     run.add_argument(
         "--flow",
@@ -126,7 +126,7 @@ def _add_run(commands: Any) -> None:
         help="samples at once; GPU default: auto (measured)",
     )
     run.add_argument(
-        "--data-root", type=Path, metavar="DIR", help="folder of datasets (default: $ROBUSTODE_DATA)"
+        "--data-root", type=Path, metavar="DIR", help="default: $ROBUSTODE_DATA or ~/.cache/robustode"
     )
     run.add_argument("--out", type=Path, metavar="DIR", help="results folder (default: results/<preset>)")
     run.add_argument("--fresh", action="store_true", help="do everything again, stored or not")
@@ -198,7 +198,7 @@ def _add_results_commands(commands: Any) -> None:
     verify.add_argument(
         "--models",
         metavar=MODELS,
-        help="check these models only; files alone say where models are, and all are checked",
+        help="check these models only; FILE.py:FACTORY alone only says where a model is: all are checked",
     )
     submit = _command(
         commands,
@@ -258,7 +258,7 @@ def _add_results_commands(commands: Any) -> None:
         )
     for command in (verify, submit, transfer, audit):
         command.add_argument(
-            "--data-root", type=Path, metavar="DIR", help="folder of datasets (default: $ROBUSTODE_DATA)"
+            "--data-root", type=Path, metavar="DIR", help="default: $ROBUSTODE_DATA or ~/.cache/robustode"
         )
 
 

@@ -130,9 +130,8 @@ def load_external(reference: str) -> ModelSpec:
         found = sorted(
             n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module_name
         )
-        raise InvalidArgument(
-            f"model {reference!r}: {path.name} has no function {factory!r} (it has: {', '.join(found)})"
-        )
+        functions = f"it has: {', '.join(found)}" if found else "it has none"
+        raise InvalidArgument(f"model {reference!r}: {path.name} has no function {factory!r} ({functions})")
     # A factory that the file imports from elsewhere stays a model of its own.
     own = getattr(getattr(build, "__code__", None), "co_filename", None)
     here = own is not None and Path(own).resolve() == path

@@ -73,6 +73,8 @@ def upgrade(folder: Path, say: Callable[[str], None] = lambda line: None) -> Upg
     folder = Path(folder)
     if not folder.is_dir():
         raise InvalidArgument(f"no records in {folder}: pass --out")
+    if not (folder / "records").is_dir() and not (folder / UPGRADED).is_dir():
+        Store(folder).require_records()  # before the lock, which is a file
     with locked(folder):
         done = Upgrade()
         room = folder / UPGRADED

@@ -273,7 +273,7 @@ def test_an_edited_file_is_another_version(tmp_path):
         ("raise RuntimeError('first\\nsecond')\n", "cannot be imported: RuntimeError: first"),
         ("import sys\nsys.exit(3)\n", "cannot be imported: SystemExit: 3"),
         ("x = 1\ndef other(s, c):\n    pass\n", r"net\.py has no function 'tiny' \(it has: other\)"),
-        ("tiny = 3\n", "has no function 'tiny'"),
+        ("tiny = 3\n", r"has no function 'tiny' \(it has none\)"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_line(tmp_path, text, message):

@@ -203,3 +203,4 @@ def test_a_folder_without_records_is_one_line(tmp_path, capsys):
     assert main(["upgrade", "--out", str(tmp_path / "none")]) == 2
     assert main(["upgrade", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+    assert list(tmp_path.iterdir()) == [], "nothing is written into it"

@@ -122,7 +122,7 @@ class Remote:
             print("noise of a progress bar")
             marker.touch()
         elif download:
-            raise RuntimeError("Error downloading train-images\nsecond line\nthird line")
+            raise RuntimeError("Error downloading train-images:\nsecond line\nthird line")
         if not marker.exists():
             raise RuntimeError("Dataset not found")
         count = 12_000 if train else 20
@@ -146,6 +146,7 @@ def test_absent_data_is_one_line_that_says_where_to_put_it(remote, tmp_path, nam
     message = str(caught.value)
     assert "\n" not in message
     assert "Error downloading train-images" in message
+    assert ":)" not in message, "the first line of the error ends in a colon"
     assert str(tmp_path) in message
     assert "--data-root" in message
     assert "ROBUSTODE_DATA" in message
