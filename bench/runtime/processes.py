@@ -54,7 +54,10 @@ class Raised:
 
 @dataclass(frozen=True)
 class Died:
-    """The process ended before it answered; `reason` is its exit status or signal in words."""
+    """The process ended before it answered, or was ended as its answer could not be read.
+
+    `reason` says so in words that follow "its process": its exit status, its signal, or the error.
+    """
 
     reason: str
 
@@ -120,12 +123,20 @@ class Worker:
     def receive(self) -> Answer:
         """Wait for the next message, or for what the function returned or raised."""
         try:
-            return cast(Answer, self.connection.recv())
-        except Exception:  # the end of the pipe, or something that is no answer
+            packed = self.connection.recv_bytes()
+        except (EOFError, OSError) as error:  # the end of the pipe, or no message at all
             self.process.join(PATIENCE)
-            self.process.terminate()
-            self.process.join()
-            return Died(_exit_in_words(self.process.exitcode or 0))
+            code = self.process.exitcode
+            self._terminate()
+            return Died(f"stopped answering: {_in_words(error)}" if code is None else _exit_in_words(code))
+        try:
+            answer = pickle.loads(packed)
+            if not isinstance(answer, Answer):
+                raise TypeError(f"{type(answer).__name__} is no answer")
+        except Exception as error:  # such as a class of a module that is loaded in that process only
+            self._terminate()
+            return Died(f"sent an answer that cannot be read: {_in_words(error)}")
+        return answer
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run ``function(send, *arguments)`` there and return its value; messages are ignored.
@@ -150,12 +161,15 @@ class Worker:
         """End a process that has answered: it may write out its buffers, but threads do not hold it up."""
         self.connection.close()
         self.process.join(PATIENCE)
-        self.process.terminate()
-        self.process.join()
+        self._terminate()
 
     def kill(self) -> None:
         """End the process at once; `finish` still has to be called."""
         self.process.kill()
+
+    def _terminate(self) -> None:
+        self.process.terminate()
+        self.process.join()
 
 
 def run_jobs(
@@ -219,8 +233,12 @@ def portable(error: Exception) -> Exception:
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
+        return RuntimeError(_in_words(error))
     return error
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def _exit_in_words(code: int) -> str:

@@ -12,7 +12,7 @@ import time
 from collections import deque
 
 import pytest
-from robustode.bench.runtime import machine
+from robustode.bench.runtime import machine, processes
 from robustode.bench.runtime.processes import (
     Died,
     Message,
@@ -54,6 +54,24 @@ def work(send, job):
     return job.upper()
 
 
+def only_in(process):
+    if os.getpid() != process:
+        raise ImportError("not here")
+
+
+class OnlyThere:
+    """Can be pickled, and read back in the same process only."""
+
+    def __reduce__(self):
+        return only_in, (os.getpid(),)
+
+
+def unreadable(send, how):
+    if how == "message":
+        send("began", OnlyThere())
+    return OnlyThere()
+
+
 def surroundings(send):
     return os.getcwd(), os.environ.get("A_VARIABLE"), os.getpid()
 
@@ -82,6 +100,18 @@ def test_one_process_runs_one_function_after_another(worker):
     with pytest.raises(ProcessDied, match="ended with exit status 3"):
         worker.call(work, "end")
     with pytest.raises(ProcessDied, match="ended with exit status 3"):
+        worker.call(work, "a")
+
+
+@pytest.mark.parametrize("how", ["message", "value"])
+def test_an_answer_that_cannot_be_read_is_named_at_once(worker, how):
+    began = time.monotonic()
+    worker.start(unreadable, how)
+    answer = worker.receive()
+    assert isinstance(answer, Died)
+    assert "ImportError: not here" in answer.reason
+    assert time.monotonic() - began < processes.PATIENCE
+    with pytest.raises(ProcessDied):
         worker.call(work, "a")
 
 
