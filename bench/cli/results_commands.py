@@ -144,13 +144,13 @@ def upgrade_command(arguments: Namespace) -> int:
     from ..records.upgrade import upgrade
 
     done = upgrade(arguments.out, say=lambda line: print(line, flush=True))
-    if not done.records:
+    if not done.records and not done.set_aside:
         print(f"{arguments.out} is of this version already")
         return 0
     for name in done.set_aside:
         print(f"copied to set-aside/, not converted: {name}")
     print(
         f"{done.records} records, {done.examples} sets of adversarial examples and {done.checkpoints} "
-        f"checkpoints converted; next: robustode report --out {arguments.out}"
+        f"checkpoints converted; next: robustode {'report' if done.records else 'run'} --out {arguments.out}"
     )
     return 0

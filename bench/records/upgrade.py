@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import lzma
 import os
 import shutil
@@ -83,8 +84,17 @@ def upgrade(folder: Path, say: Callable[[str], None] = lambda line: None) -> Upg
                 Store(folder).require_records()
                 return done
             shutil.rmtree(room, ignore_errors=True)
+            if next(folder.glob("records/*/*.jsonl"), None) is not None:
+                raise InvalidArgument(
+                    f"{folder} holds records of both schemas: move its .json or its .jsonl files elsewhere"
+                )
             _convert(folder, room / "new", done, say)
-            write_atomically(room / COMPLETE, b"")
+            for tree in TREES:  # even where nothing of it could be read, so that the old files go
+                if (folder / tree).exists():
+                    (room / "new" / tree).mkdir(parents=True, exist_ok=True)
+            write_atomically(room / COMPLETE, json.dumps(dataclasses.asdict(done)).encode())
+        elif marker := (room / COMPLETE).read_bytes():
+            done = Upgrade(**json.loads(marker))
         _swap(folder, room)
     return done
 

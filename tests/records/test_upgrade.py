@@ -173,6 +173,45 @@ def test_an_upgrade_that_was_stopped_anywhere_goes_on(old, monkeypatch, step):
     check(folder, records)
 
 
+def test_an_upgrade_that_goes_on_says_what_was_done(old, monkeypatch, capsys):
+    folder, records = old
+    (folder / "adversarial" / "note.txt").write_text("mine")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(upgrade, "_swap", stop)
+        with pytest.raises(KeyboardInterrupt):
+            upgrade.upgrade(folder)
+    assert main(["upgrade", "--out", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert f"{len(records)} records" in out
+    assert "adversarial/note.txt" in out
+    check(folder, records)
+
+
+def test_records_that_all_are_damaged_are_set_aside(old, capsys):
+    folder, records = old
+    for path in folder.glob("records/*/*.json"):
+        path.write_bytes(path.read_bytes()[:100])
+    assert main(["upgrade", "--out", str(folder)]) == 0
+    assert capsys.readouterr().out.count("records/") == len(records)
+    assert len(list((folder / "set-aside" / "records").rglob("*.json"))) == len(records)
+    assert Store(folder).load() == ([], [])
+    assert not (folder / "upgrade").exists()
+
+
+def test_records_of_both_schemas_are_refused(old, tmp_path, capsys):
+    folder, records = old
+    Store(tmp_path / "new").put(records[0])
+    shutil.copytree(tmp_path / "new" / "records", folder / "records", dirs_exist_ok=True)
+    before = contents(folder)
+    assert main(["upgrade", "--out", str(folder)]) == 2
+    assert "both schemas" in capsys.readouterr().err
+    assert contents(folder) == before
+
+
 def test_what_does_not_read_back_replaces_nothing(old, monkeypatch):
     folder, records = old
     before = contents(folder)
