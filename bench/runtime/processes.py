@@ -169,6 +169,8 @@ class Worker:
 
     def _terminate(self) -> None:
         self.process.terminate()
+        self.process.join(PATIENCE)
+        self.process.kill()  # one that does not end when it is asked to
         self.process.join()
 
 
