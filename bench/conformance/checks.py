@@ -178,8 +178,8 @@ CHECKS: dict[str, Callable[[ModelSpec], None]] = {
     "shapes": check_shapes,
     "gradients": check_gradients,
     "state-round-trip": check_state_round_trip,
-    "double-precision": check_double_precision,
     "tanh-field": check_tanh_field,
+    "double-precision": check_double_precision,
 }
 
 

@@ -292,6 +292,11 @@ def test_each_control_passes_everything(name):
     assert failed == []
 
 
+def test_a_forward_that_differs_from_its_matrices_is_named_before_what_follows_from_it():
+    results = check_model(stubs.spec("defective", two_fields))
+    assert next(result.check for result in results if not result.passed) == "tanh-field"
+
+
 def test_a_model_without_matrices_is_not_said_to_state_the_right_ones():
     result = run_check(stubs.spec("plain"), "tanh-field")
     assert result.passed

@@ -308,6 +308,16 @@ def test_a_flagged_row_is_below_the_others_and_says_why():
     assert [name for name, _ in flags([found])] == ["audit", "expected"]
 
 
+@pytest.mark.parametrize(("flagged", "unflagged"), [(0.9, 0.8), (0.7, 0.8)])
+def test_no_value_that_another_row_beats_is_bold(flagged: float, unflagged: float):
+    made = synthetic.records(("node", "resnet"), samples=30, threats=("gaussian", "pgd-linf"))
+    audits = {"node": Sheet(results=AUDITS), "resnet": Sheet(results=AUDITS[1:])}
+    found = table(made, audits, **{"gaussian@0.2": [unflagged, flagged]})
+    assert [line["label"] for line in found["lines"]] == ["resnet", "node"]
+    assert cell_of(found, 0, "gaussian@0.2")["best"] is (unflagged > flagged)
+    assert not cell_of(found, 1, "gaussian@0.2")["best"]
+
+
 def test_p_values_stand_with_the_rank():
     made = synthetic.records(("node", "resnet"), samples=30, threats=("gaussian", "pgd-linf"))
     found = table(made, p_leader=[np.nan, 0.0312], p_above=[np.nan, 0.5])

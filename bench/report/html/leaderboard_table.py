@@ -63,7 +63,7 @@ def grid(
         if not groups or groups[-1][0] != f.group:
             groups.append([f.group, 0])
         groups[-1][1] += 1
-    tops = {f.name: best(rows, f) for f in columns if f.name in rows}
+    tops = {f.name: _unbeaten(rows, f) for f in columns if f.name in rows}
     lines = []
     for i, ((_, row), below) in enumerate(zip(rows.iterrows(), order_class(rows), strict=True)):
         key = row["dataset"], row["model"], row["recipe"]
@@ -94,6 +94,13 @@ def grid(
             if column.rank in rows
         },
     }
+
+
+def _unbeaten(rows: pd.DataFrame, field: Field) -> set[int]:
+    """`best` of a column, none where a row that does not compete shows more: the page would look wrong."""
+    tops = best(rows, field)
+    beaten = any(shown(field, rows[field.name].max()) != shown(field, rows[field.name].iloc[i]) for i in tops)
+    return set() if beaten else tops
 
 
 def _column(field: Field) -> dict[str, Any]:
