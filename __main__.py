@@ -2,6 +2,7 @@
 
 import sys
 
-from .bench.cli.main import main
+# Absolute, since a type checker that is run in this folder may read this file as a module of its own.
+from robustode.bench.cli.main import main
 
 sys.exit(main())
