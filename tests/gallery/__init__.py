@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from robustode.tests.gallery.base import Case, Defect, audit_case, context_of
+from .base import Case, Defect, audit_case, context_of
 
 FILES = sorted(f.stem for f in Path(__file__).parent.glob("[a-z]*.py") if f.stem not in ("base", "table"))
 DEFECTS: dict[str, Defect] = {name: import_module(f".{name}", __name__).DEFECT for name in FILES}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustode.tests.gallery.base import Case, Defect, fitted
+from .base import Case, Defect, fitted
 
 
 def defective(seed: int) -> Case:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from robustode.models import ODEBlock, Solver
-from robustode.tests.gallery.base import Case, Defect, fit, fitted
 from torch import Tensor, nn
 from torchdiffeq import odeint_adjoint
+
+from .base import Case, Defect, fit, fitted
 
 
 class AdjointBlock(ODEBlock):

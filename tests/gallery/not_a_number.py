@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from robustode.tests.gallery.base import Case, Defect, Wrapped, sound_model
 from torch import Tensor
+
+from .base import Case, Defect, Wrapped, sound_model
 
 
 class Root(Wrapped):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from robustode.tests.gallery.base import Case, Defect, Wrapped, sound_model
 from torch import Tensor
+
+from .base import Case, Defect, Wrapped, sound_model
 
 
 class Rounded(Wrapped):

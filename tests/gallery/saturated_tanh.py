@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 
 import torch
-from robustode.tests.gallery.base import Case, Defect, fit, sound_model
 from torch import Tensor, nn
+
+from .base import Case, Defect, fit, sound_model
 
 
 class Saturated(nn.Module):

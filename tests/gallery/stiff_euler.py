@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustode.tests.gallery.base import Case, Defect, fitted
+from .base import Case, Defect, fitted
 
 CLAIMS = frozenset({"contractive"})
 
@@ -11,7 +11,7 @@ def defective(seed: int) -> Case:
     """The published rule for gamma, whose flow contracts, at h = 0.5."""
     model = fitted("ch-node-euler", seed)
     model.flow.update_gamma()
-    from robustode.tests.gallery.base import fit
+    from .base import fit
 
     fit(model, model.head)
     return Case(model, claims=CLAIMS)

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from robustode.bench.audits.library import audit_names
 from robustode.bench.audits.registry import AuditResult
-from robustode.tests.gallery import DEFECTS, audit_case
+
+from . import DEFECTS, audit_case
 
 SEEDS = (0, 1, 2)
 Counts = Mapping[tuple[str, str], Mapping[str, int]]

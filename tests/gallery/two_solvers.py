@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from robustode.models import ODEBlock, Solver
-from robustode.tests.gallery.base import Case, Defect, Wrapped, sound_model
 from torch import Tensor, nn
+
+from .base import Case, Defect, Wrapped, sound_model
 
 
 class TwoSolvers(Wrapped):

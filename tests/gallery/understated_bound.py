@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from robustode.models import LipschitzParts
-from robustode.tests.gallery.base import Case, Defect, Wrapped, fitted
 from torch import nn
+
+from .base import Case, Defect, Wrapped, fitted
 
 
 class States(Wrapped):

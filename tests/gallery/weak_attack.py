@@ -8,7 +8,8 @@ from robustode.attacks import THREATS
 from robustode.bench.audits.stored_records import StoredRecords
 from robustode.bench.evaluation.accuracy import evaluate_cell
 from robustode.bench.records.record import Record
-from robustode.tests.gallery.base import EPS, SAMPLES, Case, Defect, digits, sound_model
+
+from .base import EPS, SAMPLES, Case, Defect, digits, sound_model
 
 
 def _stored(seed: int, **parameters: float) -> StoredRecords:
