@@ -24,7 +24,7 @@ class SeedResult:
     Attributes
     ----------
     verdict
-        ``pass``, ``flag``, ``not applicable``, or ``failed`` where the audit could not be run.
+        ``pass``, ``flag``, ``not applicable``, ``not asked``, or ``failed`` where the audit could not be run.
     exempt
         The model's explanation of a flag that it expects; empty where it states none.
     """

@@ -13,7 +13,9 @@ from ..._errors import InvalidArgument
 from ..._registry import Registry, check_name
 
 Needs = Literal["records", "model"]
-Verdict = Literal["pass", "flag", "not applicable"]
+Verdict = Literal["pass", "flag", "not applicable", "not asked"]
+NOT_ASKED: Verdict = "not asked"
+"""The verdict of an audit that could not put its question: the row does not count as audited by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +25,10 @@ class AuditResult:
     Attributes
     ----------
     verdict
-        ``pass``, ``flag`` or ``not applicable``.
+        ``pass``, ``flag``, ``not applicable``, or ``not asked`` of a model that it cannot look into.
     sentence
-        One sentence for a reader who does not know the audit's source; the reason where it does not apply.
+        One sentence for a reader who does not know the audit's source; the reason where it does not apply or
+        was not asked.
     value, threshold
         The measured number and the one it is compared with; NaN where nothing was measured.
     unit
@@ -46,7 +49,7 @@ class AuditResult:
 
     def __post_init__(self) -> None:
         if self.verdict not in get_args(Verdict):
-            raise InvalidArgument(f"a verdict is pass, flag or not applicable, not {self.verdict!r}")
+            raise InvalidArgument(f"a verdict is one of {', '.join(get_args(Verdict))}, not {self.verdict!r}")
 
 
 def measured(
@@ -63,6 +66,11 @@ def measured(
 def not_applicable(reason: str) -> AuditResult:
     """The audit does not apply to this model, for `reason`."""
     return AuditResult(verdict="not applicable", sentence=reason)
+
+
+def not_asked(reason: str) -> AuditResult:
+    """The audit could not put its question to this model, for `reason`; that is no answer."""
+    return AuditResult(verdict=NOT_ASKED, sentence=reason)
 
 
 Check: TypeAlias = Callable[[Any], AuditResult]

@@ -119,8 +119,8 @@ def test_a_value_above_its_threshold_flags(value, outcome):
     assert measured(value, 1.0, "x").verdict == outcome
 
 
-def test_a_verdict_is_one_of_three():
-    with pytest.raises(InvalidArgument, match="pass, flag or not applicable"):
+def test_a_verdict_is_one_of_four():
+    with pytest.raises(InvalidArgument, match="one of pass, flag, not applicable, not asked"):
         AuditResult(verdict="maybe", sentence="x")
 
 
