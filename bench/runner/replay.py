@@ -117,7 +117,8 @@ def _replay(
                 model, images[part], targets[part], cell.batch_size, data.num_classes
             )
             holds = np.stack(list(found.values())).min(0) > 0
-            first |= {int(rows[i]): steps[i] for i in new[holds]}
+            for i in new[holds]:
+                first.setdefault(int(rows[i]), steps[i])
     rows = np.array(sorted(first), np.int64)
     none = np.zeros((0, *test.images.shape[1:]), np.int32)
     steps = np.stack([first[int(row)] for row in rows]) if len(rows) else none

@@ -63,12 +63,14 @@ def screen_examples(
     model: nn.Module,
     known: Known,
 ) -> ScreenedExamples:
-    """Round each example as it will be stored, then hold it against box, budget, those `known`, and model."""
+    """Round each example as it will be stored, then hold it against box, budget, those `known`, and model.
+
+    Every image of a sample is tried; the first that holds counts.
+    """
     test = data.test.first(cell.samples)
     labels, clean = test.labels.numpy(), clean[: cell.samples]
-    left, rejected = _first_of_each(sent.index, test, clean)
-    rows = np.array(sorted(left), np.int64)
-    images = sent.images[[left[int(row)] for row in rows]]
+    rows, positions, rejected = _candidates(sent.index, test, clean)
+    images = sent.images[positions]
 
     def sift(good: NDArray[np.bool_], reason: str) -> None:
         nonlocal rows, images
@@ -95,6 +97,10 @@ def screen_examples(
     broken = np.stack(list(found.values())).min(0) > 0
     sift(broken, "still classified correctly")
     steps, stored = steps[broken], stored[torch.from_numpy(broken)]
+    rows, first = np.unique(rows, return_index=True)
+    if extra := len(steps) - len(first):
+        rejected["an earlier image of its sample holds"] += extra
+    steps, stored = steps[first], stored[torch.from_numpy(first)]
     prediction, length = clean.copy(), np.zeros(cell.samples, np.float32)
     if len(rows):
         with frozen(model), torch.no_grad():
@@ -110,11 +116,14 @@ def screen_examples(
     )
 
 
-def _first_of_each(
+def _candidates(
     index: NDArray[np.int64], test: Split, clean: NDArray[np.int16]
-) -> tuple[dict[int, int], Counter[str]]:
-    """Position in the file by row of the test set, and why some have none."""
-    labels, rejected, left = test.labels.numpy(), Counter[str](), dict[int, int]()
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Counter[str]]:
+    """Rows of the test set and positions in the file of all images to try, and why the others are not tried.
+
+    Ordered by row; the images of one sample in the order of the file.
+    """
+    labels, rejected, found = test.labels.numpy(), Counter[str](), list[tuple[int, int]]()
     where = {int(number): row for row, number in enumerate(test.indices)}
     for position, number in enumerate(index):
         row = where.get(int(number))
@@ -122,8 +131,7 @@ def _first_of_each(
             rejected["not among the evaluated test samples, numbered as in Data.test.indices"] += 1
         elif clean[row] != labels[row]:
             rejected["misclassified as it is"] += 1
-        elif row in left:
-            rejected["its index was given before"] += 1
         else:
-            left[row] = position
-    return left, rejected
+            found.append((row, position))
+    rows, positions = np.array(sorted(found), np.int64).reshape(-1, 2).T
+    return rows, positions, rejected

@@ -40,8 +40,8 @@ class SubmissionResult:
     accepted
         Examples that hold; `rejected` counts the others by reason.
     new
-        Whether a record was stored: not where the same file was accepted before, nor where nothing holds
-        that is not stored already.
+        Whether a record was stored: not where the same file was accepted before with as many examples, nor
+        where nothing holds that is not stored already.
     norms
         Those in which this network was attacked at the strength that is reported.
     before, after
@@ -179,7 +179,9 @@ def _submit(
         measures=largest_norm(screened.outcomes["norm"]),
         environment=environment_of(net, torch.device("cpu")),
     )
-    new = bool(len(screened.breaks)) and store.get(cell) is None
+    before = store.get(cell)
+    stored = int(before.card["adversarial"]["count"]) if before else 0
+    new = len(screened.breaks) > stored
     if new:
         facts = store.put_examples(cell, screened.breaks)
         store.put(dataclasses.replace(record, card={"adversarial": facts}))

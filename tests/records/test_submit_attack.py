@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -297,18 +298,104 @@ def test_each_refused_example_is_counted_by_its_reason(folder, stronger, tmp_pat
         ),
         "NaN or infinite": (index[rows[2]], np.full_like(clean[row], np.nan)),
         "outside the box [0, 1]": (index[rows[3]], clean[rows[3]] - 0.01),
-        "its index was given before": (index[rows[3]], clean[rows[3]]),
     }
     before = robust(folder)
     sent = list(cases.values())
     assert send(folder, tmp_path, [i for i, _ in sent], np.stack([x for _, x in sent])) == 1
     out, err = capsys.readouterr()
     assert all(f"rejected 1: {reason}\n" in out for reason in cases)
-    assert "accepted 0 of 7, from sent.npz" in out
+    assert "accepted 0 of 6, from sent.npz" in out
     assert "--norm" not in out, "it was not attacked in another norm"
     assert "resnet in linf 0.1" in err
     assert robust(folder) == before
     assert not [record for record in broken(folder) if record.cell.family == SUBMISSION]
+
+
+def misses(case: str, clean: np.ndarray) -> np.ndarray:
+    """An image that does not count, for one reason each."""
+    return {
+        "still classified correctly": clean,
+        "NaN or infinite": np.full_like(clean, np.nan),
+        "outside the box [0, 1]": clean - 0.5,
+        "out of budget": np.clip(np.where(clean > 0.5, clean - 2 * EPS, clean + 2 * EPS), 0, 1),
+    }[case]
+
+
+MISSES = ["still classified correctly", "NaN or infinite", "outside the box [0, 1]", "out of budget"]
+
+
+@pytest.fixture(scope="module")
+def alone(attacked, stronger, tmp_path_factory) -> tuple[int, float]:
+    """How many images of the stronger attack hold, each sent alone, and the accuracy they leave."""
+    tmp_path = tmp_path_factory.mktemp("alone")
+    folder = Path(shutil.copytree(attacked, tmp_path / "out"))
+    rows = still_standing(folder)
+    assert send(folder, tmp_path, stronger[0][rows], stronger[1][rows]) == 0
+    (record,) = [r for r in broken(folder) if r.cell.family == SUBMISSION]
+    return record.card["adversarial"]["count"], robust(folder)["resnet"]
+
+
+@pytest.mark.parametrize("case", MISSES)
+def test_every_image_of_a_sample_is_tried(folder, stronger, alone, tmp_path, digits, capsys, case):
+    index, image = stronger
+    rows, (held, rate) = still_standing(folder), alone
+    bad = misses(case, digits.test.images[rows].numpy())
+    assert send(folder, tmp_path, np.tile(index[rows], 2), np.concatenate([bad, image[rows]])) == 0
+    out = capsys.readouterr().out
+    assert f"accepted {held} of {2 * len(rows)}" in out
+    assert "given before" not in out
+    rejected = sum(int(n) for n in re.findall(rf"rejected (\d+): {re.escape(case)}", out))
+    assert rejected >= len(rows)
+    assert robust(folder)["resnet"] == rate
+    assert verify(folder).findings == []
+
+
+def test_of_two_images_that_hold_the_first_counts(folder, stronger, tmp_path, digits, capsys):
+    index, image = stronger
+    rows = still_standing(folder)
+    clean = digits.test.images[rows].numpy()
+    nearer = clean + np.float32(0.99) * (image[rows] - clean)
+    assert send(folder, tmp_path, np.tile(index[rows], 3), np.concatenate([nearer, image[rows], nearer])) == 0
+    out = capsys.readouterr().out
+    (record,) = [r for r in broken(folder) if r.cell.family == SUBMISSION]
+    held = record.card["adversarial"]["count"]
+    assert f"accepted {held} of {3 * len(rows)}" in out
+    extra = int(re.search(r"rejected (\d+): an earlier image of its sample holds", out)[1])
+    assert held / 2 < extra <= 2 * held
+    breaks = Store(folder).get_examples(record.cell)
+    assert len(set(breaks.index.tolist())) == len(breaks) == held
+    longest = np.abs(breaks.steps).max(axis=(1, 2, 3)) / (EPS * 65535)
+    assert (longest < 0.995).mean() > 0.5, "the nearer one, where it holds"
+    assert (longest < 1.001).all()
+
+
+def test_an_image_that_is_stored_already_does_not_hide_a_new_one_of_its_sample(
+    folder, stronger, tmp_path, digits, capsys
+):
+    index, image = stronger
+    assert send(folder, tmp_path, index, image, origin="first") == 0
+    clean = digits.test.images[:40].numpy()
+    nearer = clean + np.float32(0.99) * (image - clean)
+    capsys.readouterr()
+    assert send(folder, tmp_path, np.tile(index, 2), np.concatenate([image, nearer]), origin="second") == 0
+    accepted = int(re.search(r"accepted (\d+) of 80", capsys.readouterr().out)[1])
+    assert accepted > 0
+
+
+def test_a_file_of_which_less_was_accepted_before_is_taken_in_again(folder, stronger, tmp_path, capsys):
+    index, image = stronger
+    assert send(folder, tmp_path, index, image) == 0
+    rate, store = robust(folder)["resnet"], Store(folder)
+    (record,) = [r for r in broken(folder) if r.cell.family == SUBMISSION]
+    breaks = store.get_examples(record.cell)
+    # As an older version left it, which tried one image of each sample.
+    facts = store.put_examples(record.cell, breaks.of(breaks.index[:1].tolist()))
+    store.put(dataclasses.replace(record, card={"adversarial": facts}))
+    assert send(folder, tmp_path, index, image) == 0
+    assert "(stored already)" not in capsys.readouterr().out.splitlines()[-2]
+    (again,) = [r for r in broken(folder) if r.cell.family == SUBMISSION]
+    assert again.card["adversarial"]["count"] == len(breaks)
+    assert robust(folder)["resnet"] == rate
 
 
 def test_one_that_holds_is_kept_among_others_that_do_not(folder, stronger, tmp_path, digits, capsys):

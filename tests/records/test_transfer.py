@@ -135,6 +135,21 @@ def test_the_first_source_whose_example_holds_gives_it_and_every_source_is_count
     assert np.array_equal(breaks.index, samples.indices[by_strong & right])
 
 
+def test_of_several_examples_of_one_sample_the_first_that_holds_counts(samples):
+    """A file may come from elsewhere: every image in it is tried, in its order."""
+    model = stubs.two_class(WEIGHT, -0.3)
+    parts = [breaks_along(samples, 1.0, eps=e) for e in (0.0, 0.9 * EPS, EPS)]
+    joined = {n: np.concatenate([getattr(p, n) for p in parts]) for n in ("index", "label", "steps")}
+    outcomes, breaks, _ = replayed(model, samples, [source(AdversarialExamples(**joined))])
+    with torch.no_grad():
+        margin = model(samples.images)[:, 1].numpy()
+    right, nearer = margin > 0, margin < 0.9 * EPS * 2.75
+    assert (right & nearer).any()
+    assert np.array_equal(outcomes["correct"][0], right & ~(margin < EPS * 2.75))
+    length = np.abs(breaks.steps).max(axis=(1, 2, 3)) / 65535
+    np.testing.assert_allclose(length[nearer[np.isin(samples.indices, breaks.index)]], 0.9 * EPS, atol=2e-5)
+
+
 def test_what_leaves_the_budget_or_the_box_or_is_of_other_samples_is_not_tried(samples):
     model = stubs.two_class(WEIGHT, -0.3)
     with torch.no_grad():
