@@ -1,10 +1,14 @@
-"""Seeds: one stream per sample for noise, one per batch for attacks; the caller's state untouched."""
+"""Seeds: a stream of its own for each purpose and sample; the caller's state untouched.
+
+No two purposes share a stream, or a network would be trained on the noise that it is tested on.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 
 import numpy as np
 import torch
@@ -12,8 +16,45 @@ import torch
 from .types import Seed
 
 
+class Purpose(StrEnum):
+    """What random numbers are for.
+
+    Initial weights and the order of training samples are not among them. They come from torch's generator,
+    seeded anew for each training and each epoch (`training.train`).
+    """
+
+    EVALUATION = "evaluation"
+    TRAINING = "training"
+    VALIDATION = "validation"
+    AUDIT = "audit"
+    SMOOTHING = "smoothing"
+
+
+def stream_seeds(purpose: Purpose, seed: int, step: int, indices: Sequence[int]) -> list[int]:
+    """One 128-bit seed per sample for a purpose; no two purposes, seeds, steps or samples share one.
+
+    Parameters
+    ----------
+    seed
+        Of the training or the attack.
+    step
+        The epoch, the draw or the restart.
+    indices
+        The samples' own numbers in their dataset.
+    """
+    if purpose is Purpose.EVALUATION and 0 <= seed < 2**32 and 0 <= step < 2**32:
+        return sample_seeds((seed << 32) | step, indices)  # as in the stored records
+    return [_digest(f"{purpose}:{seed}:{step}:{int(index)}") for index in indices]
+
+
+def stream_generator(purpose: Purpose, seed: int, *what: object) -> torch.Generator:
+    """A generator of torch on the CPU for one use `what` of a purpose: a check, a sample, a restart."""
+    text = ":".join(map(str, (purpose, seed, "generator", *what)))
+    return torch.Generator().manual_seed(_digest(text) % 2**63)
+
+
 def sample_seeds(seed: int, indices: Sequence[int]) -> list[int]:
-    """One 128-bit seed per sample, from a run's seed and the sample's own index in its dataset."""
+    """One 128-bit seed per sample from one 64-bit number; `stream_seeds` tells purposes apart besides."""
     return [((seed % 2**64) << 64) | int(index) for index in indices]
 
 
@@ -28,10 +69,11 @@ def per_sample(seed: Seed, count: int) -> list[int]:
 def derive(seeds: Sequence[int], *purpose: object) -> list[int]:
     """Another 128-bit seed for each of `seeds` and every purpose: a stage, a restart, a block of draws."""
     text = ":".join(map(str, purpose))
-    return [
-        int.from_bytes(hashlib.blake2b(f"{seed}:{text}".encode(), digest_size=16).digest(), "big")
-        for seed in seeds
-    ]
+    return [_digest(f"{seed}:{text}") for seed in seeds]
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "big")
 
 
 def sample_generators(seeds: Sequence[int]) -> Iterator[np.random.Generator]:

@@ -173,7 +173,7 @@ def run_audit(audit: Audit, context: Context, cell: Any, described: Mapping[str,
     forwards, backwards = queried.forwards, queried.backwards
     try:
         with time_limit(LIMIT, f"audit {audit.name}"), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(context.seed)
+            torch.manual_seed(context.generator(audit.name, "model").initial_seed())
             result = audit(context)
         return audit_record(
             cell,

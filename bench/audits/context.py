@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...attacks import THREATS, Threat
-from ...attacks.core.seeds import sample_seeds
+from ...attacks.core.seeds import Purpose, stream_generator, stream_seeds
 from ...attacks.core.types import Norm
 from ...models import ModelSpec
 from ..evaluation.accuracy import frozen
@@ -113,6 +113,10 @@ class Context:
         """The model behind a counter that refuses NaN."""
         return self.once("queried", lambda: CheckedModel(self.model, self.num_classes))
 
+    def generator(self, *what: object) -> torch.Generator:
+        """A generator on the CPU for one use `what` of random numbers: an audit's name, and where in it."""
+        return stream_generator(Purpose.AUDIT, self.seed, *what)
+
     def logits(self, images: Tensor, model: nn.Module | None = None) -> Tensor:
         """Logits (N, K), without gradients, in batches of `batch_size`."""
         asked = self.queried if model is None else CheckedModel(model, self.num_classes)
@@ -160,7 +164,7 @@ class Context:
         images = self.images.clone()
         with frozen(asked.model):
             for part in rows.split(self.batch_size):
-                seeds = sample_seeds(self.seed, part.tolist())
+                seeds = stream_seeds(Purpose.AUDIT, self.seed, 0, part.tolist())
                 with torch.set_grad_enabled(threat.needs_gradient):
                     strength = self.eps if eps is None else eps
                     attacked = (asked, self.images[part].clone(), self.labels[part], strength, seeds)

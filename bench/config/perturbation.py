@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from ..._errors import InvalidArgument
 from ...attacks import THREATS, Threat
 from ...attacks.core.frozen_model import frozen
-from ...attacks.core.seeds import sample_seeds
+from ...attacks.core.seeds import Purpose, stream_seeds
 from ..runtime.checked_model import CheckedModel
 from .preset import Perturbation, Recipe
 
-_VALIDATION = 2**31 - 1
-"""Replaces the epoch's number for held-out samples: they are perturbed alike in every epoch."""
+STREAMS_VERSION = 2
+"""Raise it by hand when training draws its perturbations from other streams. 1: those of the evaluation."""
 
 
 def training_threat(perturbation: Perturbation) -> Threat:
@@ -41,7 +41,11 @@ def recipe_facts(recipe: Recipe) -> dict[str, Any]:
     facts = recipe.model_dump(exclude_none=True)
     if recipe.perturb:
         threat = training_threat(recipe.perturb)
-        facts["perturb"] |= {"parameters": dict(threat.parameters), "version": threat.version}
+        facts["perturb"] |= {
+            "parameters": dict(threat.parameters),
+            "version": threat.version,
+            "streams": STREAMS_VERSION,
+        }
     return facts
 
 
@@ -59,9 +63,10 @@ def training_queries(recipe: Mapping[str, Any]) -> tuple[int, int]:
 class Perturber:
     """``change(images, labels, numbers, epoch)``: images perturbed against the model as it is now.
 
-    A sample's noise or random start follows from the training seed, the epoch and the sample's number. The
-    attack sees the model in eval mode. FGSM and PGD have no early stopping, so that training sees the largest
-    loss they find; other attacks stop at the first misclassification.
+    A sample's noise or random start follows from the training seed, the epoch and the sample's number, and is
+    never that of an evaluation. Held-out samples (no epoch) are perturbed alike in every epoch. The attack
+    sees the model in eval mode. FGSM and PGD have no early stopping, so that training sees the largest loss
+    they find; other attacks stop at the first misclassification.
     """
 
     def __init__(self, model: nn.Module, perturbation: Perturbation, seed: int, num_classes: int) -> None:
@@ -81,8 +86,8 @@ class Perturber:
         self, images: Tensor, labels: Tensor, numbers: np.ndarray, epoch: int | None = None
     ) -> Tensor:
         """Images (N, C, H, W) like `images`, without a graph; `numbers` (N,) name them in their dataset."""
-        stream = (self._seed << 32) | (_VALIDATION if epoch is None else epoch)
-        seeds = sample_seeds(stream, numbers.tolist())
+        purpose, step = (Purpose.VALIDATION, 0) if epoch is None else (Purpose.TRAINING, epoch)
+        seeds = stream_seeds(purpose, self._seed, step, numbers.tolist())
         with frozen(self._model), torch.set_grad_enabled(self._threat.needs_gradient):
             model = CheckedModel(self._model, self._classes, deferred=images.device.type != "cpu")
             strength = self.strength(epoch)

@@ -15,7 +15,7 @@ from ..._errors import RobustodeError, one_line
 from ...attacks import Threat
 from ...attacks.core.cost_log import Part, record_costs
 from ...attacks.core.frozen_model import frozen as frozen
-from ...attacks.core.seeds import sample_seeds
+from ...attacks.core.seeds import Purpose, stream_seeds
 from ..data import Split
 from ..records.adversarial_examples import AdversarialExamples
 from ..records.record import Cell, Record, Status
@@ -125,7 +125,7 @@ def batches(
     order = torch.from_numpy(rows).to(split.images.device).split(size)
     for start, here in zip(range(0, len(rows), size), order, strict=False):
         batch = rows[start : start + size]
-        seeds = sample_seeds((cell.attack_seed << 32) | draw, split.indices[batch].tolist())
+        seeds = stream_seeds(Purpose.EVALUATION, cell.attack_seed, draw, split.indices[batch].tolist())
         yield batch, split.images[here].to(device), split.labels[here].to(device), seeds
 
 

@@ -21,6 +21,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from ...attacks.core.seeds import Purpose, stream_generator
 from ...models import ODEBlock
 from ..data import Split
 from ..evaluation.accuracy import frozen
@@ -69,11 +70,14 @@ def smooth_cell(
     with frozen(model), torch.no_grad():
         queried = CheckedModel(model, num_classes, deferred=device.type != "cpu")
         for i in range(cell.samples):
-            generator = torch.Generator().manual_seed((cell.attack_seed << 32) | int(split.indices[i]))
+            selection, estimation = (
+                stream_generator(Purpose.SMOOTHING, cell.attack_seed, what, int(split.indices[i]))
+                for what in ("selection", "estimation")
+            )
             image = split.images[i].to(device)
-            votes = _count(queried, image, n0, cell, generator)
+            votes = _count(queried, image, n0, cell, selection)
             chosen = int(votes.argmax())
-            counts = int(_count(queried, image, n, cell, generator)[chosen])
+            counts = int(_count(queried, image, n, cell, estimation)[chosen])
             queried.raise_pending()
             if chosen == labels[i]:
                 # Rounded towards 0: a certificate never grows by being written down.

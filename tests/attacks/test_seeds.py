@@ -7,7 +7,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from robustode.attacks.core.seeds import derive, per_sample, sample_generators, sample_seeds, seeded
+from robustode.attacks.core.seeds import (
+    Purpose,
+    derive,
+    per_sample,
+    sample_generators,
+    sample_seeds,
+    seeded,
+    stream_generator,
+    stream_seeds,
+)
 
 CPU = torch.device("cpu")
 
@@ -83,3 +92,46 @@ def test_derived_seeds_differ_by_seed_and_purpose_and_are_pinned():
     assert all(0 <= seed < 2**128 for seed in found)
     assert derive([7], "square", 3) == derive([5, 7], "square", 3)[1:]
     assert derive([1], "apgd", "ce 0") == [159311405957919802605707359926886758298]
+
+
+FAR = st.integers(-3, 3) | st.integers(2**31 - 2, 2**31 + 2) | st.integers(2**32 - 2, 2**32 + 2)
+"""Around the ends of 32 bits: a seed shifted by them must not meet the next one."""
+
+
+@given(
+    st.sets(st.tuples(st.sampled_from(Purpose), FAR | st.integers(), FAR, st.integers(0, 2**40)), max_size=30)
+)
+def test_no_two_purposes_seeds_steps_and_samples_share_a_stream(streams):
+    found = {stream_seeds(*purpose_seed_step, [index])[0] for *purpose_seed_step, index in streams}
+    assert len(found) == len(streams)
+    assert all(0 <= seed < 2**128 for seed in found)
+
+
+def test_no_two_streams_of_small_numbers_meet():
+    count = 8
+    found = [
+        seed
+        for purpose in Purpose
+        for of_seed in range(count)
+        for step in range(count)
+        for seed in stream_seeds(purpose, of_seed, step, range(count))
+    ]
+    assert len(set(found)) == len(Purpose) * count**3
+    found += derive(found, "apgd", "ce 0")
+    assert len(set(found)) == 2 * len(Purpose) * count**3
+
+
+def test_the_streams_of_the_evaluation_are_those_of_the_stored_records():
+    assert stream_seeds(Purpose.EVALUATION, 0, 2, [5, 7]) == [(2 << 64) | 5, (2 << 64) | 7]
+    assert stream_seeds(Purpose.EVALUATION, 3, 1, [9]) == [(3 << 96) | (1 << 64) | 9]
+
+
+def test_the_streams_of_training_are_pinned():
+    """Published weights rely on them."""
+    assert stream_seeds(Purpose.TRAINING, 0, 2, [5]) == [153887350263661587967400959969416795225]
+
+
+def test_generators_differ_by_purpose_seed_and_use():
+    uses = [(purpose, seed, what) for purpose in Purpose for seed in (0, 1) for what in ("a", "b")]
+    seeds = [stream_generator(*use).initial_seed() for use in uses]
+    assert len({*seeds, *range(100)}) == len(uses) + 100, "nor are they those of initial weights or an epoch"

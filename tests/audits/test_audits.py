@@ -13,7 +13,7 @@ import torch
 from gallery.base import Case, Wrapped, context_of, fit, fitted, sound_model
 from robustode._errors import InvalidArgument
 from robustode.attacks import THREATS
-from robustode.attacks.core.seeds import sample_seeds
+from robustode.attacks.core.seeds import Purpose, stream_seeds
 from robustode.bench.audits import library
 from robustode.bench.audits.context import Context
 from robustode.bench.audits.library import all_audits, audit_names, names_of, records_audits
@@ -367,7 +367,7 @@ class Climb(Context):
 
     def __call__(self, model, images, labels, eps, seed, *, early_stopping):
         assert not early_stopping, "of a sample that is attacked no longer there is no loss to write down"
-        moving = seed - self.seed == self.climbs
+        moving = seed == stream_seeds(Purpose.AUDIT, self.seed, self.climbs, range(len(images)))
         x = images.clone().requires_grad_(True)
         slope = torch.autograd.grad(model(x).gather(1, labels[:, None]).sum(), x)[0].sign()
         for step in range(41):
@@ -452,7 +452,7 @@ def test_an_attack_through_another_model_goes_on_with_what_it_breaks():
         case.images.clone(),
         case.labels,
         0.3,
-        sample_seeds(case.seed, range(len(case.images))),
+        stream_seeds(Purpose.AUDIT, case.seed, 0, range(len(case.images))),
     )
     own = case.perturbed(threat, eps=0.3)
     through = case.perturbed(threat, eps=0.3, model=case.model)

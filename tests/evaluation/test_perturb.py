@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ import stubs
 import torch
 from robustode._errors import InvalidArgument
 from robustode.attacks import THREATS
-from robustode.attacks.core.seeds import sample_seeds
+from robustode.attacks.core.seeds import Purpose, stream_seeds
 from robustode.bench.config.model_selection import select_models
 from robustode.bench.config.perturbation import Perturber, recipe_facts, training_queries, training_threat
 from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import Perturbation, Recipe, load_preset
+from robustode.bench.evaluation.accuracy import batches
 from robustode.bench.training.train import build_model, train
 from robustode.models import MODELS
 
@@ -62,7 +64,7 @@ def test_an_attack_in_training_goes_on_with_what_is_broken(few):
     """The largest loss is trained on; an attack that is scored stops on a sample once it is broken."""
     images, labels, numbers = batch(few)
     model, change = on(ATTACK)
-    threat, seeds = training_threat(ATTACK), sample_seeds(1, numbers.tolist())
+    threat, seeds = training_threat(ATTACK), stream_seeds(Purpose.TRAINING, 0, 1, numbers.tolist())
     given = (model.eval(), images, labels, ATTACK.strength, seeds)
     trained_on = change(images, labels, numbers, 1)
     assert torch.equal(trained_on, threat(*given, early_stopping=False))
@@ -132,11 +134,62 @@ def test_a_key_holds_the_threat_its_version_and_all_of_its_parameters():
         "ramp": 0.0,
         "parameters": parameters,
         "version": THREATS.get("pgd-linf").version,
+        "streams": 2,
     }
 
 
 def test_the_key_of_a_plain_training_is_what_it_was():
     assert "perturb" not in recipe_facts(PLAIN)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_plain_training_draws_its_weights_and_its_order_as_it_did(few, tmp_path, monkeypatch, seed):
+    """Weights of plain rows are published: another stream would change them."""
+    orders, permute = [], torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda n: orders.append(permute(n)) or orders[-1])
+    model = build_model(lambda shape, classes: stubs.Linear(shape, classes), few, {}, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        initial = stubs.Linear((1, 8, 8), 10).state_dict()
+        assert all(torch.equal(initial[name], value) for name, value in model.state_dict().items())
+        recipe = PLAIN.model_copy(update={"epochs": 2})
+        cpu = torch.device("cpu")
+        train(model, few, recipe, seed=seed, path=tmp_path / "a", facts={"cell": {}}, device=cpu)
+        for epoch, order in enumerate(orders):
+            torch.manual_seed(1_000_003 * seed + epoch + 1)
+            assert torch.equal(order, permute(len(few.train)))
+    assert len(orders) == 2
+
+
+def probe(few, wish: Perturbation, count: int = 20) -> list[dict[tuple[str, int], torch.Tensor]]:
+    """The perturbations of samples 0 .. count - 1 in training, on held-out samples and in the evaluation."""
+    grey, labels, numbers = torch.full((count, 1, 8, 8), 0.5), torch.zeros(count).long(), np.arange(count)
+    model, threat = on(wish)[0], training_threat(wish)
+    split = dataclasses.replace(few.test, images=grey, labels=labels, indices=numbers)
+    cell = stubs.cell_for("gaussian", wish.strength, count)
+    found: list[dict[tuple[str, int], torch.Tensor]] = [{}, {}, {}]
+    for seed in (0, 1):
+        change = Perturber(model, wish, seed, 10)
+        found[1]["validation", seed] = change(grey, labels, numbers) - grey
+        for epoch in range(4):
+            found[0]["training", 10 * seed + epoch] = change(grey, labels, numbers, epoch) - grey
+    for draw in range(4):
+        ((_, images, targets, seeds),) = batches(split, numbers, cell, torch.device("cpu"), draw)
+        changed = threat(model, images.clone(), targets, wish.strength, seeds, early_stopping=False)
+        found[2]["evaluation", draw] = changed.detach() - grey
+    return found
+
+
+STARTS = Perturbation(threat="pgd-l2", strength=0.1, parameters={"steps": 1, "restarts": 1})
+
+
+@pytest.mark.parametrize("wish", [NOISE, STARTS], ids=["noise", "starts"])
+def test_no_training_sees_the_noise_or_the_starts_of_the_test(few, wish):
+    """Image i of the training set in epoch d was given the noise of test image i in draw d."""
+    streams = {name: noise for found in probe(few, wish) for name, noise in found.items()}
+    for (name, one), (other, two) in itertools.combinations(streams.items(), 2):
+        same = (one == two).flatten(1).all(1)
+        assert not bool(same.any()), (name, other)
 
 
 def test_queries_of_a_training_are_counted():

@@ -63,14 +63,14 @@ def check(context: Context) -> AuditResult:
 
 def _fit(context: Context, backbone: nn.Module) -> nn.Module:
     """A head on `backbone` by Adam on the samples' labels, clean and with noise of eps."""
-    generator = torch.Generator().manual_seed(context.seed)
+    generator = context.generator("backbone-transfer")
     noise = torch.rand(context.images.shape, generator=generator).to(context.images)
     images = torch.cat([context.images, (context.images + context.eps * (2 * noise - 1)).clamp(0, 1)])
     with torch.no_grad():
         features = torch.cat([backbone(part).flatten(1) for part in images.split(context.batch_size)])
     targets = torch.cat([context.labels, context.labels])
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(context.seed)
+        torch.manual_seed(context.generator("backbone-transfer", "head").initial_seed())
         head = nn.Linear(features.shape[1], context.num_classes).to(features)
         optimiser = torch.optim.Adam(head.parameters(), lr=0.05)
         for _ in range(STEPS):

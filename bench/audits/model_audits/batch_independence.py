@@ -67,7 +67,7 @@ def _distances(context: Context, model: nn.Module) -> tuple[Tensor, int, Tensor,
     images, count = context.images, len(context.images)
     single = torch.cat([context.logits(image[None], model) for image in images])
     alone = normalised(single)
-    generator = torch.Generator().manual_seed(context.seed)
+    generator = context.generator("batch-independence")
     moved, others = [], []
     flipped = torch.zeros(count, dtype=torch.bool, device=alone.device)
     for batch in range(BATCHES):

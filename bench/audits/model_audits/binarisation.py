@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ....attacks.core.seeds import sample_seeds
+from ....attacks.core.seeds import Purpose, stream_seeds
 from ...evaluation.accuracy import frozen
 from ..context import Context
 from ..measures import array
@@ -60,13 +60,14 @@ def check(context: Context) -> AuditResult:
             if readout is None:
                 continue
             tried += 1
-            seeds = sample_seeds(context.seed, [index])
+            seeds = stream_seeds(Purpose.AUDIT, context.seed, 0, [index])
             label = torch.zeros(1, dtype=torch.long, device=image.device)
             with torch.set_grad_enabled(threat.needs_gradient):
                 attacked = threat(readout, image[None].clone(), label, context.eps, seeds)
             with torch.no_grad():
                 found += int(readout(attacked).argmax(1))
-                lucky += float(readout(_border(context, image, queries, 1 + index)).argmax(1).any())
+                tries = _border(context, image, queries, ("random search", index))
+                lucky += float(readout(tries).argmax(1).any())
     if not tried:
         return not_applicable(
             "No planted example can be separated from the points inside: the logits do not change."
@@ -96,9 +97,9 @@ def _settings(parameters: object) -> str:
     return ", ".join(f"{k} {v}" for k, v in dict(parameters).items()) or "no settings"  # type: ignore[call-overload]
 
 
-def _border(context: Context, image: Tensor, count: int, seed: int, reach: float = 1.0) -> Tensor:
+def _border(context: Context, image: Tensor, count: int, what: tuple[str, int], reach: float = 1.0) -> Tensor:
     """Random points (count, C, H, W) on the border of the ball of `reach` eps, within the box."""
-    generator = torch.Generator().manual_seed(context.seed * 7919 + seed)
+    generator = context.generator("binarisation", *what)
     noise = torch.randn(count, *image.shape, generator=generator).to(image)
     if context.norm == "linf":
         noise = noise.sign()
@@ -110,8 +111,8 @@ def _border(context: Context, image: Tensor, count: int, seed: int, reach: float
 @torch.no_grad()
 def _plant(context: Context, image: Tensor, index: int) -> _Binary | None:
     """The readout of one image; None where its planted example cannot be separated."""
-    inner = torch.cat([image[None], _border(context, image, INNER, 1000 + index, INSIDE)])
-    planted = _border(context, image, 1, 5000 + index)
+    inner = torch.cat([image[None], _border(context, image, INNER, ("inside", index), INSIDE)])
+    planted = _border(context, image, 1, ("planted", index))
     inside, outside = context.logits(inner).double(), context.logits(planted).double()[0]
     size = inside.abs().amax().clamp_min(1e-300)
     inside, outside = inside / size, outside / size

@@ -48,7 +48,7 @@ def check(context: Context) -> AuditResult:
             return not_applicable("The flow's states are no columns (n, M).")
         states = states[:, :: max(1, states.shape[1] // STATES)]
         maps = flow.step_maps()
-        times, growth = _growth(maps, states, context.seed)
+        times, growth = _growth(maps, states, context.generator("contraction"))
         step = flow.lipschitz_bounds().get("worst_step", math.nan) if flow.has_tanh_fields() else math.nan
     rate = rho if rho > 0 else 0.0
     allowed = SLACK * math.exp(-rate * flow.final_time)
@@ -77,9 +77,8 @@ def check(context: Context) -> AuditResult:
     )
 
 
-def _growth(maps: list[StepMap], states: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def _growth(maps: list[StepMap], states: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Times (k,), and the largest distance ratio at each, over all pairs."""
-    generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(states.shape, dtype=states.dtype, generator=generator).to(states)
     noise = noise / noise.norm(dim=0)
 

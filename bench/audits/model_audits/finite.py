@@ -49,7 +49,7 @@ def check(context: Context) -> AuditResult:
 
 def _probes(context: Context) -> Iterator[tuple[str, Tensor]]:
     images = context.images
-    generator = torch.Generator().manual_seed(context.seed)
+    generator = context.generator("finite")
     noise = torch.rand(images.shape, generator=generator).to(images)
     levels = torch.linspace(0, 1, min(len(images), 16)).to(images)
     yield "test images", images

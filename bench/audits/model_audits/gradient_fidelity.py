@@ -38,7 +38,7 @@ def check(context: Context) -> AuditResult:
     context = context.first(SAMPLES)
     images = context.images
     top = context.logits(images).topk(2, dim=1).indices
-    basis = _basis(images[0].numel(), context.seed).to(images.device)
+    basis = _basis(images[0].numel(), context.generator("gradient-fidelity")).to(images.device)
     with double_copy(context.model) as double:
         wanted = _differences(double, images.double(), top, basis)
         found = {
@@ -86,9 +86,8 @@ def _adjoint(context: Context, top: Tensor, basis: Tensor, own: Tensor) -> Tenso
         return str(error)
 
 
-def _basis(pixels: int, seed: int) -> Tensor:
+def _basis(pixels: int, generator: torch.Generator) -> Tensor:
     """Orthonormal directions (k, pixels), float64."""
-    generator = torch.Generator().manual_seed(seed)
     count = min(pixels, DIRECTIONS)
     random = torch.randn(pixels, count, generator=generator, dtype=torch.float64)
     basis: Tensor = torch.linalg.qr(random).Q.T.contiguous()

@@ -86,7 +86,7 @@ def _pairs(z: Tensor, other: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> Ten
 
 @torch.no_grad()
 def _neighbours(context: Context, model: torch.nn.Module, images: Tensor, scale: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(context.seed)
+    generator = context.generator("lipschitz-bound")
     found = []
     for size in (1e-2, 0.3):
         noise = torch.randn(images.shape, generator=generator, dtype=torch.float64).to(images)

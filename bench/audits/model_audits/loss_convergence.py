@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ....attacks.core.losses import cross_entropy
+from ....attacks.core.seeds import Purpose, stream_seeds
 from ...runtime.checked_model import CheckedModel
 from ..context import Context
 from ..measures import array
@@ -56,9 +57,9 @@ def check(context: Context) -> AuditResult:
     for restart in range(restarts):
         recorder = _LossRecorder(context.model, context.labels)
         whole = CheckedModel(recorder, context.num_classes)
-        seed = context.seed + restart
+        seeds = stream_seeds(Purpose.AUDIT, context.seed, restart, range(len(context.images)))
         with torch.enable_grad():
-            given = (whole, context.images.clone(), context.labels, context.eps, seed)
+            given = (whole, context.images.clone(), context.labels, context.eps, seeds)
             attacked = once(*given, early_stopping=False)
         survivors = survivors & (context.logits(attacked.detach()).argmax(1) == context.labels)
         runs.append(torch.stack(recorder.losses))
