@@ -60,6 +60,10 @@ class RecordError(RobustodeError):
     """A stored record that cannot be used: truncated, edited, or of an unknown schema."""
 
 
+class ForeignCodeWarning(UserWarning):
+    """Other people's code changed something global, which was put back; the message names both."""
+
+
 def one_line(error: BaseException, limit: int = 200) -> str:
     """The first non-empty line of an error's message, shortened to `limit` characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

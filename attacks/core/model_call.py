@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from ..._errors import ContractBroken, ModelFailure, NonFinite, RobustodeError, one_line
 from .memory import out_of_memory
+from .torch_settings import KeptSettings
 
 
 def ask_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
     """Return the model's logits (N, K) of `images` (N, C, H, W); their values are not checked.
 
-    A model whose parameters are of another floating type is handed images of that type. A GPU is not waited
-    for.
+    A model whose parameters are of another floating type is handed images of that type. What it changes of
+    torch's settings is put back (`KeptSettings`). A GPU is not waited for.
 
     Raises
     ------
@@ -28,7 +29,8 @@ def ask_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
     images = images.to(dtype)
     version = None if images.is_inference() else images._version
     try:
-        logits = model(images)
+        with KeptSettings():
+            logits = model(images)
     except (RobustodeError, MemoryError):
         raise
     except (Exception, SystemExit) as error:

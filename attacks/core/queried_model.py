@@ -16,6 +16,7 @@ from .double_precision import in_double
 from .memory import out_of_memory
 from .model_call import ask_model, raise_nonfinite
 from .recomputed_gradient import RecomputedGradient
+from .torch_settings import KeptSettings
 from .types import Loss, Model
 
 MAX_PENDING = 256
@@ -93,6 +94,11 @@ class QueriedModel(nn.Module):
         """Field evaluations of the last forward pass; None, unless a subclass can tell."""
         return None
 
+    def train(self, mode: bool = True) -> QueriedModel:
+        """Set this wrapper's own flag: in which mode the model is asked is not for an attack to say."""
+        self.training = mode
+        return self
+
     # --- queries ----------------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Tensor:
@@ -100,7 +106,8 @@ class QueriedModel(nn.Module):
         if images.requires_grad:
             images.register_hook(lambda gradient: self.require_finite(gradient, "the input gradient is"))
         if self.num_classes is None:
-            logits = self.model(images)
+            with KeptSettings():
+                logits = self.model(images)
         else:
             logits = ask_model(cast(nn.Module, self.model), images, self.num_classes)
         self.require_finite(logits.detach(), "logits are")

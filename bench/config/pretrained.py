@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..._errors import CheckpointError
+from ...attacks.core.modes import training_mode
 from ..records.checkpoint import Checkpoint, load_bytes, load_tensors, save_bytes
 
 PRETRAINED_RECIPE = "given"
@@ -52,7 +53,7 @@ class PretrainedWeights:
         return {"name": PRETRAINED_RECIPE, "weights_sha256": self.sha256}
 
     def check(self, model: nn.Module) -> None:
-        """Compare names, shapes and dtypes with those of `model`; nothing is loaded.
+        """Compare names, shapes and dtypes with those of `model`, left in eval mode; nothing is loaded.
 
         Raises
         ------
@@ -62,7 +63,8 @@ class PretrainedWeights:
         tensors, sha256 = load_tensors(self.path)
         if sha256 != self.sha256:
             raise CheckpointError(f"{self.path} has changed since it was first read: run again")
-        expected = model.state_dict()
+        with training_mode(model):
+            expected = model.state_dict()
         wrong = [
             *_list_names("it lacks", [name for name in expected if name not in tensors]),
             *_list_names("the model has no", [name for name in tensors if name not in expected]),

@@ -19,12 +19,14 @@ from torch.nn import functional as F
 from ..._errors import ContractBroken, NonFinite, RobustodeError, one_line
 from ..._registry import unknown_name
 from ...attacks.core.model_call import call_model
+from ...attacks.core.modes import set_mode, training_mode
 from ...models import ModelSpec
 from ..audits.context import Context
 from ..audits.library import all_audits, audit_names
 from ..audits.registry import Audit
 from ..evaluation.accuracy import frozen
 from ..runtime.time_limit import time_limit
+from ..training.construct import construct
 from .claims import CLAIM_CHECKS, check_tanh_fields, states_tanh_fields
 
 SHAPES = ((1, 8, 8), (1, 28, 28), (3, 32, 32))
@@ -81,13 +83,7 @@ class Result:
 def _build(
     spec: ModelSpec, shape: tuple[int, int, int] = SHAPE, classes: int = 10, seed: int = 0
 ) -> nn.Module:
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        model = spec.build(shape, classes, **spec.resolve())
-        if not isinstance(model, nn.Module):
-            raise ContractBroken(f"build returned {type(model).__name__}: return a torch.nn.Module")
-        call_model(model.eval(), _images(shape, 2), classes)
-    return model
+    return construct(spec.build, shape, classes, spec.resolve(), seed=seed, images=_images(shape, 2))
 
 
 def _images(shape: tuple[int, int, int] = SHAPE, count: int = 16) -> Tensor:
@@ -110,7 +106,8 @@ def check_shapes(spec: ModelSpec) -> None:
 
 def check_gradients(spec: ModelSpec) -> None:
     """Finite gradients to the input, not all zero, and to every trainable parameter."""
-    model = _build(spec).train()
+    model = _build(spec)
+    set_mode(model, training=True)
     images = _images().requires_grad_(True)
     logits = call_model(model, images, 10)
     if not logits.requires_grad:
@@ -130,8 +127,10 @@ def check_gradients(spec: ModelSpec) -> None:
 def check_state_round_trip(spec: ModelSpec) -> None:
     """Weights saved and loaded into a fresh model give the same logits."""
     model, other = _build(spec, seed=0), _build(spec, seed=1)
-    plain = {name: t.contiguous().clone() for name, t in model.state_dict().items()}
-    other.load_state_dict(safetensors.torch.load(safetensors.torch.save(plain)))
+    with training_mode(model):
+        plain = {name: t.contiguous().clone() for name, t in model.state_dict().items()}
+    with training_mode(other):
+        other.load_state_dict(safetensors.torch.load(safetensors.torch.save(plain)))
     with torch.no_grad():
         same = torch.equal(call_model(model, _images(), 10), call_model(other, _images(), 10))
     if not same:

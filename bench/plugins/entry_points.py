@@ -13,6 +13,7 @@ from types import ModuleType
 
 from ..._errors import InvalidArgument, one_line
 from ...models import MODELS, ModelSpec
+from ..runtime.foreign_code import importing
 
 GROUP = "robustode.models"
 _PACKAGE = __name__.partition(".")[0]
@@ -40,7 +41,8 @@ def load_plugins(warn: Callable[[str], None] = lambda line: None) -> None:
         package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown package"
         before = {spec.name: spec for spec in MODELS}
         try:
-            _load(entry, package)
+            with importing(f"plug-in {entry.name!r} of {package}"):
+                _load(entry, package)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plug-in may call sys.exit

@@ -21,6 +21,7 @@ from torch import nn
 from ..._errors import InvalidArgument, RobustodeError, one_line
 from ...models import MODELS, ModelSpec
 from ...models.registry import Build, same_factory
+from ..runtime.foreign_code import importing
 from .entry_points import load_plugins
 
 _PREFIX = "_robustode_external_"
@@ -203,7 +204,7 @@ def _import(path: Path, module_name: str, reference: str) -> ModuleType:
     names = set(MODELS.names())
     sys.modules[module_name] = module
     try:
-        with _imports_from(path.parent):
+        with importing(path.name), _imports_from(path.parent):
             spec.loader.exec_module(module)
     except BaseException as error:
         sys.modules.pop(module_name, None)

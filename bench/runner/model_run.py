@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..._errors import CheckpointError, one_line
+from ...attacks.core.modes import training_mode
 from ...models import ModelSpec
 from ..config.cells import training_cell
 from ..config.plan import Plan
@@ -215,8 +216,9 @@ class ModelRun:
     def _load(self, model: nn.Module) -> None:
         """Give `model` the stored weights, ready to be asked."""
         path = self.store.checkpoint_path(self.training)
-        load_state(model, load_tensors(path)[0], path)
-        model.to(self.device).eval()
+        with training_mode(model):
+            load_state(model, load_tensors(path)[0], path)
+        model.to(self.device)
 
     def _grid(self, cells: list[Cell], model: nn.Module) -> list[Record]:
         """Do the cells of one threat that are not stored, at once where the threat can; their records."""

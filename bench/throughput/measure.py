@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...attacks.core.model_call import call_model
+from ...attacks.core.modes import set_mode
 from ...models import count_nfe
 from ..config.cells import FLOW_TIMINGS
 from ..data import Split
@@ -37,7 +38,9 @@ def inference(model: nn.Module, images: Tensor, num_classes: int) -> Callable[[]
 
 def train_once(model: nn.Module, images: Tensor, labels: Tensor, num_classes: int) -> Callable[[], object]:
     """A call that does one Adam step on `images` on a copy of `model`."""
-    trained = copy.deepcopy(model).train().requires_grad_(True)
+    trained = copy.deepcopy(model)
+    set_mode(trained, training=True)
+    trained.requires_grad_(True)
     optimiser = torch.optim.Adam(trained.parameters(), lr=1e-6)
     return lambda: training_step(trained, images, labels, optimiser, num_classes)
 

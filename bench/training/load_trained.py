@@ -8,10 +8,12 @@ from typing import Any
 from torch import nn
 
 from ..._errors import CheckpointError, UnknownName
+from ...attacks.core.modes import training_mode
 from ...models import MODELS, ModelSpec
 from ..records.checkpoint import load_state, load_tensors
 from ..records.record import Record
 from ..records.store import Store
+from .construct import construct
 
 
 def model_of(
@@ -69,6 +71,8 @@ def trained_model(store: Store, training: Record, spec: ModelSpec) -> nn.Module:
     if sha256 != training.card["checkpoint_sha256"]:
         raise CheckpointError(f"{path} does not match its record: run `robustode run --fresh`")
     shape: Any = tuple(training.card["input_shape"])
-    model = spec.build(shape, int(training.card["num_classes"]), **training.cell.hyperparameters)
-    load_state(model, tensors, path)
-    return model.eval()
+    cell, classes = training.cell, int(training.card["num_classes"])
+    model = construct(spec.build, shape, classes, cell.hyperparameters, seed=cell.training_seed)
+    with training_mode(model):
+        load_state(model, tensors, path)
+    return model

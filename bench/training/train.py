@@ -16,14 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..._errors import ContractBroken, ModelFailure, NonFinite, RobustodeError, one_line
-from ...attacks.core.model_call import ask_model, call_model, where
+from ..._errors import ContractBroken, NonFinite
+from ...attacks.core.model_call import ask_model, call_model
+from ...attacks.core.modes import set_mode
+from ...attacks.core.torch_settings import KeptSettings
 from ...models import Normalise
 from ..config.perturbation import Perturber
 from ..config.preset import Recipe
 from ..data import Data, Split
 from ..records.checkpoint import Checkpoint, load_state, save_checkpoint
 from ..runtime.checked_model import CheckedModel
+from ..runtime.foreign_code import foreign_code, source_of
+from .construct import construct
 from .partial_training import History, PartialTraining
 
 _SEED_STRIDE = 1_000_003
@@ -42,19 +46,8 @@ def build_model(
     ModelFailure
         When it cannot be built, is not a module, has no parameters to train, or returns no logits.
     """
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        try:
-            model = build(data.input_shape, data.num_classes, **hyperparameters)
-        except RobustodeError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise ModelFailure(
-                f"the model cannot be built: {type(error).__name__}: {one_line(error)}{where(error)}"
-            ) from error
-        if not isinstance(model, nn.Module):
-            raise ContractBroken(f"the factory returned {type(model).__name__}, not a torch.nn.Module")
-        call_model(model.eval(), data.train.images[:2].cpu().clone(), data.num_classes)
+    images = data.train.images[:2].cpu().clone()
+    model = construct(build, data.input_shape, data.num_classes, hyperparameters, seed=seed, images=images)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ContractBroken("the model has no parameters to train")
     return model
@@ -92,6 +85,7 @@ def train(
         When the loss is not finite: the training diverged.
     """
     model.to(device)
+    set_mode(model, training=True)  # weights are those of training mode: evaluation may merge or fuse them
     fit_normalisation(model, data)
     perturb = Perturber(model, recipe.perturb, seed, data.num_classes) if recipe.perturb else None
     optimiser = torch.optim.Adam(
@@ -103,11 +97,9 @@ def train(
     history, best = partial.load(model, optimiser)
     done = len(history.train_loss)
     on_batch(done * len(data.train))
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        for epoch in range(done, recipe.epochs):
-            began = time.perf_counter()
-            torch.manual_seed((seed * _SEED_STRIDE + epoch + 1) % 2**63)
+    for epoch in range(done, recipe.epochs):
+        began = time.perf_counter()
+        with foreign_code(source_of(model), seed=seed * _SEED_STRIDE + epoch + 1):
             for group in optimiser.param_groups:
                 group["lr"] = recipe.learning_rate * recipe.decay**epoch
             loss = _train_epoch(
@@ -119,17 +111,18 @@ def train(
             history.train_loss.append(loss)
             history.validation_loss.append(validation_loss)
             history.validation_accuracy.append(validation_accuracy)
+            set_mode(model, training=True)
             if history.selected(recipe.select) == epoch:
                 best = {name: t.detach().clone() for name, t in model.state_dict().items()}
-            history.seconds.append(time.perf_counter() - began)
-            partial.save(model, optimiser, history, best)
+        history.seconds.append(time.perf_counter() - began)
+        partial.save(model, optimiser, history, best)
     load_state(model, best, path)
     checkpoint = save_checkpoint(
         path,
         model,
         {**facts, "history": vars(history), "selected_epoch": history.selected(recipe.select) + 1},
     )
-    model.eval()
+    set_mode(model, training=False)
     return checkpoint, history
 
 
@@ -151,7 +144,7 @@ def _train_epoch(
     num_classes: int,
     perturb: Perturber | None,
 ) -> float:
-    model.train()
+    set_mode(model, training=True)
     order = torch.randperm(len(split)).to(split.images.device)
     losses: list[Tensor] = []
     every = 1 if device.type == "cpu" else FINITE_CHECK_INTERVAL
@@ -188,15 +181,17 @@ def training_step(
     criterion = getattr(model, "loss", None)
     ask = call_model if images.device.type == "cpu" else ask_model  # no synchronisation with a GPU
     logits = ask(model, images, num_classes)
-    loss = criterion(logits, labels) if callable(criterion) else F.cross_entropy(logits, labels)
     penalty = getattr(model, "penalty", None)
-    if callable(penalty):
-        loss = loss + penalty()
-    loss.backward()
+    with KeptSettings():
+        loss = criterion(logits, labels) if callable(criterion) else F.cross_entropy(logits, labels)
+        if callable(penalty):
+            loss = loss + penalty()
+        loss.backward()
     optimiser.step()
     after_step = getattr(model, "after_step", None)
     if callable(after_step):
-        after_step()
+        with KeptSettings():
+            after_step()
     return loss.detach().reshape(())
 
 
@@ -210,7 +205,8 @@ def score(
     perturb: Perturber | None = None,
 ) -> tuple[float, float]:
     """Return mean cross-entropy and accuracy on `split`, in eval mode, with images changed by `perturb`."""
-    queried = CheckedModel(model.eval(), num_classes, deferred=device.type != "cpu")
+    set_mode(model, training=False)
+    queried = CheckedModel(model, num_classes, deferred=device.type != "cpu")
     loss = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     for rows in torch.arange(len(split)).split(batch_size):

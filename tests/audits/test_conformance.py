@@ -256,7 +256,7 @@ DEFECTIVE: dict[str, tuple[Callable, str, str]] = {
     "in place": (InPlace, "finite", "the model changes its input in place: work on a copy"),
     "raises": (Raising, "gradients", "the model raised ZeroDivisionError: not today"),
     "two fields": (two_fields, "tanh-field", "differ by 0.5 of their size: they must be one field"),
-    "no module": (lambda shape, classes: "model", "finite", "build returned str: return a torch.nn.Module"),
+    "no module": (lambda shape, classes: "model", "finite", "the factory returned str"),
 }
 CONTROLS = {"softmax": LogSoftmax, "stochastic": Dropout, "batch statistics": SampleStatistics}
 CONTROLS |= {"plain tensor": Buffer, "unused parameter": UnusedFrozen, "all": Base}

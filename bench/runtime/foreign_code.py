@@ -1,0 +1,264 @@
+"""The guard around other people's code: what is global is pinned before it runs, and put back after it.
+
+The import of a model file or plug-in, a factory, a training, an attack, the evaluation of a module: each
+runs within `foreign_code`. So no model changes another's numbers, and none depends on what the caller has
+set. Within it, `attacks.core.torch_settings.KeptSettings` stands around each forward pass, loss and penalty.
+
+Put back without a word: the random states of torch, numpy and `random`, which are seeded first. Not covered:
+functions of libraries that are replaced, environment variables but ``ROBUSTODE_*`` (libraries set theirs when
+they are imported), what C code prints, and threads that go on.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import locale
+import os
+import random
+import re
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from torch.nn.modules import module as torch_module
+from torch.utils import _device
+
+from ..._errors import ForeignCodeWarning
+from ...attacks.core.seeds import derive
+from ...attacks.core.torch_settings import (
+    SETTINGS,
+    Setting,
+    changes,
+    put_back,
+    seed_torch,
+    set_torch_random_states,
+    torch_random_states,
+)
+from ...models import get_ode_backend, set_ode_backend
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_HOOKS: dict[str, dict[int, Any]] = {
+    name: value
+    for name, value in vars(torch_module).items()
+    if name.startswith("_global_") and isinstance(value, dict)
+}
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name)]
+
+
+def _set_hooks(hooks: list[dict[int, Any]]) -> None:
+    for now, before in zip(_HOOKS.values(), hooks, strict=True):
+        now.clear()
+        now.update(before)
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return None
+
+
+def _set_working_directory(folder: str | None) -> None:
+    if folder is not None:
+        with suppress(OSError):
+            os.chdir(folder)
+
+
+def _set_signals(handlers: list[Any]) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in zip(_SIGNALS, handlers, strict=True):
+            if handler is not None:  # of C code, which Python cannot set again
+                signal.signal(number, handler)
+
+
+def _variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("ROBUSTODE_")}
+
+
+def _set_variables(variables: dict[str, str]) -> None:
+    for name in _variables().keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)
+
+
+def _blanket_filters() -> tuple[Any, ...]:
+    """The filters of all warnings; those of single ones are put back without a word: libraries set theirs."""
+    return warnings.showwarning, *(f for f in warnings.filters if (f[1], f[2], f[3]) == (None, Warning, None))
+
+
+OF_THE_PROCESS: tuple[Setting, ...] = (
+    Setting("the filters of all warnings", _blanket_filters, lambda filters: None),  # `_own_filters` does it
+    Setting("the working directory", _working_directory, _set_working_directory),
+    Setting("the standard output", lambda: sys.stdout, lambda stream: setattr(sys, "stdout", stream)),
+    Setting("the standard error output", lambda: sys.stderr, lambda stream: setattr(sys, "stderr", stream)),
+    Setting("numpy's handling of errors", np.geterr, lambda value: np.seterr(**value)),
+    Setting("the global hooks of modules", lambda: [dict(h) for h in _HOOKS.values()], _set_hooks),
+    Setting("robustode's ODE backend", get_ode_backend, set_ode_backend),
+    Setting("ROBUSTODE variables of the environment", _variables, _set_variables),
+    Setting("signal handlers", lambda: [signal.getsignal(number) for number in _SIGNALS], _set_signals),
+    Setting(
+        "the locale", lambda: locale.setlocale(locale.LC_ALL), lambda v: locale.setlocale(locale.LC_ALL, v)
+    ),
+    Setting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
+    Setting(
+        "garbage collection", gc.isenabled, lambda enabled: gc.enable() if enabled else gc.disable(), True
+    ),
+)
+"""Everything else that is put back."""
+
+_ALL = (*SETTINGS, *OF_THE_PROCESS)
+
+
+# --- telling of changes ---------------------------------------------------------------------------
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, ForeignCodeWarning, stacklevel=2)
+
+
+_tellers: list[tuple[Callable[[str], None], set[str]]] = [(_warn, set())]
+
+
+@contextmanager
+def telling(tell: Callable[[str], None]) -> Iterator[None]:
+    """For a block, have `tell` called with each line about what foreign code changed, once for each line.
+
+    Elsewhere such a line is a `ForeignCodeWarning`.
+    """
+    _tellers.append((tell, set()))
+    try:
+        yield
+    finally:
+        _tellers.pop()
+
+
+def tell_once(line: str) -> None:
+    """Tell of a change, unless the same line was told before in this `telling`."""
+    tell, told = _tellers[-1]
+    if line not in told:
+        told.add(line)
+        tell(line)
+
+
+def _line(source: str, names: Sequence[str]) -> str:
+    *most, last = names
+    listed = f"{', '.join(most)} and {last}" if most else last
+    alone = {"the default dtype", "the default device"} & set(names)
+    note = ": what it makes without naming them is float32 on the CPU here, unlike where it runs alone"
+    return f"{source} changed {listed}, put back{note if alone else ''}"
+
+
+# --- the guard ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def foreign_code(source: str, *, seed: int | None = None) -> Iterator[None]:
+    """Run a block of other people's code with every global setting pinned; put all of them back afterwards.
+
+    Parameters
+    ----------
+    source
+        Who is named where the block changed one, such as ``net.py``; "" for the harness itself, of which
+        nothing is told.
+    seed
+        What torch is seeded with; numpy and `random` get seeds derived from it. None leaves the random states
+        as they stand. They are put back afterwards in either case.
+    """
+    earlier = dict(changes)
+    changes.clear()
+    random_states = torch_random_states(), np.random.get_state(), random.getstate()
+    original = [setting.read() for setting in _ALL]
+    names: list[str] = []
+    try:
+        with ExitStack() as stack:
+            if _device.CURRENT_DEVICE not in (None, torch.device("cpu")):
+                stack.enter_context(torch.device("cpu"))
+            stack.enter_context(torch.inference_mode(False))
+            for setting in _ALL:
+                if setting.pinned is not None and setting.read() != setting.pinned:
+                    setting.write(setting.pinned)
+            stack.enter_context(_own_filters())
+            if seed is not None:
+                _seed(seed)
+            pinned = [setting.read() for setting in _ALL]
+            try:
+                yield
+            finally:
+                names = list(dict.fromkeys([*changes, *put_back(_ALL, pinned)]))
+    finally:
+        put_back(_ALL, original)
+        set_torch_random_states(random_states[0])
+        np.random.set_state(random_states[1])
+        random.setstate(random_states[2])
+        changes.clear()
+        changes.update(earlier)
+        if source and names:
+            tell_once(_line(source, names))
+
+
+def guarded(function: Callable[P, T], source: str, *, seed: int | None = None) -> Callable[P, T]:
+    """Return `function`, each call of which runs within `foreign_code`."""
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        with foreign_code(source, seed=seed):
+            return function(*args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def importing(source: str) -> Iterator[None]:
+    """Run an import of foreign code: within `foreign_code`, seeded alike each time, printing to stderr.
+
+    What a command prints for a program to read stays free of what a file prints when it is imported.
+    """
+    with foreign_code(source, seed=0), redirect_stdout(sys.stderr):
+        yield
+
+
+def _seed(seed: int) -> None:
+    seed_torch(seed)
+    for_numpy, for_random = (derive([seed], "foreign code", what)[0] for what in ("numpy", "random"))
+    np.random.seed(for_numpy % 2**32)
+    random.seed(for_random)
+
+
+@contextmanager
+def _own_filters() -> Iterator[None]:
+    """Put the warnings filters back after a block; in it, only warnings of this package are errors.
+
+    A model that warns answers as it does where warnings are no errors.
+    """
+    with warnings.catch_warnings():
+        filters: list[Any] = []
+        for action, message, category, module, line in warnings.filters:
+            if action == "error" and module is None:
+                filters.append(("default", message, category, _NOT_OURS, line))
+            filters.append((action, message, category, module, line))
+        warnings.filterwarnings("default", module="robustode, none of which is called so", append=True)
+        warnings.filters[:] = filters  # type: ignore[index]
+        yield
+
+
+_NOT_OURS = re.compile(rf"(?!{__name__.partition('.')[0]}\b)")
+
+
+def source_of(code: Any) -> str:
+    """Who is named for a function, a class or a module: the file it stands in, else its own name."""
+    code = inspect.unwrap(code) if inspect.isroutine(code) else code
+    kind = code if isinstance(code, type) or inspect.isroutine(code) else type(code)
+    body = getattr(getattr(kind, "forward", kind), "__code__", None)
+    path = Path(body.co_filename) if body is not None else None
+    if path is None or not path.is_file() or "site-packages" in path.parts:
+        return str(getattr(kind, "__name__", kind))
+    return path.name
