@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 
 from ..._errors import InvalidArgument
+from ..._registry import unknown_name
 from .registry import AUDITS, Audit, Needs
 
 FOLDERS: dict[Needs, str] = {"model": "model_audits", "records": "record_audits"}
@@ -18,6 +20,15 @@ def names_of(needs: Needs) -> tuple[str, ...]:
     """The names of the audits of one folder, sorted; none of them is imported."""
     files = (Path(__file__).parent / FOLDERS[needs]).glob("*.py")
     return tuple(sorted(file.stem.replace("_", "-") for file in files if not file.stem.startswith("_")))
+
+
+def check_names(names: Iterable[str]) -> tuple[str, ...]:
+    """`names`, of audits of a model; raise `UnknownName` for any other."""
+    known = names_of("model")
+    for name in names:
+        if name not in known:
+            raise unknown_name("check of a model", name, known)
+    return tuple(names)
 
 
 def records_audits() -> list[Audit]:

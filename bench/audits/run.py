@@ -17,8 +17,8 @@ from ..plugins.model_file import named_models
 from ..records.store import Store
 from ..runtime.machine import count_cores
 from ..runtime.processes import Died, Message, Raised, Returned, Send, run_jobs
-from .audit_model import Audited, Task, audit_trained_model, records_by_training
-from .library import all_audits
+from .audit_model import Audited, Task, audit_trained_model, headline_of, records_by_training
+from .library import check_names, names_of
 
 SAMPLES = 128
 
@@ -46,7 +46,7 @@ def audit_folder(
     models
         Names of the models to audit, all of them by default; ``FILE.py:factory`` says where a model is.
     checks
-        Names of the audits; all of them by default.
+        Names of the audits; by default those of the folder's preset, or all.
     samples
         Most test images that an audit uses.
     seeds
@@ -63,13 +63,14 @@ def audit_folder(
     InvalidArgument
         When the folder holds no trained model, or a name is unknown.
     """
-    names = _chosen(checks)
+    check_names(checks)
     if samples < 2:
         raise InvalidArgument(f"--samples must be at least 2, not {samples}")
     if seeds is not None and seeds < 1:
         raise InvalidArgument(f"--seeds must be at least 1, not {seeds}")
     store = Store(folder)
     trained = records_by_training(store)
+    names = tuple(checks or headline_of(store).audits or names_of("model"))
     files = tuple(name for name in models if ".py" in name)
     wanted = set(named_models(models)[0])
     known = sorted({row[1] for row, _ in trained})
@@ -119,11 +120,3 @@ def _audit_task(send: Send, task: Task) -> Audited:
     torch.set_num_threads(1)
     return audit_trained_model(task, partial(send, "line"))
 
-
-def _chosen(names: Sequence[str]) -> tuple[str, ...]:
-    """`names` of model audits, or all of them; raise `UnknownName` for any other."""
-    known = [audit.name for audit in all_audits() if audit.needs == "model"]
-    for name in names:
-        if name not in known:
-            raise unknown_name("check of a model", name, known)
-    return tuple(name for name in known if not names or name in names)

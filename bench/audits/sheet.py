@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..records.headline import Headline
 from ..records.latest import Entry, entry
 from ..records.record import Record
 from .audit_record import SeedResult, result_of_audit, stored_result
 from .library import names_of, records_audits
+from .registry import NOT_ASKED
 from .stored_records import StoredRecords
 
 NOT_AUDITED = "not audited"
@@ -24,19 +25,14 @@ class Sheet:
     ----------
     results
         By audit, then seed; audits of the model first.
-    done
-        Model audits that were run at every training seed at which they were run for a row of the dataset.
-    missing
-        Model audits that were run for another row of the dataset, but not at each training seed of this one.
-    shown
-        Whether the leaderboard shows audits: a row of the dataset has a model audit, or an audit of records
-        flags one.
+    done, missing
+        Of the audits that a row must have been asked, those that each of its training seeds answered or
+        failed at, and the others. No other row has a say in it.
     """
 
     results: Sequence[SeedResult]
     done: Sequence[str] = ()
     missing: Sequence[str] = ()
-    shown: bool = True
 
     def names(self, *verdicts: str) -> list[str]:
         """The audits with one of these verdicts at some seed; an explained flag is ``exempt``."""
@@ -62,18 +58,16 @@ class Sheet:
 
     def coverage(self) -> str:
         """``not audited`` or ``3 of 18 model checks`` where some are missing; else empty."""
-        known = {*names_of("model"), *self.done, *self.missing}
-        if not self.shown or len(known) == len(self.done) or not (self.done or self.missing):
+        if not self.missing:
             return ""
-        return f"{len(self.done)} of {len(known)} model checks" if self.done else NOT_AUDITED
+        wanted = len(self.done) + len(self.missing)
+        return f"{len(self.done)} of {wanted} model checks" if self.done else NOT_AUDITED
 
     def badge(self) -> str:
-        """``16 passed, 2 flagged, 1 explained``, after `coverage`; empty unless `shown`."""
-        if not self.shown:
-            return ""
+        """``16 passed, 2 flagged, 1 explained``, after `coverage`."""
         coverage = self.coverage()
         parts = [coverage] if coverage else []
-        parts += [f"{len(self.passed)} passed"] if coverage != NOT_AUDITED else []
+        parts += [f"{len(self.passed)} passed"] if self.passed and coverage != NOT_AUDITED else []
         parts += [f"{len(self.against)} flagged"] if self.against else []
         parts += [f"{len(self.explained)} explained"] if self.explained else []
         return ", ".join(parts)
@@ -94,29 +88,16 @@ def sheets(records: Iterable[Record], headline: Headline) -> dict[Entry, Sheet]:
     by_seed: dict[Entry, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         by_seed[entry(record.cell)][record.cell.training_seed].append(record)
-    done = {row: _model_audits(seeds) for row, seeds in by_seed.items()}
-    of_dataset: dict[str, set[tuple[str, int]]] = defaultdict(set)
-    for row, mine in done.items():
-        of_dataset[row[0]] |= mine
     found: dict[Entry, Sheet] = {}
     for row, seeds in by_seed.items():
+        results = _results(seeds, headline)
         trained = {seed for seed, ours in seeds.items() if any(r.cell.kind != "throughput" for r in ours)}
-        wanted = {(name, seed) for name, seed in of_dataset[row[0]] if seed in trained}
-        missing = {name for name, _ in wanted - done[row]}
-        if of_dataset[row[0]] and not done[row]:
-            missing = {name for name, _ in of_dataset[row[0]]}
-        found[row] = Sheet(
-            results=_results(seeds, headline),
-            done=sorted({name for name, _ in done[row]} - missing),
-            missing=sorted(missing),
-        )
-    shown = {row[0] for row, sheet in found.items() if of_dataset[row[0]] or sheet.against or sheet.explained}
-    return {row: replace(sheet, shown=row[0] in shown) for row, sheet in found.items()}
-
-
-def _model_audits(seeds: Mapping[int, Sequence[Record]]) -> set[tuple[str, int]]:
-    """The model audits that were run, as (name, training seed)."""
-    return {(r.cell.threat, seed) for seed, ours in seeds.items() for r in ours if r.cell.kind == "audit"}
+        answered = {(result.name, result.seed) for result in results if result.verdict != NOT_ASKED}
+        wanted = names_of("model") if headline.audits is None else headline.audits
+        done = [name for name in wanted if all((name, seed) in answered for seed in trained)]
+        missing = [name for name in wanted if name not in done]
+        found[row] = Sheet(results=results, done=sorted(done), missing=sorted(missing))
+    return found
 
 
 def _results(seeds: Mapping[int, Sequence[Record]], headline: Headline) -> list[SeedResult]:

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from ..._errors import InvalidArgument
+from ..audits.library import check_names
 from ..config.plan import Plan
 from ..config.preset import Preset
 from ..config.pretrained import PretrainedWeights
@@ -49,6 +50,7 @@ def run_preset(arguments: argparse.Namespace, preset: Preset, show: Callable[[Pa
     RobustodeError
         For arguments that cannot be run, data that are not there and a results folder in use.
     """
+    check_names(preset.audits or ())
     request = _request(arguments, preset)
     plan = request.plan()
     device = pick_device(arguments.device)

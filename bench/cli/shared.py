@@ -32,11 +32,10 @@ def show_report(out: Path) -> int:
         print(f"not used: {problem}", file=sys.stderr)
     board = report.leaderboard
     complete = board[board["status"] == "ok"]
-    if "audit_missing" in board and (unaudited := int((complete["audit_missing"] != "").sum())):
+    if unaudited := int((complete["audit_missing"] != "").sum()):
         print(
-            f"{unaudited} of {len(board)} rows lack audits that others have, and are ranked below those: "
-            f"`robustode audit --out {out}` runs the missing ones, with --models FILE.py:FACTORY for each "
-            "model that comes from a file"
+            f"not fully audited: {unaudited} of {len(board)} rows; `robustode audit --out {out}` runs what is "
+            "missing, with --models FILE.py:FACTORY for each model that comes from a file"
         )
     if report.superseded:
         print(f"{report.superseded} records of older versions or checkpoints are not shown")

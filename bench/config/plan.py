@@ -114,7 +114,13 @@ class Plan:
             if attack.plan.reported is not None
         }
         preset = self.preset
-        return Headline(preset=preset.name, title=preset.title, reported=reported, rank=preset.rank)
+        return Headline(
+            preset=preset.name,
+            title=preset.title,
+            reported=reported,
+            rank=preset.rank,
+            audits=preset.audits,
+        )
 
 
 def attack_norm(threat: Threat) -> Norm | None:

@@ -161,7 +161,8 @@ class Preset(_Table):
     name rows of `variants`, which otherwise wait to be named by ``--models``; the rows of `sweeps` join by
     themselves.
     `batch_size` is how many samples are attacked at once; "auto" measures it for each model.
-    `rank` names what models are ranked by: a threat, or the norm of a worst case.
+    `rank` names what models are ranked by: a threat, or the norm of a worst case. `audits` names what a row
+    must have been asked to count as audited; unless given, every audit of a model.
     """
 
     name: str
@@ -172,6 +173,7 @@ class Preset(_Table):
     seeds: PositiveInt = 1
     batch_size: PositiveInt | Literal["auto"] = 100
     rank: str
+    audits: Annotated[list[str], Field(min_length=1)] | None = None
     recipe: Recipe
     threats: Annotated[list[ThreatPlan], Field(min_length=1)]
     throughput: ThroughputPlan | None = None

@@ -28,6 +28,8 @@ class Headline:
         an attack (``linf``, the worst case over every attack of that norm).
     rank
         The key of `reported` that models are ranked by.
+    audits
+        The audits that a row must have been asked to count as audited; None for every audit of a model.
     cells
         Keys of the cells that the last run of each model asked for, by ``dataset/model/seed``: these
         records count, whatever else the folder holds.
@@ -37,6 +39,7 @@ class Headline:
     title: str = "robustode leaderboard"
     reported: Mapping[str, float] = field(default_factory=dict)
     rank: str = ""
+    audits: Sequence[str] | None = None
     cells: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
@@ -69,12 +72,14 @@ class Headline:
             rank = str(body["rank"])
             if rank not in reported and reported:
                 raise RecordError(f"it ranks by {rank!r}, which it does not report")
+            audits = body.get("audits")
             cells = {str(where): [str(key) for key in keys] for where, keys in body.get("cells", {}).items()}
             return cls(
                 preset=str(body["preset"]),
                 title=str(body["title"]),
                 reported=reported,
                 rank=rank,
+                audits=None if audits is None else [str(name) for name in audits],
                 cells=cells,
             )
         except RecordError:
@@ -101,6 +106,7 @@ class Headline:
             "title": self.title,
             "reported": dict(self.reported),
             "rank": self.rank,
+            **({} if self.audits is None else {"audits": list(self.audits)}),
             "cells": {where: list(keys) for where, keys in sorted(self.cells.items())},
         }
         text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -49,7 +49,7 @@ def test_a_folder_is_audited_and_reported(folder, capsys):
     before = write_report(folder).page.read_text()
     assert "monotone-in-eps" in before, "what reads records alone is read by every report"
     assert "zero-gradients" not in before
-    assert 'data-name="audits"' not in before
+    assert ">not audited<" in before
     assert audit(folder, "--checks", FAST) == 0
     out = capsys.readouterr().out
     assert "resnet seed 0: pass" in out
@@ -74,14 +74,14 @@ def test_the_list_of_checks_says_what_each_costs_and_follows(capsys):
         assert f"reference: {audit.reference}\n" in out
 
 
-def test_it_is_said_that_rows_which_nobody_audited_stand_below(folder, capsys):
+def test_it_is_said_how_many_rows_are_not_fully_audited(folder, capsys):
     store = Store(folder)
     for record in store.load()[0]:
         cell = dataclasses.replace(record.cell, model="node")
         store.put(dataclasses.replace(record, cell=cell))
     assert audit(folder, "--checks", FAST, "--models", "resnet") == 0
     (hint,) = [line for line in capsys.readouterr().out.splitlines() if "robustode audit" in line]
-    assert hint.startswith("1 of 2 rows")
+    assert hint.startswith("not fully audited: 2 of 2 rows")
     assert f"`robustode audit --out {folder}`" in hint
 
 
@@ -181,3 +181,17 @@ def test_names_are_suggested(trained):
 )
 def test_the_budget_of_an_audit(reported, rank, found):
     assert budget(reported, rank) == found
+
+
+def test_a_preset_names_the_audits_that_make_a_row_audited(folder, tmp_path, capsys):
+    wrong = stubs.preset_file(tmp_path, 'audits = ["finit"]\n' + stubs.PRESET)
+    assert main(["run", "--preset", str(wrong), "--out", str(tmp_path / "new")]) == 2
+    assert "did you mean finite?" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    right = stubs.preset_file(tmp_path, 'audits = ["determinism", "finite"]\n' + stubs.PRESET)
+    assert main(["run", "--preset", str(right), "--out", str(folder), "--quiet", "--jobs", "1"]) == 0
+    assert "not fully audited: 1 of 1 rows" in capsys.readouterr().out
+    assert audit(folder) == 0
+    assert records(folder) == {"finite": "ok", "determinism": "ok"}
+    assert "not fully audited" not in capsys.readouterr().out
+    assert list(write_report(folder).leaderboard["audits"]) == ["5 passed"]

@@ -266,11 +266,11 @@ def test_flags_that_any_row_carries():
 
 
 def test_what_audits_come_to():
-    assert audit_badge(None) is audit_badge(Sheet(results=AUDITS, shown=False)) is None
+    assert audit_badge(None) is None
     assert audit_badge(Sheet(results=())) is None
     flagged = audit_badge(Sheet(results=AUDITS))
     assert (flagged.flagged, flagged.incomplete) == (True, False)
-    assert (flagged.text, flagged.tip) == ("1 flagged, 1 passed", "flagged: masking")
+    assert (flagged.text, flagged.tip) == ("1 passed, 1 flagged", "flagged: masking")
     assert flagged.status == "flagged: masking"
     passed = audit_badge(Sheet(results=AUDITS[1:]))
     assert (passed.flagged, passed.text, passed.tip, passed.status) == (False, "1 passed", "2 checks", "")
@@ -279,8 +279,8 @@ def test_what_audits_come_to():
     assert explained.tip == "explained: masking (it says why)"
     few = audit_badge(Sheet(results=AUDITS, done=["masking"], missing=["finite"]))
     assert few.incomplete
-    assert few.tip.endswith("finite")
-    assert few.text.endswith("model checks, 1 flagged, 1 passed")
+    assert few.tip.endswith("not asked: finite")
+    assert few.text == "1 of 2 model checks, 1 passed, 1 flagged"
     assert few.status == "flagged: masking", "the text below the name is short"
     failed = dataclasses.replace(AUDITS[1], verdict="failed")
     assert audit_badge(Sheet(results=[failed])).flagged, "a check that cannot be run counts against"
@@ -328,21 +328,22 @@ def test_p_values_stand_with_the_rank():
     )
 
 
-def test_a_row_that_was_not_asked_is_below_those_that_were():
+def test_a_row_that_was_not_asked_says_so_and_stands_where_it_stood():
     made = synthetic.records(("node", "resnet"), samples=30, threats=("gaussian", "pgd-linf"))
     found = table(made, {"node": Sheet(results=[], missing=["finite"])})
     rows = {line["label"]: line for line in found["lines"]}
-    assert (rows["node"]["below"], rows["node"]["status"]) == (1, "not audited")
+    assert (rows["node"]["below"], rows["node"]["status"]) == (0, "ok")
+    assert cell_of(found, list(rows).index("node"), "audits")["text"] == "not audited"
     assert (rows["node"]["flags"], rows["resnet"]["below"]) == (["unaudited"], 0)
     assert ("unaudited", "not fully audited") in flags([found])
 
 
-def test_audits_stand_on_the_page_only_where_there_are_any(tmp_path: Path, monkeypatch):
+def test_audits_stand_on_the_page(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(report_module, "draw_all", lambda *_, render: lambda: [])
     folder = synthetic.write(tmp_path, of("node") + of("resnet"))
     plain = write_report(folder).page.read_text(encoding="utf-8")
     assert "Gradient masking" not in plain
-    assert 'data-name="audits"' not in plain
+    assert plain.count(">not audited<") == 2
     assert '<option value="audit">' not in plain
     audited = {("digits", "node", "quick"): Sheet(results=AUDITS)}
     monkeypatch.setattr(

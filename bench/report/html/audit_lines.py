@@ -52,7 +52,7 @@ class AuditBadge:
     status
         What the row's name has below it when it is not cleared.
     flagged, incomplete
-        Whether a check counts against the row, and whether it was not asked what another row was.
+        Whether a check counts against the row, and whether it was not asked all that it should be.
     """
 
     text: str
@@ -74,27 +74,24 @@ def audit_lines(sheet: Sheet | None) -> list[AuditLine]:
 
 
 def audit_badge(sheet: Sheet | None) -> AuditBadge | None:
-    """What a sheet comes to; None where audits are not spoken of, or nothing was asked."""
-    if sheet is None or not sheet.shown:
+    """What a sheet comes to; None where nothing was to be asked."""
+    if sheet is None:
         return None
     coverage, against = sheet.coverage(), sorted(sheet.against)
     if not sheet.results and not coverage:
         return None
-    counts = {"flagged": against, "explained": sheet.explained, "passed": sheet.passed}
-    parts = [coverage] if coverage else []
-    parts += [f"{len(names)} {word}" for word, names in counts.items() if names]
     reasons = {f.name: f.exempt for f in sheet.results if f.verdict == "flag" and f.exempt}
     tips = {
         "flagged": against,
         "explained": [f"{name} ({reasons[name]})" for name in sorted(sheet.explained)],
-        "not run": sheet.missing,
+        "not asked": sheet.missing if sheet.done else (),
     }
     checks = len({result.name for result in sheet.results})
     said = "; ".join(f"{what}: {', '.join(names)}" for what, names in tips.items() if names)
     return AuditBadge(
-        text=", ".join(parts) or "none applies",
+        text=sheet.badge() or "none applies",
         tip=said or f"{checks} check{'' if checks == 1 else 's'}",
-        status=f"flagged: {', '.join(against)}" if against else coverage,
+        status=f"flagged: {', '.join(against)}" if against else "",
         flagged=bool(against),
         incomplete=bool(sheet.missing),
     )

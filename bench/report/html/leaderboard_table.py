@@ -63,7 +63,7 @@ def grid(
         if not groups or groups[-1][0] != f.group:
             groups.append([f.group, 0])
         groups[-1][1] += 1
-    tops = {f.name: _unbeaten(rows, f) for f in columns if f.name in rows}
+    tops = {f.name: best(rows, f) for f in columns if f.name in rows}
     lines = []
     for i, ((_, row), below) in enumerate(zip(rows.iterrows(), order_class(rows), strict=True)):
         key = row["dataset"], row["model"], row["recipe"]
@@ -94,13 +94,6 @@ def grid(
             if column.rank in rows
         },
     }
-
-
-def _unbeaten(rows: pd.DataFrame, field: Field) -> set[int]:
-    """`best` of a column, none where a row that does not compete shows more: the page would look wrong."""
-    tops = best(rows, field)
-    beaten = any(shown(field, rows[field.name].max()) != shown(field, rows[field.name].iloc[i]) for i in tops)
-    return set() if beaten else tops
 
 
 def _column(field: Field) -> dict[str, Any]:
@@ -151,9 +144,9 @@ def _cell(field: Field, row: pd.Series[Any], top: bool, behind: Evidence) -> dic
 def _badge(badge: AuditBadge | None) -> dict[str, Any]:
     plain = {"interval": "", "best": False, "kind": "badge", "link": "", "bar": ""}
     if badge is None:
-        return {**plain, "text": "", "sort": "", "tip": "", "flagged": False}
-    flagged = badge.flagged or badge.incomplete
-    return {**plain, "text": badge.text, "sort": badge.text, "tip": badge.tip, "flagged": flagged}
+        return {**plain, "text": "", "sort": "", "tip": "", "tag": ""}
+    tag = "flag" if badge.flagged else "" if badge.incomplete else "pass"
+    return {**plain, "text": badge.text, "sort": badge.text, "tip": badge.tip, "tag": tag}
 
 
 def _there(row: pd.Series[Any], name: str) -> bool:

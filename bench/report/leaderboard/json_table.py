@@ -94,9 +94,9 @@ class Row(_Part):
     with, `p_above` the same against the row just above. `busy` lists throughputs, as task@device, taken while
     other work used more than a tenth of the machine. `nfe` counts field evaluations per forward pass, `seeds`
     training seeds, `samples` the test samples behind the ranking value. `updated` is the day of the newest
-    record. `audits` counts the results of the audits, null for a row that was not audited; `audit_flags` are
-    the audits that withhold a rank: flagged without a stated reason, or failed to run. `expected_failures`
-    are checks that the model is known to fail.
+    record. `audits` counts the results of the audits; `audited` says whether the row was asked all that its
+    preset names; `audit_flags` are the audits that withhold a rank: flagged without a stated reason, or
+    failed to run. `expected_failures` are checks that the model is known to fail.
     """
 
     rank: Annotated[int, Field(ge=1)]
@@ -118,6 +118,7 @@ class Row(_Part):
     paper: Annotated[str, Field(pattern="^https?://")] | None
     expected_failures: list[Text]
     audits: str | None
+    audited: bool = False
     audit_flags: list[Text]
 
 
@@ -208,6 +209,7 @@ def _row(row: dict[Any, Any], columns: BoardColumns) -> Row:
         paper=row["paper"] or None,
         expected_failures=entries(row["expected_failures"]),
         audits=row.get("audits") or None,
+        audited=not entries(row.get("audit_missing")),
         audit_flags=entries(row.get("audit_flags")),
     )
 

@@ -48,13 +48,13 @@ def leaderboard(
     batch sizes); nfe, parameters, seeds, samples, status, updated (the day of the newest record),
     reference, paper (its address), expected_failures (names of the checks the model is known to fail);
     where any was timed while other work took the machine, busy (the columns of those timings);
-    where any sheet is told of also audits (what checks say, counted), audit_flags (those that withhold a
-    rank) and audit_missing (those that another row was asked and this one not); p_leader, p_above, and
+    audits (what checks say, counted), audit_flags (those that withhold a rank) and audit_missing (those of
+    `headline` that the row was not asked, none for one that counts as audited); p_leader, p_above, and
     ``rank@<column>``, the rank by each of the accuracies.
     `columns.board_columns` gives the accuracies and timings among them as data.
     Accuracies are fractions. A value that some training seed lacks is blank. A row whose status is not ``ok``
-    is ranked below those whose status is, and one with an unexplained flag of an audit, or that was not asked
-    all that another was, below those without. Rows are in the order of their values; those that McNemar's
+    is ranked below those whose status is, and one with an unexplained flag of an audit below those without;
+    how many audits a row was asked moves no row. Rows are in the order of their values; those that McNemar's
     test cannot tell apart share a rank, as `ranking.ranks` says.
 
     Parameters
@@ -155,11 +155,10 @@ def leaderboard(
     if busy:
         board["busy"] = [listed(sorted(busy[row])) for row in statuses]
     audited = sheets(used, headline) if audited is None else audited
-    if any(sheet.shown for sheet in audited.values()):
-        every = [audited[row] for row in statuses]
-        board["audits"] = [sheet.badge() for sheet in every]
-        board["audit_flags"] = [listed(sheet.against) for sheet in every]
-        board["audit_missing"] = [listed(sheet.missing) for sheet in every]
+    every = [audited[row] for row in statuses]
+    board["audits"] = [sheet.badge() for sheet in every]
+    board["audit_flags"] = [listed(sheet.against) for sheet in every]
+    board["audit_missing"] = [listed(sheet.missing) for sheet in every]
     ranking = next((c for c in (preferred_rank, *accuracies[1:]) if c in accuracies), CLEAN)
     found_of = outcomes(used, accuracies)
     board = ranked(board, ranking, found_of)

@@ -61,15 +61,12 @@ def row_statuses(
 
 
 def cleared(board: pd.DataFrame) -> pd.Series[bool]:
-    """Which rows are complete, have no unexplained flag of an audit and were asked all that others were."""
-    clear = board["status"] == "ok"
-    if "audit_flags" in board:
-        clear &= (board["audit_flags"] == "") & (board["audit_missing"] == "")
-    return clear
+    """Which rows are complete and have no unexplained flag of an audit; how many it was asked is no matter."""
+    return (board["status"] == "ok") & (board["audit_flags"] == "")
 
 
 def order_class(board: pd.DataFrame) -> pd.Series[int]:
-    """What rows are ordered by before their values: 0, 1 where not `cleared`, 2 where not complete."""
+    """What rows are ordered by before their values: 0, 1 where flagged, 2 where not complete."""
     doubted = (~cleared(board)).astype(int)
     return doubted.where(board["status"] == "ok", 2)
 

@@ -80,7 +80,7 @@ def fields(board: pd.DataFrame) -> list[Field]:
     found = [f for f in found if f.group in ("", "Accuracy (%)") or board[f.name].notna().any()]
     found.append(Field(name="seeds", group="Evidence", title="Seeds"))
     found.append(Field(name="samples", group="Evidence", title="Samples"))
-    if "audits" in board and (board["audits"] != "").any():
+    if "audits" in board:
         found.append(Field(name="audits", group="Evidence", title="Audits", kind="text"))
     for name, title in (("updated", "Date"), ("paper", "Paper")):
         if name in board and (board[name] != "").any():
@@ -127,16 +127,15 @@ def written(field: Field, row: pd.Series[Any]) -> str:
 
 
 def best(board: pd.DataFrame, field: Field) -> set[int]:
-    """Positions of the rows whose shown value is the best of `field`'s column; none where all are equal.
+    """Positions of the rows in bold: those that `cleared` names and that no row beats as shown.
 
-    Only rows that `cleared` names compete, and only in columns where more is better.
+    Only in columns where more is better, and none where all values are equal. A row that is not cleared still
+    beats others, so that what is found out about one row never sets another in bold.
     """
-    if field.kind not in ("fraction", "rate") or len(board) < 2:
+    if field.kind not in ("fraction", "rate") or board[field.name].isna().all() or len(board) < 2:
         return set()
-    values = board[field.name].where(cleared(board))
-    if values.isna().all():
+    top = shown(field, board[field.name].max())
+    best_shown = [shown(field, value) == top for value in board[field.name]]
+    if all(best_shown):
         return set()
-    top = shown(field, values.max())
-    tops = {i for i, value in enumerate(values) if shown(field, value) == top}
-    equal = all(shown(field, value) == top for value in board[field.name])
-    return set() if equal else tops
+    return {i for i, (is_best, clear) in enumerate(zip(best_shown, cleared(board), strict=True)) if is_best and clear}
