@@ -27,7 +27,7 @@ def check_names(names: Iterable[str]) -> tuple[str, ...]:
     known = names_of("model")
     for name in names:
         if name not in known:
-            raise unknown_name("check of a model", name, known)
+            raise unknown_name("check of a model", name, list(known))
     return tuple(names)
 
 

@@ -72,7 +72,10 @@ def terminal_table(board: pd.DataFrame, width: int | None = WIDTH) -> Table:
 
 
 def _spare(board: pd.DataFrame, columns: Sequence[Field]) -> list[str]:
-    """Columns that may be left out, first to last: `_SPARE`, noise, other norms, audits, clean."""
+    """Columns that may be left out, first to last: `_SPARE`, noise, other norms, audits, clean.
+
+    Audits go first where they say the same of every row.
+    """
     ranking = board_columns(board).ranking
 
     def order(field: Field) -> int | None:
@@ -80,7 +83,7 @@ def _spare(board: pd.DataFrame, columns: Sequence[Field]) -> list[str]:
         if field.key in _SPARE:
             return _SPARE.index(field.key)
         if field.key == "audits":
-            return len(_SPARE) + 3
+            return len(_SPARE) + 3 if board["audits"].nunique() > 1 else -1
         if accuracy is None or accuracy == ranking:
             return None
         kinds = ("noise", "certified", "worst-case", "audits", "certified by rank", "clean")
