@@ -119,4 +119,3 @@ def _audit_task(send: Send, task: Task) -> Audited:
     set_ode_backend(task.ode_backend)
     torch.set_num_threads(1)
     return audit_trained_model(task, partial(send, "line"))
-

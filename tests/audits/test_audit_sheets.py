@@ -140,7 +140,7 @@ def test_nothing_is_best_where_all_are_equal_whoever_is_flagged():
 def test_a_row_that_nobody_asked_stands_above_one_that_was_asked_and_flagged():
     board = board_of(told_record("ch-node", measured(1.0, 0.0, "Bad.")))
     assert list(board["model"]) == ["node", "ch-node"]
-    assert list(board["audits"])[0] == "not audited"
+    assert next(iter(board["audits"])) == "not audited"
     assert [len(entries(each)) for each in board["audit_missing"]] == [18, 17]
 
 

@@ -138,4 +138,8 @@ def best(board: pd.DataFrame, field: Field) -> set[int]:
     best_shown = [shown(field, value) == top for value in board[field.name]]
     if all(best_shown):
         return set()
-    return {i for i, (is_best, clear) in enumerate(zip(best_shown, cleared(board), strict=True)) if is_best and clear}
+    return {
+        i
+        for i, (is_best, clear) in enumerate(zip(best_shown, cleared(board), strict=True))
+        if is_best and clear
+    }
