@@ -34,8 +34,8 @@ def show_report(out: Path) -> int:
     complete = board[board["status"] == "ok"]
     if unaudited := int((complete["audit_missing"] != "").sum()):
         print(
-            f"not fully audited: {unaudited} of {len(board)} rows; `robustode audit --out {out}` runs what is "
-            "missing, with --models FILE.py:FACTORY for each model that comes from a file"
+            f"not fully audited: {unaudited} of {len(board)} rows; `robustode audit --out {out}` runs what "
+            "is missing, with --models FILE.py:FACTORY for each model that comes from a file"
         )
     if report.superseded:
         print(f"{report.superseded} records of older versions or checkpoints are not shown")

@@ -61,7 +61,7 @@ def row_statuses(
 
 
 def cleared(board: pd.DataFrame) -> pd.Series[bool]:
-    """Which rows are complete and have no unexplained flag of an audit; how many it was asked is no matter."""
+    """Which rows are complete and unflagged; how many audits were asked does not count."""
     return (board["status"] == "ok") & (board["audit_flags"] == "")
 
 
