@@ -39,4 +39,6 @@ def in_double(model: Model) -> Iterator[None]:
 
 
 def _wide(values: Tensor) -> Tensor:
-    return values.double() if values.dtype in (torch.float32, torch.float16, torch.bfloat16) else values
+    if values.is_complex():
+        return values.to(torch.complex128)
+    return values.double() if values.is_floating_point() else values

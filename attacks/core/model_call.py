@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ..._errors import ContractBroken, ModelFailure, NonFinite, RobustodeError, one_line
+from .image_dtype import call_in_its_dtype
 from .memory import out_of_memory
 from .torch_settings import KeptSettings
 
@@ -15,8 +16,9 @@ from .torch_settings import KeptSettings
 def ask_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
     """Return the model's logits (N, K) of `images` (N, C, H, W); their values are not checked.
 
-    A model whose parameters are of another floating type is handed images of that type. What it changes of
-    torch's settings is put back (`KeptSettings`). A GPU is not waited for.
+    The images are handed over in the floating type that the model takes, see `call_in_its_dtype`. What it
+    changes of torch's settings is put back (`KeptSettings`). Logits without a graph are a copy, which a model
+    that returns its own buffer does not overwrite. A GPU is not waited for.
 
     Raises
     ------
@@ -25,12 +27,9 @@ def ask_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
     ContractBroken
         It returned something that is not a floating (N, K) tensor, or changed its input in place.
     """
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
-    images = images.to(dtype)
-    version = None if images.is_inference() else images._version
     try:
         with KeptSettings():
-            logits = model(images)
+            logits = call_in_its_dtype(model, images)
     except (RobustodeError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
@@ -39,18 +38,19 @@ def ask_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
         raise ModelFailure(
             f"the model raised {type(error).__name__}: {one_line(error)}{where(error)}"
         ) from error
-    if version is not None and images._version != version:
-        raise ContractBroken("the model changes its input in place: work on a copy of the images")
     if not isinstance(logits, Tensor):
-        raise ContractBroken(f"the model returned {type(logits).__name__}, not a tensor of logits")
+        raise ContractBroken(
+            f"the model returned {type(logits).__name__}, not a tensor of logits: return the logits alone"
+        )
+    flat = logits.numel() == len(images) * num_classes
     if logits.shape != (len(images), num_classes):
         raise ContractBroken(
             f"the model returned shape {tuple(logits.shape)} for {len(images)} images, "
-            f"not ({len(images)}, {num_classes})"
+            f"not ({len(images)}, {num_classes})" + (": flatten them" if flat else "")
         )
     if not logits.is_floating_point():
         raise ContractBroken(f"the model returned {logits.dtype}, not floating-point logits")
-    return logits
+    return logits if logits.requires_grad else logits.clone()
 
 
 def call_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:

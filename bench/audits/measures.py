@@ -1,8 +1,7 @@
-"""Small functions that several audits use: fractions, normalised logits, float64 copies, arrays for plots."""
+"""Small functions that several audits use: fractions, normalised logits, models in float64, plot arrays."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,7 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..._errors import RobustodeError, one_line
+from ...attacks.core.double_precision import in_double
+from ...attacks.core.torch_settings import KeptSettings
 from ..evaluation.accuracy import frozen
+from .registry import NotAsked
 
 
 def fraction(mask: Tensor) -> float:
@@ -26,11 +29,29 @@ def normalised(logits: Tensor) -> Tensor:
 
 
 @contextmanager
-def double_copy(model: nn.Module) -> Iterator[nn.Module]:
-    """A deep copy of `model` in float64, frozen."""
-    double = copy.deepcopy(model).double()
-    with frozen(double):
-        yield double
+def in_float64(model: nn.Module, images: Tensor) -> Iterator[nn.Module]:
+    """`model` itself in float64, frozen, for a block; put back whatever happens.
+
+    Raises
+    ------
+    NotAsked
+        Where the model does not compute in float64: asked for one of `images` (N, C, H, W) it raises, or its
+        logits are of another type.
+    """
+    with frozen(model), in_double(model):
+        try:
+            with torch.no_grad(), KeptSettings():
+                logits = model(images[:1].double())
+        except (RobustodeError, MemoryError):
+            raise
+        except Exception as error:
+            raise NotAsked(
+                f"The model cannot be asked in float64: {type(error).__name__}: {one_line(error)}"
+            ) from error
+        found = getattr(logits, "dtype", type(logits).__name__)
+        if found != torch.float64:
+            raise NotAsked(f"The model cannot be asked in float64: it answers in {found}")
+        yield model
 
 
 def array(values: Tensor | list[float]) -> np.ndarray:

@@ -73,6 +73,10 @@ def not_asked(reason: str) -> AuditResult:
     return AuditResult(verdict=NOT_ASKED, sentence=reason)
 
 
+class NotAsked(Exception):
+    """Raised in an audit whose question cannot be put to the model; says why, without a full stop."""
+
+
 Check: TypeAlias = Callable[[Any], AuditResult]
 """Takes a `context.Context`, or a `stored_records.StoredRecords` where only records are needed."""
 
@@ -126,8 +130,11 @@ class Audit:
             raise InvalidArgument(f"audit {self.name}: needs records or model, not {self.needs!r}")
 
     def __call__(self, context: Any) -> AuditResult:
-        """Run the audit."""
-        return self.check(context)
+        """Run the audit; one that raises `NotAsked` returns ``not asked`` with the reason."""
+        try:
+            return self.check(context)
+        except NotAsked as reason:
+            return not_asked(f"{reason}.")
 
 
 AUDITS: Registry[Audit] = Registry("audit")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...attacks.core.image_dtype import image_dtype
 from ...attacks.core.model_call import call_model
 from ...attacks.core.modes import set_mode
 from ...models import count_nfe
@@ -26,13 +28,20 @@ from .machine_load import LoadMonitor
 
 
 def inference(model: nn.Module, images: Tensor, num_classes: int) -> Callable[[], object]:
-    """A call that classifies `images` once, without a graph."""
+    """A call that classifies `images` once, without a graph, in the type that the model takes."""
+    call_model(model, images[:1], num_classes)
+    images = images.to(image_dtype(model, images) or images.dtype)
+    mode: Callable[[], AbstractContextManager[object]] = torch.inference_mode
+    try:
+        with mode():
+            model(images[:1])
+    except RuntimeError:  # a model that differentiates inside forward cannot save inference tensors
+        mode = torch.no_grad
 
     def run() -> None:
-        with torch.inference_mode():
+        with mode():
             model(images)
 
-    call_model(model, images[:1], num_classes)
     return run
 
 

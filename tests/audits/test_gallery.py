@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from gallery import DEFECTS, audit_case
+from gallery import DEFECTS, HONEST, audit_case
 from gallery.table import confusion, count_flags
 from robustode.bench.audits.library import all_audits, audit_names
 from robustode.bench.audits.registry import AuditResult
@@ -37,6 +37,14 @@ def test_each_control_passes_the_audit_that_its_defective_model_fails(name, seed
     defect = DEFECTS[name]
     found = audit_case(defect.control(seed), seed, [defect.flagged_by])
     assert outcome(found[defect.flagged_by]) == "pass"
+
+
+@each_seed
+@pytest.mark.parametrize("name", [name for name, honest in HONEST.items() if not honest.heavy])
+def test_no_fast_audit_flags_an_honest_network(name, seed):
+    fast = [audit.name for audit in all_audits() if audit.fast]
+    found = audit_case(HONEST[name].case(seed), seed, fast)
+    assert {n: f for n, f in found.items() if outcome(f) not in ("pass", "not applicable")} == {}
 
 
 def test_the_fast_checks_flag_nothing_of_a_sound_model():

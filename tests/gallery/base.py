@@ -28,6 +28,7 @@ class Case:
     model: nn.Module
     claims: frozenset[str] = frozenset()
     stored: StoredRecords = field(default_factory=StoredRecords)
+    dataset: str = "digits"
     same_as: str = ""
     """A name that equal controls share, so that they are audited once."""
 
@@ -53,8 +54,13 @@ class Wrapped(nn.Module):
 
 
 @functools.cache
+def load(name: str) -> Data:
+    """A dataset, read once."""
+    return load_data(name)
+
+
 def digits() -> Data:
-    return load_data("digits")
+    return load("digits")
 
 
 def fitted(name: str, seed: int, size: float = 10.0, **hyperparameters: object) -> nn.Module:
@@ -95,7 +101,7 @@ def sound_model(seed: int) -> nn.Module:
 
 def context_of(case: Case, seed: int, samples: int = SAMPLES, **changes: object) -> Context:
     """What a check is given of `case`: a few test digits, and attacks shorter than a real audit's."""
-    data = digits()
+    data = load(case.dataset)
     test = data.test.first(samples)
     spec: ModelSpec = stubs.spec("gallery", claims=case.claims)
     settings = {"long_steps": 100, "queries": 100, "apgd_steps": 20, "targets": 2, "spsa_steps": 1} | changes

@@ -11,7 +11,7 @@ from ....models import ODEBlock
 from ....models.ode.solver import StepMap
 from ...evaluation.dynamics import FAR, NEAR, flow_inputs, follow, worst_direction
 from ..context import Context
-from ..measures import array, double_copy
+from ..measures import array, in_float64
 from ..registry import AuditResult, measured, not_applicable, register_audit
 
 SLACK = 1.01
@@ -37,7 +37,7 @@ def check(context: Context) -> AuditResult:
     claims = "contractive" in context.spec.claims
     if not isinstance(flow, ODEBlock):
         return not_applicable("The model has no ODE block of which contraction could be measured.")
-    with double_copy(context.model) as double:
+    with in_float64(context.model, context.images) as double:
         flow = double.flow
         assert isinstance(flow, ODEBlock)
         rho = flow.bounds().get("rho", math.nan)

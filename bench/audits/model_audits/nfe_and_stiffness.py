@@ -12,7 +12,7 @@ from ...._errors import ModelFailure
 from ....models import ODEBlock, count_nfe
 from ...evaluation.dynamics import WIDEST, flow_inputs, jacobians
 from ..context import Context
-from ..measures import array, double_copy
+from ..measures import array, in_float64
 from ..registry import AuditResult, measured, not_applicable, register_audit
 
 SPREAD, STIFF = 5.0, 2.0
@@ -82,7 +82,7 @@ def _stiffness(model: nn.Module, images: Tensor) -> np.ndarray | str:
     if flow.solver.adaptive:
         return "the steps of an adaptive solver are its own"
     largest = []
-    with double_copy(model) as double:
+    with in_float64(model, images) as double:
         flow = double.flow
         assert isinstance(flow, ODEBlock)
         state = flow_inputs(double, images.double())

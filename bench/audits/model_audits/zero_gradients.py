@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from ....attacks.core.model_call import ask_model
 from ..context import Context
-from ..measures import array, double_copy, fraction
-from ..registry import AuditResult, measured, register_audit
+from ..differences import off_kinks
+from ..measures import array, fraction, in_float64
+from ..registry import AuditResult, NotAsked, measured, register_audit
 
 LIMIT = 0.01
 VANISHING = 1e-30
@@ -24,18 +26,27 @@ VANISHING = 1e-30
     untrained=True,
     remedy="Do not detach, round or threshold the image, and keep activations away from saturation.",
     reference="Carlini, Wagner, arXiv 1608.04644, VI; Athalye, Carlini, Wagner, ICML 2018, section 3.1",
+    version=2,
 )
 def check(context: Context) -> AuditResult:
     """Share of samples whose cross-entropy has an exactly zero or vanishing input gradient: at most 1%.
 
-    Measured in float32, as attacks do; and, to find the reason, in float64 and after the logits are divided
-    by their largest magnitude.
+    Measured in the model's own precision, as attacks do; and, to find the reason, in float64 and after the
+    logits are divided by their largest magnitude. A sample counts if the gradient is zero at its image moved
+    off kinks too, see `differences`: at a kink, such as a black image is for ReLU without biases, zero may be
+    all that backpropagation can say.
     """
-    images, labels = context.images, context.labels
-    plain = _sizes(context.model, images, labels)
-    rescaled = _sizes(context.model, images, labels, rescale=True)
-    with double_copy(context.model) as double:
-        exact = _sizes(double, images.double(), labels)
+    images = context.images
+    moved = off_kinks(images, context.generator("zero-gradients"))
+    plain, rescaled = (
+        torch.maximum(_sizes(context, images, rescale=scale), _sizes(context, moved, rescale=scale))
+        for scale in (False, True)
+    )
+    try:
+        with in_float64(context.model, images):
+            exact = _sizes(context, moved.double())
+    except NotAsked:
+        exact = torch.zeros_like(plain)
     parts = [fraction(sizes <= VANISHING) for sizes in (plain, exact, rescaled)]
     value = parts[0]
     if value <= LIMIT:
@@ -65,14 +76,14 @@ def check(context: Context) -> AuditResult:
     )
 
 
-def _sizes(model: nn.Module, images: Tensor, labels: Tensor, *, rescale: bool = False) -> Tensor:
+def _sizes(context: Context, images: Tensor, *, rescale: bool = False) -> Tensor:
     """Largest entry of each sample's input gradient, (N,); 0 where no gradient reaches the input."""
     x = images.clone().requires_grad_(True)
     with torch.enable_grad():
-        logits = model(x)
+        logits = ask_model(context.model, x, context.num_classes)
         if rescale:
             logits = logits / logits.detach().abs().amax(1, keepdim=True).clamp_min(1e-30)
-        loss = F.cross_entropy(logits, labels, reduction="sum")
+        loss = F.cross_entropy(logits, context.labels, reduction="sum")
     gradient = None
     if loss.requires_grad:
         (gradient,) = torch.autograd.grad(loss, x, allow_unused=True)
