@@ -73,7 +73,7 @@ def _run(
         strengths it is run on all unbroken samples, and at every strength on samples of zero gradient.
     """
     with frozen(model), seeded(seed, restart=0, device=images.device):
-        curve = CurveSearch(images, labels, seed, strengths, norm)
+        curve = CurveSearch(model, images, labels, seed, strengths, norm)
         with part("fmn", strengths, curve.count_unbroken):
             observe, seeds = curve.observer(curve.all_samples), derive(curve.seeds, "curve", "fmn")
             run = _fmn(steps)
@@ -103,7 +103,6 @@ def _attack(
     with part("carried", strengths, curve.count_unbroken):
         for number in at.unique().tolist():  # a sample comes once at each radius
             mine = at == number
-            curve.stop(number, rows[mine & fell])
             curve.offer(rows[mine], state.best[mine], state.margin[mine], fell[mine])
     if not bool(fell.any()):
         return

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torchattacks.attack import Attack
 
 from ..core.best_images import BestImages
+from ..core.beyond_doubt import broken_as_stored, broken_beyond_doubt
 from ..core.frozen_model import frozen
-from ..core.losses import margin, minimum_reliable_margin
+from ..core.losses import margin
 from ..core.memory import out_of_memory
 from ..core.queried_model import QueriedModel
 from ..core.seeds import seeded
@@ -37,23 +38,31 @@ class TrackedModel(nn.Module):
     ----------
     best
         Of all N samples, by their margin in the precision of the images. With early stopping the model is
-        asked about active samples only; one is broken once its margin is a `minimum_reliable_margin`.
-    labels
-        Of all samples, (N,).
+        asked about active samples only, those that are not `broken_beyond_doubt`.
+    images, labels
+        Of the n samples that this run attacks, unperturbed.
     rows
-        Numbers of the n samples that this run attacks, (n,).
+        Their numbers, (n,).
+
+    Attributes
+    ----------
+    last
+        Whether the next query is the last of all: then only breaks of samples in doubt are looked at twice.
     """
 
-    def __init__(self, model: QueriedModel, best: BestImages, labels: Tensor, rows: Tensor) -> None:
+    def __init__(
+        self, model: QueriedModel, best: BestImages, images: Tensor, labels: Tensor, rows: Tensor
+    ) -> None:
         super().__init__()
-        self._state = (model, best)  # in a tuple, so that no mode or parameter of the model can be reached
-        self._labels, self._rows = labels[rows], rows
+        # in a tuple, so that no mode or parameter of the model can be reached
+        self._state = (model, best, images)
+        self._labels, self._rows, self.last = labels, rows, False
         self._anchor = nn.Parameter(best.images.new_empty(0), requires_grad=False)  # tells the device
         self._classes = 0
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (n, K) of the n samples in their original order; zeros for those that are not active."""
-        model, best = self._state
+        model, best, _ = self._state
         everyone = torch.arange(len(images), device=images.device)
         active = everyone
         if best.early_stopping:
@@ -71,11 +80,13 @@ class TrackedModel(nn.Module):
 
     @torch.no_grad()
     def _keep(self, part: Tensor, images: Tensor, logits: Tensor) -> None:
-        _, best = self._state
+        model, best, clean = self._state
         self._classes, rows = logits.shape[1], self._rows[part]
-        found = margin(logits, self._labels[part])
-        best.offer(rows, images, found)
-        best.stop(rows, found > minimum_reliable_margin(logits))
+        labels, sure = self._labels[part], None
+        if best.early_stopping:
+            doubtful = best.score[rows] > 0 if self.last else None
+            sure = broken_beyond_doubt(model, images, logits, clean[part], labels, doubtful)
+        best.offer(rows, images, margin(logits, labels), sure=sure)
 
     def release(self) -> None:
         """Let go of all images: torchattacks' objects are cycles, and live until they are collected."""
@@ -95,6 +106,7 @@ def _run(
     labels: Tensor,
     seed: Seed,
     restart: int,
+    final: bool,
 ) -> None:
     """One run of the attack, and one more after the first time that memory runs out for a gradient."""
     full = False
@@ -102,6 +114,7 @@ def _run(
         with seeded(seed, restart=restart, device=images.device):
             with torch.enable_grad():
                 last = make(tracked)(images, labels)
+            tracked.last = final
             with torch.no_grad():
                 tracked(last)
     except (MemoryError, RuntimeError) as error:
@@ -111,7 +124,8 @@ def _run(
         full = True
     if full:  # outside the handler: the exception holds on to every tensor of the failed try
         model.halve_batch(len(images))
-        _run(make, model, tracked, images, labels, seed, restart)
+        tracked.last = False
+        _run(make, model, tracked, images, labels, seed, restart, final)
 
 
 def run_torchattacks(
@@ -126,10 +140,10 @@ def run_torchattacks(
 ) -> Tensor:
     """Run ``make(model)`` up to `restarts` times; the image of each sample's largest margin, (N, C, H, W).
 
-    A sample that is broken takes no part in later restarts; a GPU is waited for once between two, to see
-    which those are, and once at the end. With `early_stopping`, and on a CPU, it is attacked no further
-    within a run either. Without, it is attacked to the end of the run: for images to train on or to score
-    on another model.
+    A sample that is broken beyond doubt takes no part in later restarts; a GPU is waited for once between
+    two, to see which those are, and once at the end. With `early_stopping`, and on a CPU, it is attacked no
+    further within a run either. Without, it is attacked to the end of the run: for images to train on or to
+    score on another model.
 
     Raises
     ------
@@ -142,13 +156,20 @@ def run_torchattacks(
     rows = torch.arange(len(images), device=images.device)
     for restart in range(restarts):
         if restart:
-            rows = rows[best.score[rows] <= 0]
-            best.active[rows] = True
+            if not best.early_stopping:
+                doubtful = rows[best.score[rows] > 0]
+                found, clean = best.images[doubtful], images[doubtful]
+                holds = broken_as_stored(queried, found, clean, labels[doubtful])
+                best.stop(doubtful, holds)
+                if early_stopping:
+                    best.forget(doubtful[~holds])
+            rows = rows[~best.broken[rows]]
         if not len(rows):
             break
-        tracked = TrackedModel(queried, best, labels, rows)
+        x, y = images[rows], labels[rows]
+        tracked = TrackedModel(queried, best, x, y, rows)
         with frozen(queried):
-            _run(make, queried, tracked, images[rows], labels[rows], seed, restart)
+            _run(make, queried, tracked, x, y, seed, restart, restart + 1 == restarts)
         tracked.release()
     queried.raise_pending()
     return best.images

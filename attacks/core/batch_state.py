@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .best_images import BestImages
+from .beyond_doubt import broken_beyond_doubt
 from .frozen_model import frozen
-from .losses import margin, nonzero_gradient, rounding_error, wrong_classes
+from .losses import margin, nonzero_gradient, wrong_classes
 from .queried_model import QueriedModel
 from .seeds import per_sample, seeded
 from .types import Loss, Model, Seed
@@ -32,8 +33,9 @@ def under_attack(
 class BatchState:
     """A batch under attack, handed from one stage to the next.
 
-    Of all queried images that of the largest margin is stored for each sample, and a broken sample is not
-    queried again. Everything is per sample, so that no result depends on the batch.
+    Of all queried images that of the largest margin is stored for each sample, and a sample that is
+    `broken_beyond_doubt` is not queried again. Everything is per sample, so that no result depends on the
+    batch.
 
     Attributes
     ----------
@@ -48,11 +50,6 @@ class BatchState:
         saturated, and a gradient shows only what changes the other logits.
     use_float64
         Samples whose gradients are taken in double precision, bool (N,); see `switch_to_float64`.
-
-    Notes
-    -----
-    A sample counts as broken once its margin exceeds the `rounding_error`: the harness predicts it again in a
-    batch of another size, where the last digits of its logits differ. Below that the attack goes on.
 
     Raises
     ------
@@ -89,7 +86,7 @@ class BatchState:
 
     @property
     def active(self) -> Tensor:
-        """Which samples are not broken yet, bool (N,)."""
+        """Which samples are not broken beyond doubt yet, bool (N,)."""
         return self._best.active
 
     @property
@@ -213,6 +210,10 @@ class BatchState:
         if self._first is None:
             self._first = own.clone()
         self.saturated[rows] &= own == self._first[rows]
-        better = self._best.offer(rows, x, found, inside)
-        self._best.stop(rows, better & (found > rounding_error(logits)))
+        sure = None
+        if self._best.early_stopping:
+            clean, labels = self.images[rows], self.labels[rows]
+            sure = broken_beyond_doubt(self._model, x, logits, clean, labels, inside)
+            self._model.raise_pending()
+        self._best.offer(rows, x, found, inside, sure)
         return found

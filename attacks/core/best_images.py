@@ -15,8 +15,9 @@ class BestImages:
     """The image of the largest score that was offered for each of N samples, at one level or at each of S.
 
     The attack chooses the score: the margin, the negative distance of an adversarial image, or the margin
-    within each radius of a grid, one level per radius. Of equal scores the first counts. Samples do not
-    depend on each other. On a GPU no operation waits for the device.
+    within each radius of a grid, one level per radius. Of equal scores the first counts. With early stopping
+    an image that breaks its sample beyond doubt comes before every one that may not, whatever their scores.
+    Samples do not depend on each other. On a GPU no operation waits for the device.
 
     Parameters
     ----------
@@ -25,7 +26,7 @@ class BestImages:
     levels
         S; None for one level without an axis of its own.
     early_stopping
-        Whether `stop` takes a sample out of the attack. Without it all samples stay active to the end.
+        Whether a sample that is broken beyond doubt leaves the attack. Without it all stay active to the end.
     dtype
         That of the scores.
 
@@ -35,8 +36,8 @@ class BestImages:
         Best images so far, (N, C, H, W) or (S, N, C, H, W).
     score
         Their scores, (N,) or (S, N); -inf where none was offered.
-    active
-        Which samples are still attacked, bool (N,) or (S, N).
+    broken
+        For which samples an image was offered that breaks them beyond doubt, bool (N,) or (S, N).
     """
 
     def __init__(
@@ -50,17 +51,40 @@ class BestImages:
         axis = () if levels is None else (levels,)
         self.images = images.detach().expand(*axis, *images.shape).clone()
         self.score = torch.full((*axis, len(images)), -torch.inf, dtype=dtype, device=images.device)
-        self.active = torch.ones_like(self.score, dtype=torch.bool)
+        self.broken = torch.zeros_like(self.score, dtype=torch.bool)
         self.early_stopping = early_stopping
 
-    @torch.no_grad()
-    def offer(self, index: Index, images: Tensor, score: Tensor, eligible: Tensor | None = None) -> Tensor:
-        """Keep those of `images` (n, C, H, W) whose `score` (n,) is larger; which, as bool (n,).
+    @property
+    def active(self) -> Tensor:
+        """Which samples are still attacked, bool (N,) or (S, N)."""
+        return ~self.broken if self.early_stopping else torch.ones_like(self.broken)
 
-        `eligible`, bool (n,), tells which of them count at all; None for all.
+    @torch.no_grad()
+    def offer(
+        self,
+        index: Index,
+        images: Tensor,
+        score: Tensor,
+        eligible: Tensor | None = None,
+        sure: Tensor | None = None,
+    ) -> None:
+        """Keep those of `images` (n, C, H, W) that are better than the best so far.
+
+        Parameters
+        ----------
+        score
+            (n,).
+        eligible
+            Which of them count at all, bool (n,); None for all.
+        sure
+            Which of them are `broken_beyond_doubt`, bool (n,); None for none.
         """
         score = score.to(self.score.dtype)
         better = score > self.score[index]
+        if sure is not None and self.early_stopping:
+            better = torch.where(sure == self.broken[index], better, sure)
+        elif self.early_stopping:
+            better &= ~self.broken[index]
         if eligible is not None:
             better &= eligible
         if better.device.type != "cpu" or not self.early_stopping:
@@ -70,12 +94,16 @@ class BestImages:
             gained = _part(index, better)
             self.images[gained] = images[better].detach()
             self.score[gained] = score[better]
-        return better
+        if sure is not None:
+            self.stop(index, sure if eligible is None else sure & eligible)
 
     def stop(self, index: Index, broken: Tensor) -> None:
-        """Take the samples of `index` that are `broken`, bool (n,), out of an attack with early stopping."""
-        if self.early_stopping:
-            self.active[index] &= ~broken
+        """The samples of `index` that are `broken`, bool (n,), are so beyond doubt."""
+        self.broken[index] |= broken
+
+    def forget(self, rows: Tensor) -> None:
+        """Let any other image replace those of the samples `rows` (n,)."""
+        self.score[rows] = -torch.inf
 
 
 def _part(index: Index, mask: Tensor) -> Index:

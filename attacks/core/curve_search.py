@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from .best_images import BestImages
-from .losses import margin, rounding_error
+from .beyond_doubt import broken_as_stored
+from .losses import margin, minimum_reliable_margin
 from .minimum_norm_search import Observer
 from .norms import BUDGET_TOLERANCE, distance
+from .queried_model import QueriedModel
 from .seeds import per_sample
-from .types import Norm, Seed
+from .types import Model, Norm, Seed
 
 SLACK = BUDGET_TOLERANCE / 2
 """How far projections in float32 may overstep a radius, in pixel units, times the radius above 1: half of
@@ -32,15 +34,16 @@ class CurveSearch:
         Samples that AutoAttack broke where FMN had not, bool (N,): FMN is not relied on for them, at any
         radius.
     distance
-        To the closest image of such a margin, float64 (N,); infinity where none is known.
+        To the closest image of a `minimum_reliable_margin`, float64 (N,); infinity where none is known.
     zero_gradient
         Samples whose input gradient was exactly zero at some query, bool (N,): distances that were found
         without it are worth little.
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, seed: Seed, radii: Sequence[float], norm: Norm
+        self, model: Model, images: Tensor, labels: Tensor, seed: Seed, radii: Sequence[float], norm: Norm
     ) -> None:
+        self._model = QueriedModel.of(model)
         self.images, self.labels, self.norm = images.detach(), labels, norm
         self.seeds = per_sample(seed, len(images))
         self.radii = torch.tensor(radii, dtype=torch.float64, device=images.device)
@@ -59,16 +62,12 @@ class CurveSearch:
 
     @property
     def broken(self) -> Tensor:
-        """Whether an image inside the radius has a margin positive by more than rounding, bool (S, N).
+        """Whether an image inside the radius breaks the sample beyond doubt, bool (S, N).
 
-        Such a sample is not attacked there again. An image of a smaller positive margin is stored in `best`
-        too; the harness predicts it again.
+        Such a sample is not attacked there again. Another image of a positive margin is stored in `best` too;
+        the harness predicts it again.
         """
-        return ~self._best.active
-
-    def stop(self, number: int, rows: Tensor) -> None:
-        """The samples `rows` (n,) are broken at the radius of that number."""
-        self._best.stop((torch.full_like(rows, number), rows), torch.ones_like(rows, dtype=torch.bool))
+        return self._best.broken
 
     @property
     def all_samples(self) -> Tensor:
@@ -90,14 +89,15 @@ class CurveSearch:
             if gradient is not None:
                 self.zero_gradient[rows] |= (gradient == 0).flatten(1).all(1)
             found = margin(logits, self.labels[rows])
-            self.offer(rows, x, found, found > rounding_error(logits))
+            self.offer(rows, x, found, found > minimum_reliable_margin(logits))
 
         return observe
 
     def offer(self, rows: Tensor, x: Tensor, found: Tensor, certain: Tensor) -> None:
         """Keep images `x` (n, C, H, W) of the samples `rows` with margins `found`, at each radius they fit.
 
-        `certain`, bool (n,), says which of them are adversarial by more than rounding.
+        `certain`, bool (n,), says which of them are adversarial by more than rounding. Those that would be
+        the first of a sample inside some radius are asked about again, as `broken_as_stored`.
         """
         likely = found > 0
         if not bool(likely.any()):
@@ -106,10 +106,14 @@ class CurveSearch:
         length = distance(x, self.images[rows], self.norm)
         self.distance[rows] = torch.minimum(self.distance[rows], torch.where(certain, length, torch.inf))
         inside = length[None] <= (self.radii + SLACK * self.radii.clamp_min(1))[:, None]
-        s, i = (inside & (found[None] > self._best.score[:, rows])).nonzero(as_tuple=True)
-        self._best.offer((s, rows[i]), x[i], found[i])
-        s, i = (inside & certain[None]).nonzero(as_tuple=True)
-        self._best.stop((s, rows[i]), certain[i])
+        inside &= ~self.broken[:, rows]
+        sure = inside.any(0) & certain
+        due = rows[sure]
+        if len(due):
+            clean, labels = self.images[due], self.labels[due]
+            sure[sure.clone()] = broken_as_stored(self._model, x[sure], clean, labels)
+        s, i = (inside & ((found[None] > self._best.score[:, rows]) | sure)).nonzero(as_tuple=True)
+        self._best.offer((s, rows[i]), x[i], found[i], sure=sure[i])
 
     def remaining(self, done: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
         """Which samples to attack at which radii: numbers of radii (n,) and of samples (n,).

@@ -23,22 +23,12 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.where(fooled, value.clamp_min(torch.finfo(value.dtype).tiny), value)
 
 
-def rounding_error(logits: Tensor) -> Tensor:
-    """How much of a margin of `logits` (N, K) may be rounding error, float64 (N,): the last digits change in
-    batches of another size.
-    """
-    return 64 * torch.finfo(logits.dtype).eps * logits.abs().amax(1).double()
-
-
 def minimum_reliable_margin(logits: Tensor) -> Tensor:
-    """The margin of `logits` (N, K) above which a sample stays broken once its image is stored, float64 (N,).
-
-    A hundredth of how far the logits lie apart: an adversarial image is stored in whole steps, which takes
-    less than that from its margin unless the model is very stiff. An attack that stops at a smaller margin
-    may stop at an image that is no longer adversarial once it is stored.
+    """How much of a margin of `logits` (N, K) may be rounding error, float64 (N,): the last digits change in
+    batches of another size. A tie is never reliable.
     """
-    apart = (logits.amax(1) - logits.amin(1)).double()
-    return torch.maximum(rounding_error(logits), 0.01 * apart)
+    error = 64 * torch.finfo(logits.dtype).eps * logits.abs().amax(1).double()
+    return error.clamp_min(torch.finfo(error.dtype).tiny)
 
 
 def nonzero_gradient(gradient: Tensor) -> Tensor:
