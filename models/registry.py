@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ from torch import nn
 
 from .._errors import InvalidArgument
 from .._registry import Registry, check_name, unknown_name
+from .hyperparameters import Hyperparameters
 
 CLAIMS: Mapping[str, str] = {
     "fixed_step": "every forward pass costs the same number of field evaluations",
@@ -47,7 +46,7 @@ class ModelSpec:
     reference
         The paper, with its arXiv number or DOI.
     hyperparameters
-        Overrides of the defaults in the signature of `build`: JSON values.
+        Overrides of the defaults in the signature of `build`.
     recipe
         Overrides of the preset's training recipe for this model, such as ``{"weight_decay": 2e-4}``.
     claims
@@ -119,27 +118,31 @@ class ModelSpec:
     def resolve(self, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return every hyperparameter: signature defaults, then the spec's, then `overrides`.
 
+        A list or text becomes what the default is, such as a tuple or a member of an enumeration.
+
         Raises
         ------
         InvalidArgument
-            For a name that `build` does not take, or a value that JSON cannot hold.
+            For a name that `build` does not take, or a value that a record cannot hold.
         """
-        signature = inspect.signature(self.build)
-        parameters = list(signature.parameters.values())[2:]
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        values = {p.name: p.default for p in parameters if p.default is not p.empty}
-        for name, value in {**self.hyperparameters, **(overrides or {})}.items():
-            if name not in values and not open_ended:
-                raise unknown_name(f"hyperparameter of {self.name}", name, sorted(values))
-            values[name] = value
-        try:
-            json.dumps(values, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise InvalidArgument(
-                f"model {self.name}: hyperparameters cannot be recorded ({error}): use finite numbers, "
-                "strings, booleans, None, and lists of these"
-            ) from None
-        return values
+        return self._hyperparameters().resolve(overrides or {})
+
+    def recorded(self, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return what `resolve` returns as a record holds it: JSON, see `recorded_values`."""
+        return self._hyperparameters().record(self.resolve(overrides))
+
+    def arguments(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the keyword arguments of `build` that a record holds: the call that it was made from.
+
+        Raises
+        ------
+        InvalidArgument
+            When a value cannot be had again, such as a function that the model no longer names.
+        """
+        return self._hyperparameters().arguments(recorded)
+
+    def _hyperparameters(self) -> Hyperparameters:
+        return Hyperparameters(self.name, self.build, self.hyperparameters)
 
 
 MODELS: Registry[ModelSpec] = Registry("model")

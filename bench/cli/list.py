@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ..._errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from ...models import ModelSpec
 
 
 def entries(what: str) -> list[dict[str, Any]]:
@@ -57,7 +62,7 @@ def entries(what: str) -> list[dict[str, Any]]:
             "name": m.name,
             "summary": m.summary,
             "claims": sorted(m.claims),
-            "hyperparameters": m.resolve(),
+            "hyperparameters": _hyperparameters(m),
             "expected_failures": dict(m.expected_failures),
             "version": m.version,
             "plugin": m.plugin,
@@ -93,3 +98,11 @@ def _threat(entry: Mapping[str, Any]) -> str:
     if entry["name"] == entry["family"]:
         return "the images as they are"
     return f"{entry['family']}, {entry['strength']}{' in ' + entry['norm'] if entry['norm'] else ''}"
+
+
+def _hyperparameters(model: ModelSpec) -> dict[str, Any]:
+    """As records hold them; none of a model that a run refuses for them."""
+    try:
+        return model.recorded()
+    except InvalidArgument:
+        return {}

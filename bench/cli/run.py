@@ -60,7 +60,7 @@ def run_preset(arguments: argparse.Namespace, preset: Preset, show: Callable[[Pa
     data = request.data()
     if plan.pretrained:
         spec = plan.specs[0]
-        plan.pretrained.check(build_model(spec.build, data, plan.hyperparameters(spec), 0))
+        plan.pretrained.check(build_model(spec.build, data, plan.arguments(spec), 0))
     out = arguments.out or Path("results") / preset.name
     if arguments.dry_run:
         return _dry_run(arguments, plan, data, out, device)

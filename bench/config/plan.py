@@ -86,9 +86,13 @@ class Plan:
         return [(s, seed) for seed in range(self.seeds) for s in self.specs if seed in self.seeds_of(s)]
 
     def hyperparameters(self, spec: ModelSpec) -> dict[str, object]:
-        """Every hyperparameter of `spec` under this preset."""
+        """Every hyperparameter of `spec` under this preset, as records hold them."""
         override = self.preset.overrides.get(spec.name)
-        return spec.resolve(override.hyperparameters if override else None)
+        return spec.recorded(override.hyperparameters if override else None)
+
+    def arguments(self, spec: ModelSpec) -> dict[str, object]:
+        """What the factory of `spec` is called with under this preset."""
+        return spec.arguments(self.hyperparameters(spec))
 
     def recipe(self, spec: ModelSpec) -> Recipe:
         """The preset's recipe, overridden by the model's own, then by the preset's for this model."""

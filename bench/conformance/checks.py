@@ -25,8 +25,8 @@ from ..audits.context import Context
 from ..audits.library import all_audits, audit_names
 from ..audits.registry import Audit
 from ..evaluation.accuracy import frozen
+from ..runtime.construct import construct
 from ..runtime.time_limit import time_limit
-from ..training.construct import construct
 from .claims import CLAIM_CHECKS, check_tanh_fields, states_tanh_fields
 
 SHAPES = ((1, 8, 8), (1, 28, 28), (3, 32, 32))

@@ -1,7 +1,8 @@
-"""Numbers as people read them: percentages, times, sizes. No torch."""
+"""Numbers and recorded values as people read them: percentages, times, sizes. No torch."""
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -49,3 +50,27 @@ def memory(value: Any) -> str:
         if value >= size:
             return f"{value / size:.3g} {unit}" if value < 1000 * size else f"{value / size:,.0f} {unit}"
     return f"{value:.0f} B"
+
+
+def value_text(value: Any) -> str:
+    """Write a recorded value as Python would: text without quotes, ``{"$tuple": [1, 2]}`` as ``(1, 2)``."""
+    return value if isinstance(value, str) else _inner(value)
+
+
+def _inner(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_inner, value))}]"
+    if isinstance(value, dict) and len(value) == 1 and (tag := next(iter(value))).startswith("$"):
+        body = value[tag]
+        if tag == "$tuple":
+            return f"({', '.join(map(_inner, body))}{',' if len(body) == 1 else ''})"
+        if tag in ("$set", "$frozenset"):
+            return f"{{{', '.join(map(_inner, body))}}}"
+        if tag in ("$enum", "$torch", "$name", "$float", "$path", "$path-beside", "$device"):
+            return str(body[1] if tag == "$enum" else body).removeprefix(".:")
+        return f"{tag.removeprefix('$')} {_inner(body)}"
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(name, ensure_ascii=False)}: {_inner(value[name])}" for name in sorted(value)]
+        return f"{{{', '.join(parts)}}}"
+    plain = isinstance(value, int | float)
+    return str(value) if plain else json.dumps(value, default=str, ensure_ascii=False)

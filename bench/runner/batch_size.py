@@ -234,7 +234,7 @@ def choose_batch_sizes(
             continue
         try:
             with time_limit(MEASURING, f"measuring batches of {spec.name}"), torch_threads(threads):
-                model = build_model(spec.build, data, plan.hyperparameters(spec), 0).to(device)
+                model = build_model(spec.build, data, plan.arguments(spec), 0).to(device)
                 memory = free_device_memory(device) / 2
                 with frozen(model):
                     size, timings = choose_batch_size(

@@ -113,6 +113,7 @@ class CellRunner:
 
     def _untrained(self, cell: Cell) -> nn.Module:
         """The model as training found it: built from the seed, its normalisation fitted."""
-        model = build_model(self.spec.build, self.data, cell.hyperparameters, cell.training_seed)
+        arguments = self.spec.arguments(cell.hyperparameters)
+        model = build_model(self.spec.build, self.data, arguments, cell.training_seed)
         fit_normalisation(model, self.data)
         return model

@@ -130,7 +130,7 @@ class ModelRun:
             checkpoint = stored_checkpoint(self.store, self.training)
             if checkpoint is None:
                 raise CheckpointError(f"{path} is gone: run again to train it again")
-            model = build_model(self.spec.build, self.data, self.training.hyperparameters, self.seed)
+            model = build_model(self.spec.build, self.data, self.plan.arguments(self.spec), self.seed)
             self._load(model)
         except Exception as error:
             line = f"{self.spec.name} seed {self.seed} · timings: {type(error).__name__}: {one_line(error)}"
@@ -167,7 +167,7 @@ class ModelRun:
         solver, new = None, False
         try:
             with time_limit(self.plan.preset.time_limit.training, f"training {self.spec.name}", _ADVICE):
-                model = build_model(self.spec.build, self.data, cell.hyperparameters, self.seed)
+                model = build_model(self.spec.build, self.data, self.plan.arguments(self.spec), self.seed)
                 solver = solver_names(model)
                 described["flow"] = flow_implementations(model, self.device)
                 checkpoint = None if fresh else stored_checkpoint(self.store, cell)

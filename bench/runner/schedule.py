@@ -140,7 +140,7 @@ def _try(spec: ModelSpec, plan: Plan, data: Data, device: torch.device) -> tuple
     """Build the model and time it; one that cannot be built costs nothing here and fails later."""
     try:
         with time_limit(3 * ESTIMATE_LIMIT, f"building {spec.name}"):  # the first pass may compile
-            model = build_model(spec.build, data, plan.hyperparameters(spec), 0).to(device)
+            model = build_model(spec.build, data, plan.arguments(spec), 0).to(device)
     except Exception as error:  # of the model's own code
         return None, Cost.unknown(error)
     size = plan.batch_size(spec.name)

@@ -13,7 +13,7 @@ from ...models import MODELS, ModelSpec
 from ..records.checkpoint import load_state, load_tensors
 from ..records.record import Record
 from ..records.store import Store
-from .construct import construct
+from ..runtime.construct import construct
 
 
 def model_of(
@@ -72,7 +72,8 @@ def trained_model(store: Store, training: Record, spec: ModelSpec) -> nn.Module:
         raise CheckpointError(f"{path} does not match its record: run `robustode run --fresh`")
     shape: Any = tuple(training.card["input_shape"])
     cell, classes = training.cell, int(training.card["num_classes"])
-    model = construct(spec.build, shape, classes, cell.hyperparameters, seed=cell.training_seed)
+    arguments = spec.arguments(cell.hyperparameters)
+    model = construct(spec.build, shape, classes, arguments, seed=cell.training_seed)
     with training_mode(model):
         load_state(model, tensors, path)
     return model

@@ -26,8 +26,8 @@ from ..config.preset import Recipe
 from ..data import Data, Split
 from ..records.checkpoint import Checkpoint, load_state, save_checkpoint
 from ..runtime.checked_model import CheckedModel
+from ..runtime.construct import construct
 from ..runtime.foreign_code import foreign_code, source_of
-from .construct import construct
 from .partial_training import History, PartialTraining
 
 _SEED_STRIDE = 1_000_003

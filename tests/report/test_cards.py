@@ -21,6 +21,7 @@ from robustode.bench.records.latest import current, entry
 from robustode.bench.records.store import Store
 from robustode.bench.report.html.model_cards import ModelCard, card_schema, cards, published_schema
 from robustode.bench.report.report import texts
+from robustode.bench.report.text import value_text
 from robustode.bench.runner.run import run_plan
 from robustode.bench.verification.verify import verify
 from robustode.models import MODELS
@@ -147,3 +148,12 @@ def test_verify_names_an_edited_card_and_notes_that_an_old_report_has_none(folde
     assert main(["report", "--out", str(copy)]) == 0
     assert [file.name for file in path.parent.iterdir()] == ["resnet.json"]
     assert path.read_bytes() == (folder / "report" / "cards" / "resnet.json").read_bytes()
+
+
+def test_recorded_values_read_as_in_python():
+    assert list(map(value_text, ["x", 1, None, True, 0.5])) == ["x", "1", "null", "True", "0.5"]
+    assert value_text({"$tuple": [16, {"$tuple": ["a"]}]}) == '(16, ("a",))'
+    assert value_text([1, {"b": 2, "a": {"$float": "inf"}}]) == '[1, {"a": inf, "b": 2}]'
+    assert value_text({"$name": ".:act"}) == "act"
+    assert value_text({"$enum": [{"$name": ".:Head"}, "LARGE"]}) == "LARGE"
+    assert value_text({"$range": [0, 3, 1]}) == "range [0, 3, 1]"

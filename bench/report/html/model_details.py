@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from ...records.headline import Headline
 from ...records.record import Record
 from ..certificates import CERTIFICATE
 from ..style import NORMS
-from ..text import missing, percent, time_text
+from ..text import missing, percent, time_text, value_text
 from .audit_lines import AuditLine
 from .citation import bibtex, linked
 from .reproduce_command import command
@@ -135,8 +134,4 @@ def _training(record: Record) -> dict[str, Any]:
 
 
 def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    def text(value: Any) -> str:
-        plain = isinstance(value, str | int | float)
-        return str(value) if plain else json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
-
-    return [(str(name), text(values[name])) for name in sorted(values)]
+    return [(str(name), value_text(values[name])) for name in sorted(values)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..._errors import ContractBroken, ModelFailure, RobustodeError, one_line
 from ...attacks.core.model_call import call_model, where
 from ...attacks.core.modes import set_mode
-from ..runtime.foreign_code import foreign_code, source_of, tell_once
+from .foreign_code import foreign_code, source_of, tell_once
 
 
 def construct(

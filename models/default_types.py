@@ -1,0 +1,66 @@
+"""Gives a value the type of the default that it replaces: TOML has arrays and text, Python has more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def like_default(value: Any, default: Any) -> Any:
+    """Return a list or text as what `default` is; anything else, and what fits as it is, unchanged.
+
+    A list becomes the default's tuple, set, array, tensor or range, and its elements become like those of the
+    default; one beyond them becomes like the last. Text becomes a member of the default's enumeration (by
+    name, else by value), a path, a dtype, a device or bytes.
+
+    Raises
+    ------
+    ValueError, TypeError, AttributeError
+        When it cannot be.
+    """
+    kind = type(default)
+    if type(value) is list:
+        if isinstance(default, np.ndarray):
+            return np.asarray(value, default.dtype)
+        if isinstance(default, torch.Tensor):
+            return torch.tensor(value, dtype=default.dtype)
+        if kind is range:
+            return range(*value)
+        if isinstance(default, list | tuple | set | frozenset):
+            return _collection(value, default)
+    if type(value) is dict and type(default) is dict:
+        names = {str(key): key for key in default}
+        return {names.get(k, k): like_default(v, default.get(names.get(k, k))) for k, v in value.items()}
+    if type(value) is str:
+        if isinstance(default, Enum):
+            return kind[value] if value in kind.__members__ else kind(value)
+        if isinstance(default, torch.dtype):
+            return _dtype(value)
+        if isinstance(default, PurePath | torch.device):
+            return kind(value)
+        if kind is bytes:
+            return value.encode()
+    return value
+
+
+def _collection(value: list[Any], default: Any) -> Any:
+    models = list(default)
+    ordered = isinstance(default, list | tuple)
+    if not ordered and len({type(one) for one in models}) != 1:
+        models = []
+    last = models[-1] if models else None
+    parts = [like_default(v, models[i] if ordered and i < len(models) else last) for i, v in enumerate(value)]
+    make: Callable[..., Any] = type(default)
+    return make(*parts) if hasattr(default, "_fields") else make(parts)
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name.removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"there is no dtype {name}")
+    return found
