@@ -28,8 +28,8 @@ from .records.latest import newest_training
 from .records.record import Cell
 from .records.store import Store
 from .report.statistics import summarise
+from .runtime.foreign_code import asking, independent_of_caller
 from .runtime.progress import Quiet, Reporter, reporter_for_call
-from .runtime.random_state import preserved_random_state
 from .training.provenance import environment_of, summary_line
 
 DEFAULT_STRENGTHS: Mapping[str, float] = {
@@ -55,6 +55,7 @@ DEFAULT_STRENGTHS: Mapping[str, float] = {
 """Strength of a threat that is named without one, in the unit of its ``strength_name``."""
 
 
+@independent_of_caller
 def evaluate(
     module: nn.Module,
     *,
@@ -74,8 +75,10 @@ def evaluate(
     Parameters
     ----------
     module
-        Maps images in [0, 1], shape (N, C, H, W), to logits, shape (N, K). Its mode, parameters, gradients
-        and device are left unchanged, and so are the random states of torch, numpy and ``random``.
+        Maps images in [0, 1], shape (N, C, H, W), to logits, shape (N, K). It is asked in eval mode, set by
+        its own ``eval()``. Its mode, parameters, gradients and device are left unchanged, and so is
+        everything global, such as random states. What the caller has set, such as ``torch.inference_mode()``
+        or a default dtype, changes no number.
     dataset
         Name of a dataset whose test set is used; see ``robustode list datasets``.
     threats
@@ -164,8 +167,8 @@ def evaluate(
         for threat, strength in chosen.values()
     ]
     records = []
-    with preserved_random_state(place), reporter_for_call(progress) as reporter:
-        if place != _module_device(module):
+    with reporter_for_call(progress) as reporter:
+        if place != _module_device(module) or _made_in_inference_mode(module):
             module = copy.deepcopy(module).to(place)
         pace = 0.0 if isinstance(reporter, Quiet) else _seconds_per_sample(module, data, batch_size, place)
         reporter.start(pace * sum(_passes(cell) for cell in cells))
@@ -210,6 +213,11 @@ def _module_device(module: nn.Module) -> torch.device:
     return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
+def _made_in_inference_mode(module: nn.Module) -> bool:
+    """Whether a tensor of the module takes no part in gradients, whatever the mode in which it is used."""
+    return any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers()))
+
+
 def _pick_device(module: nn.Module, device: str | torch.device | None) -> torch.device:
     """Where to compute; raises `InvalidArgument` for a missing device or a module on several devices."""
     found = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
@@ -233,7 +241,7 @@ def _advance(reporter: Reporter, cost: float, samples: int) -> None:
 def _seconds_per_sample(module: nn.Module, data: Data, batch_size: int, device: torch.device) -> float:
     """Seconds of a forward pass per sample: the faster of two batches."""
     images, times = data.test.images[:batch_size].to(device), []
-    with frozen(module), torch.no_grad():
+    with asking(module, 0), frozen(module), torch.no_grad():
         for _ in range(2):
             began = time.perf_counter()
             call_model(module, images.clone(), data.num_classes).sum().item()
@@ -248,6 +256,7 @@ def _passes(cell: Cell) -> float:
     return (forwards + 2.0 * backwards + 1.0) * cell.samples * cell.draws
 
 
+@independent_of_caller
 def load_model(
     folder: str | Path, name: str, *, seed: int = 0, recipe: str | None = None, model: str | None = None
 ) -> nn.Module:

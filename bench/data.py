@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .._errors import DataUnavailable
 from .._registry import Registry
+from .runtime.foreign_code import foreign_code, source_of
 
 ENVIRONMENT_VARIABLE = "ROBUSTODE_DATA"
 """Environment variable that names the folder of the datasets."""
@@ -159,7 +160,8 @@ def load_data(name: str, root: Path | None = None) -> Data:
         When it is neither in `root` nor downloadable.
     """
     source = DATASETS.get(name)
-    (images, labels), test = source.load(root or default_root())
+    with foreign_code(source_of(source.load), seed=0):
+        (images, labels), test = source.load(root or default_root())
     order = np.array(
         sorted(range(len(labels)), key=lambda i: hashlib.sha256(f"{name}:{i}".encode()).digest()),
         dtype=np.int64,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -71,21 +71,35 @@ _PRECISIONS = (
 )
 
 
-def _precision() -> tuple[str | None, ...]:
-    """That of float32 products, as torch's older function states it and as its newer ones do."""
+@dataclass(frozen=True)
+class _Precision:
+    """The precision of float32 products: by torch's older function, then by each of its newer ones.
+
+    Two are equal where products are the same: newer ones may state none or the full precision for that.
+    """
+
+    older: str | None
+    newer: tuple[str, ...] = field(compare=False)
+    effective: tuple[str, ...]
+
+
+def _precision() -> _Precision:
     try:
         older = torch.get_float32_matmul_precision()
     except RuntimeError:  # both were used, and disagree
         older = None
-    return older, *(torch._C._get_fp32_precision_getter(*where) for where in _PRECISIONS)
+    return _stated(older, tuple(torch._C._get_fp32_precision_getter(*where) for where in _PRECISIONS))
 
 
-def _set_precision(value: tuple[str | None, ...]) -> None:
-    older, *newer = value
-    if older is not None:
-        torch.set_float32_matmul_precision(older)
-    for where, precision in zip(_PRECISIONS, newer, strict=True):
-        torch._C._set_fp32_precision_setter(*where, str(precision))
+def _stated(older: str | None, newer: tuple[str, ...]) -> _Precision:
+    return _Precision(older, newer, tuple("ieee" if value == "none" else value for value in newer))
+
+
+def _set_precision(value: _Precision) -> None:
+    if value.older is not None:
+        torch.set_float32_matmul_precision(value.older)
+    for where, precision in zip(_PRECISIONS, value.newer, strict=True):
+        torch._C._set_fp32_precision_setter(*where, precision)
 
 
 _smallest = 5e-324
@@ -114,7 +128,10 @@ SETTINGS: tuple[Setting, ...] = (
         "the precision of float32 products",
         _precision,
         _set_precision,
-        ("highest", *("tf32" if p in (("cuda", "conv"), ("cuda", "rnn")) else "none" for p in _PRECISIONS)),
+        _stated(
+            "highest",
+            tuple("tf32" if p[0] == "cuda" and p[1] in ("conv", "rnn") else "none" for p in _PRECISIONS),
+        ),
     ),
     _attribute("the deterministic flag of cuDNN", torch.backends.cudnn, "deterministic", False),
     _attribute("the benchmark flag of cuDNN", torch.backends.cudnn, "benchmark", False),

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from ..._errors import InvalidArgument, RecordError, RobustodeError, one_line
 from ...attacks.core.types import Norm
 from ...models import ODEBackend, get_ode_backend
@@ -22,6 +20,7 @@ from ..records.headline import Headline
 from ..records.latest import Entry, current, entry
 from ..records.record import Record
 from ..records.store import Store
+from ..runtime.foreign_code import running
 from ..runtime.time_limit import time_limit
 from ..training.load_trained import model_of, trained_model
 from ..training.provenance import environment_of
@@ -172,8 +171,8 @@ def run_audit(audit: Audit, context: Context, cell: Any, described: Mapping[str,
     queried = context.queried
     forwards, backwards = queried.forwards, queried.backwards
     try:
-        with time_limit(LIMIT, f"audit {audit.name}"), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(context.generator(audit.name, "model").initial_seed())
+        seed = context.generator(audit.name, "model").initial_seed()
+        with time_limit(LIMIT, f"audit {audit.name}"), running(context.model, seed):
             result = audit(context)
         return audit_record(
             cell,

@@ -16,6 +16,7 @@ from ...models import ModelSpec
 from ..evaluation.accuracy import frozen
 from ..records.record import Cell
 from ..runtime.checked_model import CheckedModel
+from ..runtime.foreign_code import foreign_code, source_of
 from ..training.provenance import solver_names
 from .measures import normalised
 from .stored_records import StoredRecords
@@ -165,7 +166,7 @@ class Context:
         with frozen(asked.model):
             for part in rows.split(self.batch_size):
                 seeds = stream_seeds(Purpose.AUDIT, self.seed, 0, part.tolist())
-                with torch.set_grad_enabled(threat.needs_gradient):
+                with foreign_code(source_of(threat.craft)), torch.set_grad_enabled(threat.needs_gradient):
                     strength = self.eps if eps is None else eps
                     attacked = (asked, self.images[part].clone(), self.labels[part], strength, seeds)
                     found = threat(*attacked, early_stopping=model is None)

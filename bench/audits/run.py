@@ -15,6 +15,7 @@ from ...models import set_ode_backend
 from ..data import load_data
 from ..plugins.model_file import named_models
 from ..records.store import Store
+from ..runtime.announcements import announce, telling
 from ..runtime.machine import count_cores
 from ..runtime.processes import Died, Message, Raised, Returned, Send, run_jobs
 from .audit_model import Audited, Task, audit_trained_model, headline_of, records_by_training
@@ -103,6 +104,8 @@ def _audit_in_processes(tasks: Sequence[Task], processes: int, say: Callable[[st
     found: dict[Task, Audited] = {}
     for task, answer in run_jobs(_audit_task, deque(tasks), processes=processes, preload=[__name__]):
         match answer:
+            case Message("announcement", line):
+                announce(line)
             case Message(_, line):
                 say(line)
             case Returned(audited):
@@ -118,4 +121,5 @@ def _audit_in_processes(tasks: Sequence[Task], processes: int, say: Callable[[st
 def _audit_task(send: Send, task: Task) -> Audited:
     set_ode_backend(task.ode_backend)
     torch.set_num_threads(1)
-    return audit_trained_model(task, partial(send, "line"))
+    with telling(partial(send, "announcement")):
+        return audit_trained_model(task, partial(send, "line"))

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 
 from ..._errors import RobustodeError
+from ..runtime.announcements import telling
 from . import model_commands, results_commands
 from .arguments import command_line
-from .shared import load_plugins_with_warnings, show_report
+from .shared import load_plugins_with_warnings, show_report, show_warning
 
 
 def run_command(arguments: Namespace) -> int:
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # sequence to every terminal, with TERM=dumb and NO_COLOR too.
     os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
     try:
-        return HANDLERS[arguments.command](arguments)
+        with telling(show_warning):
+            return HANDLERS[arguments.command](arguments)
     except RobustodeError as error:
         print(f"robustode: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -12,7 +12,12 @@ def load_plugins_with_warnings() -> None:
     """Load the models of installed packages; one that cannot be loaded is a warning on stderr."""
     from ..plugins.entry_points import load_plugins
 
-    load_plugins(lambda line: print(f"robustode: warning: {line}", file=sys.stderr))
+    load_plugins(show_warning)
+
+
+def show_warning(line: str) -> None:
+    """Print a warning on stderr."""
+    print(f"robustode: warning: {line}", file=sys.stderr)
 
 
 def show_report(out: Path) -> int:

@@ -26,6 +26,7 @@ from ..audits.library import all_audits, audit_names
 from ..audits.registry import Audit
 from ..evaluation.accuracy import frozen
 from ..runtime.construct import construct
+from ..runtime.foreign_code import foreign_code, source_of
 from ..runtime.time_limit import time_limit
 from .claims import CLAIM_CHECKS, check_tanh_fields, states_tanh_fields
 
@@ -223,7 +224,10 @@ def run_check(spec: ModelSpec, name: str, seconds: float = LIMIT) -> Result:
     """Run the check `name` of `checks_for` within `seconds`; an exception is a failure."""
     error = absent = None
     try:
-        with time_limit(seconds, f"check {name}", ", what was left of a minute for all checks"):
+        with (
+            time_limit(seconds, f"check {name}", ", what was left of a minute for all checks"),
+            foreign_code(source_of(spec.build), seed=0),
+        ):
             checks_for(spec)[name](spec)
     except NothingToCheck as nothing:
         absent = str(nothing)

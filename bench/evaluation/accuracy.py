@@ -15,11 +15,12 @@ from ..._errors import RobustodeError, one_line
 from ...attacks import Threat
 from ...attacks.core.cost_log import Part, record_costs
 from ...attacks.core.frozen_model import frozen as frozen
-from ...attacks.core.seeds import Purpose, stream_seeds
+from ...attacks.core.seeds import Purpose, derive, stream_seeds
 from ..data import Split
 from ..records.adversarial_examples import AdversarialExamples
 from ..records.record import Cell, Record, Status
 from ..runtime.checked_model import CheckedModel
+from ..runtime.foreign_code import asking, foreign_code, source_of
 from .attack_verification import EXAMPLES as EXAMPLES
 from .attack_verification import CellVerification, predict
 
@@ -67,7 +68,7 @@ def evaluate_cell(
     split = split.first(cell.samples)
     verification = CellVerification(cell, threat, split, stored=keep is not None)
     rows = np.arange(cell.samples)
-    with frozen(model):
+    with asking(model, seed_of(cell)), frozen(model):
         queried = CheckedModel(
             model, num_classes, deferred=device.type != "cpu", largest_batch=cell.batch_size
         )
@@ -103,6 +104,11 @@ def evaluate_cell(
         seconds=time.perf_counter() - started,
         environment=environment,
     )
+
+
+def seed_of(cell: Cell) -> int:
+    """The seed of what the model itself draws in `cell`: one for all strengths of a threat."""
+    return derive([cell.attack_seed], "cell", cell.kind, cell.threat)[0]
 
 
 def failed(cell: Cell, error: Exception, *, seconds: float, environment: Mapping[str, Any]) -> Record:
@@ -152,6 +158,9 @@ def part_measures(parts: Mapping[str, Part]) -> dict[str, float]:
 def _perturb(
     model: CheckedModel, threat: Threat, images: Tensor, labels: Tensor, strength: float, seeds: list[int]
 ) -> Tensor:
-    with torch.set_grad_enabled(threat.needs_gradient and strength > 0):
+    with (
+        foreign_code(source_of(threat.craft)),
+        torch.set_grad_enabled(threat.needs_gradient and strength > 0),
+    ):
         perturbed = threat(model, images, labels, strength, seeds)
     return perturbed.detach()

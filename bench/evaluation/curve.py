@@ -18,7 +18,8 @@ from ..data import Split
 from ..records.adversarial_examples import AdversarialExamples
 from ..records.record import Cell, Record
 from ..runtime.checked_model import CheckedModel
-from .accuracy import batches, part_measures, predict_clean
+from ..runtime.foreign_code import asking, foreign_code, source_of
+from .accuracy import batches, part_measures, predict_clean, seed_of
 from .attack_verification import CellVerification
 
 
@@ -74,7 +75,7 @@ def evaluate_curve(
     grid = [dataclasses.replace(first, strength=strength) for strength in strengths]
     verifications = [CellVerification(cell, threat, split, stored=True) for cell in grid]
     asked = [0] * len(grid)
-    with frozen(model):
+    with asking(model, seed_of(first)), frozen(model):
         queried = CheckedModel(
             model, num_classes, deferred=device.type != "cpu", largest_batch=first.batch_size
         )
@@ -86,7 +87,7 @@ def evaluate_curve(
         with record_costs(queried.meter) as costs:
             for batch, images, targets, seeds in batches(split, rows, first, device, pooled=threat.pooled):
                 reported = first.parameters.get("reported", ())
-                with torch.enable_grad():
+                with foreign_code(source_of(threat.curve)), torch.enable_grad():
                     found = threat.perturb_at_strengths(
                         queried, images.clone(), targets, strengths, reported, seeds
                     )

@@ -13,7 +13,7 @@ from ...attacks import Threat
 from ...models import ModelSpec
 from ..config.plan import Plan
 from ..data import Data
-from ..evaluation.accuracy import evaluate_cell
+from ..evaluation.accuracy import evaluate_cell, seed_of
 from ..evaluation.curve import evaluate_curve
 from ..evaluation.dynamics import measure_dynamics
 from ..evaluation.solver_transfer import evaluate_solver_transfer
@@ -22,6 +22,7 @@ from ..proofs.randomized_smoothing import smooth_cell
 from ..records.adversarial_examples import AdversarialExamples
 from ..records.predictions import predictions
 from ..records.record import Cell, Record
+from ..runtime.foreign_code import asking
 from ..throughput.measure import measure_cell
 from ..training.train import build_model, fit_normalisation
 
@@ -58,14 +59,15 @@ class CellRunner:
             how = evaluate_cell if threat.crafted_on == "model" else evaluate_solver_transfer
             record = how(cell, model, test, threat, num_classes=classes, on_samples=advance, **common)
             return record, breaks[0] if breaks else None
-        if cell.threat == "smoothing":
-            return smooth_cell(cell, model, test, num_classes=classes, on_samples=advance, **common), None
-        if cell.kind == "certificate":
-            record = certify_cell(cell, model, test, num_classes=classes, **common)
-        elif cell.kind == "dynamics":
-            record = measure_dynamics(cell, model, self._untrained(cell), test, **common)
-        else:
-            record = measure_cell(cell, model, test, num_classes=classes, **common)
+        with asking(model, seed_of(cell)):
+            if cell.threat == "smoothing":
+                return smooth_cell(cell, model, test, num_classes=classes, on_samples=advance, **common), None
+            if cell.kind == "certificate":
+                record = certify_cell(cell, model, test, num_classes=classes, **common)
+            elif cell.kind == "dynamics":
+                record = measure_dynamics(cell, model, self._untrained(cell), test, **common)
+            else:
+                record = measure_cell(cell, model, test, num_classes=classes, **common)
         advance(cell.samples)
         return record, None
 

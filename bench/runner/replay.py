@@ -16,7 +16,7 @@ from ..._errors import RobustodeError
 from ...attacks import BUDGET_TOLERANCE, distance, violation
 from ...attacks.core.model_call import call_model
 from ..data import Data
-from ..evaluation.accuracy import failed, frozen
+from ..evaluation.accuracy import failed, frozen, seed_of
 from ..evaluation.margins import relative_margins, relative_margins_alone_and_shuffled
 from ..records.adversarial_examples import AdversarialExamples, add_steps
 from ..records.latest import Entry
@@ -24,6 +24,7 @@ from ..records.predictions import largest_norm, outcomes_of
 from ..records.record import Cell, Record
 from ..records.store import Store
 from ..runtime.checked_model import CheckedModel
+from ..runtime.foreign_code import asking
 from ..training.provenance import environment_of
 
 ModelAndSeed = tuple[Entry, int]
@@ -66,7 +67,8 @@ def replay_cell(
     described, began = environment_of(model, torch.device("cpu")), time.perf_counter()
     queried = CheckedModel(model, data.num_classes)
     try:
-        outcomes, breaks, tally = _replay(cell, sources, queried, data, clean[: cell.samples])
+        with asking(model, seed_of(cell)):
+            outcomes, breaks, tally = _replay(cell, sources, queried, data, clean[: cell.samples])
     except RobustodeError as error:
         return failed(cell, error, seconds=time.perf_counter() - began, environment=described)
     return Record(

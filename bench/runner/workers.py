@@ -7,9 +7,11 @@ the machine for themselves.
 
 from __future__ import annotations
 
+import io
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,7 @@ from ..config.run_request import RunRequest
 from ..evaluation.accuracy import failed
 from ..records.record import Cell
 from ..records.store import Store
+from ..runtime.announcements import announce, telling
 from ..runtime.device import environment
 from ..runtime.machine import free_memory
 from ..runtime.processes import Died, Message, Raised, Returned, Send, run_jobs
@@ -123,6 +126,10 @@ def run_in_processes(
                 reporter.advance(content)
             case Message("detail", content):
                 reporter.detail(content)
+            case Message("announcement", content):
+                announce(content)
+            case Message("printed", content):
+                print(content)
             case Message(_, content):
                 reporter.line(content)
             case Raised(error):
@@ -207,8 +214,31 @@ class _RemoteReporter:
         self._work, self._sent = 0.0, time.monotonic()
 
 
+class _Printed(io.TextIOBase):
+    """A stream whose lines are printed by the process that asked, where they damage no progress bar."""
+
+    def __init__(self, send: Send) -> None:
+        self._send, self._begun = send, ""
+
+    def writable(self) -> bool:
+        """Whether it can be written to."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Send each line that is complete."""
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            self._send("printed", line)
+        return len(text)
+
+
 def _run(send: Send, job: ModelRunJob) -> tuple[list[Cell], RunSummary]:
     """Do one job in this process; its cells, and what was done of them."""
+    with telling(partial(send, "announcement")), redirect_stdout(_Printed(send)):
+        return _run_here(send, job)
+
+
+def _run_here(send: Send, job: ModelRunJob) -> tuple[list[Cell], RunSummary]:
     set_ode_backend(job.request.ode_backend)
     torch.set_num_threads(job.threads)
     reporter = _RemoteReporter(send)

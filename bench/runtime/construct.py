@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..._errors import ContractBroken, ModelFailure, RobustodeError, one_line
 from ...attacks.core.model_call import call_model, where
 from ...attacks.core.modes import set_mode
-from .foreign_code import foreign_code, source_of, tell_once
+from .announcements import announce
+from .foreign_code import building, source_of
 
 
 def construct(
@@ -33,8 +34,7 @@ def construct(
     ModelFailure
         When it cannot be built, is not a module, or returns no logits.
     """
-    source = source_of(build)
-    with foreign_code(source, seed=seed), torch.no_grad():
+    with building(build, seed), torch.no_grad():
         try:
             model = build(input_shape, num_classes, **hyperparameters)
         except RobustodeError:
@@ -50,5 +50,7 @@ def construct(
         if images is not None:
             call_model(model, images, num_classes)
     if reseeded:
-        tell_once(f"{source} seeds torch itself: networks of different training seeds may begin alike")
+        announce(
+            f"{source_of(build)} seeds torch itself: networks of different training seeds may begin alike"
+        )
     return model

@@ -11,6 +11,7 @@ they are imported), what C code prints, and threads that go on.
 
 from __future__ import annotations
 
+import functools
 import gc
 import inspect
 import locale
@@ -28,6 +29,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.utils import _device
 
@@ -39,10 +41,13 @@ from ...attacks.core.torch_settings import (
     changes,
     put_back,
     seed_torch,
+    separate_stream,
     set_torch_random_states,
     torch_random_states,
 )
 from ...models import get_ode_backend, set_ode_backend
+from .announcements import announce, telling
+from .own_generators import as_first_seen, generators_of, seeded_generators
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -119,35 +124,7 @@ OF_THE_PROCESS: tuple[Setting, ...] = (
 _ALL = (*SETTINGS, *OF_THE_PROCESS)
 
 
-# --- telling of changes ---------------------------------------------------------------------------
-
-
-def _warn(line: str) -> None:
-    warnings.warn(line, ForeignCodeWarning, stacklevel=2)
-
-
-_tellers: list[tuple[Callable[[str], None], set[str]]] = [(_warn, set())]
-
-
-@contextmanager
-def telling(tell: Callable[[str], None]) -> Iterator[None]:
-    """For a block, have `tell` called with each line about what foreign code changed, once for each line.
-
-    Elsewhere such a line is a `ForeignCodeWarning`.
-    """
-    _tellers.append((tell, set()))
-    try:
-        yield
-    finally:
-        _tellers.pop()
-
-
-def tell_once(line: str) -> None:
-    """Tell of a change, unless the same line was told before in this `telling`."""
-    tell, told = _tellers[-1]
-    if line not in told:
-        told.add(line)
-        tell(line)
+# --- the guard ------------------------------------------------------------------------------------
 
 
 def _line(source: str, names: Sequence[str]) -> str:
@@ -156,9 +133,6 @@ def _line(source: str, names: Sequence[str]) -> str:
     alone = {"the default dtype", "the default device"} & set(names)
     note = ": what it makes without naming them is float32 on the CPU here, unlike where it runs alone"
     return f"{source} changed {listed}, put back{note if alone else ''}"
-
-
-# --- the guard ------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -203,15 +177,49 @@ def foreign_code(source: str, *, seed: int | None = None) -> Iterator[None]:
         changes.clear()
         changes.update(earlier)
         if source and names:
-            tell_once(_line(source, names))
+            announce(_line(source, names))
 
 
-def guarded(function: Callable[P, T], source: str, *, seed: int | None = None) -> Callable[P, T]:
-    """Return `function`, each call of which runs within `foreign_code`."""
+@contextmanager
+def asking(model: nn.Module, seed: int) -> Iterator[None]:
+    """Ask a model within `foreign_code`: it draws from `seed`, apart from what attacks draw."""
+    (own,) = derive([seed], "model")
+    with (
+        foreign_code(source_of(model), seed=seed),
+        seeded_generators(generators_of(model), own),
+        separate_stream(own),
+    ):
+        yield
 
+
+@contextmanager
+def building(build: Callable[..., nn.Module], seed: int) -> Iterator[None]:
+    """Call a factory within `foreign_code`: it draws from `seed`, or from its file's own seeds."""
+    with foreign_code(source_of(build), seed=seed), as_first_seen(generators_of(build)):
+        yield
+
+
+@contextmanager
+def running(model: nn.Module, seed: int) -> Iterator[None]:
+    """Train or examine a model within `foreign_code`: every random number follows from `seed`."""
+    with foreign_code(source_of(model), seed=seed), seeded_generators(generators_of(model), seed):
+        yield
+
+
+def independent_of_caller(function: Callable[P, T]) -> Callable[P, T]:
+    """Have `function` of the Python interface give the same whatever its caller has set, and leave it so.
+
+    What foreign code changed meanwhile is a `ForeignCodeWarning` once it has returned.
+    """
+
+    @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        with foreign_code(source, seed=seed):
-            return function(*args, **kwargs)
+        lines: list[str] = []
+        with telling(lines.append), foreign_code(""):
+            result = function(*args, **kwargs)
+        for line in lines:
+            warnings.warn(line, ForeignCodeWarning, stacklevel=2)
+        return result
 
     return call
 

@@ -27,7 +27,7 @@ from ..data import Data, Split
 from ..records.checkpoint import Checkpoint, load_state, save_checkpoint
 from ..runtime.checked_model import CheckedModel
 from ..runtime.construct import construct
-from ..runtime.foreign_code import foreign_code, source_of
+from ..runtime.foreign_code import running
 from .partial_training import History, PartialTraining
 
 _SEED_STRIDE = 1_000_003
@@ -99,7 +99,7 @@ def train(
     on_batch(done * len(data.train))
     for epoch in range(done, recipe.epochs):
         began = time.perf_counter()
-        with foreign_code(source_of(model), seed=seed * _SEED_STRIDE + epoch + 1):
+        with running(model, seed * _SEED_STRIDE + epoch + 1):
             for group in optimiser.param_groups:
                 group["lr"] = recipe.learning_rate * recipe.decay**epoch
             loss = _train_epoch(

@@ -17,12 +17,13 @@ from ..._errors import RecordError
 from ...attacks import BUDGET_TOLERANCE, distance, violation
 from ...attacks.core.model_call import call_model
 from ..data import Data, Split
-from ..evaluation.accuracy import frozen
+from ..evaluation.accuracy import frozen, seed_of
 from ..evaluation.margins import relative_margins_alone_and_shuffled
 from ..records.adversarial_examples import AdversarialExamples, add_steps, perturbation_steps
 from ..records.predictions import outcomes_of
 from ..records.record import Cell
 from ..records.store import Store
+from ..runtime.foreign_code import asking
 from .submitted_file import Sent
 
 
@@ -91,9 +92,10 @@ def screen_examples(
     sift(fresh, "stored already")
     steps = steps[fresh]
     stored = torch.from_numpy(add_steps(test.images[rows].numpy(), steps))
-    found = relative_margins_alone_and_shuffled(
-        model, stored, test.labels[rows], cell.batch_size, data.num_classes
-    )
+    with asking(model, seed_of(cell)):
+        found = relative_margins_alone_and_shuffled(
+            model, stored, test.labels[rows], cell.batch_size, data.num_classes
+        )
     broken = np.stack(list(found.values())).min(0) > 0
     sift(broken, "still classified correctly")
     steps, stored = steps[broken], stored[torch.from_numpy(broken)]
@@ -103,7 +105,7 @@ def screen_examples(
     steps, stored = steps[first], stored[torch.from_numpy(first)]
     prediction, length = clean.copy(), np.zeros(cell.samples, np.float32)
     if len(rows):
-        with frozen(model), torch.no_grad():
+        with asking(model, seed_of(cell)), frozen(model), torch.no_grad():
             alone = [call_model(model, image[None], data.num_classes).argmax() for image in stored]
         prediction[rows] = torch.stack(alone).numpy()
         length[rows] = distance(stored, test.images[rows], cell.norm).numpy()  # type: ignore[arg-type]
