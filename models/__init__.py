@@ -18,7 +18,6 @@ from .ode.backend import (
 from .ode.block import ODEBlock
 from .ode.kernels.fixed_step import flow_implementation
 from .ode.lipschitz import LipschitzParts, NoCertificate, convolution_bound
-from .ode.nfe import count_nfe
 from .ode.solver import Field, Solver, SolverFailure, StepMap
 from .ode.surrogates import solver_surrogates, with_solver
 from .ode.tanh_field import TanhField
@@ -44,7 +43,6 @@ __all__ = [
     "StepMap",
     "TanhField",
     "convolution_bound",
-    "count_nfe",
     "flow_implementation",
     "get_ode_backend",
     "register_model",

@@ -16,25 +16,44 @@ from robustode.bench.records.predictions import predictions
 from robustode.bench.records.record import Cell, Record
 from robustode.bench.records.store import Store
 from robustode.bench.runtime.progress import Quiet
-from robustode.models import ModelSpec
+from robustode.models import ModelSpec, ODEBlock, Solver
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CPU = torch.device("cpu")
 
 
+class Still(ODEBlock):
+    """A flow that stays where it is, in `steps` Euler steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__([Nothing()], final_time=1.0, solver=Solver(method="euler", steps=steps))
+
+    def integrate(self, field: Any, state: Tensor, *, duration: float, steps: int) -> Tensor:
+        for _ in range(steps):  # torchdiffeq would wait for a GPU
+            state = state + field(state)
+        return state
+
+
+class Nothing(nn.Module):
+    """x' = 0."""
+
+    def forward(self, state: Tensor) -> Tensor:
+        return 0 * state
+
+
 class Linear(nn.Module):
-    """Logits W x + b; with `nfe` it claims that many field evaluations per pass."""
+    """Logits W x + b; with `nfe` they pass through that many Euler steps of x' = 0."""
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, nfe: int | None = None) -> None:
         super().__init__()
         channels, height, width = input_shape
         self.head = nn.Linear(channels * height * width, num_classes)
-        if nfe is not None:
-            self.nfe = nfe
+        self.still = None if nfe is None else Still(nfe)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(images.flatten(1))
+        logits = self.head(images.flatten(1))
+        return logits if self.still is None else self.still(logits)
 
 
 class Faulty(Linear):

@@ -72,6 +72,7 @@ class QueriedModel(nn.Module):
         self.forwards = 0
         self.backwards = 0
         self.evaluations: int | None = None
+        self._counted = 0
         self._pending: list[tuple[Tensor, Callable[[], None]]] = []
 
     @classmethod
@@ -83,8 +84,8 @@ class QueriedModel(nn.Module):
 
     @property
     def nfe(self) -> float | None:
-        """Mean field evaluations per forward pass."""
-        return None if self.evaluations is None or not self.forwards else self.evaluations / self.forwards
+        """Mean field evaluations per forward pass, over the samples for which they were counted."""
+        return None if self.evaluations is None or not self._counted else self.evaluations / self._counted
 
     def meter(self) -> tuple[int, int, int]:
         """Samples passed forwards and backwards so far, and field evaluations times samples."""
@@ -105,19 +106,24 @@ class QueriedModel(nn.Module):
         """Logits (N, K) of `images` (N, C, H, W) in one batch, differentiable where the images are."""
         if images.requires_grad:
             images.register_hook(lambda gradient: self.require_finite(gradient, "the input gradient is"))
-        if self.num_classes is None:
-            with KeptSettings():
-                logits = self.model(images)
-        else:
-            logits = ask_model(cast(nn.Module, self.model), images, self.num_classes)
+        logits = self.ask(images)
         self.require_finite(logits.detach(), "logits are")
         self.forwards += len(images)
         evaluations = self.field_evaluations()
         if evaluations is not None:
             self.evaluations = (self.evaluations or 0) + evaluations * len(images)
+            self._counted += len(images)
         if logits.requires_grad:
             logits.register_hook(self._count_backward)
         return logits
+
+    def ask(self, images: Tensor) -> Tensor:
+        """Logits (N, K) of `images` (N, C, H, W) in one batch, held to the contract of `ask_model`."""
+        if self.num_classes is None:
+            with KeptSettings():
+                logits: Tensor = self.model(images)
+            return logits
+        return ask_model(cast(nn.Module, self.model), images, self.num_classes)
 
     def _count_backward(self, gradient: Tensor) -> None:
         self.backwards += len(gradient)

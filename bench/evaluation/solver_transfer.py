@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from ..._errors import InvalidArgument, ModelFailure, one_line
 from ...attacks import Threat
-from ...models import ODEBlock, solver_surrogates
-from ...models.ode.solver import FIXED_GRID
 from ..data import Split
 from ..records.adversarial_examples import AdversarialExamples
 from ..records.predictions import largest_norm, outcomes_of, predictions
 from ..records.record import NOT_STORED, Cell, Record
 from ..runtime.checked_model import CheckedModel
+from ..solvers.changed_model import solver_surrogates
+from ..solvers.observe import count_nfe
 from .accuracy import evaluate_cell
 
 MOST_VALUES = 6_000_000
@@ -59,16 +59,20 @@ def evaluate_solver_transfer(
     Raises
     ------
     InvalidArgument
-        When `model` has no ODE block.
+        When no solve of an ODE is seen in `model`.
     SurrogateModelFailure
         When every surrogate failed, so that nothing was tried.
     ModelFailure, NonFinite, BudgetViolation
         As `evaluate_cell`, of the model itself and of the attack.
     """
     started = time.perf_counter()
-    surrogates = solver_surrogates(model)
+    sample = split.images[:1].to(device)
+    surrogates = solver_surrogates(model, sample)
     if not surrogates:
-        raise InvalidArgument(f"{threat.name} needs a model with an ODE block: this one has none")
+        raise InvalidArgument(
+            f"{threat.name} needs a model whose solver is seen: this one calls no ODE block, torchdiffeq, "
+            "torchdyn or torchode"
+        )
     found: list[tuple[Record, AdversarialExamples | None]] = []
     measures: dict[str, float] = {}
     reasons: dict[str, str] = {}
@@ -83,7 +87,7 @@ def evaluate_solver_transfer(
                 cell,
                 model,
                 split,
-                _handing(threat, asked[-1]),
+                _handing(threat, asked[-1], count_nfe(surrogate, sample) or 1),
                 num_classes=num_classes,
                 device=device,
                 environment=environment,
@@ -122,9 +126,8 @@ def evaluate_solver_transfer(
     )
 
 
-def _handing(threat: Threat, surrogate: CheckedModel) -> Threat:
-    """`threat`, its craft handed `surrogate` whatever model is being evaluated."""
-    evaluations = _evaluations(surrogate)
+def _handing(threat: Threat, surrogate: CheckedModel, evaluations: int) -> Threat:
+    """`threat`, its craft handed `surrogate`, of so many field evaluations, whatever model is evaluated."""
 
     def craft(
         _model: nn.Module,
@@ -153,12 +156,6 @@ def _handing(threat: Threat, surrogate: CheckedModel) -> Threat:
         return torch.cat(parts)
 
     return dataclasses.replace(threat, craft=craft)
-
-
-def _evaluations(model: nn.Module) -> int:
-    """Field evaluations of a forward pass, all flows solved on fixed grids."""
-    solvers = [module.solver for module in model.modules() if isinstance(module, ODEBlock)]
-    return sum(int(solver.steps) * FIXED_GRID[solver.method] for solver in solvers)
 
 
 def _merged(records: list[Record], labels: NDArray[np.integer]) -> Record:

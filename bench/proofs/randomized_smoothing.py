@@ -22,11 +22,11 @@ from scipy import stats
 from torch import Tensor, nn
 
 from ...attacks.core.seeds import Purpose, stream_generator
-from ...models import ODEBlock
 from ..data import Split
 from ..evaluation.accuracy import frozen
 from ..records.record import Cell, Record
 from ..runtime.checked_model import CheckedModel
+from ..solvers.observe import observe
 
 BATCH, AGREEMENT = 16, 1e-4
 """Images on which independence is measured, and the relative change of logits that counts as none."""
@@ -97,8 +97,7 @@ def smooth_cell(
 
 def unsuitable(model: nn.Module, images: Tensor) -> str | None:
     """Why votes of `model` cannot be counted, measured on a batch of `images`; None when they can."""
-    blocks = [module for module in model.modules() if isinstance(module, ODEBlock)]
-    if any(block.solver.adaptive for block in blocks):
+    if any(call.couples_samples for call in observe(model, images)):
         return "an adaptive solver couples the samples of a batch: votes are not independent"
     with frozen(model), torch.no_grad():
         together, again = model(images), model(images)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..._errors import CheckpointError
-from ...models import ModelSpec, solver_surrogates
+from ...models import ModelSpec
 from ..config.cells import accuracy_cells, certificate_cells, dynamics_cell, throughput_cells, training_cell
 from ..config.plan import Plan
 from ..data import Data
@@ -20,6 +20,7 @@ from ..records.record import Cell
 from ..records.store import Store
 from ..runtime.device import device_name
 from ..runtime.time_limit import time_limit
+from ..solvers.changed_model import solver_surrogates
 from ..training.provenance import solver_names
 from ..training.train import build_model
 from .cost_estimate import ESTIMATE_LIMIT, ESTIMATE_SAMPLES, Cost, makespan, measure_cost, torch_threads
@@ -148,7 +149,8 @@ def _try(spec: ModelSpec, plan: Plan, data: Data, device: torch.device) -> tuple
     if any(attack.threat.crafted_on == "solvers" for attack in plan.attacks):
         with suppress(Exception):  # of the model's own code; it is a failure where it is attacked
             few = min(size, ESTIMATE_SAMPLES)
-            others = [measure_cost(other, data, few, device) for other in solver_surrogates(model).values()]
+            surrogates = solver_surrogates(model, data.train.images[:1].to(device))
+            others = [measure_cost(other, data, few, device) for other in surrogates.values()]
             sums = sum(one.forward for one in others), sum(one.backward for one in others)
             cost = dataclasses.replace(cost, surrogates=sums)
     return model, cost

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...attacks.core.queried_model import QueriedModel
-from ...models import count_nfe
+from ..solvers.observe import count_nfe, is_compiled, solvers_seen
+from ..solvers.recording import Observer
 
 
 class CheckedModel(QueriedModel):
-    """See `QueriedModel`. The field evaluations are counted here, since attacks know nothing of models."""
+    """See `QueriedModel`. The field evaluations are counted here, since attacks know nothing of models.
+
+    They are counted where solvers are called, whatever the model says of itself. In a model that is compiled
+    no call can be seen; it is asked once more, not compiled, and what that takes is taken to be its cost.
+    """
 
     model: nn.Module
     num_classes: int
+    _evaluations: int | None = None
+    _compiled: bool | None = None
+
+    def ask(self, images: Tensor) -> Tensor:
+        """Logits (N, K) of `images` (N, C, H, W) in one batch."""
+        if self._compiled is None:
+            self._compiled = is_compiled(self.model)
+            self._evaluations = count_nfe(self.model, images) if self._compiled else None
+        if self._compiled:
+            return super().ask(images)
+        observer = Observer()
+        with solvers_seen(observer):
+            logits = super().ask(images)
+        self._evaluations = observer.evaluations
+        return logits
 
     def field_evaluations(self) -> int | None:
-        """Field evaluations of the last forward pass; None for a model that does not count."""
-        return count_nfe(self.model)
+        """Field evaluations of the last forward pass; None where no solver was seen."""
+        return self._evaluations

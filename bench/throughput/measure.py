@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from ...attacks.core.image_dtype import image_dtype
 from ...attacks.core.model_call import call_model
 from ...attacks.core.modes import set_mode
-from ...models import count_nfe
 from ..config.cells import FLOW_TIMINGS
 from ..data import Split
 from ..evaluation.accuracy import frozen
 from ..records.record import Cell, Record
 from ..runtime.memory import peak_memory
+from ..solvers.observe import count_nfe
 from ..training.train import training_step
 from .clock import time_passes
 from .flow_timing import floor_measures, flow_calls, forwards, forwards_and_backwards
@@ -94,6 +94,7 @@ def measure_cell(
         median, p95 = (float(quantile) for quantile in np.quantile(durations, [0.5, 0.95]))
         if of_flow:
             floor = floor_measures(calls, device, gradient=gradient, median=median)
+        nfe = count_nfe(model, images)
     return Record(
         cell=cell,
         outcomes={"seconds": durations},
@@ -106,7 +107,7 @@ def measure_cell(
             **floor,
             **({} if others is None else {"others_load": others}),
         },
-        nfe=count_nfe(model),
+        nfe=nfe,
         seconds=time.perf_counter() - started,
         environment=environment,
     )

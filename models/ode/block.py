@@ -91,9 +91,23 @@ class ODEBlock(nn.Module):
             return fixed_step_flow(state, self.tanh_fields(), h=h, steps=steps, method=self.solver.method)
         if self._supports_compiled(state, adaptive=True):
             return self._solve_adaptive(state)
+        return self._solve_layers(state)
+
+    def _solve_layers(self, state: Tensor) -> Tensor:
+        """Solve layer by layer through `integrate`; what it evaluates in a backward pass is not counted."""
         steps = 0 if self.solver.adaptive else self.steps_per_layer()
-        for field in self.fields():
-            state = self.integrate(field, state, duration=self.final_time / len(self.layers), steps=steps)
+        duration, evaluations = self.final_time / len(self.layers), 0
+
+        def counted(x: Tensor, field: Field) -> Tensor:
+            nonlocal evaluations
+            evaluations += 1
+            return field(x)
+
+        try:
+            for field in self.fields():
+                state = self.integrate(partial(counted, field=field), state, duration=duration, steps=steps)
+        finally:
+            self.nfe = evaluations
         return state
 
     def _solve_adaptive(self, state: Tensor) -> Tensor:
@@ -265,19 +279,14 @@ class ODEBlock(nn.Module):
         Returns
         -------
         Tensor
-            Final state, same shape. `nfe` grows by the number of field evaluations.
+            Final state, same shape. `forward` counts how often it evaluates `field`.
 
         Raises
         ------
         SolverFailure
             When an adaptive method underflows its step size or meets a non-finite state.
         """
-
-        def counted(x: Tensor) -> Tensor:
-            self.nfe += 1
-            return field(x)
-
-        return solve(counted, state, solver=self.solver, duration=duration, steps=steps)
+        return solve(field, state, solver=self.solver, duration=duration, steps=steps)
 
     def extra_repr(self) -> str:
         """Show T and the solver in the module's repr."""

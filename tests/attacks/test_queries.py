@@ -11,6 +11,7 @@ from robustode._errors import ContractBroken, InvalidArgument, ModelFailure, Non
 from robustode.attacks.core import queried_model
 from robustode.attacks.core.model_call import call_model
 from robustode.bench.runtime.checked_model import CheckedModel
+from robustode.models import Solver
 from torch import nn
 
 IMAGES = torch.rand(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -85,17 +86,19 @@ def test_forwards_backwards_and_evaluations_are_counted_per_sample():
 def test_the_mean_nfe_is_weighted_by_samples():
     class Varying(stubs.Linear):
         def forward(self, images):
-            self.nfe = 10 if len(images) == 1 else 20
+            self.still.solver = Solver(method="euler", steps=10 if len(images) == 1 else 20)
             return super().forward(images)
 
-    queried = CheckedModel(Varying((1, 2, 2), 3), 3)
+    queried = CheckedModel(Varying((1, 2, 2), 3, nfe=1), 3)
     queried(IMAGES)
     queried(IMAGES[:1])
     assert queried.nfe == (4 * 20 + 10) / 5
 
 
-def test_a_model_that_does_not_count_has_no_nfe():
-    queried = CheckedModel(stubs.Linear((1, 2, 2), 3), 3)
+def test_a_model_of_which_no_solver_is_seen_has_no_nfe_whatever_it_says():
+    model = stubs.Linear((1, 2, 2), 3)
+    model.nfe = 7
+    queried = CheckedModel(model, 3)
     queried(IMAGES)
     assert queried.nfe is None
 

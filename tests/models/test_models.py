@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from robustode._errors import ContractBroken, InvalidArgument, UnknownName
 from robustode.bench.audits.library import audit_names
 from robustode.bench.conformance.checks import CHECKS, NothingToCheck, checks_for
-from robustode.models import CLAIMS, MODELS, ModelSpec, Normalise, ODEBlock, Solver, SolverFailure, count_nfe
+from robustode.models import CLAIMS, MODELS, ModelSpec, Normalise, ODEBlock, Solver, SolverFailure
 from robustode.models.ch_node import (
     ContractiveFlow,
     ContractiveLayer,
@@ -215,7 +215,7 @@ def test_registered_fixed_step_models_count_steps_times_stages(spec):
     model = build(spec.name)
     model(images(3))
     solvers = [m.solver for m in model.modules() if isinstance(m, ODEBlock)]
-    assert count_nfe(model) == sum(s.steps * FIXED_GRID[s.method] for s in solvers) > 0
+    assert model.flow.nfe == sum(s.steps * FIXED_GRID[s.method] for s in solvers) > 0
 
 
 def test_nfe_of_the_core_models():
@@ -223,11 +223,7 @@ def test_nfe_of_the_core_models():
     for name, nfe in expected.items():
         model = build(name)
         model(images(2))
-        assert count_nfe(model) == nfe
-
-
-def test_a_model_without_a_counter_is_not_counted():
-    assert count_nfe(nn.Linear(2, 2)) is None
+        assert model.flow.nfe == nfe
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)

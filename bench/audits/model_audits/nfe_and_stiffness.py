@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...._errors import ModelFailure
-from ....models import ODEBlock, count_nfe
+from ....models import ODEBlock
 from ...evaluation.dynamics import WIDEST, flow_inputs, jacobians
 from ..context import Context
 from ..measures import array, in_float64
@@ -39,14 +39,14 @@ def check(context: Context) -> AuditResult:
     try:
         for image in context.images:
             context.logits(image[None])
-            evaluations = count_nfe(context.model)
+            evaluations = context.queried.field_evaluations()
             counts += [] if evaluations is None else [evaluations]
     except ModelFailure as error:
         return measured(math.inf, SPREAD, f"The solver fails on a test image: {error}.", unit="ratio")
     growth = _stiffness(context.model, context.images)
     if isinstance(growth, str) and not counts:
         return not_applicable(
-            f"The model counts no field evaluations, and h |Jacobian| was not computed: {growth}."
+            f"No field evaluation of the model is seen, and h |Jacobian| was not computed: {growth}."
         )
     parts, ratios = [], []
     if counts:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ...._errors import ModelFailure
-from ....models import ODEBlock, count_nfe
+from ....models import ODEBlock
 from ....models.ode.surrogates import with_solver
+from ...solvers.observe import count_nfe
 from ..context import Context
 from ..measures import array, fraction
 from ..registry import AuditResult, measured, not_applicable, register_audit
@@ -95,7 +96,8 @@ def _of_grid(context: Context, block: ODEBlock) -> Iterator[tuple[str, Tensor | 
 
 def _of_adaptive(context: Context) -> Iterator[tuple[str, Tensor | ModelFailure]]:
     """Two rk4 grids of more steps than the model's last solve had evaluations; nothing where they differ."""
-    counts = [steps := max(FEWEST, count_nfe(context.model) or 0), 2 * steps]
+    last = context.images.split(context.batch_size)[-1]
+    counts = [steps := max(FEWEST, count_nfe(context.model, last) or 0), 2 * steps]
     coarse, fine = (_asked(context, method="rk4", steps=count) for count in counts)
     if isinstance(coarse, ModelFailure) or isinstance(fine, ModelFailure):
         return  # a uniform grid that fails on a stiff start says nothing about an adaptive solver

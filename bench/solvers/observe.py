@@ -1,0 +1,102 @@
+"""Ask a model, and see which solvers it calls and how often they evaluate its fields."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from types import FunctionType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ...attacks.core.image_dtype import call_in_its_dtype, image_dtype
+from ...attacks.core.modes import eval_mode
+from ...attacks.core.torch_settings import KeptSettings, set_torch_random_states, torch_random_states
+from ...models import ODEBlock
+from . import torchdiffeq_library, torchdyn_library, torchode_library
+from .interception import intercepted
+from .ode_block import ODEBlockForward
+from .recording import Observer, SolverFunction, changed_by, observed_by
+from .solver_call import SolverCall, SolverChange
+
+_functions: dict[FunctionType, SolverFunction] = {}
+"""One handler for each function, whoever asks."""
+
+
+def observe(model: nn.Module, images: Tensor) -> list[SolverCall]:
+    """The solves of one forward pass of `model` on `images` (N, C, H, W), in eval mode, without gradients.
+
+    Random states are put back, so that nothing changes by having looked. Empty where no call of robustode,
+    torchdiffeq, torchdyn or torchode is seen: the model may step itself, or by a copy of a library. A model
+    that is compiled is asked as it is without `torch.compile`.
+    """
+    observer = Observer(calls=[])
+    before, new = _libraries(), image_dtype(model, images) is None
+    random_states = torch_random_states()
+    try:
+        with eager(model), eval_mode(model), torch.no_grad(), solvers_seen(observer), KeptSettings():
+            call_in_its_dtype(model, images)
+    finally:
+        set_torch_random_states(random_states)
+    if new and (_libraries() != before or image_dtype(model, images) != images.dtype):
+        return observe(model, images)  # a library was imported in this very pass, or a first try failed
+    return list(observer.calls or ())
+
+
+def count_nfe(model: nn.Module, images: Tensor) -> int | None:
+    """Field evaluations of one forward pass of `model` on `images` (N, C, H, W); None where none is seen."""
+    calls = observe(model, images)
+    return sum(call.evaluations for call in calls) if calls else None
+
+
+@contextmanager
+def solvers_seen(observer: Observer) -> Iterator[None]:
+    """Tell `observer` of every solve in a ``with`` block of this thread; no number changes by it."""
+    with intercepted((f.function, f.handle) for f in _solver_functions()), observed_by(observer):
+        yield
+
+
+@contextmanager
+def solvers_changed(change: SolverChange) -> Iterator[None]:
+    """Solve otherwise in a ``with`` block of this thread."""
+    with intercepted((f.function, f.handle) for f in _solver_functions()), changed_by(change):
+        yield
+
+
+@contextmanager
+def eager(model: nn.Module) -> Iterator[None]:
+    """Run what is compiled in `model` without its compilation, in which no call could be seen."""
+    with ExitStack() as stack:
+        if is_compiled(model):
+            stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6 has it
+            stack.enter_context(stance("force_eager") if stance else nullcontext())
+        yield
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether ``torch.compile`` was called on the model, a part of it or a function that it holds."""
+    return any(
+        type(module).__name__ == "OptimizedModule"
+        or module._compiled_call_impl is not None
+        or any(_compiled(value) for value in (type(module).forward, *vars(module).values()))
+        for module in model.modules()
+    )
+
+
+def _compiled(value: Any) -> bool:
+    return callable(value) and hasattr(value, "_torchdynamo_orig_callable")
+
+
+def _solver_functions() -> list[SolverFunction]:
+    found = [(ODEBlockForward, cast(FunctionType, ODEBlock.forward)), *torchdiffeq_library.functions()]
+    found += torchdyn_library.functions() + torchode_library.functions()
+    for kind, function in found:
+        if function not in _functions:
+            _functions[function] = kind(function)
+    return [_functions[function] for _, function in found]
+
+
+def _libraries() -> set[str]:
+    return {name for name in ("torchdyn", "torchode") if name in sys.modules}

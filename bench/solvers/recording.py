@@ -1,0 +1,176 @@
+"""What happens when a solver is called: its field is counted, the solve is noted, and it may be changed."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from types import FunctionType
+from typing import Any
+
+from .solver_call import Derivative, SolverCall, SolverChange
+
+
+@dataclass
+class Observer:
+    """What one forward pass asked of solvers.
+
+    Attributes
+    ----------
+    evaluations
+        Evaluations of all fields, backward passes left out; None until a solver is called.
+    calls
+        The solves, in the order in which they ended; None where only evaluations are wanted.
+    """
+
+    evaluations: int | None = None
+    calls: list[SolverCall] | None = None
+
+
+@dataclass
+class Evaluations:
+    """How often the field of the solve that is going on was evaluated."""
+
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class _Situation:
+    """Who observes this thread, how solves are changed, and the solve that is going on."""
+
+    observers: tuple[Observer, ...] = ()
+    change: SolverChange | None = None
+    solving: Evaluations | None = None
+
+
+_situation: ContextVar[_Situation] = ContextVar("situation", default=_Situation())  # noqa: B039
+
+
+@contextmanager
+def _within(situation: _Situation) -> Iterator[None]:
+    token = _situation.set(situation)
+    try:
+        yield
+    finally:
+        _situation.reset(token)
+
+
+@contextmanager
+def observed_by(observer: Observer) -> Iterator[None]:
+    """Tell `observer` of the solves in a ``with`` block of this thread."""
+    now = _situation.get()
+    with _within(replace(now, observers=(*now.observers, observer), solving=None)):
+        yield
+
+
+@contextmanager
+def changed_by(change: SolverChange) -> Iterator[None]:
+    """Change the solves in a ``with`` block of this thread; an inner change takes the place of an outer."""
+    with _within(replace(_situation.get(), change=change)):
+        yield
+
+
+class CountedField:
+    """A field that counts its evaluations during one solve, and is like the field otherwise."""
+
+    def __init__(self, field: Derivative, evaluations: Evaluations) -> None:
+        self._field, self._evaluations = field, evaluations
+
+    @classmethod
+    def of(cls, field: Derivative, evaluations: Evaluations) -> CountedField:
+        """`field` itself where one function of a library has it counted before it calls another."""
+        return field if isinstance(field, cls) else cls(field, evaluations)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate the field."""
+        self._evaluations.count += 1
+        with _within(replace(_situation.get(), solving=None)):  # what it solves itself is another solve
+            return self._field(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._field, name)
+
+
+@dataclass(frozen=True)
+class SolverFunction(ABC):
+    """A function of a library that solves an ODE."""
+
+    function: FunctionType
+    signature: inspect.Signature = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "signature", inspect.signature(self.function))
+
+    def handle(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer a call of the function; see `interception.Handler`."""
+        now = _situation.get()
+        if not (now.observers or now.change):
+            return original(*args, **kwargs)
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError:
+            return original(*args, **kwargs)  # it says what is wrong itself
+        bound.apply_defaults()
+        arguments = bound.arguments
+        if self.solves_adjoint(arguments):
+            with _within(_Situation()):
+                return original(*args, **kwargs)
+        if now.solving is not None:  # one function of a library calls another: still the same solve
+            return self.run(original, arguments, now.solving)
+        evaluations = Evaluations()
+        call = self.describe(arguments) if any(o.calls is not None for o in now.observers) else None
+        with _within(replace(now, solving=evaluations)):
+            if now.change is None or not now.change.concerns(adaptive=self.adaptive(arguments)):
+                result = self.run(original, arguments, evaluations)
+            else:
+                result = self.run_otherwise(original, arguments, now.change, evaluations)
+        for observer in now.observers:
+            observer.evaluations = (observer.evaluations or 0) + evaluations.count
+            if observer.calls is not None and call is not None:
+                observer.calls.append(replace(call, evaluations=evaluations.count))
+        return result
+
+    def solves_adjoint(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether it solves the adjoint equation of a backward pass, of which nothing is told."""
+        return False
+
+    @abstractmethod
+    def adaptive(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether the method chooses its own step sizes."""
+
+    @abstractmethod
+    def describe(self, arguments: Mapping[str, Any]) -> SolverCall:
+        """What is asked for."""
+
+    @abstractmethod
+    def run(
+        self, original: Callable[..., Any], arguments: Mapping[str, Any], evaluations: Evaluations
+    ) -> Any:
+        """Call `original` as it was called; its field is counted here or by a function that it calls."""
+
+    @abstractmethod
+    def run_otherwise(
+        self,
+        original: Callable[..., Any],
+        arguments: Mapping[str, Any],
+        change: SolverChange,
+        evaluations: Evaluations,
+    ) -> Any:
+        """Solve with another solver; the same kind of result.
+
+        Raises
+        ------
+        CannotSolveOtherwise
+            When no other solver can take its place.
+        """
+
+
+def call_with(
+    function: Callable[..., Any], signature: inspect.Signature, arguments: Mapping[str, Any]
+) -> Any:
+    """Call `function` with arguments by name, each as its signature takes it."""
+    bound = inspect.BoundArguments(signature, dict(arguments))  # type: ignore[arg-type]
+    return function(*bound.args, **bound.kwargs)
