@@ -33,13 +33,15 @@ class ODEBlockForward(SolverFunction):
             part = int(float(time) / block.final_time * len(layers))
             return layers[min(max(part, 0), len(layers) - 1)](x)
 
+        times = torch.tensor([0.0, block.final_time], dtype=state.dtype, device=state.device)
+        steps = None if solver.adaptive else block.steps_per_layer() * len(layers)
         tolerances = {"rtol": solver.rtol, "atol": solver.atol} if solver.adaptive else {}
         return SolverCall(
             library="robustode",
             method=solver.method,
             adaptive=solver.adaptive,
-            steps=None if solver.adaptive else block.steps_per_layer() * len(layers),
-            times=torch.tensor([0.0, block.final_time], dtype=state.dtype, device=state.device),
+            grid=None if steps is None else torch.linspace(0.0, block.final_time, steps + 1).to(times),
+            times=times,
             state=state.detach().clone(),
             field=field,
             couples_samples=solver.adaptive,

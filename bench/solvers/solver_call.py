@@ -35,8 +35,8 @@ class SolverCall:
         Whether the method chooses its own step sizes.
     rtol, atol
         Relative and absolute tolerance, the largest where there are several; None on a fixed grid.
-    steps
-        Steps of a fixed grid over the whole of `times`; None where the method or an event chooses them.
+    grid
+        Times (steps + 1,) of a fixed grid; None where the method or an event chooses the steps.
     times
         When the solution is asked for, (k,): the first is the start. For torchode 0 to 1, its samples having
         times of their own.
@@ -50,6 +50,8 @@ class SolverCall:
         Whether one step size is chosen for all samples of a batch.
     evaluations
         How often the field was evaluated.
+    equivalent
+        The method of torchdiffeq that is the same, or of about the same order.
     block
         The `ODEBlock` of robustode that solves it; None for another library.
     """
@@ -59,14 +61,20 @@ class SolverCall:
     adaptive: bool
     rtol: float | None = None
     atol: float | None = None
-    steps: int | None = None
+    grid: Tensor | None = None
     times: Tensor
     state: State
     field: Derivative
     adjoint: bool = False
     couples_samples: bool = False
     evaluations: int = 0
+    equivalent: str = "rk4"
     block: Any = None
+
+    @property
+    def steps(self) -> int | None:
+        """Steps of a fixed grid over the whole time; None where there is none."""
+        return None if self.grid is None else len(self.grid) - 1
 
     def __str__(self) -> str:
         """``torchdiffeq dopri5 rtol=0.001 atol=0.001``, ``torchdyn euler 10 steps``."""

@@ -81,7 +81,8 @@ def described(library: str, arguments: Mapping[str, Any], **rest: Any) -> Solver
     details: dict[str, Any] = {
         "method": arguments["method"] or "dopri5",
         "adaptive": adaptive,
-        "steps": len(_own_grid(arguments)) - 1 if fixed else None,
+        "equivalent": arguments["method"] or "dopri5",
+        "grid": _own_grid(arguments).detach().clone() if fixed else None,
         "times": arguments["t"].detach().clone(),
         "state": _detached(state),
         "field": arguments["func"],

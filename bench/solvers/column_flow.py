@@ -1,0 +1,123 @@
+"""A solve of a model as a flow of columns: its states, its steps, and its field before each of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchdiffeq import odeint
+
+from ...models import Field, ODEBlock, SolverFailure, StepMap
+from .observe import observe
+from .solver_call import SolverCall, State
+
+STEPS = 8
+"""Steps by which an adaptive solve is followed, each solved adaptively."""
+
+
+class CannotFollow(Exception):
+    """A solve whose states are no columns, or a model of which no solve is seen; says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnFlow:
+    """One solve.
+
+    Attributes
+    ----------
+    states
+        Initial states (n, M). Of an `ODEBlock` the different columns of its own state; else one column for
+        each image, its parts below one another.
+    steps
+        The steps in order; each maps states (n, M) to states (n, M).
+    fields
+        The field before each step, which maps states (n, M) to their derivative.
+    call
+        What the model asked for.
+    """
+
+    states: Tensor
+    steps: list[StepMap]
+    fields: list[Field]
+    call: SolverCall
+
+    @property
+    def final_time(self) -> float:
+        """The length of time, in the model's own."""
+        return sum(step.duration for step in self.steps)
+
+
+def column_flows(model: nn.Module, images: Tensor) -> list[ColumnFlow]:
+    """The solves of one forward pass of `model` on `images` (N, C, H, W), each as a flow of columns.
+
+    The field of another library's solve may hold on to values of this forward pass: the columns must stay as
+    many as they are, and in order.
+
+    Raises
+    ------
+    CannotFollow
+        When no solve is seen, or the state of one is no columns.
+    """
+    calls = observe(model, images)
+    if not calls:
+        raise CannotFollow("no solver was seen in it")
+    return [
+        _of_block(call) if isinstance(call.block, ODEBlock) else _of_call(call, len(images)) for call in calls
+    ]
+
+
+def _of_block(call: SolverCall) -> ColumnFlow:
+    if not isinstance(call.state, Tensor) or call.state.ndim != 2:
+        raise CannotFollow("the flow's states are not columns (n, M)")
+    block: ODEBlock = call.block
+    by_layer = dict(zip(map(id, block.layers), block.fields(), strict=True))
+    steps = block.step_maps()
+    states = torch.unique(call.state, dim=1)  # most pixels of a digit are the same background
+    return ColumnFlow(states=states, steps=steps, fields=[by_layer[id(s.layer)] for s in steps], call=call)
+
+
+def _of_call(call: SolverCall, count: int) -> ColumnFlow:
+    parts = (call.state,) if isinstance(call.state, Tensor) else call.state
+    if any(part.ndim == 0 or len(part) != count for part in parts):
+        raise CannotFollow("its state has no row for each image")
+    shapes = [part.shape for part in parts]
+    grid = call.grid
+    if grid is None:
+        grid = torch.linspace(float(call.times[0]), float(call.times[-1]), STEPS + 1).to(call.times)
+    tolerances = {"rtol": call.rtol, "atol": call.atol} if call.adaptive else {}
+    single = isinstance(call.state, Tensor)
+
+    def state_of(columns: Tensor) -> State:
+        rows = columns.T.split([shape[1:].numel() for shape in shapes], dim=1)
+        found = tuple(row.reshape(shape) for row, shape in zip(rows, shapes, strict=True))
+        return found[0] if single else found
+
+    def columns_of(state: Any) -> Tensor:
+        return torch.cat([part.reshape(count, -1) for part in ((state,) if single else state)], 1).T
+
+    def derivative(time: Tensor, columns: Tensor) -> Tensor:
+        return columns_of(call.field(time, state_of(columns)))
+
+    def step(ends: Tensor, columns: Tensor) -> Tensor:
+        try:
+            path = odeint(call.field, state_of(columns), ends, method=call.equivalent, **tolerances)
+        except AssertionError as error:
+            raise SolverFailure(f"{call.equivalent} failed: {error}") from None
+        return columns_of(path[-1] if single else tuple(part[-1] for part in path))
+
+    ends = [torch.stack([a, b]) for a, b in pairwise(grid)]
+    layer = nn.Identity()
+    return ColumnFlow(
+        states=columns_of(call.state),
+        steps=[StepMap(layer=layer, duration=_length(pair), map=partial(step, pair)) for pair in ends],
+        fields=[partial(derivative, pair[0]) for pair in ends],
+        call=call,
+    )
+
+
+def _length(ends: Tensor) -> float:
+    return abs(float(ends[1] - ends[0]))
