@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +100,13 @@ class ModelSpec:
         """`version`, followed for a model outside the package by its file's hash or its plug-in's version."""
         parts = [str(self.version), (self.source or "")[:12], (self.plugin or "").replace(" ", "-")]
         return "+".join(part for part in parts if part)
+
+    @property
+    def in_package(self) -> bool:
+        """Whether it is a model of this package, whose `version` is all there is to know of its code."""
+        module = str(getattr(inspect.unwrap(self.build), "__module__", ""))
+        own = module.startswith(f"{__name__.partition('.')[0]}.")
+        return own and self.source is None and self.plugin is None
 
     @property
     def architecture(self) -> str:

@@ -29,6 +29,7 @@ def training_cell(plan: Plan, spec: ModelSpec, seed: int, data: Data) -> Cell:
         index_sha256=data.index_sha256,
         model=spec.name,
         model_version=spec.full_version,
+        network_sha256=plan.network_sha256(spec, data),
         hyperparameters=plan.hyperparameters(spec),
         recipe=plan.pretrained.recipe() if plan.pretrained else recipe_facts(recipe),
         training_seed=seed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
@@ -13,8 +14,10 @@ from ..._errors import InvalidArgument
 from ...attacks import THREATS, Threat
 from ...attacks.core.types import Norm
 from ...models import ModelSpec
-from ..data import DATASETS
+from ..data import DATASETS, Data
 from ..records.headline import Headline
+from ..runtime.network_hash import network_sha256
+from ..runtime.time_limit import time_limit
 from .model_selection import find_model, preset_models, select_models, variant_specs
 from .perturbation import training_threat
 from .preset import Preset, Recipe, ThreatPlan, first_line
@@ -61,6 +64,8 @@ class Plan:
         Measured batch sizes by model, where the preset says "auto".
     pretrained
         Weights to evaluate instead of training; None to train.
+    networks
+        Hashes of the networks that were built so far, by model; None of one that cannot be built.
     """
 
     preset: Preset
@@ -70,6 +75,7 @@ class Plan:
     attacks: tuple[Attack, ...]
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
     pretrained: PretrainedWeights | None = None
+    networks: dict[str, str | None] = field(default_factory=dict, compare=False, repr=False)
 
     def batch_size(self, model: str) -> int:
         """Batch size of `model` for threats without one of their own."""
@@ -93,6 +99,21 @@ class Plan:
     def arguments(self, spec: ModelSpec) -> dict[str, object]:
         """What the factory of `spec` is called with under this preset."""
         return spec.arguments(self.hyperparameters(spec))
+
+    def network_sha256(self, spec: ModelSpec, data: Data) -> str | None:
+        """Hash of the network that `spec` builds, see `network_hash`; None for a model of this package.
+
+        It is built once in a plan. None too where it cannot be built, which its training will say.
+        """
+        if spec.in_package:
+            return None
+        if spec.name not in self.networks:
+            self.networks[spec.name] = None
+            with suppress(Exception), time_limit(self.preset.time_limit.training, f"building {spec.name}"):
+                self.networks[spec.name] = network_sha256(
+                    spec, data.input_shape, data.num_classes, self.arguments(spec)
+                )
+        return self.networks[spec.name]
 
     def recipe(self, spec: ModelSpec) -> Recipe:
         """The preset's recipe, overridden by the model's own, then by the preset's for this model."""

@@ -11,7 +11,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,15 +26,7 @@ from .entry_points import load_plugins
 _PREFIX = "_robustode_external_"
 
 
-@dataclass(frozen=True)
-class _ImportedFile:
-    """A model file as it was imported: the hash of its source, and the names of the models it registered."""
-
-    source: str
-    models: set[str]
-
-
-_imported_files: dict[str, _ImportedFile] = {}  # by module name
+_imported_files: dict[str, set[str]] = {}  # by module name: the models that the file registered
 _modules_beside: dict[Path, dict[str, ModuleType]] = {}  # by folder: what its model files imported from it
 
 
@@ -98,7 +89,7 @@ def named_models(references: Sequence[str]) -> tuple[list[str], list[ModelSpec]]
 
 
 def load_external(reference: str) -> ModelSpec:
-    """Load ``FILE.py:factory``.
+    """Load ``FILE.py:factory``, as the file and what it reads are now.
 
     The factory may be decorated with ``robustode.register_model``, which gives it a name, hyperparameters
     and claims, or be plain: then its own name, or that of its file, becomes the name of the model.
@@ -117,15 +108,10 @@ def load_external(reference: str) -> ModelSpec:
     if not path.is_file():
         raise InvalidArgument(f"model {reference!r}: there is no file {path}")
     module_name = f"{_PREFIX}{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    source = _source_sha256(path)
-    _forget_unless(module_name, source, path.parent)
+    _forget(module_name, path.parent)
     known = set(MODELS.names())
-    if module_name in sys.modules:
-        module = sys.modules[module_name]
-        known -= {spec.name for spec in MODELS if getattr(spec.build, "__module__", "") == module_name}
-    else:
-        module = _import(path, module_name, reference)
-        _imported_files[module_name] = _ImportedFile(source, set(MODELS.names()) - known)
+    module = _import(path, module_name, reference)
+    _imported_files[module_name] = set(MODELS.names()) - known
     build = getattr(module, factory, None)
     if not callable(build):
         found = sorted(
@@ -153,23 +139,21 @@ def load_external(reference: str) -> ModelSpec:
     return dataclasses.replace(
         spec,
         build=_importing_from(build, path.parent),
-        source=source,
+        source=_source_sha256(path),
         file=f"{path.name}:{factory}",
     )
 
 
-def _forget_unless(module_name: str, source: str, folder: Path) -> None:
-    """Forget a file whose source has changed since its import, with its models and the modules beside it."""
-    before = _imported_files.get(module_name)
-    if before and module_name in sys.modules and before.source != source:
-        del sys.modules[module_name]
-        _modules_beside.pop(folder, None)
-        for name in before.models:
-            MODELS.unregister(name)
+def _forget(module_name: str, folder: Path) -> None:
+    """Forget an earlier import of a file, its models and the modules beside it: what it reads may be new."""
+    sys.modules.pop(module_name, None)
+    _modules_beside.pop(folder, None)
+    for name in _imported_files.pop(module_name, set()):
+        MODELS.unregister(name)
 
 
 def _source_sha256(path: Path) -> str:
-    """Return a hash of the file and of every module beside it that it imports, directly or not."""
+    """Return a hash of the file and of every module beside it that it imports or names, directly or not."""
     total, seen, left = hashlib.sha256(), set[Path](), [path]
     while left:
         file = left.pop()
@@ -184,16 +168,21 @@ def _source_sha256(path: Path) -> str:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names = [node.module]
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names = [node.value.removesuffix(".py")]  # of importlib, or of a file that is run
             for name in names:
-                beside = path.parent / name.partition(".")[0]
-                left += (
-                    [beside.with_suffix(".py")]
-                    if beside.with_suffix(".py").is_file()
-                    else beside.rglob("*.py")
-                )
+                left += _modules_called(name.partition(".")[0], path.parent)
     for file in sorted(seen):
         total.update(str(file.relative_to(path.parent)).encode() + b"\0" + file.read_bytes() + b"\0")
     return total.hexdigest()
+
+
+def _modules_called(name: str, folder: Path) -> list[Path]:
+    """The files of the module or package `name` in `folder`; none where there is none."""
+    if not name.isidentifier():
+        return []
+    file = folder / f"{name}.py"
+    return [file] if file.is_file() else list((folder / name).rglob("*.py"))
 
 
 def _import(path: Path, module_name: str, reference: str) -> ModuleType:

@@ -22,7 +22,7 @@ from typing import Any
 
 from ..._errors import InvalidArgument, RecordError
 from .arrays import decode_array, encode_array, for_drawing
-from .record import KINDS, NOT_STORED, STATUSES, Cell, Record, canonical_json, digest
+from .record import KINDS, LATER_FIELDS, NOT_STORED, STATUSES, Cell, Record, canonical_json, digest
 
 SCHEMA = 2
 COPIES = 2
@@ -73,6 +73,7 @@ def write_record(record: Record, copies: Mapping[str, int] | None = None) -> tup
     """
     cell = {f.name: getattr(record.cell, f.name) for f in dataclasses.fields(Cell)}
     common = {name: cell.pop(name) for name in _SHARED_OF_CELL}
+    common |= {name: value for name in sorted(LATER_FIELDS) if (value := cell.pop(name)) is not None}
     own = {name: value for name, value in cell.items() if canonical_json(value) != _CELL_DEFAULTS.get(name)}
     environment = dict(record.environment)
     dated = {name: environment.pop(name) for name in _OWN_OF_ENVIRONMENT if name in environment}

@@ -32,6 +32,9 @@ STATUSES: tuple[str, ...] = ("ok", "error", "contract", "nonfinite", "budget", "
 NOT_STORED = frozenset({"norm"})
 """Outcomes that a new record has and a stored one does not."""
 
+LATER_FIELDS = frozenset({"network_sha256"})
+"""Fields of a cell that older records lack: None is left out of keys and lines."""
+
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 
@@ -56,6 +59,9 @@ class Cell:
         of the flow), ``throughput`` or ``audit`` (`threat` is then the name of the check).
     model_version, threat_version
         Raised by hand when the algorithm changes; a model from a file carries its file's hash.
+    network_sha256
+        The network that the model's code builds, with all that it reads (see `network_hash`); None for the
+        models of this package, which read no file.
     hyperparameters, recipe
         What the model was built with, and how it was trained (``recipe["name"]`` is its label).
     threat, family, norm, protocol, parameters
@@ -98,22 +104,25 @@ class Cell:
     batch_size: int = 0
     dtype: str = "float32"
     device: str | None = None
+    network_sha256: str | None = None
 
     def key(self) -> str:
         """SHA-256 of the cell's canonical JSON: what makes this work this work."""
         return self._key
 
     def variant(self) -> str:
-        """Hash of what makes the model this model: version, hyperparameters, recipe."""
+        """Hash of what makes the model this model: version, hyperparameters, recipe, and what it reads."""
         return self._variant
 
     @cached_property
     def _key(self) -> str:
-        return digest({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return digest({n: v for n, v in values.items() if v is not None or n not in LATER_FIELDS})
 
     @cached_property
     def _variant(self) -> str:
-        return digest([self.model_version, dict(self.hyperparameters), dict(self.recipe)])
+        network = [self.network_sha256] if self.network_sha256 else []
+        return digest([self.model_version, dict(self.hyperparameters), dict(self.recipe), *network])
 
     def label(self) -> str:
         """A short name for people: ``ch-node seed 0 · gaussian 0.1``."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ..._errors import CheckpointError, one_line
+from ..._errors import CheckpointError, ModelFailure, one_line
 from ...attacks.core.modes import training_mode
 from ...models import ModelSpec
 from ..config.cells import training_cell
@@ -25,6 +25,7 @@ from ..runtime.device import environment
 from ..runtime.progress import Quiet, Reporter
 from ..runtime.time_limit import time_limit
 from ..throughput.machine_load import BUSY
+from ..training.load_trained import check_answers, rebuilt_model
 from ..training.provenance import (
     environment_of,
     flow_implementations,
@@ -164,7 +165,7 @@ class ModelRun:
         fresh = self.fresh and not begun
         if not begun:
             self.on_start([cell])
-        solver, new = None, False
+        solver, record = None, None
         try:
             with time_limit(self.plan.preset.time_limit.training, f"training {self.spec.name}", _ADVICE):
                 model = build_model(self.spec.build, self.data, self.plan.arguments(self.spec), self.seed)
@@ -173,10 +174,14 @@ class ModelRun:
                 checkpoint = None if fresh else stored_checkpoint(self.store, cell)
                 if checkpoint:
                     self._load(model)
+                    stored = self.store.get(cell)
+                    if stored is not None:
+                        check_answers(stored, model)
                 elif self.plan.pretrained:
                     self.plan.pretrained.check(model)
-                    checkpoint, new = self.plan.pretrained.store(path, facts), True
+                    checkpoint = self.plan.pretrained.store(path, facts)
                     self._load(model)
+                    record = self._training_record(model, checkpoint)
                 else:
                     epochs = int(cell.recipe["epochs"])
                     self.reporter.detail(f"{name} · training, {epochs} epochs")
@@ -191,7 +196,7 @@ class ModelRun:
                         resume=not fresh,
                         on_batch=self._advance(work, epochs * len(self.data.train)),
                     )
-                    new = True
+                    record = self._training_record(model, checkpoint)
         except Exception as error:
             cells = cells_of(self.plan, cell, None, self.data, self.device, solver)
             self.reporter.advance(sum(self.cost.seconds_for(cell, self.plan) for cell in cells))
@@ -202,16 +207,25 @@ class ModelRun:
             else:
                 self._put(record)
             return None
-        if not new:
+        if record is None:
             self.summary.skipped += not begun
             return model, checkpoint
-        record = training_record(cell, self.spec, model, self.data, checkpoint)
         self._put(record)
         partial_path(path).unlink(missing_ok=True)
         scores = record.outcomes.get("validation_accuracy")
         what = "pretrained weights loaded" if scores is None else f"trained: validation {max(scores):.1%}"
         self.reporter.detail(f"{name} · {what}")
         return model, checkpoint
+
+    def _training_record(self, model: nn.Module, checkpoint: Checkpoint) -> Record:
+        """The record of a training; raises `ModelFailure` where it does not bring the network back."""
+        record = training_record(self.training, self.spec, model, self.data, checkpoint)
+        if "answers" in record.card:
+            try:
+                rebuilt_model(self.store, record, self.spec)
+            except CheckpointError as error:
+                raise ModelFailure(str(error)) from None
+        return record
 
     def _load(self, model: nn.Module) -> None:
         """Give `model` the stored weights, ready to be asked."""

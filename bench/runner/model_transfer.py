@@ -171,6 +171,7 @@ def _cell(ours: Sequence[Record], budget: Budget, sources: Sequence[Source]) -> 
         index_sha256=base.index_sha256,
         model=base.model,
         model_version=base.model_version,
+        network_sha256=base.network_sha256,
         hyperparameters=base.hyperparameters,
         recipe=base.recipe,
         training_seed=base.training_seed,

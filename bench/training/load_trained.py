@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
@@ -14,6 +14,8 @@ from ..records.checkpoint import load_state, load_tensors
 from ..records.record import Record
 from ..records.store import Store
 from ..runtime.construct import construct
+from ..runtime.network_hash import network_sha256
+from .same_answers import TOLERANCE, answers_of, difference
 
 
 def model_of(
@@ -62,18 +64,64 @@ def trained_model(store: Store, training: Record, spec: ModelSpec) -> nn.Module:
     Raises
     ------
     CheckpointError
-        When `spec` is not of the version that was trained, or the weights are missing, do not match the
-        hash in the record, or do not fit the model.
+        When `spec` is not of the version that was trained or builds another network than it did, or the
+        weights are missing, do not match the hash in the record, or do not fit the model.
     """
     _as_trained(training, spec)
+    cell = training.cell
+    if cell.network_sha256 is not None:
+        shape, classes = _shape_and_classes(training)
+        if network_sha256(spec, shape, classes, spec.arguments(cell.hyperparameters)) != cell.network_sha256:
+            raise CheckpointError(
+                f"{spec.file or spec.name} builds another network than the one that was trained: what it "
+                "reads besides its own source has changed since; `robustode run` trains it anew"
+            )
+    return rebuilt_model(store, training, spec)
+
+
+def rebuilt_model(store: Store, training: Record, spec: ModelSpec) -> nn.Module:
+    """Return the network that `spec` builds, with the weights of `training`; see `trained_model`.
+
+    Raises
+    ------
+    CheckpointError
+        When the weights cannot be had, or the network does not answer as the trained one did.
+    """
     path = store.checkpoint_path(training.cell)
     tensors, sha256 = load_tensors(path)
     if sha256 != training.card["checkpoint_sha256"]:
         raise CheckpointError(f"{path} does not match its record: run `robustode run --fresh`")
-    shape: Any = tuple(training.card["input_shape"])
-    cell, classes = training.cell, int(training.card["num_classes"])
-    arguments = spec.arguments(cell.hyperparameters)
-    model = construct(spec.build, shape, classes, arguments, seed=cell.training_seed)
+    shape, classes = _shape_and_classes(training)
+    arguments, seed = spec.arguments(training.cell.hyperparameters), training.cell.training_seed
+    model = construct(spec.build, shape, classes, arguments, seed=seed)
     with training_mode(model):
         load_state(model, tensors, path)
+    check_answers(training, model)
     return model
+
+
+def check_answers(training: Record, model: nn.Module) -> None:
+    """Compare the answers of a loaded network with those of the trained one, where its record holds them.
+
+    Raises
+    ------
+    CheckpointError
+        When they differ.
+    """
+    trained = training.card.get("answers")
+    if trained is None:
+        return
+    answers = answers_of(model, *_shape_and_classes(training))
+    off = math.inf if answers is None else difference(trained, answers)
+    if not off <= TOLERANCE:
+        raise CheckpointError(
+            f"{training.card.get('file') or training.cell.model}, built again with the weights that were "
+            f"trained, answers otherwise (logits differ by {off:.0%} of the largest): keep what it answers "
+            "by in parameters and buffers; if something outside its source has changed, "
+            "`robustode run --fresh` trains it anew"
+        )
+
+
+def _shape_and_classes(training: Record) -> tuple[tuple[int, int, int], int]:
+    channels, height, width = training.card["input_shape"]
+    return (channels, height, width), int(training.card["num_classes"])

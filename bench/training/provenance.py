@@ -17,6 +17,7 @@ from ..data import Data
 from ..records.checkpoint import Checkpoint
 from ..records.record import Cell, Record
 from ..runtime.device import environment
+from .same_answers import answers_of
 
 
 def solver_names(model: nn.Module) -> str | None:
@@ -73,6 +74,7 @@ def training_record(
     passes = len(curves.get("train_loss", ())) * cell.samples
     chosen = {"best_epoch": float(checkpoint.facts["selected_epoch"])} if history else {}
     pretrained = {"file": checkpoint.facts["given"], "sha256": checkpoint.sha256} if not history else None
+    answers = answers_of(model, data.input_shape, data.num_classes) if cell.network_sha256 else None
     return Record(
         cell=cell,
         outcomes=curves,
@@ -92,6 +94,7 @@ def training_record(
             "num_classes": data.num_classes,
             "checkpoint_sha256": checkpoint.sha256,
             **({"given": pretrained} if pretrained else {}),
+            **({"answers": answers} if answers else {}),
             **({"file": spec.file} if spec.file else {}),
             **({"plugin": spec.plugin} if spec.plugin else {}),
         },
