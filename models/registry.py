@@ -54,7 +54,8 @@ class ModelSpec:
         Properties that are measured by `robustode check` and by audits: ``fixed_step``, ``hamiltonian``,
         ``contractive``.
     expected_failures
-        Conformance checks and audits that this model is known to fail, each with the reason.
+        Conformance checks and audits that this model is known to fail, each with the reason. One name serves
+        both; ``-`` and ``_`` are the same in it.
     version
         Raised by hand when the algorithm changes: stored records of older versions are not reused.
     source
@@ -91,6 +92,8 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         check_name(self.name, "model")
+        expected = {_dashed(name): reason for name, reason in self.expected_failures.items()}
+        object.__setattr__(self, "expected_failures", expected)
         for claim in self.claims:
             if claim not in CLAIMS:
                 raise unknown_name("claim", claim, sorted(CLAIMS))
@@ -151,6 +154,18 @@ class ModelSpec:
 
     def _hyperparameters(self) -> Hyperparameters:
         return Hyperparameters(self.name, self.build, self.hyperparameters)
+
+
+FORMER_CHECKS = {"batch-independent": "batch-independence"}
+"""What checks were called once, with ``-`` for ``_``."""
+
+
+def _dashed(name: str) -> str:
+    """The present name of a check that `name` may spell with ``_`` or as it was called once."""
+    if name.startswith("claim:"):
+        return name
+    name = name.replace("_", "-")
+    return FORMER_CHECKS.get(name, name)
 
 
 MODELS: Registry[ModelSpec] = Registry("model")

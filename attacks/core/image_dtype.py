@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..._errors import ContractBroken, RobustodeError
 from .memory import out_of_memory
@@ -58,6 +59,8 @@ def call_in_its_dtype(model: nn.Module, images: Tensor) -> object:
 
 
 def _call(model: nn.Module, images: Tensor) -> object:
+    if not images.requires_grad:
+        images = images.detach()  # a model that asks for gradients of its input asks for those of its own
     version = None if images.is_inference() else images._version
     returned: object = model(images)
     if version is not None and images._version != version:
@@ -70,7 +73,7 @@ def _sizes(model: nn.Module) -> Counter[torch.dtype]:
     for tensors in (model.parameters(), model.buffers()):
         sizes: Counter[torch.dtype] = Counter()
         for tensor in tensors:
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and not is_lazy(tensor):
                 sizes[tensor.dtype] += tensor.numel()
         if sizes:
             return sizes

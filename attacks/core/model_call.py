@@ -5,12 +5,16 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ..._errors import ContractBroken, ModelFailure, NonFinite, RobustodeError, one_line
 from .image_dtype import call_in_its_dtype
 from .memory import out_of_memory
 from .torch_settings import KeptSettings
+
+NO_GRAPH = "does not require grad"
+"""How torch says that forward asks for a derivative where none is recorded."""
 
 
 def ask_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
@@ -35,8 +39,9 @@ def ask_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
     except (Exception, SystemExit) as error:
         if isinstance(error, RuntimeError) and out_of_memory(error):
             raise
+        advice = ": differentiate inside torch.enable_grad()" if NO_GRAPH in str(error) else ""
         raise ModelFailure(
-            f"the model raised {type(error).__name__}: {one_line(error)}{where(error)}"
+            f"the model raised {type(error).__name__}: {one_line(error)}{where(error)}{advice}"
         ) from error
     if not isinstance(logits, Tensor):
         raise ContractBroken(
@@ -50,7 +55,7 @@ def ask_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
         )
     if not logits.is_floating_point():
         raise ContractBroken(f"the model returned {logits.dtype}, not floating-point logits")
-    return logits if logits.requires_grad else logits.clone()
+    return logits if torch.is_grad_enabled() and logits.requires_grad else logits.detach().clone()
 
 
 def call_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:

@@ -26,6 +26,7 @@ from ..training.load_trained import model_of, trained_model
 from ..training.provenance import environment_of
 from .audit_record import audit_cell, audit_record, stored_result
 from .context import DEFAULT_EPS, Context
+from .expected_failures import unknown_expected_failures
 from .library import all_audits
 from .registry import Audit
 from .stored_records import StoredRecords
@@ -131,6 +132,9 @@ def audit_trained_model(task: Task, say: Callable[[str], None] = lambda line: No
         norm=norm,
         eps=eps,
     )
+    for line in unknown_expected_failures(spec.expected_failures, spec.claims).values():
+        done.lines.append(f"{label}: warning: {line}")
+        say(done.lines[-1])
     for record in _records(store, training, task.audits(), context, task.fresh, done):
         found = stored_result(record)
         if record.status != "ok":

@@ -21,6 +21,20 @@ def fraction(mask: Tensor) -> float:
     return float(mask.double().mean())
 
 
+def coarsest_eps(model: nn.Module, logits: Tensor) -> float:
+    """The spacing of numbers near 1 in the coarsest floating type of a model's parameters and `logits`."""
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()} | {logits.dtype}
+    return max(torch.finfo(dtype).eps for dtype in types)
+
+
+def exceeds(points: float, threshold: float, count: int) -> bool:
+    """Whether `points` percent of `count` samples are more than `threshold` percent and than one sample.
+
+    Chance decides about a single sample.
+    """
+    return round(points, 9) > threshold and round(points / 100 * count) > 1
+
+
 def normalised(logits: Tensor) -> Tensor:
     """Logits (N, K) in float64, each row of length 1."""
     logits = logits.double()

@@ -40,7 +40,7 @@ def check_command(arguments: Namespace) -> int:
     """Print the conformance checks of one model; 1 where one fails."""
     from rich.console import Console
 
-    from ..conformance.checks import check_model
+    from ..conformance.run import check_model
     from ..plugins.model_file import resolve_model
 
     load_plugins_with_warnings()

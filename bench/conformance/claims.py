@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..._errors import ContractBroken
 from ...models import ODEBlock
 from ...models.ode.solver import Field
+from ..evaluation.dynamics import flow_inputs, jacobians
 from ..solvers.observe import count_nfe
 
 NUM_CLASSES = 10
@@ -40,9 +41,14 @@ def _states(width: int, count: int = PAIRS) -> Iterator[Tensor]:
         yield scale * torch.randn(width, count, dtype=torch.float64, generator=generator)
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[Field, nn.Module, int]]:
+def _layers(model: nn.Module, images: Tensor) -> Iterator[tuple[Field, nn.Module, int]]:
     """Every field of the flow, with its layer and its state dimension, at several sizes of the weights."""
     flow = _flow(model)
+    states = flow_inputs(model, images.double())
+    if states.ndim != 2:
+        raise ContractBroken(
+            f"the claim is about states that are columns (n, M), not of shape {tuple(states.shape)}"
+        )
     original = {name: p.detach().clone() for name, p in flow.named_parameters()}
     try:
         for gain in GAINS:
@@ -50,7 +56,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[Field, nn.Module, int]]:
                 for name, parameter in flow.named_parameters():
                     parameter.copy_(gain * original[name])
             for field, layer in zip(flow.fields(), flow.layers, strict=True):
-                yield field, layer, next(layer.parameters()).shape[0]
+                yield field, layer, len(states)
     finally:
         with torch.no_grad():
             for name, parameter in flow.named_parameters():
@@ -80,13 +86,13 @@ def check_contractive(model: nn.Module, images: Tensor) -> None:
     Zakwan, Xu, Ferrari-Trecate, arXiv 2203.11805, Definition 1; Soderlind, "The logarithmic norm",
     BIT Numerical Mathematics 46, 2006, eq. 1.5.
     """
-    flow = _flow(model.double())
+    flow = _flow(model)
     if flow.has_tanh_fields():
         # tanh' takes every value in (0, 1], so the vertices are the exact supremum.
         _refuse_growth(max(form.logarithmic_norm() for form in flow.tanh_forms()))
-    for field, _, width in _layers(model):
+    for field, _, width in _layers(model, images):
         for states in _states(width, min(PAIRS, max(JACOBIAN_ROWS // width, 1))):
-            jacobian = torch.func.vmap(torch.func.jacrev(_at_one_state(field)), in_dims=1)(states).detach()
+            jacobian = jacobians(field, states)
             _refuse_growth(float(torch.linalg.eigvalsh((jacobian + jacobian.mT) / 2).amax()))
 
 
@@ -95,13 +101,9 @@ def _refuse_growth(rate: float) -> None:
         raise ContractBroken(f"two states can drift apart at rate {rate:.3g}: the flow is not contractive")
 
 
-def _at_one_state(field: Field) -> Field:
-    return lambda state: field(state[:, None])[:, 0]
-
-
 def check_hamiltonian(model: nn.Module, images: Tensor) -> None:
     """<grad H(x), f(x)> = 0: the exact flow conserves the energy that its layers report."""
-    for field, layer, width in _layers(model.double()):
+    for field, layer, width in _layers(model, images):
         energy = getattr(layer, "energy", None)
         if not callable(energy):
             raise ContractBroken("a Hamiltonian layer reports its energy through a method energy(state)")
@@ -139,6 +141,8 @@ def check_tanh_fields(model: nn.Module) -> None:
                 )
 
 
+IN_FLOAT64 = frozenset({"contractive", "hamiltonian"})
+"""The claims that are measured on the model in float64."""
 CLAIM_CHECKS: Mapping[str, Callable[[nn.Module, Tensor], None]] = {
     "fixed_step": check_fixed_step,
     "contractive": check_contractive,

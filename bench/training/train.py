@@ -169,6 +169,13 @@ def _check_finite(losses: list[Tensor], epoch: int) -> None:
         )
 
 
+def training_loss(model: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
+    """``model.loss(logits, labels)``, or cross-entropy, plus ``model.penalty()``, if there is one."""
+    criterion, penalty = getattr(model, "loss", None), getattr(model, "penalty", None)
+    loss: Tensor = criterion(logits, labels) if callable(criterion) else F.cross_entropy(logits, labels)
+    return loss + penalty() if callable(penalty) else loss
+
+
 def training_step(
     model: nn.Module, images: Tensor, labels: Tensor, optimiser: torch.optim.Optimizer, num_classes: int
 ) -> Tensor:
@@ -178,14 +185,10 @@ def training_step(
     detached, and not yet synchronised with a GPU.
     """
     optimiser.zero_grad(set_to_none=True)
-    criterion = getattr(model, "loss", None)
     ask = call_model if images.device.type == "cpu" else ask_model  # no synchronisation with a GPU
     logits = ask(model, images, num_classes)
-    penalty = getattr(model, "penalty", None)
     with KeptSettings():
-        loss = criterion(logits, labels) if callable(criterion) else F.cross_entropy(logits, labels)
-        if callable(penalty):
-            loss = loss + penalty()
+        loss = training_loss(model, logits, labels)
         loss.backward()
     optimiser.step()
     after_step = getattr(model, "after_step", None)

@@ -16,6 +16,7 @@ from robustode.bench.audits.run import audit_folder
 from robustode.bench.cli.main import main
 from robustode.bench.records.store import Store
 from robustode.bench.report.report import write_report
+from robustode.models import MODELS
 
 FAST = "finite,determinism,zero-gradients,solver-sensitivity"
 
@@ -195,3 +196,13 @@ def test_a_preset_names_the_audits_that_make_a_row_audited(folder, tmp_path, cap
     assert records(folder) == {"finite": "ok", "determinism": "ok"}
     assert "not fully audited" not in capsys.readouterr().out
     assert list(write_report(folder).leaderboard["audits"]) == ["3 passed"]
+
+
+def test_an_expected_failure_of_no_check_is_told(folder, monkeypatch, capsys):
+    expected = {"batch_independance": "a slip of the pen", "zero_gradients": "in the former spelling"}
+    spec = dataclasses.replace(MODELS.get("resnet"), expected_failures=expected)
+    monkeypatch.setitem(MODELS._items, "resnet", spec)
+    assert audit(folder, "--checks", "finite") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "expected_failures" in line]
+    assert len(lines) == 1
+    assert "did you mean batch-independence" in lines[0]

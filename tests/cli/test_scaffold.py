@@ -11,7 +11,8 @@ import stubs
 import torch
 from robustode._errors import InvalidArgument
 from robustode.bench.cli.main import main
-from robustode.bench.conformance.checks import check_model, checks_for
+from robustode.bench.conformance.checks import checks_for
+from robustode.bench.conformance.run import check_model
 from robustode.bench.plugins.model_file import load_external
 from robustode.bench.plugins.new_model import new_model
 from robustode.bench.proofs.lipschitz import certify_cell

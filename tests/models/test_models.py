@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from robustode._errors import ContractBroken, InvalidArgument, UnknownName
 from robustode.bench.audits.library import audit_names
-from robustode.bench.conformance.checks import CHECKS, NothingToCheck, checks_for
+from robustode.bench.conformance.checks import CHECKS, checks_for
+from robustode.bench.conformance.result import NothingToCheck
 from robustode.models import CLAIMS, MODELS, ModelSpec, Normalise, ODEBlock, Solver, SolverFailure
 from robustode.models.ch_node import (
     ContractiveFlow,

@@ -8,13 +8,15 @@ from torch import Tensor, nn
 from ....models import ODEBlock
 from ....models.ode.surrogates import with_solver
 from ..context import Context
-from ..measures import array, normalised
+from ..measures import array, coarsest_eps, normalised
 from ..registry import AuditResult, measured, register_audit
 
 SAMPLES, BATCHES = 32, 3
 LIMIT, BASELINES = 1e-4, 10
 TIE = 1e-5
 """Two largest normalised logits closer than this are a tie, which rounding decides."""
+ROUNDING = 16
+"""Rounding errors that logits may move by, where that is more: those of half precision are large."""
 
 
 @register_audit(
@@ -33,23 +35,26 @@ def check(context: Context) -> AuditResult:
     """Logits alone against the same sample in 3 random batches.
 
     Any change of class flags, ties aside; so do normalised logits that differ by more than 1e-4 and by more
-    than ten times what they do with the same weights on a fixed grid (any, if the context is strict).
+    than ten times what they do with the same weights on a fixed grid (any, if the context is strict). In
+    half precision 16 rounding errors are allowed.
     """
     context = context.first(SAMPLES)
-    moved, flips, alone, among = _distances(context, context.model)
+    rounding = ROUNDING * coarsest_eps(context.model, context.logits(context.images[:1]))
+    limit = max(LIMIT, rounding)
+    moved, flips, alone, among = _distances(context, context.model, max(TIE, rounding))
     value = float(moved.max())
     baseline = 0.0
     adaptive = any(isinstance(m, ODEBlock) and m.solver.adaptive for m in context.model.modules())
-    if value > LIMIT and adaptive and not context.strict:
+    if value > limit and adaptive and not context.strict:
         fixed = with_solver(context.model, method="rk4", steps=16)
-        baseline = float(_distances(context, fixed)[0].max())
-    fails = flips > 0 or (value > LIMIT and value > BASELINES * baseline)
+        baseline = float(_distances(context, fixed, TIE)[0].max())
+    fails = flips > 0 or (value > limit and value > BASELINES * baseline)
     sentence = f"Alone and in a batch, logits differ by up to {value:.2g} of their size"
     sentence += f" and {flips} of {len(context.images)} samples change class." if flips else "."
     worst = int(moved.amax(0).argmax())
     return measured(
         value,
-        LIMIT,
+        limit,
         sentence,
         flagged=fails,
         unit="distance",
@@ -62,7 +67,7 @@ def check(context: Context) -> AuditResult:
     )
 
 
-def _distances(context: Context, model: nn.Module) -> tuple[Tensor, int, Tensor, Tensor]:
+def _distances(context: Context, model: nn.Module, tie: float) -> tuple[Tensor, int, Tensor, Tensor]:
     """How far each sample moves in each batch (batches, N), changes of class, logits alone and in a batch."""
     images, count = context.images, len(context.images)
     single = torch.cat([context.logits(image[None], model) for image in images])
@@ -80,7 +85,7 @@ def _distances(context: Context, model: nn.Module) -> tuple[Tensor, int, Tensor,
         found = torch.empty_like(single)
         found[order] = together[:count]
         top = alone.topk(2, dim=1).values
-        flipped |= (found.argmax(1) != alone.argmax(1)) & (top[:, 0] - top[:, 1] > TIE)
+        flipped |= (found.argmax(1) != alone.argmax(1)) & (top[:, 0] - top[:, 1] > tie)
         moved.append(context.distance(single, found))
         others.append(normalised(found))
     distances = torch.stack(moved)

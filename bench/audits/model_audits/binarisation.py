@@ -42,13 +42,15 @@ class _Binary(nn.Module):
     needs="model",
     cost="16 images one by one: 65 forward passes, random search and the attack under test",
     reference="Zimmermann, Brendel, Tramer, Carlini, NeurIPS 2022, arXiv 2206.13991",
+    version=2,
 )
 def check(context: Context) -> AuditResult:
     """Share of planted examples that the attack finds: below .95 flags.
 
     For each image a linear readout of the logits separates one point on the border of its ball from points
     well inside it. The attack is the strongest stored gradient attack of the audit's norm and eps, as it was
-    configured. The audit does not apply where random search finds more than three quarters of them.
+    configured. A single miss never flags. The audit does not apply where random search finds more than three
+    quarters of them.
     """
     threat = context.attack_under_test()
     images = context.images[:SAMPLES]
@@ -73,6 +75,7 @@ def check(context: Context) -> AuditResult:
             "No planted example can be separated from the points inside: the logits do not change."
         )
     value, chance = found / tried, lucky / tried
+    weak = value < LIMIT and tried - found > 1
     if chance > EASY and value >= LIMIT:
         return not_applicable(
             f"Random search finds {chance:.0%} of the planted examples: the test is too easy."
@@ -81,12 +84,12 @@ def check(context: Context) -> AuditResult:
         f"{threat.name} ({_settings(threat.parameters)}) finds {value:.0%} of {tried} planted examples, "
         f"random search of {queries} queries {chance:.0%}"
     )
-    sentence += ": the attack is too weak for its robust accuracy to be reliable." if value < LIMIT else "."
+    sentence += ": the attack is too weak for its robust accuracy to be reliable." if weak else "."
     return measured(
         value,
         LIMIT,
         sentence,
-        flagged=value < LIMIT,
+        flagged=weak,
         unit="share",
         arrays={"x": array([0.0, 1.0]), "found": array([100 * chance, 100 * value])},
         axes=("random search, the attack", "planted examples found (%)"),

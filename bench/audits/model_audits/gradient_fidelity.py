@@ -13,7 +13,7 @@ from ....attacks.core.model_call import ask_model
 from ..adjoint import adjoint_copy
 from ..context import Context
 from ..differences import STEPS, central_differences, cosines, off_kinks, orthonormal_basis
-from ..measures import array, in_float64
+from ..measures import array, coarsest_eps, in_float64
 from ..registry import AuditResult, measured, register_audit
 
 SAMPLES, DIRECTIONS = 12, 64
@@ -48,7 +48,7 @@ def check(context: Context) -> AuditResult:
     generator = context.generator("gradient-fidelity")
     images = off_kinks(context.images, generator)
     logits = context.logits(images)
-    limit = LIMIT if torch.finfo(logits.dtype).eps < 1e-6 else COARSE_LIMIT
+    limit = LIMIT if coarsest_eps(context.model, logits) < 1e-6 else COARSE_LIMIT
     lead = partial(_lead, context.num_classes, logits.topk(2, dim=1).indices)
     basis = orthonormal_basis(images[0].numel(), DIRECTIONS, generator).to(images.device)
     own = _slopes(partial(lead, context.model), images, basis)

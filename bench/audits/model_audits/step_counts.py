@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..context import Context
-from ..measures import array, fraction
+from ..measures import array, exceeds, fraction
 from ..registry import AuditResult, measured, register_audit
 
 WEAKER, LONGER, TARGETED = 0.5, 2.0, 5.0
@@ -17,9 +17,12 @@ WEAKER, LONGER, TARGETED = 0.5, 2.0, 5.0
     needs="model",
     cost="FGSM, PGD-20 twice, PGD-1000 on its survivors, APGD-CE of 100 steps, APGD-T on its survivors",
     reference="Athalye, Carlini, Wagner, ICML 2018, section 3.1; Huang et al., PMLR 145",
+    version=2,
 )
 def check(context: Context) -> AuditResult:
     """PGD above FGSM by .5 point, PGD-1000 below PGD-20 by 2 points, or APGD-T below APGD-CE by 5: flags.
+
+    A difference of one sample never flags.
 
     The long run attacks the survivors of PGD-20 with two restarts, APGD-T those of APGD-CE. A context may
     make the long run shorter, and the sentence says so.
@@ -40,14 +43,16 @@ def check(context: Context) -> AuditResult:
         "APGD-CE is weaker than APGD-T": (ce - t, TARGETED),
     }
     what, (value, threshold) = max(gaps.items(), key=lambda gap: gap[1][0] / gap[1][1])
+    flagged = exceeds(value, threshold, len(context.images))
     listed = ", ".join(f"{name} {score:.1f}%" for name, score in scores.items())
     sentence = f"Robust accuracy: {listed}" + (
-        f"; {what} by {value:.1f} points." if value > threshold else "; more steps lower it little."
+        f"; {what} by {value:.1f} points." if flagged else "; more steps lower it little."
     )
     return measured(
         value,
         threshold,
         sentence,
+        flagged=flagged,
         unit="points",
         arrays={"x": array(torch.arange(len(scores))), "robust accuracy": array(list(scores.values()))},
         axes=(", ".join(scores), "percent"),
