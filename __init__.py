@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._errors import InconsistentModelWarning, UntrainedModelWarning
     from .attacks import Threat, register_threat
     from .bench.api import evaluate, load_model
     from .models import (
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _HOME = {
+    "InconsistentModelWarning": "_errors",
+    "UntrainedModelWarning": "_errors",
     "evaluate": "bench.api",
     "load_model": "bench.api",
     "LipschitzParts": "models",
@@ -40,12 +43,14 @@ _HOME = {
 }
 
 __all__ = [
+    "InconsistentModelWarning",
     "LipschitzParts",
     "ModelSpec",
     "ODEBlock",
     "Solver",
     "TanhField",
     "Threat",
+    "UntrainedModelWarning",
     "convolution_bound",
     "evaluate",
     "load_model",

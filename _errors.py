@@ -60,8 +60,20 @@ class RecordError(RobustodeError):
     """A stored record that cannot be used: truncated, edited, or of an unknown schema."""
 
 
-class ForeignCodeWarning(UserWarning):
+class RobustodeWarning(UserWarning):
+    """Base of every warning of robustode itself."""
+
+
+class ForeignCodeWarning(RobustodeWarning):
     """Other people's code changed something global, which was put back; the message names both."""
+
+
+class InconsistentModelWarning(RobustodeWarning):
+    """A network whose answer to an image changes from pass to pass, or with the other images of its batch."""
+
+
+class UntrainedModelWarning(RobustodeWarning):
+    """A network that has learnt nothing: on held-out samples it is no better than a constant answer."""
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from .._registry import check_name, unknown_name
 from ..attacks import THREATS, Threat
 from ..attacks.core.model_call import call_model
 from ..models import MODELS
+from .audits.library import check_names
 from .config.plan import attack_norm
 from .config.pretrained import PRETRAINED_RECIPE
 from .data import DATASETS, Data, load_data
@@ -28,6 +29,7 @@ from .records.latest import newest_training
 from .records.record import Cell
 from .records.store import Store
 from .report.statistics import summarise
+from .runner.first_questions import first_warnings
 from .runtime.foreign_code import asking, independent_of_caller
 from .runtime.progress import Quiet, Reporter, reporter_for_call
 from .training.provenance import environment_of, summary_line
@@ -68,9 +70,13 @@ def evaluate(
     device: str | torch.device | None = None,
     data_root: str | Path | None = None,
     name: str = "module",
+    expected_failures: Collection[str] = (),
     progress: bool | None = None,
 ) -> pd.DataFrame:
     """Measure the accuracy of a trained module under noise and attacks; nothing is stored.
+
+    Before the first number a few held-out samples are asked in several ways: again, with gradients, alone, in
+    another order and in other batches.
 
     Parameters
     ----------
@@ -99,6 +105,9 @@ def evaluate(
         Folder of the datasets; by default ``$ROBUSTODE_DATA`` or ``~/.cache/robustode``.
     name
         Name of the module in the table.
+    expected_failures
+        Of the audits ``determinism`` and ``batch-independence``, those that the module is known to fail: no
+        warning is given of them.
     progress
         Whether to show progress; by default on a terminal and in a notebook.
 
@@ -120,6 +129,13 @@ def evaluate(
     ModelFailure, NonFinite, BudgetViolation
         When the module raises or returns no finite logits, or an attack exceeds its norm ball.
 
+    Warns
+    -----
+    InconsistentModelWarning
+        When the module answers the same image differently from pass to pass, or by its batch.
+    UntrainedModelWarning
+        When it is no better on held-out samples than always answering with the largest class.
+
     Examples
     --------
     >>> from torch import nn
@@ -135,6 +151,7 @@ def evaluate(
     for what, value in (("samples", samples), ("draws", draws), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise InvalidArgument(f"{what} must be at least 1, not {value}")
+    check_names(expected_failures)
     asked = [_threat(item) for item in ([threats] if isinstance(threats, str) else threats)]
     chosen = {(threat.name, strength): (threat, strength) for threat, strength in asked}
     if not chosen:
@@ -170,6 +187,10 @@ def evaluate(
     with reporter_for_call(progress) as reporter:
         if place != _module_device(module) or _made_in_inference_mode(module):
             module = copy.deepcopy(module).to(place)
+        for category, sentence in first_warnings(
+            module, data, batch_size=batch_size, device=place, expected=expected_failures
+        ):
+            warnings.warn(f"{name}: {sentence}", category, stacklevel=3)
         pace = 0.0 if isinstance(reporter, Quiet) else _seconds_per_sample(module, data, batch_size, place)
         reporter.start(pace * sum(_passes(cell) for cell in cells))
         for cell, (threat, _) in zip(cells, chosen.values(), strict=True):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..records.headline import Headline
+from ..records.held_out import why_not_trained
 from ..records.latest import Entry, entry
 from ..records.record import Record
 from .audit_record import SeedResult, result_of_audit, stored_result
@@ -14,7 +15,9 @@ from .library import names_of, records_audits
 from .registry import NOT_ASKED
 from .stored_records import StoredRecords
 
-NOT_AUDITED = "not audited"
+NOT_AUDITED, NOT_TRAINED = "not audited", "not trained"
+MARKS = "marks"
+"""Entry in the card of a training: by audit, what a run found amiss when it asked a few samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +27,16 @@ class Sheet:
     Attributes
     ----------
     results
-        By audit, then seed; audits of the model first.
+        By audit, then seed; audits of the model first, and before them what the run itself found amiss.
+    trained
+        Whether the network of each training seed has learnt anything (`records.held_out`).
     done, missing
         Of the audits that a row must have been asked, those that each of its training seeds answered or
         failed at, and the others. No other row has a say in it.
     """
 
     results: Sequence[SeedResult]
+    trained: bool = True
     done: Sequence[str] = ()
     missing: Sequence[str] = ()
 
@@ -64,7 +70,9 @@ class Sheet:
         return f"{len(self.done)} of {wanted} model checks" if self.done else NOT_AUDITED
 
     def badge(self) -> str:
-        """``16 passed, 2 flagged, 1 explained``, after `coverage`."""
+        """``16 passed, 2 flagged, 1 explained``, after `coverage`; ``not trained`` of a row that is not."""
+        if not self.trained:
+            return NOT_TRAINED
         coverage = self.coverage()
         parts = [coverage] if coverage else []
         parts += [f"{len(self.passed)} passed"] if self.passed and coverage != NOT_AUDITED else []
@@ -96,8 +104,30 @@ def sheets(records: Iterable[Record], headline: Headline) -> dict[Entry, Sheet]:
         wanted = names_of("model") if headline.audits is None else headline.audits
         done = [name for name in wanted if all((name, seed) in answered for seed in trained)]
         missing = [name for name in wanted if name not in done]
-        found[row] = Sheet(results=results, done=sorted(done), missing=sorted(missing))
+        trainings = [r for ours in seeds.values() for r in ours if r.cell.kind == "training"]
+        found[row] = Sheet(
+            results=[*_marks(trainings), *results],
+            trained=not any(why_not_trained(r) for r in trainings if r.status == "ok"),
+            done=sorted(done),
+            missing=sorted(missing),
+        )
     return found
+
+
+def _marks(trainings: Iterable[Record]) -> list[SeedResult]:
+    """What runs found amiss before the first number, as flags of the audits that ask it at length."""
+    return [
+        SeedResult(
+            name=name,
+            title=f"{name}, asked before the first number",
+            seed=record.cell.training_seed,
+            verdict="flag",
+            sentence=str(sentence),
+            exempt=str(_expected(record).get(name, "")),
+        )
+        for record in trainings
+        for name, sentence in dict(record.card.get(MARKS) or {}).items()
+    ]
 
 
 def _results(seeds: Mapping[int, Sequence[Record]], headline: Headline) -> list[SeedResult]:
@@ -108,7 +138,7 @@ def _results(seeds: Mapping[int, Sequence[Record]], headline: Headline) -> list[
             if record.cell.kind == "audit":
                 results[record.cell.threat].append(stored_result(record))
         stored = StoredRecords(records=tuple(ours), reported=headline.reported)
-        expected = _expected(stored)
+        expected = _expected(stored.training)
         for audit in records_audits():
             exempt = str(expected.get(audit.name, ""))
             results[audit.name].append(result_of_audit(audit, stored, seed, exempt))
@@ -117,7 +147,6 @@ def _results(seeds: Mapping[int, Sequence[Record]], headline: Headline) -> list[
     return [result for name in order for result in results[name]]
 
 
-def _expected(stored: StoredRecords) -> Mapping[str, object]:
-    training = stored.training
+def _expected(training: Record | None) -> Mapping[str, object]:
     expected = training.card.get("expected_failures") if training else None
     return expected if isinstance(expected, Mapping) else {}

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from ..records.held_out import HELD_OUT, why_not_trained
 from ..records.latest import Entry, current, entry
 from ..records.record import SUBMISSION, Cell, Record
 from .certificates import NORMS, SMOOTHING, attacked_samples, certified, has_radii
@@ -65,11 +66,13 @@ def summarise(records: Iterable[Record]) -> pd.DataFrame:
     batch, memory in bytes; there `strength` is the batch size and `protocol` the device. Of a flow
     (threats ``flow`` and ``flow-gradient``) ``floor`` is the time floor of a batch in seconds, and
     ``achieved_fraction`` that over the median latency. Failed records give no row, and `seeds` says
-    how many training seeds are behind a value.
+    how many training seeds are behind a value. ``not_trained`` is the share of a row's training seeds whose
+    network has learnt nothing (`records.held_out`), where any has not.
     """
     used, _ = current(records)
     good = [record for record in used if record.status == "ok"]
     rows = [*_accuracy_rows(good), *_worst_case_rows(used), *_certified_rows(good), *_cost_rows(good)]
+    rows += _untrained_rows(good)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     # All intervals at once: one at a time they took a third of the time of a summary.
     shares = table["statistic"].isin(["accuracy", "certified_accuracy", "certified_accuracy_full"])
@@ -163,6 +166,15 @@ def _certified_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
                 values = [float(np.mean(each[:count])) for each in safe]
                 for line in _fractions((dataset, votes, model, recipe, how, norm, strength), values, count):
                     yield (*line[:7], line[7].replace("accuracy", name), *line[8:])
+
+
+def _untrained_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
+    trainings = [record for record in records if record.cell.kind == "training"]
+    for (dataset, model, recipe), ours in _grouped((entry(r.cell), r) for r in trainings).items():
+        if share := sum(bool(why_not_trained(record)) for record in ours) / len(ours):
+            samples = min(int(dict(r.card.get(HELD_OUT) or {}).get("samples", 0)) for r in ours)
+            where = (dataset, ours[0].cell.protocol, model, recipe, "training", None, 0.0)
+            yield (*where, "not_trained", share, np.nan, np.nan, samples, len(ours))
 
 
 def _cost_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:

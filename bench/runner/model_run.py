@@ -11,14 +11,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ..._errors import CheckpointError, ModelFailure, one_line
+from ..._errors import CheckpointError, ModelFailure, RobustodeError, one_line
 from ...attacks.core.modes import training_mode
 from ...models import ModelSpec
+from ..audits.sheet import MARKS
 from ..config.cells import training_cell
 from ..config.plan import Plan
 from ..data import Data
 from ..evaluation.accuracy import failed
 from ..records.checkpoint import Checkpoint, load_state, load_tensors, partial_path, stored_checkpoint
+from ..records.held_out import HELD_OUT, why_not_trained
 from ..records.record import Cell, Record
 from ..records.store import Store
 from ..runtime.device import environment
@@ -37,6 +39,7 @@ from ..training.train import build_model, train
 from .cell_run import CellRunner
 from .cost_estimate import Cost
 from .example_selection import ExampleSelection
+from .first_questions import with_answers
 from .schedule import cells_of
 
 _ADVICE = " (time_limit in the preset)"
@@ -209,7 +212,11 @@ class ModelRun:
             return None
         if record is None:
             self.summary.skipped += not begun
+            stored = self.store.get(cell)
+            if stored is not None and stored.status == "ok" and HELD_OUT not in stored.card:
+                self.store.put(self._first_questions(stored, model))  # it was trained by an earlier version
             return model, checkpoint
+        record = self._first_questions(record, model)
         self._put(record)
         partial_path(path).unlink(missing_ok=True)
         scores = record.outcomes.get("validation_accuracy")
@@ -226,6 +233,22 @@ class ModelRun:
             except CheckpointError as error:
                 raise ModelFailure(str(error)) from None
         return record
+
+    def _first_questions(self, training: Record, model: nn.Module) -> Record:
+        """The record with what is asked of a network before its first number; what is amiss is told."""
+        name = f"{self.spec.name} seed {self.seed}"
+        size = self.plan.batch_size(self.spec.name)
+        try:
+            with time_limit(self.plan.preset.time_limit.cell, f"first questions to {name}", _ADVICE):
+                asked = with_answers(training, model, self.data, batch_size=size, device=self.device)
+        except RobustodeError:
+            return training
+        if reason := why_not_trained(asked):
+            self.reporter.line(f"{name} · not trained: {reason}")
+        for audit, sentence in asked.card[MARKS].items():
+            expected = "expected: " if audit in self.spec.expected_failures else ""
+            self.reporter.line(f"{name} · {expected}{audit}: {sentence}")
+        return asked
 
     def _load(self, model: nn.Module) -> None:
         """Give `model` the stored weights, ready to be asked."""

@@ -33,7 +33,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.utils import _device
 
-from ..._errors import ForeignCodeWarning
+from ..._errors import ForeignCodeWarning, RobustodeWarning
 from ...attacks.core.seeds import derive
 from ...attacks.core.torch_settings import (
     SETTINGS,
@@ -250,7 +250,9 @@ def _own_filters() -> Iterator[None]:
     with warnings.catch_warnings():
         filters: list[Any] = []
         for action, message, category, module, line in warnings.filters:
-            if action == "error" and module is None:
+            if action == "error" and module is None and category not in RobustodeWarning.__subclasses__():
+                if issubclass(RobustodeWarning, category):
+                    filters.append((action, message, RobustodeWarning, None, line))
                 filters.append(("default", message, category, _NOT_OURS, line))
             filters.append((action, message, category, module, line))
         warnings.filterwarnings("default", module="robustode, none of which is called so", append=True)

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from ....models import ODEBlock
 from ....models.ode.surrogates import with_solver
+from ...evaluation.consistency import alone as asked_alone
+from ...evaluation.consistency import among
 from ..context import Context
 from ..measures import array, coarsest_eps, normalised
 from ..registry import AuditResult, measured, register_audit
@@ -70,7 +72,7 @@ def check(context: Context) -> AuditResult:
 def _distances(context: Context, model: nn.Module, tie: float) -> tuple[Tensor, int, Tensor, Tensor]:
     """How far each sample moves in each batch (batches, N), changes of class, logits alone and in a batch."""
     images, count = context.images, len(context.images)
-    single = torch.cat([context.logits(image[None], model) for image in images])
+    single = asked_alone(lambda x: context.logits(x, model), images)
     alone = normalised(single)
     generator = context.generator("batch-independence")
     moved, others = [], []
@@ -79,11 +81,7 @@ def _distances(context: Context, model: nn.Module, tie: float) -> tuple[Tensor, 
         order = torch.randperm(count, generator=generator)
         mates = torch.rand(images.shape, generator=generator).to(images)
         mates = (mates.round(), mates, mates * 0)[batch]
-        crowd = torch.cat([images[order], mates])
-        asked = context.batch_size
-        together = torch.cat([context.logits(part, model) for part in crowd.split(max(asked, len(crowd)))])
-        found = torch.empty_like(single)
-        found[order] = together[:count]
+        found = among(lambda x: context.logits(x, model), images, order, before=images[:0], after=mates)
         top = alone.topk(2, dim=1).values
         flipped |= (found.argmax(1) != alone.argmax(1)) & (top[:, 0] - top[:, 1] > tie)
         moved.append(context.distance(single, found))

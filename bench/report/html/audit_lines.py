@@ -52,7 +52,8 @@ class AuditBadge:
     status
         What the row's name has below it when it is not cleared.
     flagged, incomplete
-        Whether a check counts against the row, and whether it was not asked all that it should be.
+        Whether a check counts against the row or it is not trained; and whether it was not asked all that it
+        should be.
     """
 
     text: str
@@ -92,7 +93,7 @@ def audit_badge(sheet: Sheet | None) -> AuditBadge | None:
         text=sheet.badge() or "none applies",
         tip=said or f"{checks} check{'' if checks == 1 else 's'}",
         status=f"flagged: {', '.join(against)}" if against else "",
-        flagged=bool(against),
+        flagged=bool(against) or not sheet.trained,
         incomplete=bool(sheet.missing),
     )
 

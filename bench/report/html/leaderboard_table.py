@@ -78,7 +78,7 @@ def grid(
                 "below": int(below),
                 "status": badge.status if badge and below == 1 else str(row["status"]),
                 "recipe": row["recipe"],
-                "flags": _flags(row, badge),
+                "flags": _flags(row, badge, int(below)),
                 "cells": cells,
             }
         )
@@ -160,13 +160,14 @@ def _sort(field: Field, value: Any) -> str:
     return f"{float(value):.10g}" if field.kind in NUMERIC else str(value)
 
 
-def _flags(row: pd.Series[Any], badge: AuditBadge | None) -> list[str]:
+def _flags(row: pd.Series[Any], badge: AuditBadge | None, below: int) -> list[str]:
     """What a reader may want to filter rows by."""
     found = {
         "audit": badge is not None and badge.flagged,
         "unaudited": badge is not None and badge.incomplete,
         "expected": bool(row.get("expected_failures")) and not missing(row.get("expected_failures")),
-        "incomplete": row["status"] != "ok",
+        "untrained": below == 3,
+        "incomplete": below == 2,
     }
     return [name for name, holds in found.items() if holds]
 
@@ -177,6 +178,7 @@ def flags(tables: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         "audit": "flagged by an audit",
         "unaudited": "not fully audited",
         "expected": "expected check failure",
+        "untrained": "not trained",
         "incomplete": "failed or incomplete",
     }
     present = {flag for table in tables for line in table["lines"] for flag in line["flags"]}

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ...records.headline import Headline
+from ...records.held_out import why_not_trained
 from ...records.record import Record
 from ..certificates import CERTIFICATE
 from ..style import NORMS
@@ -55,6 +56,11 @@ def sheet(
         "dataset": row.dataset,
         "rank": row.rank,
         "status": row.status,
+        "untrained": [
+            (r.cell.training_seed, reason)
+            for r in training
+            if r.status == "ok" and (reason := why_not_trained(r))
+        ],
         "summary": str(card.get("summary") or ""),
         "reference": linked(reference),
         "bibtex": bibtex(row.model, reference),

@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..tex import tex_escaped
 from ..text import missing, percent
+from .row_status import UNTRAINED_NOTE, is_trained
 from .shown_fields import BUSY_NOTE, Field, any_busy, best, compact, written
 
 
@@ -43,6 +44,8 @@ def _table(dataset: str, rows: pd.DataFrame, title: str) -> list[str]:
         caption += " $\\pm$: standard deviation over training seeds."
     if any_busy(columns, rows):
         caption += f" *: {tex_escaped(BUSY_NOTE)}."
+    if not is_trained(rows).all():
+        caption += f" {tex_escaped(UNTRAINED_NOTE.capitalize())}."
     label = re.sub(r"[^A-Za-z0-9-]+", "-", dataset).strip("-") or "dataset"
     tops = {f.name: best(rows, f) for f in columns}
     lines = [

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ..markdown import markdown_escaped, markdown_table
 from ..text import missing, percent
+from .row_status import UNTRAINED_NOTE, is_trained
 from .shown_fields import BUSY_NOTE, Field, any_busy, best, compact, written
 
 
@@ -35,6 +36,7 @@ def markdown(board: pd.DataFrame, title: str) -> str:
         "Blank: failed, not run, without a certificate, or (NFE) not counted.",
     ]
     parts += [f"\\*: {BUSY_NOTE}."] if any_busy(compact(board), board) else []
+    parts += [f"{UNTRAINED_NOTE.capitalize()}."] if not is_trained(board).all() else []
     parts.append("")
     return "\n".join(parts)
 

@@ -8,9 +8,17 @@ from typing import Any
 
 import pandas as pd
 
+from ...audits.sheet import NOT_TRAINED
 from ...records.headline import Headline
+from ...records.held_out import ALPHA, why_not_trained
 from ...records.latest import Entry, entry
 from ...records.record import TRANSFER, UNASKED, Cell, Record, digest
+
+UNTRAINED_NOTE = (
+    "not trained: on held-out samples no better than always answering with the largest class (one-sided "
+    f"binomial test, p ≥ {ALPHA:g}), or without a finite loss"
+)
+"""What the status says, for a note below a table."""
 
 
 def row_statuses(
@@ -34,10 +42,12 @@ def row_statuses(
     solved = {entry(record.cell) for record in used if record.cell.solver is not None}
     through: set[Any] = set()
     failed: dict[Entry, int] = defaultdict(int)
+    untrained: dict[Entry, int] = defaultdict(int)
     for record in used:
         cell, row = record.cell, entry(record.cell)
         seeds[row].add(cell.training_seed)
         failed[row] += record.status != "ok" and cell.kind != "audit"
+        untrained[row] += cell.kind == "training" and record.status == "ok" and bool(why_not_trained(record))
         if _asked(cell):
             question = _question(cell)
             if settings[cell.dataset, question][1] != _settings(cell):
@@ -56,6 +66,8 @@ def row_statuses(
             status = "other settings"
         if n := failed[row]:
             status = f"failed: {n} cell{'s' if n > 1 else ''}"
+        if n := untrained[row]:
+            status = NOT_TRAINED if n == len(seeds[row]) else f"{NOT_TRAINED}: {n} of {len(seeds[row])} seeds"
         statuses[row] = (status, len(seeds[row]))
     return statuses
 
@@ -65,10 +77,15 @@ def cleared(board: pd.DataFrame) -> pd.Series[bool]:
     return (board["status"] == "ok") & (board["audit_flags"] == "")
 
 
+def is_trained(board: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows are of networks that have learnt something; the others compete with none."""
+    return ~board["status"].str.startswith(NOT_TRAINED)
+
+
 def order_class(board: pd.DataFrame) -> pd.Series[int]:
-    """What rows are ordered by before their values: 0, 1 where flagged, 2 where not complete."""
-    doubted = (~cleared(board)).astype(int)
-    return doubted.where(board["status"] == "ok", 2)
+    """What rows are ordered by before their values: 0, 1 where flagged, 2 not complete, 3 not trained."""
+    doubted = (~cleared(board)).astype(int).where(board["status"] == "ok", 2)
+    return doubted.where(is_trained(board), 3)
 
 
 def _asked(cell: Cell) -> bool:

@@ -12,7 +12,7 @@ import pandas as pd
 from ...throughput.machine_load import BUSY
 from ..text import count, missing, percent
 from .columns import AccuracyColumn, TimingColumn, board_columns, entries
-from .row_status import cleared
+from .row_status import cleared, is_trained
 
 BUSY_NOTE = f"other work took more than {BUSY:.0%} of the machine while this was timed"
 _OMITTED = ("training-step", "updated", "paper")
@@ -130,11 +130,15 @@ def best(board: pd.DataFrame, field: Field) -> set[int]:
     """Positions of the rows in bold: those that `cleared` names and that no row beats as shown.
 
     Only in columns where more is better, and none where all values are equal. A row that is not cleared still
-    beats others, so that what is found out about one row never sets another in bold.
+    beats others, so that what is found out about one row never sets another in bold; one that is not trained
+    beats none.
     """
-    if field.kind not in ("fraction", "rate") or board[field.name].isna().all() or len(board) < 2:
+    if field.kind not in ("fraction", "rate") or len(board) < 2:
         return set()
-    top = shown(field, board[field.name].max())
+    values = board[field.name].where(is_trained(board))
+    if values.isna().all():
+        return set()
+    top = shown(field, values.max())
     best_shown = [shown(field, value) == top for value in board[field.name]]
     if all(best_shown):
         return set()

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from .columns import board_columns
 from .ranking import ALPHA
+from .row_status import UNTRAINED_NOTE, is_trained
 from .shown_fields import BUSY_NOTE, Field, any_busy, best, fields, written
 
 WIDTH = 100
@@ -54,6 +55,7 @@ def terminal_table(board: pd.DataFrame, width: int | None = WIDTH) -> Table:
     notes = [f"ranked by {' at '.join(filter(None, (ranking.title, ranking.at)))}"] if columns else []
     notes += [tied] if any(shared) else []
     notes += [f"* {BUSY_NOTE}"] if any_busy(visible, board) else []
+    notes += [UNTRAINED_NOTE] if columns and not is_trained(board).all() else []
     if left_out := len(columns) - len(visible):
         notes.append(f"{left_out} column{'s' * (left_out > 1)} left out; all in leaderboard.md")
     if notes:
