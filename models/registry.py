@@ -62,6 +62,8 @@ class ModelSpec:
         SHA-256 of the file of a model outside the package and of the modules beside it; None inside.
     file
         ``net.py:build`` for a model from a file; None inside the package.
+    folder
+        Folder of that file.
     plugin
         Distribution and version of an installed plug-in, such as ``my-package 1.2``.
     variant_of
@@ -87,6 +89,7 @@ class ModelSpec:
     version: int = 1
     source: str | None = None
     file: str | None = None
+    folder: Path | None = None
     plugin: str | None = None
     variant_of: str | None = None
 

@@ -24,6 +24,7 @@ from ..records.store import Store
 from ..runner.batch_size import known_batch_sizes
 from ..runner.run import run_plan
 from ..runner.schedule import estimate_duration, estimate_remaining
+from ..runner.taken_names import refuse_taken_names
 from ..runner.workers import count_processes
 from ..runtime.device import pick_device
 from ..runtime.progress import Quiet, Reporter, Terminal, duration
@@ -118,6 +119,7 @@ def _dry_run(arguments: argparse.Namespace, plan: Plan, data: Data, out: Path, d
     """
     store = Store(out)
     if not arguments.fresh:
+        refuse_taken_names(plan, data, store)
         plan = known_batch_sizes(plan, data, store, device)
     threads = torch.get_num_threads() // count_processes(len(plan.model_runs), device, arguments.jobs)
     remaining = estimate_remaining(plan, data, store, device, fresh=arguments.fresh, threads=max(1, threads))

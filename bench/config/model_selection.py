@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ..._errors import InvalidArgument
 from ..._registry import unknown_name
@@ -44,8 +44,14 @@ def select_models(
         ours = ours or {row: spec for row, spec in rows.items() if name == spec.architecture}
         if not ours:
             ours = {name: resolve(name) if ".py" in name else find_model(name, variants)}
-        chosen |= ours
+        chosen |= {row: spec for row, spec in ours.items() if not _is_among(spec, chosen.values())}
     return list(chosen.values())
+
+
+def _is_among(spec: ModelSpec, others: Iterable[ModelSpec]) -> bool:
+    """Whether a file's model is there already, given in other words."""
+    one = (spec.name, spec.folder, spec.file, spec.source)
+    return spec.file is not None and one in ((s.name, s.folder, s.file, s.source) for s in others)
 
 
 def find_model(name: str, variants: Mapping[str, ModelSpec]) -> ModelSpec:

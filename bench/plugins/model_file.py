@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,9 +83,15 @@ def named_models(references: Sequence[str]) -> tuple[list[str], list[ModelSpec]]
     Raises
     ------
     InvalidArgument
-        As `load_external`.
+        As `load_external`, and for two models of one name.
     """
     specs = {reference: load_external(reference) for reference in references if ".py" in reference}
+    places: dict[str, set[tuple[Path | None, str | None]]] = defaultdict(set)
+    for spec in specs.values():
+        places[spec.name].add((spec.folder, spec.file))
+    for name, found in places.items():
+        if len(found) > 1:
+            raise InvalidArgument(f"two models are called {name!r}: name one of the files")
     return [specs[r].name if r in specs else r for r in references], list(specs.values())
 
 
@@ -141,6 +148,7 @@ def load_external(reference: str) -> ModelSpec:
         build=_importing_from(build, path.parent),
         source=_source_sha256(path),
         file=f"{path.name}:{factory}",
+        folder=path.parent,
     )
 
 

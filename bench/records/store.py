@@ -120,6 +120,12 @@ class Store:
             damages += damaged
         return sorted(records, key=_place), damages
 
+    def of_model(self, name: str) -> list[Record]:
+        """Read every record of the model `name` that counts."""
+        self.check_schema()
+        paths = [path for path in self._paths() if path.parent.name == name]
+        return [record for path in paths for record in self._file(path).load()[0]]
+
     def clear(self) -> list[Damage]:
         """Move damaged lines to ``set-aside/``, so that their cells are done again; what was moved.
 

@@ -41,6 +41,7 @@ from .cost_estimate import Cost
 from .example_selection import ExampleSelection
 from .first_questions import with_answers
 from .schedule import cells_of
+from .taken_names import place_of
 
 _ADVICE = " (time_limit in the preset)"
 
@@ -226,7 +227,8 @@ class ModelRun:
 
     def _training_record(self, model: nn.Module, checkpoint: Checkpoint) -> Record:
         """The record of a training; raises `ModelFailure` where it does not bring the network back."""
-        record = training_record(self.training, self.spec, model, self.data, checkpoint)
+        place = place_of(self.spec, self.store.folder)
+        record = training_record(self.training, self.spec, model, self.data, checkpoint, place)
         if "answers" in record.card:
             try:
                 rebuilt_model(self.store, record, self.spec)

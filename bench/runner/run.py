@@ -27,6 +27,7 @@ from .batch_size import choose_batch_sizes
 from .model_run import ModelRun, RunSummary
 from .model_transfer import replay_all
 from .schedule import estimate_remaining
+from .taken_names import refuse_taken_names
 from .workers import ModelRunJob, count_processes, run_in_processes
 
 ModelAndSeed = tuple[str, int]
@@ -56,7 +57,8 @@ def run_plan(
 ) -> RunResult:
     """Do every cell of `plan` that is not stored yet (all of them with `fresh`).
 
-    A failure of one model or cell is stored and named, and the rest goes on.
+    A failure of one model or cell is stored and named, and the rest goes on. A model with the name of another
+    one in the folder is refused before anything is done, unless `fresh`.
 
     Parameters
     ----------
@@ -70,6 +72,8 @@ def run_plan(
     reporter = reporter or Quiet()
     result = RunResult()
     with store.lock():
+        if not fresh:
+            refuse_taken_names(plan, data, store)
         result.damages = store.clear()
         requested = _RequestedCells(plan, data, store)
         data = data.to(device)

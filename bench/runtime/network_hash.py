@@ -52,7 +52,7 @@ def network_sha256(
     other, one, again = (  # the first one fills what the code keeps for all networks
         _state(spec, input_shape, num_classes, arguments, seed=seed) for seed in (1, 0, 0)
     )
-    lines = []
+    lines: list[list[object]] = []
     hidden: tuple[str, ...] = ()
     for name in sorted(one):
         content, twice = one[name], again.get(name)

@@ -196,8 +196,7 @@ class _Walk:
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             with suppress(ValueError):  # not set yet
                 yield f"closure {name}", cell.cell_contents
-        if getattr(function, "__wrapped__", None) is not None:
-            yield "wrapped", function.__wrapped__
+        yield "wrapped", getattr(function, "__wrapped__", None)
         if self._own(function.__code__.co_filename):
             if self.with_source:
                 with suppress(OSError, TypeError):

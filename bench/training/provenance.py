@@ -63,11 +63,17 @@ def flow_constants(model: nn.Module) -> dict[str, float]:
 
 
 def training_record(
-    cell: Cell, spec: ModelSpec, model: nn.Module, data: Data, checkpoint: Checkpoint
+    cell: Cell,
+    spec: ModelSpec,
+    model: nn.Module,
+    data: Data,
+    checkpoint: Checkpoint,
+    place: str | None = None,
 ) -> Record:
     """Return the record of a training: loss curves, constants of the flow, the model's description.
 
-    Pretrained weights have no curve, epoch or time; the card names their file under the stored key ``given``.
+    `place` says where the model's file lies, see `taken_names`. Pretrained weights have no curve, epoch or
+    time; the card names their file under the stored key ``given``.
     """
     history = checkpoint.facts.get("history", {})
     curves = {name: np.asarray(values, np.float64) for name, values in history.items() if name != "seconds"}
@@ -96,6 +102,7 @@ def training_record(
             **({"given": pretrained} if pretrained else {}),
             **({"answers": answers} if answers else {}),
             **({"file": spec.file} if spec.file else {}),
+            **({"place": place} if place else {}),
             **({"plugin": spec.plugin} if spec.plugin else {}),
         },
         forwards=passes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -10,18 +11,20 @@ import pytest
 import robustode
 import stubs
 import torch
-from robustode._errors import CheckpointError
+from robustode._errors import CheckpointError, InvalidArgument
 from robustode.bench.audits.run import audit_folder
 from robustode.bench.cli.main import main
+from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import load_preset
 from robustode.bench.config.run_request import RunRequest
-from robustode.bench.plugins.model_file import load_external
+from robustode.bench.plugins.model_file import forget_model_files, load_external, named_models
 from robustode.bench.records.headline import Headline
 from robustode.bench.records.latest import current
 from robustode.bench.records.record import Record
 from robustode.bench.records.store import Store
 from robustode.bench.runner.run import RunResult, run_plan
 from robustode.bench.verification.verify import verify
+from robustode.models import MODELS
 
 pytestmark = pytest.mark.usefixtures("registries")
 
@@ -299,3 +302,135 @@ def test_a_network_that_reads_another_file_is_another_network(tmp_path, few, mon
     back, _ = current(Store(out).load()[0], Headline.read(out).preferred)
     assert {first.cell.network_sha256, second.cell.network_sha256} == {newest, back[0].cell.network_sha256}
     assert {r.cell.network_sha256 for r in back} != {newest}
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+PLAIN = """
+from torch import nn
+def build(shape, classes, width={width}):
+    pixels = shape[0] * shape[1] * shape[2]
+    return nn.Sequential(nn.Flatten(), nn.Linear(pixels, width), nn.Linear(width, classes))
+"""
+NAMED = PLAIN.replace("def build", "import robustode\n@robustode.register_model('mine')\ndef build")
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def make(path: Path, width: int = 4, text: str = PLAIN) -> str:
+    return f"{write(path, text.format(width=width))}:build"
+
+
+def test_another_file_of_the_same_name_is_refused_and_nothing_is_lost(tmp_path, few):
+    one, two, out = make(tmp_path / "a/net.py"), make(tmp_path / "b/net.py", 5), tmp_path / "out"
+    assert run(out, few, one).failures == []
+    before = contents(out)
+    message = r"the name 'net' is taken in .*out by another model, from net\.py:build: rename the factory"
+    with pytest.raises(InvalidArgument, match=message):
+        run(out, few, two)
+    assert contents(out) == before
+    assert run(out, few, one).done == 0
+    assert run(out, few, two, fresh=True).failures == []
+    with pytest.raises(InvalidArgument, match="is taken"):
+        run(out, few, one)
+    assert run(out, few, two).done == 0
+    assert run(tmp_path / "other", few, one).failures == []
+
+
+def test_a_file_that_was_edited_replaces_itself(tmp_path, few):
+    out = tmp_path / "out"
+    assert run(out, few, make(tmp_path / "a/net.py")).failures == []
+    done = run(out, few, make(tmp_path / "a/net.py", 5))
+    assert done.done
+    shown, superseded = current(Store(out).load()[0], Headline.read(out).preferred)
+    assert {r.cell.hyperparameters["width"] for r in shown} == {5}
+    assert superseded == len(shown)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_folder_that_was_moved_or_copied_goes_on(tmp_path, few, together):
+    out = tmp_path / "here" / "out"
+    assert run(out, few, make(tmp_path / "here/a/net.py")).failures == []
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    reference = f"{tmp_path}/there/a/net.py:build"
+    if not together:
+        shutil.move(tmp_path / "there/a", tmp_path / "elsewhere")
+        reference = f"{tmp_path}/elsewhere/net.py:build"
+    out = tmp_path / "there" / "out"
+    assert run(out, few, reference).done == 0
+    robustode.load_model(out, "net", model=reference)
+    if together:
+        assert run(out, few, make(tmp_path / "there/a/net.py", 5)).failures == [], "edited there"
+
+
+def test_what_is_stored_of_a_place_names_no_folder(tmp_path, few):
+    out = tmp_path / "out"
+    assert run(out, few, make(tmp_path / "private-folder/net.py")).failures == []
+    (training,) = trainings(out)
+    assert training.card["file"] == "net.py:build"
+    assert len(training.card["place"]) == 16
+    assert not any(b"private-folder" in content for content in contents(out).values())
+
+
+def test_two_factories_of_one_file_and_a_registered_name_are_told_apart(tmp_path, few):
+    text = PLAIN + "\ndef make(shape, classes):\n    return build(shape, classes, 6)\n"
+    one = make(tmp_path / "net.py", text=text)
+    out = tmp_path / "out"
+    assert run(out, few, one).failures == []
+    with pytest.raises(InvalidArgument, match="'net' is taken"):
+        run(out, few, one.replace(":build", ":make"))
+    assert run(tmp_path / "named", few, make(tmp_path / "a/one.py", text=NAMED)).failures == []
+    forget_model_files()
+    MODELS.unregister("mine")
+    with pytest.raises(InvalidArgument, match=r"'mine' is taken in .* from one\.py:build"):
+        run(tmp_path / "named", few, make(tmp_path / "b/two.py", 5, text=NAMED))
+
+
+def test_a_variant_or_plug_in_with_the_name_of_a_file_is_refused(tmp_path, few):
+    out = tmp_path / "out"
+    assert run(out, few, make(tmp_path / "wide.py")).failures == []
+    preset = SMALL + "\n[variants.wide]\nmodel = 'resnet'\nhyperparameters = { width = 2 }\n"
+    with pytest.raises(InvalidArgument, match="'wide' is taken"):
+        run(out, few, "wide", preset=preset)
+    plugin = stubs.spec("wide", plugin="a-package 1.0")
+    plan = make_plan(load_preset(str(stubs.preset_file(tmp_path, SMALL))), models=[plugin])
+    with pytest.raises(InvalidArgument, match="'wide' is taken"):
+        run_plan(plan, few, Store(out), device=stubs.CPU)
+
+
+def test_a_newer_plug_in_replaces_itself_and_another_one_is_refused(tmp_path, few):
+    preset = load_preset(str(stubs.preset_file(tmp_path, SMALL)))
+    refused = {"a-package 1.0": None, "a-package 2.0": None, "b-package 1.0": "a-package 2"}
+    for plugin, message in refused.items():
+        build = {"a-package 2.0": lambda s, c: stubs.Linear(s, c, nfe=3)}.get(plugin, stubs.linear)
+        plan = make_plan(preset, models=[stubs.spec("net", build, plugin=plugin)])
+        if message:
+            with pytest.raises(InvalidArgument, match=message):
+                run_plan(plan, few, Store(tmp_path / "out"), device=stubs.CPU)
+        else:
+            assert run_plan(plan, few, Store(tmp_path / "out"), device=stubs.CPU).failures == []
+
+
+def test_a_dry_run_refuses_a_taken_name_too(tmp_path, few, capsys):
+    one, two, out = make(tmp_path / "a/net.py"), make(tmp_path / "b/net.py", 5), tmp_path / "out"
+    assert run(out, few, one).failures == []
+    preset = stubs.preset_file(tmp_path, SMALL)
+    argv = ["run", "--preset", preset, "--models", two, "--out", out, "--dry-run"]
+    assert main(list(map(str, argv))) == 2
+    assert "error: the name 'net' is taken" in capsys.readouterr().err
+
+
+def test_one_file_given_twice_is_one_model_and_two_of_one_name_are_refused(tmp_path, few, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "a/net.py")
+    make(tmp_path / "b/net.py", 5)
+    preset = load_preset(str(stubs.preset_file(tmp_path, SMALL)))
+    twice = RunRequest(preset=preset, models=("a/net.py:build", "./a/net.py:build")).plan()
+    assert [spec.name for spec in twice.specs] == ["net"]
+    with pytest.raises(InvalidArgument, match="two models are called 'net'"):
+        RunRequest(preset=preset, models=("a/net.py:build", "b/net.py:build")).plan()
+    with pytest.raises(InvalidArgument, match="two models are called 'net'"):
+        named_models(["a/net.py:build", "b/net.py:build"])
+    assert named_models(["a/net.py:build", "./a/net.py:build"])[0] == ["net", "net"]
