@@ -19,7 +19,6 @@ from .ode.block import ODEBlock
 from .ode.kernels.fixed_step import flow_implementation
 from .ode.lipschitz import LipschitzParts, NoCertificate, convolution_bound
 from .ode.solver import Field, Solver, SolverFailure, StepMap
-from .ode.surrogates import solver_surrogates, with_solver
 from .ode.tanh_field import TanhField
 from .pixel_network import Normalise
 from .registry import CLAIMS, MODELS, ModelSpec, register_model
@@ -47,7 +46,5 @@ __all__ = [
     "get_ode_backend",
     "register_model",
     "set_ode_backend",
-    "solver_surrogates",
     "use_ode_backend",
-    "with_solver",
 ]

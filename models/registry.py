@@ -19,6 +19,7 @@ CLAIMS: Mapping[str, str] = {
     "fixed_step": "every forward pass costs the same number of field evaluations",
     "hamiltonian": "the exact flow conserves the model's energy H along every layer",
     "contractive": "the exact flow brings any two states closer: its rate rho is positive",
+    "no_ode": "a forward pass solves no ODE, by a library or by steps of its own",
 }
 """Properties that a model may claim, with their meaning; `robustode check` measures each of them."""
 
@@ -52,7 +53,7 @@ class ModelSpec:
         Overrides of the preset's training recipe for this model, such as ``{"weight_decay": 2e-4}``.
     claims
         Properties that are measured by `robustode check` and by audits: ``fixed_step``, ``hamiltonian``,
-        ``contractive``.
+        ``contractive``; and ``no_ode`` of a model whose audits need not look for a solver.
     expected_failures
         Conformance checks and audits that this model is known to fail, each with the reason. One name serves
         both; ``-`` and ``_`` are the same in it.

@@ -17,8 +17,12 @@ from ..evaluation.accuracy import frozen
 from ..records.record import Cell
 from ..runtime.checked_model import CheckedModel
 from ..runtime.foreign_code import foreign_code, source_of
+from ..solvers.observe import observe
+from ..solvers.solver_call import SolverCall
+from ..solvers.without_solver import known_without_solver
 from ..training.provenance import solver_names
 from .measures import normalised
+from .registry import AuditResult, not_applicable, not_asked
 from .stored_records import StoredRecords
 
 T = TypeVar("T")
@@ -113,6 +117,24 @@ class Context:
     def queried(self) -> CheckedModel:
         """The model behind a counter that refuses NaN."""
         return self.once("queried", lambda: CheckedModel(self.model, self.num_classes))
+
+    def solver_calls(self) -> list[SolverCall]:
+        """The solves of one forward pass on two of the images; observed once."""
+        return self.once("solver calls", lambda: observe(self.model, self.images[:2]))
+
+    def without_solver(self) -> AuditResult:
+        """What an audit of the solver says where `solver_calls` is empty.
+
+        It does not apply to a model that is known to solve no ODE, and is not asked of another.
+        """
+        if "no_ode" in self.spec.claims:
+            return not_applicable("The model says that it solves no ODE (its claim no_ode).")
+        if known_without_solver(self.model):
+            return not_applicable("The model is made of layers that solve no ODE.")
+        return not_asked(
+            "Could not look inside: in a forward pass no call of torchdiffeq, torchdyn, torchode or an ODE "
+            "block was seen. A model that solves no ODE says so by the claim no_ode."
+        )
 
     def generator(self, *what: object) -> torch.Generator:
         """A generator on the CPU for one use `what` of random numbers: an audit's name, and where in it."""

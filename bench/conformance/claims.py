@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ..._errors import ContractBroken
 from ...models import ODEBlock
 from ...models.ode.solver import Field
-from ..evaluation.dynamics import flow_inputs, jacobians
-from ..solvers.observe import count_nfe
+from ..evaluation.dynamics import jacobians
+from ..solvers.observe import count_nfe, observe
 
 NUM_CLASSES = 10
 """Classes of the models that are checked."""
@@ -44,7 +44,9 @@ def _states(width: int, count: int = PAIRS) -> Iterator[Tensor]:
 def _layers(model: nn.Module, images: Tensor) -> Iterator[tuple[Field, nn.Module, int]]:
     """Every field of the flow, with its layer and its state dimension, at several sizes of the weights."""
     flow = _flow(model)
-    states = flow_inputs(model, images.double())
+    states = next((call.state for call in observe(model, images.double()) if call.block is flow), None)
+    if not isinstance(states, Tensor):
+        raise ContractBroken("the claim is about model.flow, which a forward pass does not call")
     if states.ndim != 2:
         raise ContractBroken(
             f"the claim is about states that are columns (n, M), not of shape {tuple(states.shape)}"
@@ -143,8 +145,18 @@ def check_tanh_fields(model: nn.Module) -> None:
 
 IN_FLOAT64 = frozenset({"contractive", "hamiltonian"})
 """The claims that are measured on the model in float64."""
+
+
+def check_no_ode(model: nn.Module, images: Tensor) -> None:
+    """No call of a solver is seen; steps that the model takes itself cannot be seen."""
+    calls = observe(model, images)
+    if calls:
+        raise ContractBroken(f"a solver is called: {calls[0]}; leave the claim out")
+
+
 CLAIM_CHECKS: Mapping[str, Callable[[nn.Module, Tensor], None]] = {
     "fixed_step": check_fixed_step,
     "contractive": check_contractive,
     "hamiltonian": check_hamiltonian,
+    "no_ode": check_no_ode,
 }

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...models import ODEBlock
-from ...models.ode.solver import StepMap
+from ...models import StepMap
 from ..data import Split
 from ..records.record import Cell, Record
+from ..solvers.column_flow import CannotFollow, column_flows
+from ..solvers.observe import observe
 from .accuracy import frozen
 
-COLUMNS = 256
-"""States that are followed, spread evenly over the flow's columns."""
 NEAR, FAR = 1e-3, 1.0
 """Initial distances of the pairs, in the state's own units."""
 POWER_ITERATIONS = (20, 5)
@@ -40,28 +39,32 @@ def measure_dynamics(
     device: torch.device,
     environment: Mapping[str, Any],
 ) -> Record:
-    """Follow trajectories of ``model.flow``; `initial` is the same model before training.
+    """Follow trajectories of the model's flow; `initial` is the same model before training.
 
-    A model whose ``flow`` is no `ODEBlock` gets a record that carries the reason and nothing else.
+    A model that does not solve exactly one ODE in a forward pass, on a state of columns or with a row for
+    each image, gets a record that carries the reason and nothing else.
     """
     started = time.perf_counter()
 
     def record(**rest: Any) -> Record:
         return Record(cell=cell, seconds=time.perf_counter() - started, environment=environment, **rest)
 
-    if not isinstance(getattr(model, "flow", None), ODEBlock):
-        there = getattr(model, "flow", None) is not None
-        why = "model.flow is no robustode.ODEBlock" if there else "no flow (a robustode.ODEBlock, model.flow)"
+    images = split.first(cell.samples).images.to(device)
+    calls = observe(model, images[:2])
+    if len(calls) != 1:
+        why = (
+            f"{len(calls)} solves in a forward pass are not one flow" if calls else "no solver was seen in it"
+        )
         return record(card={"no_dynamics": why})
-    images = split.first(cell.samples).images.to(device, torch.float64)
     outcomes: dict[str, np.ndarray] = {}
     for name, module in (("trained", model), ("initial", initial)):
         double = copy.deepcopy(module).to(device).double()
         with frozen(double):
-            states = flow_inputs(double, images)
-            if states.ndim != 2:
-                return record(card={"no_dynamics": "the flow's states are not columns (n, M)"})
-            maps = double.flow.step_maps()  # type: ignore[union-attr, operator]
+            try:
+                (flow,) = column_flows(double, images.double())
+            except CannotFollow as reason:
+                return record(card={"no_dynamics": str(reason)})
+            states, maps = flow.states, flow.steps
             times, path = follow(maps, states)
             outcomes[f"sensitivity_{name}"] = sensitivity(maps, path)
             if name == "trained":
@@ -72,24 +75,6 @@ def measure_dynamics(
                 outcomes |= {} if drift is None else {"energy_drift": drift}
     double_outcomes = {name: lines.astype(np.float64) for name, lines in outcomes.items()}
     return record(outcomes=double_outcomes, forwards=2 * cell.samples)
-
-
-@torch.no_grad()
-def flow_inputs(model: nn.Module, images: Tensor) -> Tensor:
-    """The different states (n, M) that `images` give to the model's flow, at most `COLUMNS` of them."""
-    seen: list[Tensor] = []
-    flow: Any = model.flow
-    handle = flow.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        model(images)
-    finally:
-        handle.remove()
-    if seen[0].ndim != 2:
-        return seen[0]
-    states = torch.unique(seen[0], dim=1)  # most pixels of a digit are the same background
-    pick = torch.linspace(0, states.shape[1] - 1, min(COLUMNS, states.shape[1])).long()
-    picked: Tensor = states[:, pick.to(states.device)].clone()
-    return picked
 
 
 @torch.no_grad()

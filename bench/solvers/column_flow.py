@@ -15,6 +15,8 @@ from ...models import Field, ODEBlock, SolverFailure, StepMap
 from .observe import observe
 from .solver_call import SolverCall, State
 
+COLUMNS = 256
+"""Most columns of an `ODEBlock`'s state that are followed, spread evenly over them."""
 STEPS = 8
 """Steps by which an adaptive solve is followed, each solved adaptively."""
 
@@ -30,8 +32,8 @@ class ColumnFlow:
     Attributes
     ----------
     states
-        Initial states (n, M). Of an `ODEBlock` the different columns of its own state; else one column for
-        each image, its parts below one another.
+        Initial states (n, M). Of an `ODEBlock` different columns of its own state, at most `COLUMNS`; else
+        one column for each image, its parts below one another.
     steps
         The steps in order; each maps states (n, M) to states (n, M).
     fields
@@ -77,6 +79,8 @@ def _of_block(call: SolverCall) -> ColumnFlow:
     by_layer = dict(zip(map(id, block.layers), block.fields(), strict=True))
     steps = block.step_maps()
     states = torch.unique(call.state, dim=1)  # most pixels of a digit are the same background
+    pick = torch.linspace(0, states.shape[1] - 1, min(COLUMNS, states.shape[1])).long()
+    states = states[:, pick.to(states.device)].clone()
     return ColumnFlow(states=states, steps=steps, fields=[by_layer[id(s.layer)] for s in steps], call=call)
 
 

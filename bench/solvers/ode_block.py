@@ -45,6 +45,7 @@ class ODEBlockForward(SolverFunction):
             state=state.detach().clone(),
             field=field,
             couples_samples=solver.adaptive,
+            another=another_method(solver.method),
             block=block,
             **tolerances,
         )
@@ -91,7 +92,7 @@ def changed_solver(block: ODEBlock, change: SolverChange) -> Solver:
         steps = int(own.steps)
     method = change.method
     if method == "another":
-        method = "ssprk3" if own.method == "rk4" else "rk4"
+        method = another_method(own.method)
     return dataclasses.replace(
         own,
         method=method or own.method,
@@ -99,6 +100,11 @@ def changed_solver(block: ODEBlock, change: SolverChange) -> Solver:
         rtol=own.rtol if change.rtol is None else change.rtol,
         atol=own.atol if change.atol is None else change.atol,
     )
+
+
+def another_method(method: str) -> str:
+    """A method on a grid that is not `method`."""
+    return "ssprk3" if method == "rk4" else "rk4"
 
 
 @contextmanager

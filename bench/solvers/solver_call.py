@@ -50,6 +50,8 @@ class SolverCall:
         Whether one step size is chosen for all samples of a batch.
     evaluations
         How often the field was evaluated.
+    another
+        A method of order 3 or 4 on a grid that is not this one, for a comparison.
     equivalent
         The method of torchdiffeq that is the same, or of about the same order.
     block
@@ -68,6 +70,7 @@ class SolverCall:
     adjoint: bool = False
     couples_samples: bool = False
     evaluations: int = 0
+    another: str = "rk4"
     equivalent: str = "rk4"
     block: Any = None
 

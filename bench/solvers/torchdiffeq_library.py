@@ -81,6 +81,7 @@ def described(library: str, arguments: Mapping[str, Any], **rest: Any) -> Solver
     details: dict[str, Any] = {
         "method": arguments["method"] or "dopri5",
         "adaptive": adaptive,
+        "another": another_method(arguments),
         "equivalent": arguments["method"] or "dopri5",
         "grid": _own_grid(arguments).detach().clone() if fixed else None,
         "times": arguments["t"].detach().clone(),
@@ -144,10 +145,15 @@ def _between(start: Tensor, end: Tensor, count: int) -> Tensor:
     return start + (end - start) * torch.arange(count, device=start.device).to(start) / count
 
 
+def another_method(arguments: Mapping[str, Any]) -> str:
+    """A method on a grid that is not the one that is asked for."""
+    return "heun3" if arguments["method"] == "rk4" else "rk4"
+
+
 def _method(asked: Mapping[str, Any], change: SolverChange) -> str:
     own: str = asked["method"] or "dopri5"
     if change.method == "another":
-        return "heun3" if own == "rk4" else "rk4"
+        return another_method(asked)
     return "heun3" if change.method == "ssprk3" else change.method or own
 
 

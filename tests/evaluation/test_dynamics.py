@@ -14,10 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from robustode.bench.data import Split
 from robustode.bench.evaluation.dynamics import (
-    COLUMNS,
     WIDEST,
     energy_drift,
-    flow_inputs,
     follow,
     measure_dynamics,
     sensitivity,
@@ -25,6 +23,7 @@ from robustode.bench.evaluation.dynamics import (
 )
 from robustode.bench.records.arrays import for_drawing
 from robustode.bench.records.record import Record
+from robustode.bench.solvers.column_flow import COLUMNS, column_flows
 from robustode.bench.training.provenance import summary_line
 from robustode.models import MODELS, ODEBlock, Solver
 from torch import Tensor, nn
@@ -163,7 +162,7 @@ def test_the_maps_followed_are_the_solvers_steps(method):
 def test_the_last_state_is_that_of_the_model(name):
     model = build(name).double()
     images = torch.rand(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    states = flow_inputs(model, images)
+    states = column_flows(model, images)[0].states
     _, path = follow(model.flow.step_maps(), states)
     torch.testing.assert_close(path[-1], model.flow(states).detach(), rtol=1e-6, atol=1e-9)
 
@@ -211,14 +210,14 @@ def test_a_wide_state_has_no_sensitivity(n, steps):
 def test_the_states_followed_are_different_columns_of_the_flows_input():
     model = build("h-node").double()
     images = torch.rand(IMAGES, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    picked = flow_inputs(model, images)
+    picked = column_flows(model, images)[0].states
     assert picked.shape == (8, COLUMNS)
     assert len(torch.unique(picked, dim=1).T) == COLUMNS
     features = model.stem(model.normalise(images)).transpose(0, 1).reshape(8, -1).detach()
     assert bool((picked[:, :, None] == features[:, None]).all(0).any(1).all())
-    assert flow_inputs(model, images[:1]).shape == (8, 64)
-    assert flow_inputs(model, torch.zeros(2, 1, 8, 8).double()).shape == (8, 9), "corners, edges, inside"
-    assert not model.flow._forward_pre_hooks
+    assert column_flows(model, images[:1])[0].states.shape == (8, 64)
+    dark = column_flows(model, torch.zeros(2, 1, 8, 8).double())[0].states
+    assert dark.shape == (8, 9), "corners, edges, inside"
 
 
 # --- energy -------------------------------------------------------------------------------------
@@ -285,11 +284,7 @@ def test_a_model_without_a_flow_gets_its_reason_and_nothing_else(flow):
     record = measure(model)
     assert record.status == "ok"
     assert dict(record.outcomes) == {}
-    told = (
-        "no flow (a robustode.ODEBlock, model.flow)"
-        if flow is None
-        else "model.flow is no robustode.ODEBlock"
-    )
+    told = "no solver was seen in it"
     assert dict(record.card) == {"no_dynamics": told}
     assert record.forwards == 0
     assert summary_line([record]) == told

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ....models import ODEBlock
-from ....models.ode.surrogates import with_solver
 from ...evaluation.consistency import alone as asked_alone
 from ...evaluation.consistency import among
+from ...solvers.changed_model import ChangedModel
+from ...solvers.solver_call import SolverChange
 from ..context import Context
 from ..measures import array, coarsest_eps, normalised
 from ..registry import AuditResult, measured, register_audit
@@ -46,9 +46,9 @@ def check(context: Context) -> AuditResult:
     moved, flips, alone, among = _distances(context, context.model, max(TIE, rounding))
     value = float(moved.max())
     baseline = 0.0
-    adaptive = any(isinstance(m, ODEBlock) and m.solver.adaptive for m in context.model.modules())
-    if value > limit and adaptive and not context.strict:
-        fixed = with_solver(context.model, method="rk4", steps=16)
+    coupled = any(call.couples_samples for call in context.solver_calls())
+    if value > limit and coupled and not context.strict:
+        fixed = ChangedModel(context.model, SolverChange(method="rk4", steps=16))
         baseline = float(_distances(context, fixed, TIE)[0].max())
     fails = flips > 0 or (value > limit and value > BASELINES * baseline)
     sentence = f"Alone and in a batch, logits differ by up to {value:.2g} of their size"

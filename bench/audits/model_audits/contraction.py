@@ -7,12 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from ....models import ODEBlock
-from ....models.ode.solver import StepMap
-from ...evaluation.dynamics import FAR, NEAR, flow_inputs, follow, worst_direction
+from ....models import StepMap
+from ...evaluation.dynamics import FAR, NEAR, follow, worst_direction
+from ...solvers.column_flow import CannotFollow, ColumnFlow, column_flows
+from ...solvers.solver_call import SolverCall
 from ..context import Context
 from ..measures import array, in_float64
-from ..registry import AuditResult, measured, not_applicable, register_audit
+from ..registry import AuditResult, NotAsked, measured, not_applicable, register_audit
 
 SLACK = 1.01
 SAMPLES, STATES = 8, 64
@@ -33,25 +34,21 @@ def check(context: Context) -> AuditResult:
     real states with random ones near and far, and with neighbours along the direction that power iteration
     on the Jacobian finds.
     """
-    flow = getattr(context.model, "flow", None)
     claims = "contractive" in context.spec.claims
-    if not isinstance(flow, ODEBlock):
-        return not_applicable("The model has no ODE block of which contraction could be measured.")
+    rates = [_rate(call) for call in context.solver_calls()]
+    if not claims and not any(rate > 0 for rate in rates):
+        return not_applicable("Neither the model nor its flow claims to contract.")
+    if not rates:
+        return context.without_solver()
     with in_float64(context.model, context.images) as double:
-        flow = double.flow
-        assert isinstance(flow, ODEBlock)
-        rho = flow.bounds().get("rho", math.nan)
-        if not claims and not rho > 0:
-            return not_applicable("Neither the model nor its flow claims to contract.")
-        states = flow_inputs(double, context.images[:SAMPLES].double())
-        if states.ndim != 2:
-            return not_applicable("The flow's states are no columns (n, M).")
-        states = states[:, :: max(1, states.shape[1] // STATES)]
-        maps = flow.step_maps()
-        times, growth = _growth(maps, states, context.generator("contraction"))
-        step = flow.lipschitz_bounds().get("worst_step", math.nan) if flow.has_tanh_fields() else math.nan
+        try:
+            flows = column_flows(double, context.images[:SAMPLES].double())
+        except CannotFollow as reason:
+            raise NotAsked(f"The solve of the model cannot be followed: {reason}") from None
+        found = [_measured(flow, context) for flow in flows if claims or _rate(flow.call) > 0]
+    times, growth, rho, final_time, step = max(found, key=lambda one: _excess(*one))
     rate = rho if rho > 0 else 0.0
-    allowed = SLACK * math.exp(-rate * flow.final_time)
+    allowed = SLACK * math.exp(-rate * final_time)
     value = float(growth[-1])
     fails = not value <= allowed or step > 1
     sentence = f"Pairs of states end at most {value:.4g} times as far apart as they began"
@@ -75,6 +72,29 @@ def check(context: Context) -> AuditResult:
         },
         axes=("time", "log10 of the largest distance ratio"),
     )
+
+
+def _rate(call: SolverCall) -> float:
+    """The rate rho of the exact flow that its design guarantees; NaN where none is known."""
+    block = call.block
+    return float(block.bounds().get("rho", math.nan)) if block is not None else math.nan
+
+
+def _measured(flow: ColumnFlow, context: Context) -> tuple[Tensor, Tensor, float, float, float]:
+    """Times, the largest growth at each, the rate, the final time, the largest bound of a step (or NaN)."""
+    block = flow.call.block
+    states = flow.states[:, :: max(1, flow.states.shape[1] // STATES)]
+    times, growth = _growth(flow.steps, states, context.generator("contraction"))
+    if block is None:
+        return times, growth, math.nan, flow.final_time, math.nan
+    step = block.lipschitz_bounds().get("worst_step", math.nan) if block.has_tanh_fields() else math.nan
+    return times, growth, _rate(flow.call), block.final_time, step
+
+
+def _excess(times: Tensor, growth: Tensor, rho: float, final_time: float, step: float) -> float:
+    """How far a flow is above what it is allowed, as a ratio."""
+    allowed = SLACK * math.exp(-(rho if rho > 0 else 0.0) * final_time)
+    return max(float(growth[-1]) / allowed, step if step > 1 else 0.0)
 
 
 def _growth(maps: list[StepMap], states: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

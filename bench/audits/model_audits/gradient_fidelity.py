@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ...._errors import ModelFailure
 from ....attacks.core.model_call import ask_model
-from ..adjoint import adjoint_copy
+from ...solvers.changed_model import ChangedModel
+from ...solvers.solver_call import CannotSolveOtherwise, SolverChange
 from ..context import Context
 from ..differences import STEPS, central_differences, cosines, off_kinks, orthonormal_basis
 from ..measures import array, coarsest_eps, in_float64
@@ -41,8 +42,8 @@ def check(context: Context) -> AuditResult:
     step is 1e-7; a sample that disagrees is asked with steps of 1e-5 and 1e-3 too.
 
     The model's own backward pass, backpropagation or an adjoint solve, is taken in its own precision, as
-    attacks do, and in float64. Of a model in half precision .9 is enough. For a model with ODE blocks the
-    gradient of the adjoint method is reported as well, and does not count.
+    attacks do, and in float64. Of a model in half precision .9 is enough. Where a solve is seen, the gradient
+    by the other of the two ways is reported as well, and does not count.
     """
     context = context.first(SAMPLES)
     generator = context.generator("gradient-fidelity")
@@ -59,15 +60,17 @@ def check(context: Context) -> AuditResult:
     worst = {name: float(values.min()) for name, values in agreement.items()}
     sentence = "The cosine between the model's gradient and central differences is at least "
     sentence += " and ".join(f"{cosine:.4f} in {name}" for name, cosine in worst.items()) + "."
-    adjoint = _adjoint(context, lead, images, basis, own)
-    if isinstance(adjoint, Tensor):
-        agreement["adjoint against backpropagation"] = adjoint
+    by_adjoint = any(call.adjoint for call in context.solver_calls())
+    other = _other_gradient(context, lead, images, basis, own, adjoint=not by_adjoint)
+    name = "Backpropagation through the steps" if by_adjoint else "The adjoint method"
+    if isinstance(other, Tensor):
+        agreement["adjoint against backpropagation"] = other
         sentence += (
-            " The adjoint method, which the model does not use, would give a gradient whose cosine with this "
-            f"one is at least {float(adjoint.min()):.4f}."
+            f" {name}, which the model does not use, would give a gradient whose cosine with this "
+            f"one is at least {float(other.min()):.4f}."
         )
-    elif adjoint:
-        sentence += f" The adjoint method, which the model does not use, fails here: {adjoint}."
+    elif other:
+        sentence += f" {name}, which the model does not use, fails here: {other}."
     value = min(worst.values())
     return measured(
         value,
@@ -100,15 +103,26 @@ def _agreement(
     return dict(zip(found, best, strict=True))
 
 
-def _adjoint(
-    context: Context, lead: Callable[..., Tensor], images: Tensor, basis: Tensor, own: Tensor
+def _other_gradient(
+    context: Context,
+    lead: Callable[..., Tensor],
+    images: Tensor,
+    basis: Tensor,
+    own: Tensor,
+    *,
+    adjoint: bool,
 ) -> Tensor | str:
-    """Cosines (N,) of the gradient by the adjoint method with the `own` one; why it fails; or nothing."""
-    copied = adjoint_copy(context.model)
-    if copied is None:
+    """Cosines (N,) with the `own` gradient of the one by the adjoint method, or by backpropagation.
+
+    Why that fails, where it does; nothing where it cannot be asked for.
+    """
+    if not context.solver_calls():
         return ""
+    other = ChangedModel(context.model, SolverChange(adjoint=adjoint))
     try:
-        return cosines(_slopes(partial(lead, copied), images, basis), own)
+        return cosines(_slopes(partial(lead, other), images, basis), own)
+    except CannotSolveOtherwise:
+        return ""
     except (ModelFailure, AssertionError) as error:  # the backward solve underflows outside the block
         return str(error)
 

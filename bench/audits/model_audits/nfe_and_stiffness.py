@@ -6,14 +6,13 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from ...._errors import ModelFailure
-from ....models import ODEBlock
-from ...evaluation.dynamics import WIDEST, flow_inputs, jacobians
+from ...evaluation.dynamics import WIDEST, jacobians
+from ...solvers.column_flow import CannotFollow, ColumnFlow, column_flows
 from ..context import Context
 from ..measures import array, in_float64
-from ..registry import AuditResult, measured, not_applicable, register_audit
+from ..registry import AuditResult, NotAsked, measured, register_audit
 
 SPREAD, STIFF = 5.0, 2.0
 SAMPLES, STATES = 32, 64
@@ -32,7 +31,7 @@ def check(context: Context) -> AuditResult:
     """NFE p99 over median above 5, h times the Jacobian's norm above 2, any solver failure: flags.
 
     h |Jacobian| is computed for a flow on a fixed grid whose state is small; else the verdict rests on the
-    evaluations alone, and the sentence says so. The audit does not apply where neither can be measured.
+    evaluations alone, and the sentence says so.
     """
     context = context.first(SAMPLES)
     counts: list[int] = []
@@ -43,18 +42,12 @@ def check(context: Context) -> AuditResult:
             counts += [] if evaluations is None else [evaluations]
     except ModelFailure as error:
         return measured(math.inf, SPREAD, f"The solver fails on a test image: {error}.", unit="ratio")
-    growth = _stiffness(context.model, context.images)
-    if isinstance(growth, str) and not counts:
-        return not_applicable(
-            f"No field evaluation of the model is seen, and h |Jacobian| was not computed: {growth}."
-        )
-    parts, ratios = [], []
-    if counts:
-        spread = float(np.percentile(counts, 99) / max(np.median(counts), 1))
-        ratios.append((spread, SPREAD))
-        parts.append(
-            f"The most expensive samples take {spread:.2g} times the median number of field evaluations"
-        )
+    if not counts:
+        return context.without_solver()
+    growth = _stiffness(context)
+    spread = float(np.percentile(counts, 99) / max(np.median(counts), 1))
+    ratios = [(spread, SPREAD)]
+    parts = [f"The most expensive samples take {spread:.2g} times the median number of field evaluations"]
     if isinstance(growth, str):
         parts.append(
             f"h times the norm of the field's Jacobian was not computed ({growth}): evaluations alone count"
@@ -74,26 +67,28 @@ def check(context: Context) -> AuditResult:
     )
 
 
-def _stiffness(model: nn.Module, images: Tensor) -> np.ndarray | str:
+def _stiffness(context: Context) -> np.ndarray | str:
     """Largest h |Jacobian|_2 of the field at real states, before every step; or why it is not computed."""
-    flow = getattr(model, "flow", None)
-    if not isinstance(flow, ODEBlock):
-        return "the model has no ODE block as its flow"
-    if flow.solver.adaptive:
+    if all(call.adaptive for call in context.solver_calls()):
         return "the steps of an adaptive solver are its own"
-    largest = []
-    with in_float64(model, images) as double:
-        flow = double.flow
-        assert isinstance(flow, ODEBlock)
-        state = flow_inputs(double, images.double())
-        if state.ndim != 2 or len(state) > WIDEST:
-            return f"the state is no vector of at most {WIDEST} channels"
-        state = state[:, :: max(1, state.shape[1] // STATES)]
-        fields = dict(zip(map(id, flow.layers), flow.fields(), strict=True))
-        for step in flow.step_maps():
-            field = fields[id(step.layer)]
-            norm = torch.linalg.matrix_norm(jacobians(field, state), ord=2).max()
-            largest.append(float(norm) * step.duration)
-            state = step(state).detach()
+    try:
+        with in_float64(context.model, context.images) as double:
+            flows = [f for f in column_flows(double, context.images.double()) if not f.call.adaptive]
+            if any(len(flow.states) > WIDEST for flow in flows):
+                raise CannotFollow(f"the state is no vector of at most {WIDEST} channels")
+            largest = [norm for flow in flows for norm in _norms(flow)]
+    except (CannotFollow, NotAsked) as reason:
+        return str(reason)
     finite: np.ndarray = np.nan_to_num(np.array(largest), nan=np.finfo(float).max)
     return finite
+
+
+def _norms(flow: ColumnFlow) -> list[float]:
+    """Largest h |Jacobian|_2 over the states, before every step."""
+    state = flow.states[:, :: max(1, flow.states.shape[1] // STATES)]
+    largest = []
+    for field, step in zip(flow.fields, flow.steps, strict=True):
+        norm = torch.linalg.matrix_norm(jacobians(field, state), ord=2).max()
+        largest.append(float(norm) * step.duration)
+        state = step(state).detach()
+    return largest

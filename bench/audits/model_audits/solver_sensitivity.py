@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...._errors import ModelFailure
-from ....models import ODEBlock
-from ....models.ode.surrogates import with_solver
+from ...solvers.changed_model import ChangedModel
 from ...solvers.observe import count_nfe
+from ...solvers.solver_call import CannotSolveOtherwise, SolverChange
 from ..context import Context
 from ..measures import array, fraction
-from ..registry import AuditResult, measured, not_applicable, register_audit
+from ..registry import AuditResult, NotAsked, measured, register_audit
 
 ACCURACY, CLASSES = 0.01, 0.01
 TIGHT = 1e-6
@@ -39,13 +41,11 @@ def check(context: Context) -> AuditResult:
     a discrete network, and properties of the flow need not hold for it. The tight solve, which takes minutes
     on a stiff field, is left out where another one flags the model already.
     """
-    blocks = [module for module in context.model.modules() if isinstance(module, ODEBlock)]
-    if not blocks:
-        return not_applicable("The model has no ODE block, so no solver to refine.")
+    if not context.solver_calls():
+        return context.without_solver()
     own, accuracy = context.logits(context.images).argmax(1), fraction(context.correct())
     found, fails = [("own solver", 0.0, 0.0)], False
-    others = _of_adaptive(context) if blocks[0].solver.adaptive else _of_grid(context, blocks[0])
-    tight = _tight(context)
+    others, tight = chain(_of_grid(context), _of_adaptive(context)), _tight(context)
     for name, answer in (pair for answers in (others, tight) if not fails for pair in answers):
         if isinstance(answer, ModelFailure):
             found.append((name, 1.0, accuracy))
@@ -79,26 +79,32 @@ def _result(found: list[tuple[str, float, float]], sentence: str, *, flagged: bo
     )
 
 
-def _asked(context: Context, **solver: object) -> Tensor | ModelFailure:
+def _asked(context: Context, **change: Any) -> Tensor | ModelFailure:
     """Logits (N, K) of the model with another solver, or why it has none."""
     try:
-        return context.logits(context.images, with_solver(context.model, **solver))  # type: ignore[arg-type]
+        return context.logits(context.images, ChangedModel(context.model, SolverChange(**change)))
+    except CannotSolveOtherwise as reason:
+        raise NotAsked(f"The model cannot be solved otherwise: {reason}") from None
     except ModelFailure as failure:
         return failure
 
 
-def _of_grid(context: Context, block: ODEBlock) -> Iterator[tuple[str, Tensor | ModelFailure]]:
-    steps, method = block.steps_per_layer() * len(block.layers), block.solver.method
-    other = "ssprk3" if method == "rk4" else "rk4"
-    for name, how, times in (("h/2", method, 2), ("h/4", method, 4), (f"{other} at h/2", other, 2)):
-        yield name, _asked(context, method=how, steps=times * steps)
+def _of_grid(context: Context) -> Iterator[tuple[str, Tensor | ModelFailure]]:
+    """Finer grids, and another method on one; nothing where no solve is on a grid."""
+    grids = [call for call in context.solver_calls() if not call.adaptive]
+    if grids:
+        other = "another" if len({call.method for call in grids}) > 1 else grids[0].another
+        for name, how in (("h/2", {}), ("h/4", {"refine": 4}), (f"{other} at h/2", {"method": "another"})):
+            yield name, _asked(context, **{"refine": 2, "only": "fixed", **how})
 
 
 def _of_adaptive(context: Context) -> Iterator[tuple[str, Tensor | ModelFailure]]:
     """Two rk4 grids of more steps than the model's last solve had evaluations; nothing where they differ."""
+    if not any(call.adaptive for call in context.solver_calls()):
+        return
     last = context.images.split(context.batch_size)[-1]
     counts = [steps := max(FEWEST, count_nfe(context.model, last) or 0), 2 * steps]
-    coarse, fine = (_asked(context, method="rk4", steps=count) for count in counts)
+    coarse, fine = (_asked(context, method="rk4", steps=count, only="adaptive") for count in counts)
     if isinstance(coarse, ModelFailure) or isinstance(fine, ModelFailure):
         return  # a uniform grid that fails on a stiff start says nothing about an adaptive solver
     if fraction(coarse.argmax(1) != fine.argmax(1)) <= CLASSES:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from ...._errors import ModelFailure
-from ....models.ode.surrogates import solver_surrogates
 from ...evaluation.accuracy import frozen
+from ...solvers.changed_model import solver_surrogates
+from ...solvers.solver_call import CannotSolveOtherwise
 from ..context import Context
 from ..measures import array, fraction, normalised
-from ..registry import AuditResult, measured, not_applicable, register_audit
+from ..registry import AuditResult, NotAsked, measured, not_applicable, register_audit
 
 POINTS = 0.01
 MODES = 1e-4
@@ -37,15 +38,17 @@ def check(context: Context) -> AuditResult:
             "is not the scored one."
         )
         return measured(apart, MODES, sentence, unit="distance")
-    surrogates = solver_surrogates(context.model)
-    if not surrogates:
-        return not_applicable("The model has no ODE block, so no other solver to attack through.")
+    if not context.solver_calls():
+        return context.without_solver()
+    surrogates = solver_surrogates(context.model, context.images[:2])
     own = fraction(context.pgd())
     threat = context.threat("pgd", steps=20, restarts=2)
     scores: dict[str, float] = {}
     for name, surrogate in surrogates.items():
         try:
             scores[name] = fraction(context.survives(threat, model=surrogate))
+        except CannotSolveOtherwise as reason:
+            raise NotAsked(f"The model cannot be solved otherwise: {reason}") from None
         except ModelFailure:
             continue  # a grid too coarse for the field gives no numbers, and no attack
     if not scores:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ...._errors import ModelFailure
-from ....models import ODEBlock
-from ....models.ode.surrogates import with_solver
+from ...solvers.changed_model import ChangedModel
+from ...solvers.solver_call import SolverChange
 from ..context import Context
 from ..measures import array, fraction
 from ..registry import AuditResult, measured, not_applicable, register_audit
@@ -27,17 +27,19 @@ def check(context: Context) -> AuditResult:
 
     A difference of one sample never flags.
     """
-    solvers = [module.solver for module in context.model.modules() if isinstance(module, ODEBlock)]
-    adaptive = [solver for solver in solvers if solver.adaptive]
+    calls = context.solver_calls()
+    if not calls:
+        return context.without_solver()
+    adaptive = [call for call in calls if call.adaptive]
     if not adaptive:
-        return not_applicable("The model has no adaptive solver, so no tolerance.")
+        return not_applicable(f"The model's solver is not adaptive, so it has no tolerance: {calls[0]}.")
     own = fraction(context.pgd())
     threat = context.threat("pgd", steps=20, restarts=2)
     scores: dict[float, float] = {}
     for tolerance in TOLERANCES:
-        other = with_solver(context.model, method=adaptive[0].method, rtol=tolerance, atol=tolerance)
+        change = SolverChange(rtol=tolerance, atol=tolerance, only="adaptive")
         try:
-            scores[tolerance] = fraction(context.survives(threat, model=other))
+            scores[tolerance] = fraction(context.survives(threat, model=ChangedModel(context.model, change)))
         except ModelFailure:
             continue
     if not scores:

@@ -1,0 +1,347 @@
+"""Solvers are seen in a forward pass, whatever the library and however it is called; no number changes."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from functools import partial
+
+import foreign_models as foreign
+import pytest
+import torch
+import torchdiffeq
+from foreign_models import IMAGES, build
+from robustode.bench.runtime.checked_model import CheckedModel
+from robustode.bench.solvers import observe as module
+from robustode.bench.solvers.changed_model import ChangedModel, solver_surrogates
+from robustode.bench.solvers.column_flow import CannotFollow, column_flows
+from robustode.bench.solvers.observe import count_nfe, observe, solvers_seen
+from robustode.bench.solvers.recording import Observer
+from robustode.bench.solvers.solver_call import CannotSolveOtherwise, SolverChange
+from robustode.bench.solvers.without_solver import known_without_solver
+from torch import nn
+
+pytestmark = pytest.mark.filterwarnings("default")  # those of torchdyn and torchode at import
+NAMES = list(foreign.MODELS)
+SEEN = {
+    "odeint": "torchdiffeq dopri5 rtol=0.001 atol=0.0001",
+    "adjoint": "torchdiffeq dopri5, adjoint rtol=0.001 atol=0.0001",
+    "partial": "torchdiffeq bosh3 rtol=0.001 atol=0.001",
+    "many times": "torchdiffeq euler 4 steps",
+    "step size": "torchdiffeq rk4 4 steps",
+    "perturbed": "torchdiffeq midpoint 4 steps",
+    "adjoint grid": "torchdiffeq rk4, adjoint 4 steps",
+    "backwards": "torchdiffeq heun2 4 steps",
+    "tuple": "torchdiffeq dopri5 rtol=0.001 atol=0.001",
+    "tuple adjoint": "torchdiffeq dopri5, adjoint rtol=0.001 atol=0.001",
+    "adams": "torchdiffeq explicit_adams 8 steps",
+    "twice": "torchdiffeq euler 1 steps; torchdiffeq rk4, adjoint 1 steps",
+    "nested": "torchdiffeq dopri5 rtol=0.001 atol=0.001",
+    "torchdyn": "torchdyn dopri5 rtol=0.001 atol=0.001",
+    "torchdyn tsit5": "torchdyn tsit5 rtol=0.001 atol=0.001",
+    "torchdyn euler": "torchdyn euler 5 steps",
+    "torchdyn adjoint": "torchdyn dopri5, adjoint rtol=0.001 atol=0.001",
+    "torchdyn interpolated": "torchdyn rk4, adjoint 3 steps",
+    "torchdyn function": "torchdyn rk4 4 steps",
+    "torchode": "torchode dopri5 rtol=0.001 atol=0.0001",
+    "torchode points": "torchode dopri5 rtol=0.001 atol=0.0001",
+    "torchode fixed": "torchode heun 4 steps",
+    "torchode backsolve": "torchode dopri5, adjoint rtol=0.001 atol=0.0001",
+    "torchode joint": "torchode dopri5, adjoint rtol=0.001 atol=0.0001",
+}
+EXACT = SolverChange(method="dopri5", rtol=1e-9, atol=1e-9)
+
+
+def made(name: str) -> nn.Module:
+    for library in ("torchdyn", "torchode"):
+        if name.startswith(library):
+            pytest.importorskip(library)
+    return build(foreign.MODELS[name])
+
+
+def counted(model: nn.Module) -> int:
+    """Evaluations of all fields that count themselves."""
+    return sum(m.nfe for m in model.modules() if isinstance(m, foreign.Field))
+
+
+def slope(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    images = IMAGES.clone().requires_grad_(True)
+    logits = model(images)
+    return logits.detach(), torch.autograd.grad(logits.sum(), images)[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_solver_is_seen_and_its_evaluations_are_counted(name):
+    model = made(name)
+    model(IMAGES)
+    before = counted(model)
+    calls = observe(model, IMAGES)
+    assert "; ".join(map(str, calls)) == SEEN[name]
+    if not name.startswith("tuple"):
+        assert sum(call.evaluations for call in calls) == counted(model) - before > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_number_changes_while_it_is_looked_at_and_backward_passes_are_not_counted(name):
+    model = made(name)
+    plain = slope(model)
+    nfe = count_nfe(model, IMAGES)
+    observer = Observer()
+    with solvers_seen(observer):
+        seen = slope(model)
+    assert all(torch.equal(a, b) for a, b in zip(plain, seen, strict=True))
+    assert observer.evaluations == nfe
+    assert all(torch.equal(a, b) for a, b in zip(plain, slope(model), strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_solved_otherwise_and_the_finer_the_nearer_to_the_flow(name):
+    model = made(name).double()
+    try:
+        own = model(IMAGES.double())
+    except Exception:
+        model, own = model.float(), None
+    images = IMAGES if own is None else IMAGES.double()
+    with torch.no_grad():
+        fine = SolverChange(method="rk4", steps=256)
+        exact = ChangedModel(model, fine if own is None else EXACT)(images)
+        surrogates = solver_surrogates(model, images)
+        errors = {grid: float((other(images) - exact).abs().max()) for grid, other in surrogates.items()}
+    assert errors["rk4-64"] <= errors["rk4-16"] + 1e-6
+    assert errors["rk4-64"] < 1e-5 < errors["euler-64"] < errors["euler-16"] < 0.1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_surrogates_are_differentiated_through_their_steps(name):
+    model = made(name)
+    surrogate = solver_surrogates(model, IMAGES)["rk4-16"]
+    _, gradient = slope(surrogate)
+    step, direction = 1e-2, torch.sign(gradient)
+    with torch.no_grad():
+        ends = [surrogate(IMAGES + sign * step * direction).sum() for sign in (1, -1)]
+    wanted = float(ends[0] - ends[1]) / (2 * step)
+    assert float((gradient * direction).sum()) == pytest.approx(wanted, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_by_the_other_way_are_near(name):
+    model = made(name)
+    adjoint = any(call.adjoint for call in observe(model, IMAGES))
+    other = ChangedModel(model, SolverChange(adjoint=not adjoint))
+    (logits, own), (found, gradient) = slope(model), slope(other)
+    torch.testing.assert_close(found, logits, rtol=0, atol=2e-3)
+    assert not torch.equal(gradient, own)
+    cosine = torch.nn.functional.cosine_similarity(own.flatten(1), gradient.flatten(1))
+    assert float(cosine.min()) > 0.95
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_tolerance_changes_adaptive_solves_alone(name):
+    model = made(name)
+    adaptive = any(call.adaptive for call in observe(model, IMAGES))
+    loose = ChangedModel(model, SolverChange(rtol=1e-1, atol=1e-1, only="adaptive"))
+    tight = ChangedModel(model, SolverChange(rtol=1e-6, atol=1e-6, only="adaptive"))
+    finer = ChangedModel(model, SolverChange(refine=4, only="fixed"))
+    nfe = count_nfe(model, IMAGES)
+    if adaptive:
+        assert count_nfe(tight, IMAGES) > count_nfe(loose, IMAGES)
+        assert torch.equal(finer(IMAGES), model(IMAGES))
+    else:
+        assert torch.equal(loose(IMAGES), model(IMAGES))
+        assert count_nfe(finer, IMAGES) > nfe if name == "adams" else count_nfe(finer, IMAGES) == 4 * nfe
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_solve_is_followed_step_by_step_in_columns(name):
+    model = made(name)
+    flows = column_flows(model, IMAGES)
+    for flow in flows:
+        state = flow.states
+        assert state.shape[1] == len(IMAGES)
+        assert flow.final_time == pytest.approx(1.0)
+        for field, step in zip(flow.fields, flow.steps, strict=True):
+            assert field(state).shape == state.shape
+            state = step(state)
+    if len(flows) == 1 and not name.startswith("tuple"):
+        with torch.no_grad():
+            torch.testing.assert_close(model.head(state.T), model(IMAGES), rtol=0, atol=1e-2)
+
+
+# --- what is not believed, and what cannot be seen ----------------------------------------------
+
+
+def test_a_count_that_is_never_set_back_is_not_believed():
+    """As torchdiffeq's example on MNIST: four evaluations, of which the field remembers all."""
+    model = build(partial(foreign.Diffeq, method="rk4"))
+    queried = CheckedModel(model, foreign.CLASSES)
+    for _ in range(124):
+        queried(IMAGES)
+    assert counted(model) == 496
+    assert queried.nfe == 4
+
+
+@pytest.mark.parametrize("solve", [torchdiffeq.odeint, torchdiffeq.odeint_adjoint])
+def test_backward_passes_add_nothing(solve):
+    queried = CheckedModel(build(partial(foreign.Diffeq, solve, method="rk4")), foreign.CLASSES)
+    for _ in range(3):
+        images = IMAGES.clone().requires_grad_(True)
+        queried(images).sum().backward()
+    assert (queried.nfe, queried.backwards) == (4, 3 * len(IMAGES))
+
+
+def test_evaluations_of_two_solves_are_added_and_so_are_those_inside_a_field():
+    class Inner(foreign.Field):
+        """Its derivative is itself the end of a flow."""
+
+        def __init__(self):
+            super().__init__()
+            self.flow = foreign.Diffeq(method="euler")
+
+        def forward(self, t, x):
+            return self.flow(super().forward(t, x))
+
+    def nested():
+        flow = foreign.Diffeq(method="rk4")
+        flow.field = Inner()
+        return flow
+
+    calls = observe(build(nested), IMAGES)
+    assert sorted((call.method, call.evaluations) for call in calls) == [("euler", 1)] * 4 + [("rk4", 4)]
+
+
+class Copied(foreign.HandWritten):
+    """Solves by a copy of a library under another name."""
+
+
+@pytest.mark.parametrize("flow", [foreign.HandWritten, Copied])
+def test_what_steps_itself_is_not_seen_and_not_said_to_have_no_solver(flow):
+    model = build(flow)
+    assert observe(model, IMAGES) == []
+    assert count_nfe(model, IMAGES) is None
+    assert not known_without_solver(model)
+    assert solver_surrogates(model, IMAGES) == {}
+    with pytest.raises(CannotFollow, match="no solver was seen"):
+        column_flows(model, IMAGES)
+
+
+def test_layers_of_known_libraries_solve_no_ode_unless_their_forward_is_another():
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(8, 3), nn.ReLU())
+    assert known_without_solver(layers)
+    layers[1].forward = foreign.HandWritten().forward
+    assert not known_without_solver(layers)
+
+
+def test_a_solver_that_is_called_in_training_alone_is_not_seen():
+    class Trains(foreign.Diffeq):
+        def forward(self, x):
+            return super().forward(x) if self.training else x
+
+    model = build(partial(Trains, method="euler"))
+    model.train()
+    assert observe(model, IMAGES) == []
+    assert model.flow.training
+
+
+def test_a_compiled_model_is_looked_into_without_its_compilation():
+    model = build(partial(foreign.Diffeq, method="euler"))
+    compiled = torch.compile(model, backend="eager")
+    inside = nn.Sequential(torch.compile(model, backend="eager"))
+    for each in (compiled, inside):
+        assert [str(call) for call in observe(each, IMAGES)] == ["torchdiffeq euler 1 steps"]
+        queried = CheckedModel(each, foreign.CLASSES)
+        assert torch.equal(queried(IMAGES), each(IMAGES))
+        assert queried.nfe == 1
+        assert set(solver_surrogates(each, IMAGES)) == {"euler-16", "euler-64", "rk4-16", "rk4-64"}
+
+
+def test_an_event_can_be_solved_at_another_tolerance_and_on_no_other_grid():
+    class Event(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.field = foreign.Field()
+
+        def forward(self, x):
+            _, path = torchdiffeq.odeint_event(
+                self.field, x, torch.zeros(()), event_fn=lambda t, y: t - 0.5, rtol=1e-3, atol=1e-3
+            )
+            return path[-1]
+
+    model = build(Event)
+    (call,) = observe(model, IMAGES)
+    assert (call.method, call.grid) == ("dopri5", None)
+    assert call.evaluations > 0
+    assert count_nfe(ChangedModel(model, SolverChange(rtol=1e-6, atol=1e-6)), IMAGES) > call.evaluations
+    with pytest.raises(CannotSolveOtherwise, match="event"):
+        ChangedModel(model, SolverChange(method="rk4", steps=16))(IMAGES)
+
+
+def test_scipys_solvers_are_seen():
+    model = build(
+        partial(foreign.Diffeq, method="scipy_solver", options={"solver": "RK45"}, rtol=1e-3, atol=1e-3)
+    )
+    with torch.no_grad():
+        (call,) = observe(model, IMAGES)
+    assert (call.method, call.adaptive, call.evaluations > 0) == ("scipy_solver", True, True)
+    assert list(solver_surrogates(model, IMAGES)) == ["euler-16", "euler-64", "rk4-16", "rk4-64"]
+
+
+# --- nothing stays behind -----------------------------------------------------------------------
+
+
+def codes() -> list[object]:
+    return [one.function.__code__ for one in module._functions.values()]
+
+
+def test_the_libraries_are_as_they_were_after_an_error_too():
+    observe(build(partial(foreign.Diffeq, method="euler")), IMAGES)
+    before = codes()
+
+    class Fails(foreign.Field):
+        def forward(self, t, x):
+            assert codes() != before
+            raise ValueError("no")
+
+    def fails():
+        flow = foreign.Diffeq(method="euler")
+        flow.field = Fails()
+        return flow
+
+    for asked in (partial(observe, build(fails)), ChangedModel(build(fails), EXACT)):
+        with pytest.raises(ValueError, match="no"):
+            asked(IMAGES)
+        assert codes() == before
+
+
+def test_two_threads_see_their_own_solves():
+    models = [build(partial(foreign.Diffeq, method=method)) for method in ("euler", "rk4")]
+    found: dict[int, set[int | None]] = {0: set(), 1: set()}
+
+    def ask(which: int) -> None:
+        for _ in range(50):
+            found[which].add(count_nfe(models[which], IMAGES))
+
+    threads = [threading.Thread(target=ask, args=(which,)) for which in (0, 1)]
+    before = torchdiffeq.odeint.__code__
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {0: {1}, 1: {4}}
+    assert torchdiffeq.odeint.__code__ is before
+
+
+def test_random_states_and_modes_are_as_they_were():
+    model = nn.Sequential(build(partial(foreign.Diffeq, method="euler")), nn.BatchNorm1d(3), nn.Dropout())
+    model.train()
+    before = torch.get_rng_state(), model[1].running_mean.clone()
+    observe(model, IMAGES)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert torch.equal(model[1].running_mean, before[1])
+    assert model.training
+
+
+def test_no_library_is_imported_that_the_model_does_not_import(monkeypatch):
+    for name in [n for n in sys.modules if n.partition(".")[0] in ("torchdyn", "torchode")]:
+        monkeypatch.delitem(sys.modules, name)
+    observe(build(partial(foreign.Diffeq, method="euler")), IMAGES)
+    assert not {"torchdyn", "torchode"} & set(sys.modules)
