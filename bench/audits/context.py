@@ -103,7 +103,7 @@ class Context:
             "batch_size": self.batch_size,
             "norm": self.norm,
             "strength": self.eps,
-            "solver": solver_names(self.model),
+            "solver": solver_names(self.model, self.images),
             "parameters": {
                 "long_steps": self.long_steps,
                 "apgd_steps": self.apgd_steps,

@@ -145,7 +145,7 @@ class ModelRun:
         return self._curves(model, checkpoint, timings=True)
 
     def _curves(self, model: nn.Module, checkpoint: Checkpoint, *, timings: bool) -> list[Cell]:
-        solver = solver_names(model)
+        solver = solver_names(model, self.data.train.images)
         cells = cells_of(self.plan, self.training, checkpoint.sha256, self.data, self.device, solver)[1:]
         cells = [cell for cell in cells if (cell.kind == "throughput") is timings]
         for (_, threat), curve in itertools.groupby(cells, key=lambda cell: (cell.kind, cell.threat)):
@@ -173,7 +173,7 @@ class ModelRun:
         try:
             with time_limit(self.plan.preset.time_limit.training, f"training {self.spec.name}", _ADVICE):
                 model = build_model(self.spec.build, self.data, self.plan.arguments(self.spec), self.seed)
-                solver = solver_names(model)
+                solver = solver_names(model, self.data.train.images)
                 described["flow"] = flow_implementations(model, self.device)
                 checkpoint = None if fresh else stored_checkpoint(self.store, cell)
                 if checkpoint:

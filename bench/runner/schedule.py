@@ -82,7 +82,7 @@ def estimate_remaining(
     for spec in plan.specs:
         with torch_threads(threads):
             model, cost = _try(spec, plan, data, device)
-        solver = solver_names(model) if model else None
+        solver = solver_names(model, data.train.images) if model else None
         total, left, seconds_by_seed = 0, list[Cell](), dict[int, float]()
         for seed in plan.seeds_of(spec):
             training = training_cell(plan, spec, seed, data)

@@ -81,9 +81,14 @@ class SolverCall:
 
     def __str__(self) -> str:
         """``torchdiffeq dopri5 rtol=0.001 atol=0.001``, ``torchdyn euler 10 steps``."""
-        how = f"rtol={self.rtol:g} atol={self.atol:g}" if self.adaptive else f"{self.steps} steps"
+        return f"{self.name} {self.steps} steps" if self.steps else self.name
+
+    @property
+    def name(self) -> str:
+        """What of it the model's code says, whatever its weights and images: all but the number of steps."""
         name = self.method if self.library == "robustode" else f"{self.library} {self.method}"
-        return f"{name}{', adjoint' if self.adjoint else ''} {how}" if self.adaptive or self.steps else name
+        name += ", adjoint" if self.adjoint else ""
+        return f"{name} rtol={self.rtol:g} atol={self.atol:g}" if self.adaptive else name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...models import ModelSpec, NoCertificate, ODEBlock
 from ...models.ode.lipschitz import MAX_ENUMERATED_STATE
@@ -17,12 +17,20 @@ from ..data import Data
 from ..records.checkpoint import Checkpoint
 from ..records.record import Cell, Record
 from ..runtime.device import environment
+from ..solvers.observe import observe
 from .same_answers import answers_of
 
 
-def solver_names(model: nn.Module) -> str | None:
-    """Return the solvers of the model's ODE blocks as text; None for a model without one."""
+def solver_names(model: nn.Module, images: Tensor | None = None) -> str | None:
+    """Return the solvers of the model's ODE blocks as text; None for a model without one.
+
+    With `images` (N, C, H, W), those of other libraries that a forward pass on them calls as well.
+    """
     solvers = [str(module.solver) for module in model.modules() if isinstance(module, ODEBlock)]
+    if images is not None:
+        with suppress(Exception):  # of the model's own code; it is a failure where the model is evaluated
+            calls = observe(model, images[:2].to(next(model.parameters(), images).device))
+            solvers += [call.name for call in calls if call.block is None]
     return "; ".join(solvers) or None
 
 
@@ -95,7 +103,7 @@ def training_record(
             "reference": spec.reference,
             "claims": sorted(spec.claims),
             "expected_failures": dict(spec.expected_failures),
-            "solver": solver_names(model),
+            "solver": solver_names(model, data.train.images),
             "input_shape": list(data.input_shape),
             "num_classes": data.num_classes,
             "checkpoint_sha256": checkpoint.sha256,

@@ -29,6 +29,7 @@ from robustode.bench.report.report import write_report
 from robustode.bench.report.statistics import summarise
 from robustode.bench.report.worst_case import WORST_CASE
 from robustode.bench.runner.run import run_plan
+from robustode.bench.solvers.changed_model import solver_surrogates
 from robustode.bench.verification.verify import verify
 from robustode.models import MODELS, ODEBlock, Solver
 from torch import nn
@@ -333,7 +334,7 @@ def test_what_it_does_to_a_model_is_what_the_plain_harness_finds_for_each_surrog
     """One surrogate's accuracy is that of its own examples, crafted by hand and scored on the model."""
     threat, model = THREATS.get("solver-transfer-l2").configure(steps=5), Flow()
     record = evaluated(model, samples, "solver-transfer-l2", 0.12)
-    surrogate = robustode.models.solver_surrogates(model)["rk4-64"]
+    surrogate = solver_surrogates(model, samples.images)["rk4-64"]
     handed = dataclasses.replace(threat, craft=lambda _m, *a, **p: threat.craft(surrogate, *a, **p))
     cell = stubs.cell_for(threat, 0.12, COUNT, norm="l2")
     plain = evaluate_cell(cell, model, samples, handed, num_classes=2, device=stubs.CPU, environment={})

@@ -139,7 +139,7 @@ def test_solver_sensitivity():
     for line in ("classes changed", "accuracy moved"):
         assert found.arrays[line][0] == 0
         assert len(found.arrays[line]) == len(found.arrays["x"]) == 4
-    assert look("solver-sensitivity", plain()).verdict == "not applicable"
+    assert look("solver-sensitivity", plain()).verdict == "not asked"
 
 
 @pytest.mark.parametrize(("method", "other"), [("rk4", "ssprk3"), ("euler", "rk4")])
@@ -206,7 +206,7 @@ def test_an_adjoint_solve_that_fails_is_told(monkeypatch):
     def give_up(*arguments, **options):
         raise AssertionError("underflow in dt")
 
-    monkeypatch.setattr("robustode.bench.audits.adjoint.odeint_adjoint", give_up)
+    monkeypatch.setattr("robustode.bench.solvers.ode_block.odeint_adjoint", give_up)
     found = look("gradient-fidelity", sound_model(0))
     assert found.verdict == "pass"
     assert "fails here: " in found.sentence
@@ -219,7 +219,7 @@ def test_stiffness():
     stiff = look("nfe-and-stiffness", fitted("resnet", 0, gain=10.0))
     assert stiff.verdict == "flag"
     assert stiff.value > 2
-    assert look("nfe-and-stiffness", plain()).verdict == "not applicable"
+    assert look("nfe-and-stiffness", plain()).verdict == "not asked"
 
 
 def test_a_jacobian_that_was_not_formed_is_told():
@@ -235,15 +235,6 @@ def test_a_state_too_wide_for_its_jacobian_is_told(monkeypatch):
     wide = look("nfe-and-stiffness", sound_model(0))
     assert "was not computed (the state is no vector of at most 4 channels)" in wide.sentence
     assert wide.threshold == 5
-
-
-def test_an_audit_that_can_measure_nothing_does_not_apply():
-    class Uncounted(Wrapped):
-        """Has a flow whose evaluations nobody counts, and whose Jacobian is not formed."""
-
-    found = look("nfe-and-stiffness", Uncounted(plain()))
-    assert found.verdict == "not applicable"
-    assert "was not computed: the model has no ODE block as its flow" in found.sentence
 
 
 def test_uneven_cost_flags():
@@ -313,7 +304,7 @@ def test_transfer_from_other_solvers(other, outcome):
 
 
 def test_no_solver_no_transfer():
-    assert look("solver-transfer", plain()).verdict == "not applicable"
+    assert look("solver-transfer", plain()).verdict == "not asked"
     assert look("tolerance-sweep", sound_model(0)).verdict == "not applicable"
 
 

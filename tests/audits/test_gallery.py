@@ -23,6 +23,9 @@ def outcome(found: AuditResult | str) -> str:
     return found if isinstance(found, str) else found.verdict
 
 
+NO_FLAG = ("pass", "not applicable", "not asked")
+
+
 @each_seed
 @pytest.mark.parametrize("name", DEFECTS)
 def test_each_defective_model_is_flagged_by_the_right_check(name, seed):
@@ -44,15 +47,13 @@ def test_each_control_passes_the_audit_that_its_defective_model_fails(name, seed
 def test_no_fast_audit_flags_an_honest_network(name, seed):
     fast = [audit.name for audit in all_audits() if audit.fast]
     found = audit_case(HONEST[name].case(seed), seed, fast)
-    assert {n: f for n, f in found.items() if outcome(f) not in ("pass", "not applicable")} == {}
+    assert {n: f for n, f in found.items() if outcome(f) not in NO_FLAG} == {}
 
 
 def test_the_fast_checks_flag_nothing_of_a_sound_model():
     fast = [audit.name for audit in all_audits() if audit.fast]
     found = audit_case(DEFECTS["softmax_outputs"].control(0), 0, fast)
-    assert {
-        name: outcome(f) for name, f in found.items() if outcome(f) not in ("pass", "not applicable")
-    } == {}
+    assert {name: outcome(f) for name, f in found.items() if outcome(f) not in NO_FLAG} == {}
 
 
 def rows() -> dict[tuple[str, str], dict[str, str]]:

@@ -31,9 +31,9 @@ class Field(nn.Module):
 class Classifier(nn.Module):
     """A linear stem, `flow` and a linear head."""
 
-    def __init__(self, flow: nn.Module, width: int = WIDTH) -> None:
+    def __init__(self, flow: nn.Module, pixels: int = 8, classes: int = CLASSES) -> None:
         super().__init__()
-        self.stem, self.flow, self.head = nn.Linear(8, width), flow, nn.Linear(width, CLASSES)
+        self.stem, self.flow, self.head = nn.Linear(pixels, WIDTH), flow, nn.Linear(WIDTH, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.flow(self.stem(images.flatten(1))))
@@ -160,11 +160,11 @@ class Torchode(nn.Module):
         return self.adjoint.solve(problem, dt0=dt0).ys[:, -1]
 
 
-def build(flow: Callable[[], nn.Module]) -> nn.Module:
-    """A classifier around a flow that draws its weights from seed 0."""
+def build(flow: Callable[[], nn.Module], *shape: int) -> nn.Module:
+    """A classifier around a flow that draws its weights from seed 0; `shape` is pixels and classes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Classifier(flow()).eval()
+        return Classifier(flow(), *shape).eval()
 
 
 euler = {"method": "euler"}
