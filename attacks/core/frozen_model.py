@@ -12,9 +12,27 @@ from .queried_model import QueriedModel
 from .types import Model
 
 
+def freezable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of `model`, but those that torchdyn's adjoint always differentiates by."""
+    needed = {
+        id(parameter)
+        for part in model.modules()
+        if getattr(part, "sensalg", "autograd") in ("adjoint", "interpolated_adjoint")
+        for parameter in part.parameters()
+    }
+    return [parameter for parameter in model.parameters() if id(parameter) not in needed]
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """`model` itself, without gradients of its `freezable` parameters from now on."""
+    for parameter in freezable(model):
+        parameter.requires_grad_(False)
+    return model
+
+
 @contextmanager
 def frozen(model: Model) -> Iterator[None]:
-    """Eval mode and no parameter gradients for a block; both put back whatever happens.
+    """Eval mode and no gradients of `freezable` parameters for a block; both put back whatever happens.
 
     The mode is set by the module's own methods (`eval_mode`). What is not a module has neither.
     """
@@ -24,7 +42,7 @@ def frozen(model: Model) -> Iterator[None]:
         yield
         return
     with eval_mode(model):
-        parameters = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        parameters = [(parameter, parameter.requires_grad) for parameter in freezable(model)]
         try:
             for parameter, _ in parameters:
                 parameter.requires_grad_(False)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..._errors import InvalidArgument, RecordError, RobustodeError, one_line
+from ...attacks.core.frozen_model import freeze
 from ...attacks.core.types import Norm
 from ...models import ODEBackend, get_ode_backend
 from ..data import load_data
@@ -115,7 +116,7 @@ def audit_trained_model(task: Task, say: Callable[[str], None] = lambda line: No
         spec = model_of(training, {spec.name: spec for spec in map(load_external, task.files)})
         if training.cell.index_sha256 != data.index_sha256:
             raise InvalidArgument(f"it was trained on other samples than {data.name} here")
-        model = trained_model(store, training, spec).requires_grad_(False)
+        model = freeze(trained_model(store, training, spec))
     except RobustodeError as error:
         done.failures.append(f"{label} ({task.row[2]}): not audited: {one_line(error)}")
         return done

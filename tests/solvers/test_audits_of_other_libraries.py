@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchdiffeq
 from gallery.base import Case, context_of, fit
+from robustode.attacks.core.frozen_model import freeze
 from robustode.bench.audits.library import all_audits
 from robustode.bench.audits.registry import AUDITS, AuditResult
 from robustode.bench.evaluation.dynamics import measure_dynamics
@@ -28,7 +29,7 @@ FIXED = {
 ADAPTIVE = {
     "torchdiffeq": partial(foreign.Diffeq, rtol=1e-4, atol=1e-4),
     "adjoint": partial(foreign.Diffeq, torchdiffeq.odeint_adjoint, rtol=1e-4, atol=1e-4),
-    "torchdyn": partial(foreign.Torchdyn, solver="dopri5"),
+    "torchdyn": partial(foreign.Torchdyn, solver="dopri5", sensitivity="adjoint"),
     "torchode": foreign.Torchode,
 }
 all_audits()  # registers every check
@@ -37,7 +38,7 @@ all_audits()  # registers every check
 def model_of(flow: object) -> nn.Module:
     model = foreign.build(flow, 64, 10)
     fit(model, model.head)
-    return model.requires_grad_(False)
+    return freeze(model)
 
 
 def look(name: str, model: nn.Module, **changes: object) -> AuditResult:
@@ -112,7 +113,7 @@ def test_a_step_that_is_part_of_the_model_and_too_long_for_its_field_flags(solve
 def test_the_gradient_by_the_other_way_is_told(name):
     skip_without(name)
     found = look("gradient-fidelity", model_of(ADAPTIVE[name]))
-    adjoint = name == "adjoint"
+    adjoint = name in ("adjoint", "torchdyn")
     what = "Backpropagation through the steps" if adjoint else "The adjoint method"
     assert f"{what}, which the model does not use, would give a gradient" in found.sentence
     assert float(found.arrays["adjoint against backpropagation"].min()) > 0.9
