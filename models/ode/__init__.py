@@ -1,1 +1,1 @@
-"""The ODE block: solvers, fields, Lipschitz bounds, surrogates."""
+"""The ODE block: solvers, fields, Lipschitz bounds."""

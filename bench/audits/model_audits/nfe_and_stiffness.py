@@ -25,7 +25,7 @@ SAMPLES, STATES = 32, 64
     cost="1 forward pass of 32 images one by one, and the field's Jacobian at 64 states of every step",
     fast=True,
     reference="Hairer, Wanner, Solving Ordinary Differential Equations II, section IV.2",
-    version=2,
+    version=3,
 )
 def check(context: Context) -> AuditResult:
     """NFE p99 over median above 5, h times the Jacobian's norm above 2, any solver failure: flags.

@@ -30,7 +30,7 @@ FEWEST = 32
     cost="9 to 13 forward passes per image by the model's own solver, and one of an adaptive solver at 1e-6",
     fast=True,
     reference="Ott, Katiyar, Hennig, Tiemann, ICLR 2021, arXiv 2007.15386",
-    version=2,
+    version=3,
 )
 def check(context: Context) -> AuditResult:
     """Accuracy and classes with finer grids, another method and a tight adaptive solver.

@@ -22,6 +22,7 @@ MODES = 1e-4
     needs="model",
     cost="PGD-20 with two restarts, 5 times, up to 16 times the cost per step on the finest grid",
     reference="Huang, Yu, Zhang, Ghosh, Xing, Wang, PMLR 145, 2021; Carrara et al., arXiv 1908.09559",
+    version=2,
 )
 def check(context: Context) -> AuditResult:
     """PGD-20 through euler and rk4 grids of 16 and 64 steps, scored on the model: over 1 point lower flags.

@@ -21,6 +21,7 @@ POINTS = 0.01
     needs="model",
     cost="PGD-20 with two restarts, 6 times",
     reference="Carrara, Caldelli, Falchi, Amato, WIFS 2019",
+    version=2,
 )
 def check(context: Context) -> AuditResult:
     """PGD-20 at tolerances from 1e-1 to 1e-6, scored at the model's own: lower by more than 1 point flags.
