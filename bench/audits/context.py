@@ -16,7 +16,7 @@ from ...models import ModelSpec
 from ..evaluation.accuracy import frozen
 from ..records.record import Cell
 from ..runtime.checked_model import CheckedModel
-from ..runtime.foreign_code import foreign_code, source_of
+from ..runtime.foreign_code import attacking
 from ..solvers.observe import observe
 from ..solvers.solver_call import SolverCall
 from ..solvers.without_solver import known_without_solver
@@ -188,7 +188,7 @@ class Context:
         with frozen(asked.model):
             for part in rows.split(self.batch_size):
                 seeds = stream_seeds(Purpose.AUDIT, self.seed, 0, part.tolist())
-                with foreign_code(source_of(threat.craft)), torch.set_grad_enabled(threat.needs_gradient):
+                with attacking(threat.craft), torch.set_grad_enabled(threat.needs_gradient):
                     strength = self.eps if eps is None else eps
                     attacked = (asked, self.images[part].clone(), self.labels[part], strength, seeds)
                     found = threat(*attacked, early_stopping=model is None)

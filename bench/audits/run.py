@@ -104,8 +104,8 @@ def _audit_in_processes(tasks: Sequence[Task], processes: int, say: Callable[[st
     found: dict[Task, Audited] = {}
     for task, answer in run_jobs(_audit_task, deque(tasks), processes=processes, preload=[__name__]):
         match answer:
-            case Message("announcement", line):
-                announce(line)
+            case Message("announcement", changed):
+                announce(*changed)
             case Message(_, line):
                 say(line)
             case Returned(audited):
@@ -121,5 +121,5 @@ def _audit_in_processes(tasks: Sequence[Task], processes: int, say: Callable[[st
 def _audit_task(send: Send, task: Task) -> Audited:
     set_ode_backend(task.ode_backend)
     torch.set_num_threads(1)
-    with telling(partial(send, "announcement")):
+    with telling(lambda *changed: send("announcement", changed)):
         return audit_trained_model(task, partial(send, "line"))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 
 from ..._errors import RobustodeError
-from ..runtime.announcements import telling
+from ..runtime.announcements import sentence, telling
 from . import model_commands, results_commands
 from .arguments import command_line
 from .shared import load_plugins_with_warnings, show_report, show_warning
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # sequence to every terminal, with TERM=dumb and NO_COLOR too.
     os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
     try:
-        with telling(show_warning):
+        with telling(lambda source, names: show_warning(sentence(source, names))):
             return HANDLERS[arguments.command](arguments)
     except RobustodeError as error:
         print(f"robustode: error: {' '.join(str(error).split())}", file=sys.stderr)

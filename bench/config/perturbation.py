@@ -14,7 +14,7 @@ from ...attacks import THREATS, Threat
 from ...attacks.core.frozen_model import frozen
 from ...attacks.core.seeds import Purpose, stream_seeds
 from ..runtime.checked_model import CheckedModel
-from ..runtime.foreign_code import foreign_code, source_of
+from ..runtime.foreign_code import attacking
 from .preset import Perturbation, Recipe
 
 STREAMS_VERSION = 2
@@ -89,8 +89,11 @@ class Perturber:
         """Images (N, C, H, W) like `images`, without a graph; `numbers` (N,) name them in their dataset."""
         purpose, step = (Purpose.VALIDATION, 0) if epoch is None else (Purpose.TRAINING, epoch)
         seeds = stream_seeds(purpose, self._seed, step, numbers.tolist())
-        source = source_of(self._threat.craft)
-        with frozen(self._model), foreign_code(source), torch.set_grad_enabled(self._threat.needs_gradient):
+        with (
+            frozen(self._model),
+            attacking(self._threat.craft),
+            torch.set_grad_enabled(self._threat.needs_gradient),
+        ):
             model = CheckedModel(self._model, self._classes, deferred=images.device.type != "cpu")
             strength = self.strength(epoch)
             perturbed = self._threat(model, images, labels, strength, seeds, early_stopping=False).detach()

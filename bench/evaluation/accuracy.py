@@ -20,7 +20,7 @@ from ..data import Split
 from ..records.adversarial_examples import AdversarialExamples
 from ..records.record import Cell, Record, Status
 from ..runtime.checked_model import CheckedModel
-from ..runtime.foreign_code import asking, foreign_code, source_of
+from ..runtime.foreign_code import asking, attacking
 from .attack_verification import EXAMPLES as EXAMPLES
 from .attack_verification import CellVerification, predict
 
@@ -159,7 +159,7 @@ def _perturb(
     model: CheckedModel, threat: Threat, images: Tensor, labels: Tensor, strength: float, seeds: list[int]
 ) -> Tensor:
     with (
-        foreign_code(source_of(threat.craft)),
+        attacking(threat.craft),
         torch.set_grad_enabled(threat.needs_gradient and strength > 0),
     ):
         perturbed = threat(model, images, labels, strength, seeds)

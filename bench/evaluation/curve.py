@@ -18,7 +18,7 @@ from ..data import Split
 from ..records.adversarial_examples import AdversarialExamples
 from ..records.record import Cell, Record
 from ..runtime.checked_model import CheckedModel
-from ..runtime.foreign_code import asking, foreign_code, source_of
+from ..runtime.foreign_code import asking, attacking
 from .accuracy import batches, part_measures, predict_clean, seed_of
 from .attack_verification import CellVerification
 
@@ -87,7 +87,7 @@ def evaluate_curve(
         with record_costs(queried.meter) as costs:
             for batch, images, targets, seeds in batches(split, rows, first, device, pooled=threat.pooled):
                 reported = first.parameters.get("reported", ())
-                with foreign_code(source_of(threat.curve)), torch.enable_grad():
+                with attacking(threat.curve), torch.enable_grad():
                     found = threat.perturb_at_strengths(
                         queried, images.clone(), targets, strengths, reported, seeds
                     )

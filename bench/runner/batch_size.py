@@ -29,6 +29,7 @@ from ..evaluation.accuracy import frozen
 from ..records.atomic import write_atomically
 from ..records.store import Store
 from ..runtime.device import device_name
+from ..runtime.foreign_code import running
 from ..runtime.memory import free_device_memory, peak_memory
 from ..runtime.time_limit import time_limit
 from ..throughput.clock import time_passes
@@ -236,7 +237,7 @@ def choose_batch_sizes(
             with time_limit(MEASURING, f"measuring batches of {spec.name}"), torch_threads(threads):
                 model = build_model(spec.build, data, plan.arguments(spec), 0).to(device)
                 memory = free_device_memory(device) / 2
-                with frozen(model):
+                with running(model, 0), frozen(model):
                     size, timings = choose_batch_size(
                         measure_batches(model, data, device),
                         candidate_sizes(LARGEST[device.type], samples),

@@ -24,6 +24,7 @@ from ..records.held_out import HELD_OUT, why_not_trained
 from ..records.record import Cell, Record
 from ..records.store import Store
 from ..runtime.device import environment
+from ..runtime.foreign_code import foreign_code, source_of
 from ..runtime.progress import Quiet, Reporter
 from ..runtime.time_limit import time_limit
 from ..throughput.machine_load import BUSY
@@ -115,11 +116,12 @@ class ModelRun:
 
     def evaluate(self) -> list[Cell]:
         """Train, or load, and do every cell but timings; all of these cells, stored already or not."""
-        trained = self._weights()
-        if trained is None:
-            return [self.training]
-        model, checkpoint = trained
-        return [self.training, *self._curves(model, checkpoint, timings=False)]
+        with foreign_code(source_of(self.spec.build), seed=self.seed):
+            trained = self._weights()
+            if trained is None:
+                return [self.training]
+            model, checkpoint = trained
+            return [self.training, *self._curves(model, checkpoint, timings=False)]
 
     def time(self) -> list[Cell]:
         """Do the timings, on the weights that `evaluate` stored; their cells, none where training failed."""
@@ -142,7 +144,8 @@ class ModelRun:
             self.summary.failures.append(line)
             self.reporter.line(f"failed: {line}")
             return []
-        return self._curves(model, checkpoint, timings=True)
+        with foreign_code(source_of(self.spec.build), seed=self.seed):
+            return self._curves(model, checkpoint, timings=True)
 
     def _curves(self, model: nn.Module, checkpoint: Checkpoint, *, timings: bool) -> list[Cell]:
         solver = solver_names(model, self.data.train.images)

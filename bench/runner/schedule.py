@@ -19,6 +19,7 @@ from ..records.checkpoint import stored_checkpoint
 from ..records.record import Cell
 from ..records.store import Store
 from ..runtime.device import device_name
+from ..runtime.foreign_code import running
 from ..runtime.time_limit import time_limit
 from ..solvers.changed_model import solver_surrogates
 from ..training.provenance import solver_names
@@ -145,9 +146,11 @@ def _try(spec: ModelSpec, plan: Plan, data: Data, device: torch.device) -> tuple
     except Exception as error:  # of the model's own code
         return None, Cost.unknown(error)
     size = plan.batch_size(spec.name)
-    cost = measure_cost(model, data, size, device)
+    with running(model, 0):
+        cost = measure_cost(model, data, size, device)
     if any(attack.threat.crafted_on == "solvers" for attack in plan.attacks):
-        with suppress(Exception):  # of the model's own code; it is a failure where it is attacked
+        # An error is of the model's own code, and a failure where it is attacked.
+        with suppress(Exception), running(model, 0):
             few = min(size, ESTIMATE_SAMPLES)
             surrogates = solver_surrogates(model, data.train.images[:1].to(device))
             others = [measure_cost(other, data, few, device) for other in surrogates.values()]

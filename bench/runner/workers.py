@@ -127,7 +127,7 @@ def run_in_processes(
             case Message("detail", content):
                 reporter.detail(content)
             case Message("announcement", content):
-                announce(content)
+                announce(*content)
             case Message("printed", content):
                 print(content)
             case Message(_, content):
@@ -234,7 +234,7 @@ class _Printed(io.TextIOBase):
 
 def _run(send: Send, job: ModelRunJob) -> tuple[list[Cell], RunSummary]:
     """Do one job in this process; its cells, and what was done of them."""
-    with telling(partial(send, "announcement")), redirect_stdout(_Printed(send)):
+    with telling(lambda *changed: send("announcement", changed)), redirect_stdout(_Printed(send)):
         return _run_here(send, job)
 
 

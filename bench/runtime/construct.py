@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..._errors import ContractBroken, ModelFailure, RobustodeError, one_line
 from ...attacks.core.model_call import call_model, where
 from ...attacks.core.modes import set_mode
-from .announcements import announce
+from .announcements import TORCH_SEED, announce
 from .foreign_code import building, source_of
 
 
@@ -50,7 +50,5 @@ def construct(
         if images is not None:
             call_model(model, images, num_classes)
     if reseeded:
-        announce(
-            f"{source_of(build)} seeds torch itself: networks of different training seeds may begin alike"
-        )
+        announce(source_of(build), [TORCH_SEED])
     return model

@@ -22,8 +22,8 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -31,7 +31,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
-from torch.utils import _device
 
 from ..._errors import ForeignCodeWarning, RobustodeWarning
 from ...attacks.core.seeds import derive
@@ -46,7 +45,7 @@ from ...attacks.core.torch_settings import (
     torch_random_states,
 )
 from ...models import get_ode_backend, set_ode_backend
-from .announcements import announce, telling
+from .announcements import announce, sentence, telling
 from .own_generators import as_first_seen, generators_of, seeded_generators
 
 P = ParamSpec("P")
@@ -127,35 +126,30 @@ _ALL = (*SETTINGS, *OF_THE_PROCESS)
 # --- the guard ------------------------------------------------------------------------------------
 
 
-def _line(source: str, names: Sequence[str]) -> str:
-    *most, last = names
-    listed = f"{', '.join(most)} and {last}" if most else last
-    alone = {"the default dtype", "the default device"} & set(names)
-    note = ": what it makes without naming them is float32 on the CPU here, unlike where it runs alone"
-    return f"{source} changed {listed}, put back{note if alone else ''}"
-
-
 @contextmanager
-def foreign_code(source: str, *, seed: int | None = None) -> Iterator[None]:
+def foreign_code(source: str, *, seed: int | None = None, calls: bool = True) -> Iterator[None]:
     """Run a block of other people's code with every global setting pinned; put all of them back afterwards.
 
     Parameters
     ----------
     source
-        Who is named where the block changed one, such as ``net.py``; "" for the harness itself, of which
-        nothing is told.
+        Who is named where the block changed one, such as ``net.py``; "" for this package, in which only a
+        model's calls can have changed it: whoever asks the model tells of it.
     seed
         What torch is seeded with; numpy and `random` get seeds derived from it. None leaves the random states
         as they stand. They are put back afterwards in either case.
+    calls
+        Whether what was changed in a model's calls within the block is told of `source`, too.
     """
     earlier = dict(changes)
-    changes.clear()
+    if calls:
+        changes.clear()
     random_states = torch_random_states(), np.random.get_state(), random.getstate()
     original = [setting.read() for setting in _ALL]
     names: list[str] = []
     try:
         with ExitStack() as stack:
-            if _device.CURRENT_DEVICE not in (None, torch.device("cpu")):
+            if torch.get_default_device() != torch.device("cpu"):
                 stack.enter_context(torch.device("cpu"))
             stack.enter_context(torch.inference_mode(False))
             for setting in _ALL:
@@ -168,16 +162,21 @@ def foreign_code(source: str, *, seed: int | None = None) -> Iterator[None]:
             try:
                 yield
             finally:
-                names = list(dict.fromkeys([*changes, *put_back(_ALL, pinned)]))
+                names = put_back(_ALL, pinned)
+                if calls:
+                    names = list(dict.fromkeys([*changes, *names]))
     finally:
         put_back(_ALL, original)
         set_torch_random_states(random_states[0])
         np.random.set_state(random_states[1])
         random.setstate(random_states[2])
-        changes.clear()
-        changes.update(earlier)
-        if source and names:
-            announce(_line(source, names))
+        if calls:
+            changes.clear()
+            changes.update(earlier)
+        if source:
+            announce(source, names)
+        else:
+            changes.update(dict.fromkeys(names))
 
 
 @contextmanager
@@ -215,13 +214,19 @@ def independent_of_caller(function: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         lines: list[str] = []
-        with telling(lines.append), foreign_code(""):
+        with telling(lambda source, names: lines.append(sentence(source, names))), foreign_code(""):
             result = function(*args, **kwargs)
         for line in lines:
             warnings.warn(line, ForeignCodeWarning, stacklevel=2)
         return result
 
     return call
+
+
+def attacking(craft: Callable[..., Any] | None) -> AbstractContextManager[None]:
+    """Run an attack within `foreign_code`; what the model changes meanwhile is not told of the attack."""
+    ours = str(getattr(craft, "__module__", "")).startswith(f"{_PACKAGE}.")
+    return foreign_code("" if ours else source_of(craft), calls=False)
 
 
 @contextmanager
@@ -260,7 +265,8 @@ def _own_filters() -> Iterator[None]:
         yield
 
 
-_NOT_OURS = re.compile(rf"(?!{__name__.partition('.')[0]}\b)")
+_PACKAGE = __name__.partition(".")[0]
+_NOT_OURS = re.compile(rf"(?!{_PACKAGE}\b)")
 
 
 def source_of(code: Any) -> str:
