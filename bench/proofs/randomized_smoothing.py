@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from ...attacks.core.seeds import Purpose, stream_generator
 from ..data import Split
 from ..evaluation.accuracy import frozen
+from ..evaluation.consistency import BATCH_INDEPENDENCE, DETERMINISM, inconsistencies
 from ..records.record import Cell, Record
 from ..runtime.checked_model import CheckedModel
 from ..solvers.observe import observe
 
-BATCH, AGREEMENT = 16, 1e-4
-"""Images on which independence is measured, and the relative change of logits that counts as none."""
+BATCH = 16
+"""Images on which independence is measured."""
 
 
 def smoothed_radius(counts: int, n: int, sigma: float, alpha: float) -> float:
@@ -60,7 +61,7 @@ def smooth_cell(
     is wrong or undecided.
     """
     started = time.perf_counter()
-    reason = unsuitable(model, split.images[:BATCH].to(device))
+    reason = unsuitable(model, split.images[:BATCH].to(device), num_classes)
     if reason:
         seconds = time.perf_counter() - started
         return Record(cell=cell, card={"no_certificate": reason}, seconds=seconds, environment=environment)
@@ -95,17 +96,16 @@ def smooth_cell(
     )
 
 
-def unsuitable(model: nn.Module, images: Tensor) -> str | None:
+def unsuitable(model: nn.Module, images: Tensor, num_classes: int) -> str | None:
     """Why votes of `model` cannot be counted, measured on a batch of `images`; None when they can."""
     if any(call.couples_samples for call in observe(model, images)):
         return "an adaptive solver couples the samples of a batch: votes are not independent"
-    with frozen(model), torch.no_grad():
-        together, again = model(images), model(images)
-        alone = torch.cat([model(image[None]) for image in images])
-    size = together.abs().max().clamp_min(1e-12)
-    if float((together - again).abs().max() / size) > AGREEMENT:
+    found = inconsistencies(
+        model, images, num_classes=num_classes, batch_size=len(images), device=images.device
+    )
+    if DETERMINISM in found:
         return "its logits change from pass to pass: votes are not those of one classifier"
-    if float((together - alone).abs().max() / size) > AGREEMENT:
+    if BATCH_INDEPENDENCE in found:
         return "its logits depend on the other samples of the batch: votes are not independent"
     return None
 

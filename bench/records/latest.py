@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from typing import Any
 
 from ..._registry import unknown_name
 from .record import SUBMISSION, Cell, Record
@@ -14,6 +15,13 @@ Entry = tuple[str, str, str]
 def entry(cell: Cell) -> Entry:
     """Name the row of the leaderboard a cell belongs to: (dataset, model, recipe name)."""
     return cell.dataset, cell.model, str(cell.recipe.get("name", ""))
+
+
+def training_card(records: Iterable[Record]) -> Mapping[str, Any]:
+    """What a row's model says of itself: the card of its first training that succeeded; else empty."""
+    trainings = [r for r in records if r.cell.kind == "training" and r.status == "ok"]
+    first = min(trainings, key=lambda r: r.cell.training_seed, default=None)
+    return {} if first is None else first.card
 
 
 def current(records: Iterable[Record], preferred: Collection[str] = ()) -> tuple[list[Record], int]:

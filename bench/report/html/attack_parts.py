@@ -60,12 +60,15 @@ def parts_tables(parts: pd.DataFrame) -> list[dict[str, Any]]:
                 "strength": f"{row.strength:g}",
                 "part": row.part,
                 "numbers": [
-                    (f"{row.samples:.4g}", f"{row.samples:.10g}"),
-                    (f"{row.broken:.4g}", f"{row.broken:.10g}"),
-                    (time_text(row.seconds), f"{row.seconds:.10g}"),
-                    (count(row.forwards), f"{row.forwards:.10g}"),
-                    (count(row.backwards), f"{row.backwards:.10g}"),
-                    (count(row.evaluations), "" if missing(row.evaluations) else f"{row.evaluations:.10g}"),
+                    ("" if missing(value) else written(value), "" if missing(value) else f"{value:.10g}")
+                    for written, value in (
+                        ("{:.4g}".format, row.samples),
+                        ("{:.4g}".format, row.broken),
+                        (time_text, row.seconds),
+                        (count, row.forwards),
+                        (count, row.backwards),
+                        (count, row.evaluations),
+                    )
                 ],
             }
             for row in rows.itertuples()

@@ -10,14 +10,16 @@ import pandas as pd
 
 from ...records.headline import Headline
 from ...records.held_out import why_not_trained
+from ...records.latest import training_card
 from ...records.record import Record
-from ..certificates import CERTIFICATE
+from ..certificates import CERTIFICATE, SMOOTHING
 from ..style import NORMS
 from ..text import missing, percent, time_text, value_text
 from .audit_lines import AuditLine
 from .citation import bibtex, linked
 from .reproduce_command import command
 
+_METHODS = {CERTIFICATE: "Lipschitz bound", SMOOTHING: "randomised smoothing"}
 _CERTIFIED = ("certified_accuracy", "certified_accuracy_full")
 
 
@@ -43,7 +45,7 @@ def sheet(
     audits
         Its `audit_lines`.
     """
-    card: Mapping[str, Any] = next((r.card for r in records if r.cell.kind == "training"), {})
+    card = training_card(records)
     cell = records[0].cell
     training = sorted((r for r in records if r.cell.kind == "training"), key=lambda r: r.cell.training_seed)
     claims = card.get("claims") or []
@@ -72,7 +74,15 @@ def sheet(
         "settings": {"Hyperparameters": _pairs(cell.hyperparameters), "Recipe": _pairs(cell.recipe)},
         "flows": [(r.cell.training_seed, flow) for r in training if (flow := _flow(r))],
         "certificates": list(certificates),
-        "no_certificate": str(card.get("no_certificate") or ""),
+        "no_certificate": _absent(records, "certificate", "no_certificate"),
+        "absent": [
+            (what, line)
+            for what, kind, entry in (
+                ("No trajectories", "dynamics", "no_dynamics"),
+                ("No timing of ODE blocks", "throughput", "no_flow"),
+            )
+            for line in _absent(records, kind, entry)
+        ],
         "audits": audits,
         "parameters": "" if missing(row.parameters) else f"{int(row.parameters):,}",
         "last_epoch": cell.recipe.get("select") == "last",
@@ -81,6 +91,26 @@ def sheet(
         "training": [_training(record) for record in training if record.status == "ok"],
         "failures": [(r.cell.label(), r.status, r.error or "") for r in records if r.status != "ok"],
     }
+
+
+def _absent(records: Sequence[Record], kind: str, entry: str) -> list[str]:
+    """Why records of a kind hold nothing, a line for each reason: its method and seeds where these differ.
+
+    The reason stands in the records themselves, under `entry` of their cards, or is their error.
+    """
+    ours = [record for record in records if record.cell.kind == kind]
+    seeds_of: dict[tuple[str, str], set[int]] = {}
+    for record in ours:
+        failed = f"{record.status}: {record.error}" if record.status != "ok" and kind == "certificate" else ""
+        if reason := str(record.card.get(entry) or failed):
+            method = _METHODS.get(record.cell.threat, "")
+            seeds_of.setdefault((method, reason), set()).add(record.cell.training_seed)
+    every = {record.cell.training_seed for record in ours}
+    return [
+        f"{f'{method}: ' if method else ''}{reason}"
+        + (f" (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))})" if seeds != every else "")
+        for (method, reason), seeds in sorted(seeds_of.items())
+    ]
 
 
 def certificates(summary: pd.DataFrame) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
@@ -107,7 +137,10 @@ def certificates(summary: pd.DataFrame) -> dict[tuple[str, str, str], list[dict[
 
 def environments(records: Iterable[Record]) -> list[list[tuple[str, str]]]:
     """Each different environment of the records once, the time of writing left out."""
-    found = {tuple(_pairs({k: v for k, v in r.environment.items() if k != "created"})) for r in records}
+    found = {
+        tuple(_pairs({k: v for k, v in r.environment.items() if k != "created" and v is not None}))
+        for r in records
+    }
     return [list(one) for one in sorted(found) if one]
 
 

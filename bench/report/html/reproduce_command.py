@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ...config.preset import preset_names
 from ...records.headline import Headline
+from ...records.latest import training_card
 from ...records.record import Record
 
 _FILE = re.compile(r"^[\w./-]+\.py:\w+$")
@@ -34,7 +34,7 @@ def command(headline: Headline, records: Sequence[Record]) -> tuple[str, str]:
         notes.append(f"Replace {headline.preset}.toml by the path of that preset file.")
     if file := _file(records):
         notes.append(f"The model is defined in {file.partition(':')[0]}, which is not part of robustode.")
-    pretrained = _card(records).get("given")
+    pretrained = training_card(records).get("given")
     weights = str(pretrained["file"]) if isinstance(pretrained, Mapping) else None
     if weights:
         notes.append("The pretrained weights are kept as a checkpoint in this results folder.")
@@ -69,13 +69,9 @@ def run_line(preset: str, records: Sequence[Record], weights: str | None = None)
     return shlex.join(["robustode", "run", "--preset", chosen, "--models", model, *how])
 
 
-def _card(records: Sequence[Record]) -> Mapping[str, Any]:
-    return next((r.card for r in records if r.cell.kind == "training"), {})
-
-
 def _file(records: Sequence[Record]) -> str:
     """The file that defines the model, ``FILE.py:NAME``; empty for a registered one."""
-    card = _card(records)
+    card = training_card(records)
     summary = str(card.get("summary") or "")  # where older versions noted it
     return str(card.get("file") or (summary if _FILE.match(summary) else ""))
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ...audits.sheet import Sheet, sheets
 from ...records.headline import Headline
-from ...records.latest import Entry, current, entry
+from ...records.latest import Entry, current, entry, training_card
 from ...records.record import Record
 from ...throughput.machine_load import BUSY
 from ..statistics import summarise
@@ -138,8 +138,11 @@ def leaderboard(
     dropped += [c.spread for c in accuracies if board[c.spread].isna().all()]
     board = board.drop(columns=dropped)
     accuracies = [c for c in accuracies if c not in without]
-    cards = {entry(r.cell): r.card for r in used if r.cell.kind == "training"}
-    references = [str(cards.get(row, {}).get("reference") or "") for row in statuses]
+    trainings: dict[Entry, list[Record]] = defaultdict(list)
+    for record in used:
+        trainings[entry(record.cell)] += [record] if record.cell.kind == "training" else []
+    cards = [training_card(trainings[row]) for row in statuses]
+    references = [str(card.get("reference") or "") for card in cards]
     newest: dict[Entry, str] = defaultdict(str)
     for record in used:
         row = entry(record.cell)
@@ -147,9 +150,7 @@ def leaderboard(
     board["updated"] = [newest[row][:10] for row in statuses]
     board["reference"] = references
     board["paper"] = [paper_link(reference) for reference in references]
-    board["expected_failures"] = [
-        listed(sorted(cards.get(row, {}).get("expected_failures") or {})) for row in statuses
-    ]
+    board["expected_failures"] = [listed(sorted(card.get("expected_failures") or {})) for card in cards]
     board["parameters"] = board["parameters"].astype("Int64")
     busy = _busy(used, best)
     if busy:
