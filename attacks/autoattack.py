@@ -77,7 +77,8 @@ def _fab_t(state: BatchState, eps: Radius, norm: Norm, steps: int, targets: int)
 
 @register_linf_and_l2(
     "apgd-ce",
-    l2=2,
+    linf=2,
+    l2=3,
     family="gradient",
     needs_gradient=True,
     queries=lambda p: (1 + p["restarts"] * (p["steps"] + 1), p["restarts"] * p["steps"]),
@@ -102,7 +103,8 @@ def apgd_ce(
 
 @register_linf_and_l2(
     "apgd-t",
-    l2=2,
+    linf=2,
+    l2=3,
     family="gradient",
     needs_gradient=True,
     queries=lambda p: (1 + p["targets"] * (p["steps"] + 1), p["targets"] * p["steps"]),
@@ -127,6 +129,8 @@ def apgd_t(
 
 @register_linf_and_l2(
     "fab-t",
+    linf=2,
+    l2=2,
     family="gradient",
     needs_gradient=True,
     queries=lambda p: (1 + 2 * p["targets"] * p["steps"], p["targets"] * p["steps"]),
@@ -192,8 +196,8 @@ def autoattack_queries(parameters: Mapping[str, Any]) -> tuple[int, int]:
     needs_gradient=True,
     queries=autoattack_queries,
     reference=_CROCE,
-    linf=2,
-    l2=3,
+    linf=3,
+    l2=4,
 )
 def autoattack(
     norm: Norm,

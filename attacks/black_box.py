@@ -13,6 +13,8 @@ from .registry import register_linf_and_l2, register_threat
 
 @register_linf_and_l2(
     "square",
+    linf=2,
+    l2=2,
     family="search",
     queries=lambda p: (1 + p["queries"], 0),
     reference="Andriushchenko, Croce, Flammarion, Hein, ECCV 2020, arXiv 1912.00049",
@@ -36,6 +38,7 @@ def square_attack(
 
 @register_threat(
     "spsa-linf",
+    version=2,
     family="search",
     norm="linf",
     strength_name="eps",

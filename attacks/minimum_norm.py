@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from .._errors import InvalidArgument
+from .algorithms.alma import alma
 from .algorithms.carlini_wagner import cw
 from .algorithms.ddn import ddn
 from .algorithms.fmn import fmn
-from .core.minimum_norm_search import search
+from .core.minimum_norm_search import Run
 from .core.threat import Threat
 from .core.types import Model, Seed
-from .registry import THREATS, register_closest
+from .registry import THREATS, register_minimum_norm
 
 _FMN = "Pintor, Roli, Brendel, Biggio, NeurIPS 2021, arXiv 2102.12827, algorithm 1"
 _DDN = "Rony, Hafemann, Oliveira, Ben Ayed, Sabourin, Granger, CVPR 2019, arXiv 1811.09600, algorithm 1"
+_ALMA = "Rony, Granger, Pedersoli, Ben Ayed, ICCV 2021, arXiv 2011.11857, algorithm 1"
 _CW = "Carlini, Wagner, IEEE S&P 2017, arXiv 1608.04644, f_6 and section VI-A"
 
 
@@ -72,73 +74,22 @@ def _queries(parameters: Mapping[str, Any]) -> tuple[int, int]:
     return (steps + 1) * runs + int(parameters["refine"]) + 1, steps * runs
 
 
-@register_closest("fmn-linf", norm="linf", queries=_queries, reference=_FMN)
-def fmn_linf(
-    model: Model,
-    images: Tensor,
-    labels: Tensor,
-    seed: Seed,
-    *,
-    steps: int = 100,
-    restarts: int = 2,
-    refine: int = 10,
-    alpha: float = 1.0,
-    gamma: float = 0.05,
-) -> tuple[Tensor, Tensor]:
-    """FMN in L-infinity."""
-    run = partial(fmn, steps=steps, alpha=alpha, gamma=gamma)
-    return search(run, model, images, labels, seed, "linf", restarts, refine)
+@register_minimum_norm("fmn-linf", norm="linf", queries=_queries, reference=_FMN)
+@register_minimum_norm("fmn-l2", norm="l2", queries=_queries, reference=_FMN)
+def _fmn(*, steps: int = 100, alpha: float = 1.0, gamma: float = 0.05) -> Run:
+    return partial(fmn, steps=steps, alpha=alpha, gamma=gamma)
 
 
-@register_closest("fmn-l2", norm="l2", queries=_queries, reference=_FMN)
-def fmn_l2(
-    model: Model,
-    images: Tensor,
-    labels: Tensor,
-    seed: Seed,
-    *,
-    steps: int = 100,
-    restarts: int = 2,
-    refine: int = 10,
-    alpha: float = 1.0,
-    gamma: float = 0.05,
-) -> tuple[Tensor, Tensor]:
-    """FMN in l2."""
-    run = partial(fmn, steps=steps, alpha=alpha, gamma=gamma)
-    return search(run, model, images, labels, seed, "l2", restarts, refine)
+@register_minimum_norm("ddn-l2", norm="l2", queries=_queries, reference=_DDN, version=2)
+def _ddn(*, steps: int = 100, alpha: float = 1.0, gamma: float = 0.05) -> Run:
+    return partial(ddn, steps=steps, alpha=alpha, gamma=gamma)
 
 
-@register_closest("ddn-l2", norm="l2", queries=_queries, reference=_DDN)
-def ddn_l2(
-    model: Model,
-    images: Tensor,
-    labels: Tensor,
-    seed: Seed,
-    *,
-    steps: int = 100,
-    restarts: int = 2,
-    refine: int = 10,
-    alpha: float = 1.0,
-    gamma: float = 0.05,
-) -> tuple[Tensor, Tensor]:
-    """DDN in l2."""
-    run = partial(ddn, steps=steps, alpha=alpha, gamma=gamma)
-    return search(run, model, images, labels, seed, "l2", restarts, refine)
+@register_minimum_norm("cw-l2", norm="l2", queries=_queries, reference=_CW, version=3)
+def _cw(*, steps: int = 100, rounds: int = 9, rate: float = 0.2) -> Run:
+    return partial(cw, steps=steps, rounds=rounds, rate=rate)
 
 
-@register_closest("cw-l2", norm="l2", queries=_queries, reference=_CW, version=2)
-def cw_l2(
-    model: Model,
-    images: Tensor,
-    labels: Tensor,
-    seed: Seed,
-    *,
-    steps: int = 100,
-    rounds: int = 9,
-    restarts: int = 2,
-    refine: int = 10,
-    rate: float = 0.2,
-) -> tuple[Tensor, Tensor]:
-    """CW in l2."""
-    run = partial(cw, steps=steps, rounds=rounds, rate=rate)
-    return search(run, model, images, labels, seed, "l2", restarts, refine)
+@register_minimum_norm("alma-l2", norm="l2", queries=_queries, reference=_ALMA)
+def _alma(*, steps: int = 300, reach: float = 0.3) -> Run:
+    return partial(alma, steps=steps, reach=reach)

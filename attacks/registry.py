@@ -10,11 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from .._registry import Registry
+from .core.curve_search import CurveSearch
 from .core.images_at_strengths import images_at_strengths
+from .core.minimum_norm_search import Run, search
 from .core.threat import Closest, Craft, CraftCurve, Threat
 from .core.types import Model, Norm, Seed
 
 THREATS: Registry[Threat] = Registry("threat")
+_GRADIENT_ATTACK = {"family": "gradient", "strength_name": "eps", "needs_gradient": True, "pooled": True}
 
 
 def register_threat(name: str, **attributes: Any) -> Callable[[Craft], Craft]:
@@ -76,16 +79,66 @@ def register_closest(name: str, *, norm: Norm, **attributes: Any) -> Callable[[C
             found, distances = closest(model, images, labels, seed, **parameters)
             return images_at_strengths(strengths, model, images, labels, found, distances, norm)
 
-        settings = {
-            "family": "gradient",
-            "strength_name": "eps",
-            "needs_gradient": True,
-            "pooled": True,
-            **attributes,
-        }
+        settings = {**_GRADIENT_ATTACK, **attributes}
         settings["parameters"] = {**_defaults(closest), **attributes.get("parameters", {})}
         register_threat(name, norm=norm, closest=closest, curve=curve, **settings)(craft)
         return closest
+
+    return decorate
+
+
+def register_minimum_norm(
+    name: str, *, norm: Norm, **attributes: Any
+) -> Callable[[Callable[..., Run]], Callable[..., Run]]:
+    """Register the minimal-norm threat `name`: what is decorated makes a `Run` of the threat's parameters.
+
+    Besides these it has `restarts`, the number of runs, and `refine`, the bisections at the end: `search`.
+    What it crafts at a strength is the best image within it of all that the search has asked about, as
+    `CurveSearch` keeps it, and the unperturbed one where none is adversarial.
+    """
+
+    def decorate(make: Callable[..., Run]) -> Callable[..., Run]:
+        def closest(
+            model: Model,
+            images: Tensor,
+            labels: Tensor,
+            seed: Seed,
+            *,
+            restarts: int,
+            refine: int,
+            **parameters: Any,
+        ) -> tuple[Tensor, Tensor]:
+            return search(make(**parameters), model, images, labels, seed, norm, restarts, refine)
+
+        def curve(
+            model: Model,
+            images: Tensor,
+            labels: Tensor,
+            strengths: Sequence[float],
+            reported: Sequence[float],
+            seed: Seed,
+            *,
+            restarts: int,
+            refine: int,
+            **parameters: Any,
+        ) -> Tensor:
+            found = CurveSearch(model, images, labels, seed, strengths, norm)
+            observe = found.observer(found.all_samples)
+            run = make(**parameters)
+            search(run, model, images, labels, seed, norm, restarts, refine, observe=observe)
+            return found.best
+
+        def craft(
+            model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed, **parameters: Any
+        ) -> Tensor:
+            return curve(model, images, labels, [strength], [strength], seed, **parameters)[0]
+
+        settings = {**_GRADIENT_ATTACK, **attributes}
+        settings["parameters"] = {**_defaults(make), "restarts": 2, "refine": 10} | attributes.get(
+            "parameters", {}
+        )
+        register_threat(name, norm=norm, closest=closest, curve=curve, **settings)(craft)
+        return make
 
     return decorate
 
@@ -102,13 +155,7 @@ def register_curve(name: str, *, norm: Norm, **attributes: Any) -> Callable[[Cra
         ) -> Tensor:
             return curve(model, images, labels, [strength], [strength], seed, **parameters)[0]
 
-        settings = {
-            "family": "gradient",
-            "strength_name": "eps",
-            "needs_gradient": True,
-            "pooled": True,
-            **attributes,
-        }
+        settings = {**_GRADIENT_ATTACK, **attributes}
         settings["parameters"] = {**_defaults(curve), **attributes.get("parameters", {})}
         register_threat(name, norm=norm, curve=curve, grid_matters=True, **settings)(craft)
         return curve

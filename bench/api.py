@@ -50,7 +50,7 @@ DEFAULT_STRENGTHS: Mapping[str, float] = {
     **dict.fromkeys(("fmn-linf", "curve-linf"), 0.1),
     "solver-transfer-linf": 0.1,
     "solver-transfer-l2": 0.5,
-    **dict.fromkeys(("fmn-l2", "ddn-l2", "cw-l2", "curve-l2"), 0.5),
+    **dict.fromkeys(("fmn-l2", "ddn-l2", "cw-l2", "alma-l2", "curve-l2"), 0.5),
     "paper-gaussian": 0.05,
     "paper-salt-pepper": 0.05,
 }

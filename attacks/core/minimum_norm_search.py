@@ -29,6 +29,8 @@ Run = Callable[["MinimumNormSearch", Tensor, Tensor | None], None]
 
 None stands for the strongest other class at each iterate. `search` stores what is found.
 """
+Lead = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""``lead(logits, labels, target)``: how far class y is ahead, (N,); see `logit_lead`."""
 Observer = Callable[[Tensor, Tensor, Tensor | None], None]
 """``observe(images, logits, gradient)`` is called with each answer of the model; gradient None where none was
 asked for."""
@@ -43,6 +45,8 @@ class MinimumNormSearch:
         The unperturbed images (N, C, H, W) and their classes (N,).
     max_distance
         The distance to the farthest corner of the box, (N,): no image is farther.
+    runs
+        How often it was started again.
     """
 
     def __init__(
@@ -61,7 +65,7 @@ class MinimumNormSearch:
         self._model, self._seed, self._observe = QueriedModel.of(model, deferred=True), seed, observe
         self._clean: Tensor | None = None
         self._noise: Tensor | None = None
-        self._runs = 0
+        self.runs = 0
         self._model.require_finite(self.images, "pixels are")
 
     @property
@@ -74,13 +78,20 @@ class MinimumNormSearch:
         """Their distances, float64 (N,), in pixel units; infinity where none is known."""
         return -self._best.score
 
-    def query_gradient(self, images: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def query_gradient(
+        self, images: Tensor, target: Tensor | None, lead: Lead | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Ask for logits and a gradient at `images`: one forward, one backward.
+
+        Parameters
+        ----------
+        lead
+            What is differentiated, as ``lead(logits, labels, target)``; `logit_lead` unless given.
 
         Returns
         -------
         f
-            ``z_y - z_target``, or ``z_y - max_{k != y} z_k`` without a target, (N,).
+            By `logit_lead` ``z_y - z_target``, or ``z_y - max_{k != y} z_k`` without a target, (N,).
         gradient
             That of f, (N, C, H, W), without the pixels that rest at an edge of the box and that a descent
             would only push out: they would use up the length of its step. Where nothing is left it is
@@ -90,7 +101,7 @@ class MinimumNormSearch:
         """
 
         def loss(logits: Tensor, rows: Tensor) -> Tensor:
-            return logit_lead(logits, self.labels[rows], None if target is None else target[rows])
+            return (lead or logit_lead)(logits, self.labels[rows], None if target is None else target[rows])
 
         x, everyone = images.detach(), torch.arange(len(images), device=images.device)
         logits, f, gradient = self._model.gradient(everyone, x, loss)
@@ -126,10 +137,15 @@ class MinimumNormSearch:
 
     def _drawn(self, fill: Fill) -> Tensor:
         def latest(rng: np.random.Generator, array: np.ndarray) -> None:
-            for _ in range(self._runs + 1):
+            for _ in range(self.runs + 1):
                 fill(rng, array)
 
         return draw(self.images, self._seed, latest)
+
+    @property
+    def num_classes(self) -> int:
+        """K; known once the model has been asked."""
+        return self.wrong().shape[1] + 1
 
     def wrong(self) -> Tensor:
         """The other classes, (N, K - 1), by descending logit at the first image asked about."""
@@ -139,7 +155,7 @@ class MinimumNormSearch:
 
     def restart(self) -> Tensor:
         """A random start for one more run: at the distance known from each image, or anywhere in the box."""
-        self._noise, self._runs = None, self._runs + 1
+        self._noise, self.runs = None, self.runs + 1
         known = self.distance.isfinite()
         radius = self.distance.where(known, 0).to(self.images)
         away = self.noise * per_image(radius / norms_of(self.noise, ORDER[self.norm]))

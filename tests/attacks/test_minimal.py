@@ -9,7 +9,7 @@ import pytest
 import stubs
 import torch
 from robustode._errors import InvalidArgument, UnknownName
-from robustode.attacks import THREATS, closest, distance
+from robustode.attacks import BUDGET_TOLERANCE, THREATS, closest, distance, violation
 from robustode.attacks.core.minimum_norm_search import MinimumNormSearch
 from robustode.attacks.core.queried_model import QueriedModel
 from robustode.attacks.core.seeds import sample_seeds
@@ -17,13 +17,14 @@ from robustode.bench.evaluation.accuracy import evaluate_cell
 from robustode.bench.runtime.checked_model import CheckedModel
 from torch import nn
 
-NAMES = ("fmn-linf", "fmn-l2", "ddn-l2", "cw-l2")
+NAMES = ("fmn-linf", "fmn-l2", "ddn-l2", "cw-l2", "alma-l2")
+STEPS = {"alma-l2": 100}
 every = pytest.mark.parametrize("name", NAMES)
 
 
 def quick(name: str, **parameters):
     return THREATS.get(name).configure(
-        **{"steps": 20, **({"rounds": 3} if name == "cw-l2" else {}), **parameters}
+        **{"steps": STEPS.get(name, 20), **({"rounds": 3} if name == "cw-l2" else {}), **parameters}
     )
 
 
@@ -46,20 +47,22 @@ def problem(count: int = 8):
 def test_the_registry_knows_which_threats_are_minimal():
     assert {threat.name for threat in THREATS if threat.minimal} == set(NAMES)
     assert {THREATS.get(name).family for name in NAMES} == {"gradient"}
-    assert [THREATS.get(name).norm for name in NAMES] == ["linf", "l2", "l2", "l2"]
+    assert [THREATS.get(name).norm for name in NAMES] == ["linf", "l2", "l2", "l2", "l2"]
 
 
 @every
-def test_what_is_crafted_is_the_closest_image_where_it_is_near_enough(name):
+def test_what_is_crafted_breaks_the_samples_whose_closest_image_is_near_enough(name):
     model, images, labels = problem()
     threat = quick(name)
-    found, distances = closest(threat, model, images, labels, 3)
+    distances = closest(threat, model, images, labels, 3)[1]
     assert bool(distances.isfinite().all())
-    strength = float(distances.median())  # the distance of one sample exactly, which counts as near enough
+    strength = float(distances.sort().values[3:5].mean())  # between two samples
     crafted = threat(model, images, labels, strength, 3)
-    near = (distances <= strength).view(-1, 1, 1, 1)
+    near = distances <= strength
     assert 0 < int(near.sum()) < len(images)
-    assert torch.equal(crafted, torch.where(near, found, images))
+    assert torch.equal(model(crafted).argmax(1) != labels, near)
+    assert torch.equal(crafted[~near], images[~near])
+    assert float(violation(crafted, images, strength, threat.norm).max()) <= BUDGET_TOLERANCE
 
 
 @every
@@ -144,8 +147,8 @@ def test_queries_are_counted_exactly_whatever_is_found(name, restarts):
     queried = CheckedModel(model, 3)
     closest(threat, queried, images, labels, 0)
     forwards, backwards = threat.queries(threat.parameters)
-    runs = restarts * threat.parameters.get("rounds", 1)
-    assert (forwards, backwards) == (21 * runs + 5, 20 * runs)
+    runs, steps = restarts * threat.parameters.get("rounds", 1), threat.parameters["steps"]
+    assert (forwards, backwards) == ((steps + 1) * runs + 5, steps * runs)
     assert (queried.forwards, queried.backwards) == (8 * forwards, 8 * backwards)
 
 

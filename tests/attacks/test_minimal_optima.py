@@ -11,7 +11,7 @@ import torchattacks
 from robustode.attacks import THREATS, closest, distance
 from torch import nn
 
-NAMES = ("fmn-linf", "fmn-l2", "ddn-l2", "cw-l2")
+NAMES = ("fmn-linf", "fmn-l2", "ddn-l2", "alma-l2", "cw-l2")
 every = pytest.mark.parametrize("name", NAMES)
 QUICK = {"cw-l2": {"steps": 50}, **{name: {"steps": 60} for name in NAMES[:3]}}
 BOUNDARY = 1e-4
@@ -58,7 +58,7 @@ def test_linear_models_are_within_two_percent_of_the_optimum(name, classes, kind
     layer, images = optima.linear_layer(30, classes, classes), optima.images_of(kind, 15, 30, 7)
     ratio = ratios(name, layer, images, short={})
     assert ratio.min() >= 1 - BOUNDARY
-    assert ratio.max() <= 1.02
+    assert ratio.max() <= (1.02 if name != "alma-l2" else 1.1)  # it may settle at another face
     assert np.median(ratio) <= 1.006
 
 
@@ -130,7 +130,13 @@ def relu_network(inputs: int, hidden: int, classes: int, seed: int):
 
 @pytest.mark.parametrize(
     ("name", "share", "worst"),
-    [("fmn-linf", 0.85, 1.5), ("fmn-l2", 0.85, 1.5), ("ddn-l2", 0.85, 1.5), ("cw-l2", 0.8, 4.0)],
+    [
+        ("fmn-linf", 0.85, 1.5),
+        ("fmn-l2", 0.85, 1.5),
+        ("ddn-l2", 0.85, 1.5),
+        ("alma-l2", 0.85, 1.5),
+        ("cw-l2", 0.8, 4.0),
+    ],
 )
 def test_relu_networks_are_near_the_optimum(name, share, worst):
     """No sample below the exact distance, `share` of them within 2% of it, all within `worst` times it.

@@ -98,6 +98,7 @@ def test_evaluate_takes_every_threat(module):
         "fmn-l2",
         "ddn-l2",
         "cw-l2",
+        "alma-l2",
     }
     found = accuracies(robustode.evaluate(module, threats=sorted(cheap), samples=4))
     assert set(found.index) == cheap
