@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from .bench.api import evaluate, load_model
     from .models import (
         LipschitzParts,
+        MatrixField,
         ModelSpec,
         ODEBlock,
+        PixelNetwork,
         Solver,
         TanhField,
         convolution_bound,
@@ -31,8 +33,10 @@ _HOME = {
     "evaluate": "bench.api",
     "load_model": "bench.api",
     "LipschitzParts": "models",
+    "MatrixField": "models",
     "ModelSpec": "models",
     "ODEBlock": "models",
+    "PixelNetwork": "models",
     "Solver": "models",
     "TanhField": "models",
     "convolution_bound": "models",
@@ -45,8 +49,10 @@ _HOME = {
 __all__ = [
     "InconsistentModelWarning",
     "LipschitzParts",
+    "MatrixField",
     "ModelSpec",
     "ODEBlock",
+    "PixelNetwork",
     "Solver",
     "TanhField",
     "Threat",

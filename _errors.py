@@ -29,7 +29,7 @@ class ModelFailure(RobustodeError):
 
 
 class ContractBroken(ModelFailure):
-    """A model whose output is not a floating tensor of logits (N, K)."""
+    """A model whose output is not a floating tensor of logits (N, K), or that contradicts what it states."""
 
     status = "contract"
 

@@ -32,6 +32,8 @@ from .report.statistics import summarise
 from .runner.first_questions import first_warnings
 from .runtime.foreign_code import asking, independent_of_caller
 from .runtime.progress import Quiet, Reporter, reporter_for_call
+from .training.check_statements import FEW_IMAGES, check_statements
+from .training.load_trained import model_of, trained_model
 from .training.provenance import environment_of, summary_line
 
 DEFAULT_STRENGTHS: Mapping[str, float] = {
@@ -127,7 +129,8 @@ def evaluate(
     DataUnavailable
         When the dataset is neither stored nor downloadable.
     ModelFailure, NonFinite, BudgetViolation
-        When the module raises or returns no finite logits, or an attack exceeds its norm ball.
+        When the module raises, returns no finite logits or states its field twice and differently, or an
+        attack exceeds its norm ball.
 
     Warns
     -----
@@ -187,6 +190,7 @@ def evaluate(
     with reporter_for_call(progress) as reporter:
         if place != _module_device(module) or _made_in_inference_mode(module):
             module = copy.deepcopy(module).to(place)
+        check_statements(module, data.train.images[:FEW_IMAGES].to(place))
         for category, sentence in first_warnings(
             module, data, batch_size=batch_size, device=place, expected=expected_failures
         ):
@@ -311,7 +315,6 @@ def load_model(
     """
     from .plugins.entry_points import load_plugins
     from .plugins.model_file import resolve_model
-    from .training.load_trained import model_of, trained_model
 
     load_plugins(lambda line: warnings.warn(line, stacklevel=3))
     external = resolve_model(model) if model else None

@@ -16,11 +16,14 @@ from .ode.backend import (
     use_ode_backend,
 )
 from .ode.block import ODEBlock
+from .ode.field_agreement import check_field_agreement
 from .ode.kernels.fixed_step import flow_implementation
 from .ode.lipschitz import LipschitzParts, NoCertificate, convolution_bound
 from .ode.solver import Field, Solver, SolverFailure, StepMap
-from .ode.tanh_field import TanhField
-from .pixel_network import Normalise
+from .ode.stated_bounds import check_stated_bounds
+from .ode.statement import stated_lipschitz_parts
+from .ode.tanh_field import MatrixField, TanhField
+from .pixel_network import Normalise, PixelNetwork
 from .registry import CLAIMS, MODELS, ModelSpec, register_model
 
 for _module in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")):
@@ -32,19 +35,24 @@ __all__ = [
     "ODE_BACKENDS",
     "Field",
     "LipschitzParts",
+    "MatrixField",
     "ModelSpec",
     "NoCertificate",
     "Normalise",
     "ODEBackend",
     "ODEBlock",
+    "PixelNetwork",
     "Solver",
     "SolverFailure",
     "StepMap",
     "TanhField",
+    "check_field_agreement",
+    "check_stated_bounds",
     "convolution_bound",
     "flow_implementation",
     "get_ode_backend",
     "register_model",
     "set_ode_backend",
+    "stated_lipschitz_parts",
     "use_ode_backend",
 ]

@@ -61,11 +61,6 @@ class ContractiveLayer(EnergyLayer):
         super().__init__(width, gain=gain, offset=offset)
         self.kappa = kappa
 
-    def forward(self, state: Tensor, gamma: Tensor) -> Tensor:
-        """Derivative at `state`, shape (n, M), under the scalar `gamma`."""
-        gradient = self.gradient_of_log_cosh(state) + self.kappa**2 * state
-        return self.J @ gradient - gamma * gradient
-
     def tanh_field(self, gamma: Tensor) -> TanhField:
         """A = (J - gamma I) K, B = K^T, C = kappa^2 (J - gamma I)."""
         F = self.J - gamma * torch.eye(len(self.J)).to(self.J)

@@ -21,8 +21,9 @@ from torch.nn.utils.parametrizations import orthogonal
 from .._errors import InvalidArgument
 from .ch_node import contraction_rate
 from .ode.block import ODEBlock
-from .ode.lipschitz import LipschitzParts, contractive_euler_bound, contractive_step_limit
+from .ode.lipschitz import LipschitzParts, NoCertificate, contractive_euler_bound, contractive_step_limit
 from .ode.solver import Solver
+from .ode.statement import stated_solver_bound
 from .pixel_network import Normalise
 from .registry import register_model
 
@@ -65,7 +66,12 @@ class OrthogonalFlow(ODEBlock):
         h = STEP_FRACTION * contractive_step_limit(gamma, c1, c2, contraction_rate(gamma, c1, c2))
         blocks = [OrthogonalLayer(width, kappa=kappa, gamma=gamma) for _ in range(layers)]
         super().__init__(blocks, final_time=layers * h, solver=Solver(method="euler", steps=layers))
-        self.kappa, self.gamma, self.h = kappa, gamma, h
+        self.kappa, self.gamma = kappa, gamma
+
+    @property
+    def h(self) -> float:
+        """The size of a step, in the model's own time."""
+        return self.final_time / len(self.layers) / self.steps_per_layer()
 
     @torch.no_grad()
     def bounds(self) -> dict[str, float]:
@@ -76,10 +82,19 @@ class OrthogonalFlow(ODEBlock):
         return {"gamma": self.gamma, "c1": c1, "c2": c2, "rho": contraction_rate(self.gamma, c1, c2)}
 
     def solver_bound(self) -> float:
-        """Product of the bounds of the Euler steps, each from its own K."""
+        """Product of the bounds of the Euler steps, each from its own K.
+
+        Raises
+        ------
+        NoCertificate
+            For another method.
+        """
+        if self.solver.method != "euler":
+            raise NoCertificate(f"no Lipschitz bound is known for a step of {self.solver.method}")
         c1 = self.kappa**2
         squares = [float(torch.linalg.matrix_norm(K, ord=2)) ** 2 for K in self._weights()]
-        return math.prod(contractive_euler_bound(self.h, self.gamma, c1, c1 + square) for square in squares)
+        bounds = [contractive_euler_bound(self.h, self.gamma, c1, c1 + square) for square in squares]
+        return math.prod(bounds) ** self.steps_per_layer()
 
     def _weights(self) -> list[Tensor]:
         return [cast(OrthogonalLayer, layer).linear.weight.detach().double() for layer in self.layers]
@@ -132,9 +147,8 @@ class LipschitzNetwork(nn.Module):
             float(torch.linalg.matrix_norm(basis.double(), ord=2)) for basis in (self.rows, self.columns)
         ]
         stem = math.prod(sides) / float(self.normalise.std.min())
-        return LipschitzParts(
-            body={"stem": stem, "flow": self.flow.solver_bound()}, head=self.head.weight.detach().double()
-        )
+        bounds = {"stem": stem, "flow": stated_solver_bound(self.flow)}
+        return LipschitzParts(body=bounds, head=self.head.weight.detach().double())
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy after every other logit is raised by what a perturbation of `radius` could raise it.

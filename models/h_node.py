@@ -54,10 +54,6 @@ class HamiltonianLayer(EnergyLayer):
         """A = J K, B = K^T."""
         return TanhField(A=self.J @ self.K, B=self.K.T, b=self.b)
 
-    def forward(self, state: Tensor) -> Tensor:
-        """Derivative at `state`, shape (n, M)."""
-        return self.J @ self.gradient_of_log_cosh(state)
-
 
 @register_model(
     "h-node",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .ode.block import ODEBlock
 from .ode.solver import Solver, Steps
@@ -18,12 +17,8 @@ class TanhLayer(ChannelLayer):
     """f(x) = tanh(K x + b)."""
 
     def tanh_field(self) -> TanhField:
-        """A = I, B = K."""
-        return TanhField(A=torch.eye(len(self.K)).to(self.K), B=self.K, b=self.b)
-
-    def forward(self, state: Tensor) -> Tensor:
-        """Derivative at `state`, shape (n, M)."""
-        return torch.tanh(torch.addmm(self.b, self.K, state))
+        """B = K."""
+        return TanhField(B=self.K, b=self.b)
 
 
 @register_model(

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .ode.block import ODEBlock
-from .ode.lipschitz import LipschitzParts, convolution_bound
+from .ode.lipschitz import LipschitzParts, NoCertificate, convolution_bound
+from .ode.statement import describes_calls, stated_solver_bound
+from .ode.tanh_field import MatrixField
 
 
 class Normalise(nn.Module):
@@ -65,7 +67,7 @@ class PixelNetwork(nn.Module):
     width
         n, the state dimension per pixel.
     smoothing
-        Weight of the penalty on the change of K and b between layers.
+        Weight of the penalty on the change of K and b between those layers that are a `ChannelLayer`.
 
     References
     ----------
@@ -80,7 +82,7 @@ class PixelNetwork(nn.Module):
         flow: ODEBlock,
         *,
         width: int,
-        smoothing: float,
+        smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         channels, height, breadth = input_shape
@@ -104,21 +106,38 @@ class PixelNetwork(nn.Module):
         Raises
         ------
         NoCertificate
-            When no bound of the solver's map is known: an adaptive method, or a wide state.
+            When no bound of the solver's map is known: an adaptive method, or a wide state; and when a
+            subclass, a hook or another stem or head changes what `forward` computes.
         """
+        if not describes_calls(self, "lipschitz_parts") or not self._is_plain():
+            raise NoCertificate("the network computes something else than normalisation, stem, flow and head")
         stem = convolution_bound(self.stem.weight / self.normalise.std, *self.image_size)
-        return LipschitzParts(
-            body={"stem": stem, "flow": self.flow.solver_bound()}, head=self.head.weight.detach().double()
+        bounds = {"stem": stem, "flow": stated_solver_bound(self.flow)}
+        return LipschitzParts(body=bounds, head=self.head.weight.detach().double())
+
+    def _is_plain(self) -> bool:
+        """Whether the parts around the flow are those that `lipschitz_parts` speaks of."""
+        stem, head = self.stem, self.head
+        if not (isinstance(stem, nn.Conv2d) and isinstance(head, nn.Linear)):
+            return False
+        like = (stem.stride, stem.padding, stem.dilation, stem.groups, stem.padding_mode)
+        own = type(self.normalise).forward, type(stem).forward, type(head).forward
+        return like == ((1, 1), (1, 1), (1, 1), 1, "zeros") and own == (
+            Normalise.forward,
+            nn.Conv2d.forward,
+            nn.Linear.forward,
         )
 
     def penalty(self) -> Tensor:
         """Return the scalar that training adds to the loss: `smoothness_penalty` of the flow's layers."""
         layers = [layer for layer in self.flow.layers if isinstance(layer, ChannelLayer)]
+        if not layers:
+            return self.head.weight.new_zeros(())
         step = self.flow.final_time / len(self.flow.layers)
         return smoothness_penalty(layers, step=step, weight=self.smoothing)
 
 
-class ChannelLayer(nn.Module):
+class ChannelLayer(MatrixField):
     """Weights of one layer in time: K, shape (n, n), and b, shape (n, 1).
 
     K is drawn from N(0, gain^2 / n), so that its largest singular value is near 2 gain at any width, and b
@@ -129,10 +148,6 @@ class ChannelLayer(nn.Module):
         super().__init__()
         self.K = nn.Parameter(torch.randn(width, width) * gain / width**0.5)
         self.b = nn.Parameter(offset * torch.randn(width, 1) if offset else torch.zeros(width, 1))
-
-    def gradient_of_log_cosh(self, state: Tensor) -> Tensor:
-        """K tanh(K^T x + b), the gradient of 1^T log cosh(K^T x + b), for x of shape (n, M)."""
-        return self.K @ torch.tanh(torch.addmm(self.b, self.K.T, state))
 
 
 def smoothness_penalty(layers: Sequence[ChannelLayer], *, step: float, weight: float) -> Tensor:

@@ -116,7 +116,7 @@ def audit_trained_model(task: Task, say: Callable[[str], None] = lambda line: No
         spec = model_of(training, {spec.name: spec for spec in map(load_external, task.files)})
         if training.cell.index_sha256 != data.index_sha256:
             raise InvalidArgument(f"it was trained on other samples than {data.name} here")
-        model = freeze(trained_model(store, training, spec))
+        model = freeze(trained_model(store, training, spec, images=data.train.images))
     except RobustodeError as error:
         done.failures.append(f"{label} ({task.row[2]}): not audited: {one_line(error)}")
         return done

@@ -127,22 +127,6 @@ def states_tanh_fields(model: nn.Module) -> bool:
     return isinstance(flow, ODEBlock) and flow.has_tanh_fields()
 
 
-def check_tanh_fields(model: nn.Module) -> None:
-    """The matrices that layers state are those of their fields; for models with `states_tanh_fields`."""
-    flow = _flow(model)
-    flow.double()
-    for field, stated in zip(flow.fields(), flow.tanh_fields(), strict=True):
-        for states in _states(len(stated.B)):
-            derivative = field(states)
-            size = derivative.abs().max().clamp_min(1e-300)
-            apart = float((derivative - stated(states)).abs().max() / size)
-            if apart > 1e-9:
-                raise ContractBroken(
-                    f"tanh_field and forward of a layer differ by {apart:.2g} of their size: "
-                    "they must be one field"
-                )
-
-
 IN_FLOAT64 = frozenset({"contractive", "hamiltonian"})
 """The claims that are measured on the model in float64."""
 

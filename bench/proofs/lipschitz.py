@@ -17,12 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..._errors import ModelFailure
+from ..._errors import ContractBroken, ModelFailure
 from ...attacks.core.model_call import call_model
-from ...models import LipschitzParts, NoCertificate
+from ...models import LipschitzParts, NoCertificate, stated_lipschitz_parts
 from ..data import Split
 from ..evaluation.accuracy import frozen
 from ..records.record import Cell, Record
+from .slopes import ROUNDING, slopes_over_bound
+
+MEASURED, ASCENTS = 8, 2
+"""Images at which slopes are compared with the stated bound, and steps that ascend the slope."""
 
 
 def l2_radius(logits: Tensor, labels: Tensor, parts: LipschitzParts) -> Tensor:
@@ -64,10 +68,7 @@ def certify_cell(
     split = split.first(cell.samples)
     try:
         double = copy.deepcopy(model).double()  # what is bounded is what is evaluated
-        state = getattr(double, "lipschitz_parts", None)
-        if not callable(state):
-            raise NoCertificate("the model states no Lipschitz bounds (a method lipschitz_parts)")
-        parts: LipschitzParts = state()
+        parts = stated_lipschitz_parts(double)
     except NoCertificate as reason:
         seconds = time.perf_counter() - started
         return Record(
@@ -75,6 +76,16 @@ def certify_cell(
         )
     if not all(math.isfinite(bound) and bound >= 0 for bound in parts.body.values()):
         raise ModelFailure(f"lipschitz_parts returned bounds that are no finite numbers: {dict(parts.body)}")
+    with frozen(double):
+        few = split.images[:MEASURED].to(device, torch.float64)
+        generator = torch.Generator().manual_seed(0)
+        seen = slopes_over_bound(double, few, parts, ascents=ASCENTS, generator=generator)
+    steepest = max(float(each.max()) for each in seen.values())
+    if not steepest <= 1 + ROUNDING:
+        raise ContractBroken(
+            f"a slope of {steepest:.3g} times the stated Lipschitz bound was measured: lipschitz_parts is "
+            "wrong, compute it from the weights in use"
+        )
     radii = []
     with frozen(double), torch.no_grad():
         for images, labels in zip(

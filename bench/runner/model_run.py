@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..._errors import CheckpointError, ModelFailure, RobustodeError, one_line
 from ...attacks.core.modes import training_mode
@@ -28,6 +28,7 @@ from ..runtime.foreign_code import foreign_code, source_of
 from ..runtime.progress import Quiet, Reporter
 from ..runtime.time_limit import time_limit
 from ..throughput.machine_load import BUSY
+from ..training.check_statements import FEW_IMAGES, check_statements
 from ..training.load_trained import check_answers, rebuilt_model
 from ..training.provenance import (
     environment_of,
@@ -43,6 +44,8 @@ from .example_selection import ExampleSelection
 from .first_questions import with_answers
 from .schedule import cells_of
 from .taken_names import place_of
+
+CPU = torch.device("cpu")
 
 _ADVICE = " (time_limit in the preset)"
 
@@ -176,6 +179,7 @@ class ModelRun:
         try:
             with time_limit(self.plan.preset.time_limit.training, f"training {self.spec.name}", _ADVICE):
                 model = build_model(self.spec.build, self.data, self.plan.arguments(self.spec), self.seed)
+                check_statements(model, self._few_images(CPU))
                 solver = solver_names(model, self.data.train.images)
                 described["flow"] = flow_implementations(model, self.device)
                 checkpoint = None if fresh else stored_checkpoint(self.store, cell)
@@ -203,6 +207,7 @@ class ModelRun:
                         resume=not fresh,
                         on_batch=self._advance(work, epochs * len(self.data.train)),
                     )
+                    check_statements(model, self._few_images(self.device))
                     record = self._training_record(model, checkpoint)
         except Exception as error:
             cells = cells_of(self.plan, cell, None, self.data, self.device, solver)
@@ -261,6 +266,10 @@ class ModelRun:
         with training_mode(model):
             load_state(model, load_tensors(path)[0], path)
         model.to(self.device)
+        check_statements(model, self._few_images(self.device))
+
+    def _few_images(self, device: torch.device) -> Tensor:
+        return self.data.train.images[:FEW_IMAGES].to(device)
 
     def _grid(self, cells: list[Cell], model: nn.Module) -> list[Record]:
         """Do the cells of one threat that are not stored, at once where the threat can; their records."""

@@ -203,7 +203,8 @@ def _model(
         done.notes.append(f"{what}: {cell.dataset} here is another one (index_sha256 differs)")
         return None
     try:
-        return trained_model(store, training, model_of(training, specs_by_name))
+        spec = model_of(training, specs_by_name)
+        return trained_model(store, training, spec, images=data.train.images)
     except Exception as error:  # of the model's own code too
         kind = "" if isinstance(error, RobustodeError) else f"{type(error).__name__}: "
         done.notes.append(f"{what}: {kind}{one_line(error)}")

@@ -111,7 +111,7 @@ def tanh_operations(fields: Sequence[TanhField], columns: int, *, steps: int, me
     stages = len(SHU_OSHER_ALPHAS[method])
     for field in fields:
         n = len(field.B)
-        B, A = (2 * int(torch.count_nonzero(matrix)) for matrix in (field.B, field.A))
+        B, A = (2 * int(torch.count_nonzero(matrix)) for matrix in (field.B, field.dense_A()))
         C = 0
         if field.C is not None:
             C = 2 * int(torch.count_nonzero(torch.eye(n) + (field.C != 0)))

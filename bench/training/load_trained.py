@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..._errors import CheckpointError, UnknownName
 from ...attacks.core.modes import training_mode
@@ -15,6 +16,7 @@ from ..records.record import Record
 from ..records.store import Store
 from ..runtime.construct import construct
 from ..runtime.network_hash import network_sha256
+from .check_statements import FEW_IMAGES, check_statements
 from .same_answers import TOLERANCE, answers_of, difference
 
 
@@ -58,14 +60,23 @@ def _as_trained(training: Record, spec: ModelSpec) -> ModelSpec:
     return spec
 
 
-def trained_model(store: Store, training: Record, spec: ModelSpec) -> nn.Module:
+def trained_model(
+    store: Store, training: Record, spec: ModelSpec, *, images: Tensor | None = None
+) -> nn.Module:
     """Return what `training` made, in eval mode on the CPU.
+
+    Parameters
+    ----------
+    images
+        Some training images, at which two statements of one field are compared; random ones by default.
 
     Raises
     ------
     CheckpointError
         When `spec` is not of the version that was trained or builds another network than it did, or the
         weights are missing, do not match the hash in the record, or do not fit the model.
+    ContractBroken
+        When the model contradicts what it states, see `check_statements`.
     """
     _as_trained(training, spec)
     cell = training.cell
@@ -76,7 +87,14 @@ def trained_model(store: Store, training: Record, spec: ModelSpec) -> nn.Module:
                 f"{spec.file or spec.name} builds another network than the one that was trained: what it "
                 "reads besides its own source has changed since; `robustode run` trains it anew"
             )
-    return rebuilt_model(store, training, spec)
+    model = rebuilt_model(store, training, spec)
+    if images is None:
+        shape, _ = _shape_and_classes(training)
+        images = torch.rand(FEW_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
+        check_statements(model, images, of="random images")
+    else:
+        check_statements(model, images)
+    return model
 
 
 def rebuilt_model(store: Store, training: Record, spec: ModelSpec) -> nn.Module:

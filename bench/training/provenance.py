@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...models import ModelSpec, NoCertificate, ODEBlock
 from ...models.ode.lipschitz import MAX_ENUMERATED_STATE
+from ...models.ode.statement import describes_calls
 from ..data import Data
 from ..records.checkpoint import Checkpoint
 from ..records.record import Cell, Record
@@ -54,7 +55,7 @@ def flow_constants(model: nn.Module) -> dict[str, float]:
     Empty for a model whose ``flow`` is not an ODE block; bounds that are unknown or overflow are left out.
     """
     flow = getattr(model, "flow", None)
-    if not isinstance(flow, ODEBlock):
+    if not isinstance(flow, ODEBlock) or not describes_calls(flow, "bounds"):
         return {}
     found: dict[str, float] = {}
     if flow.has_tanh_fields():

@@ -169,7 +169,8 @@ def _submit(
         attack_seed=0,
         samples=min(base.samples, clean.cell.samples),
     )
-    net = trained_model(store, target.training, spec or model_of(target.training, how="--model {}"))
+    spec = spec or model_of(target.training, how="--model {}")
+    net = trained_model(store, target.training, spec, images=data.train.images)
     known_before = stored_before(store, [r.cell for r in attacks if submission(r.cell) != submission(cell)])
     labels = data.test.first(clean.cell.samples).labels.numpy()
     screened = screen_examples(sent, data, predictions(clean.outcomes, labels)[0], cell, net, known_before)

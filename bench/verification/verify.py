@@ -122,7 +122,7 @@ def verify(
             what = f"it speaks of other samples than {row[0]} here (index_sha256 differs): not re-checked"
             done.findings.append(Finding(file=_file(store, other), what=what))
             continue
-        model = None if wrong else _model(store, ours, specs_by_name, done)
+        model = None if wrong else _model(store, ours, specs_by_name, data, done)
         recheck = Recheck(store, ours, data, dict(headline.reported), model, say)
         done.findings += recheck.findings()
         done.models += model is not None
@@ -136,7 +136,11 @@ def verify(
 
 
 def _model(
-    store: Store, records: Sequence[Record], specs_by_name: Mapping[str, ModelSpec], done: Verification
+    store: Store,
+    records: Sequence[Record],
+    specs_by_name: Mapping[str, ModelSpec],
+    data: Data,
+    done: Verification,
 ) -> nn.Module | None:
     """The trained model of `records`; None, with a finding, where it cannot be run."""
     training = next((r for r in records if r.cell.kind == "training" and r.status == "ok"), None)
@@ -149,7 +153,7 @@ def _model(
         done.findings.append(Finding(file=file, what=f"not run again: {error}", note=True))
         return None
     try:
-        return trained_model(store, training, spec)
+        return trained_model(store, training, spec, images=data.train.images)
     except Exception as error:  # of the model's own code too
         what = f"the model cannot be built: {one_line(error)}"
         if not isinstance(error, RobustodeError):

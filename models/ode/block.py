@@ -20,14 +20,15 @@ from .lipschitz import (
     flow_bounds,
 )
 from .solver import SHU_OSHER_ALPHAS, Field, Solver, SolverFailure, StepMap, shu_osher, solve
-from .tanh_field import TanhField, defines_tanh_field
+from .statement import statement_of
+from .tanh_field import TanhField
 
 
 class ODEBlock(nn.Module):
     """Neural ODE: maps x(0) to x(T), where x' = f_j(x) over the j-th of equal parts of [0, T].
 
-    Layers with a ``tanh_field`` (see `TanhField`) are solved by compiled steps where there are some, others
-    and all under ``use_ode_backend("torchdiffeq")`` by torchdiffeq; both agree to rounding.
+    Layers that state their matrices (see `MatrixField`) are solved by compiled steps where there are some,
+    others and all under ``use_ode_backend("torchdiffeq")`` by torchdiffeq; both agree to rounding.
 
     Parameters
     ----------
@@ -122,9 +123,17 @@ class ODEBlock(nn.Module):
             raise SolverFailure(f"{solver.method} failed: {error}") from None
 
     def fields(self) -> Sequence[Field]:
-        """Return one field per part of [0, T]: the layers, called with the tensors of `shared`."""
+        """Return one field per part of [0, T], with the tensors of `shared`.
+
+        A layer that states its matrices is their `TanhField`, evaluated once; another is called as it is.
+        """
         shared = self.shared()
-        return [partial(layer, **shared) for layer in self.layers] if shared else list(self.layers)
+        return [
+            layer.tanh_field(**shared)  # type: ignore[operator]
+            if statement_of(layer) == "matrices"
+            else partial(layer, **shared)
+            for layer in self.layers
+        ]
 
     def shared(self) -> dict[str, Tensor]:
         """Return tensors that every layer takes as keyword arguments; computed once per forward pass."""
@@ -190,16 +199,19 @@ class ODEBlock(nn.Module):
 
     def _supports_compiled(self, state: Tensor, *, adaptive: bool = False) -> bool:
         """Whether compiled steps can solve from `state`: never where they could differ from the layers."""
-        hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.layers)
         supports_state = supports_adaptive if adaptive else supports
-        if hooked or not supports_state(state, self.solver.method) or not self.has_tanh_fields():
+        if not supports_state(state, self.solver.method) or not self.has_tanh_fields():
             return False
         return {parameter.dtype for parameter in self.parameters()} == {state.dtype}
 
     def has_tanh_fields(self) -> bool:
-        """Whether every layer defines a `TanhField` beside its ``forward``, and nothing overrides either."""
-        ours = type(self).fields is ODEBlock.fields and type(self).integrate is ODEBlock.integrate
-        return ours and all(defines_tanh_field(layer) for layer in self.layers)
+        """Whether every layer states its matrices, and nothing overrides how the block uses them."""
+        if any(statement_of(layer) == "forward" for layer in self.layers):
+            return False
+        used = ("fields", "integrate", "tanh_fields")
+        return all(getattr(type(self), name) is getattr(ODEBlock, name) for name in used) and not (
+            {*used} & vars(self).keys()
+        )
 
     def tanh_fields(self) -> list[TanhField]:
         """Return the `TanhField` of each layer.
@@ -252,7 +264,7 @@ class ODEBlock(nn.Module):
         if self.solver.adaptive:
             raise NoCertificate("an adaptive solver's error is not bounded by its tolerance")
         if not self.has_tanh_fields():
-            raise NoCertificate("the flow's layers define no tanh_field")
+            raise NoCertificate("the flow's layers do not state their matrices (robustode.MatrixField)")
         if any(len(form.B) > MAX_ENUMERATED_STATE for form in self.tanh_forms()):
             raise NoCertificate(
                 f"a state of more than {MAX_ENUMERATED_STATE} channels has too many Jacobians to enumerate"

@@ -269,7 +269,11 @@ DEFECTIVE: dict[str, tuple[Callable, str, str]] = {
     "squeezed": (Squeezed, "shapes", "the model returned shape (2,) for 1 images"),
     "in place": (InPlace, "finite", "the model changes its input in place: work on a copy"),
     "raises": (Raising, "gradients", "the model raised ZeroDivisionError: not today"),
-    "two fields": (two_fields, "tanh-field", "differ by 0.5 of their size: they must be one field"),
+    "two fields": (
+        two_fields,
+        "tanh-field",
+        "differ by 0.5 of their size on states of .*: write the field once",
+    ),
     "no module": (lambda shape, classes: "model", "finite", "the factory returned str"),
 }
 CONTROLS = {"softmax": LogSoftmax, "stochastic": Dropout, "batch statistics": SampleStatistics}

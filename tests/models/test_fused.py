@@ -25,7 +25,8 @@ from robustode.models.ode.kernels.cpu import matrix_operand, run_on_threads
 from robustode.models.ode.kernels.cpu_tiles import TILE
 from robustode.models.ode.kernels.fixed_step import fixed_step_flow, supports
 from robustode.models.ode.solver import SHU_OSHER_ALPHAS
-from robustode.models.ode.tanh_field import TanhField, defines_tanh_field
+from robustode.models.ode.statement import statement_of
+from robustode.models.ode.tanh_field import TanhField
 from torch import Tensor, nn
 
 SHAPE = (1, 8, 8)
@@ -447,41 +448,54 @@ class Doubled(TanhLayer):
         return 2 * super().forward(state)
 
 
-class Misstated(TanhLayer):
-    def tanh_field(self) -> TanhField:
-        raise AssertionError("it is not of the class that defines forward")
-
-
-class Both(TanhLayer):
-    def forward(self, state: Tensor) -> Tensor:
-        return 2 * super().forward(state)
-
+class Restated(TanhLayer):
     def tanh_field(self) -> TanhField:
         return TanhField(A=2 * torch.eye(len(self.K)), B=self.K, b=self.b)
+
+
+class Both(Restated):
+    def forward(self, state: Tensor) -> Tensor:
+        return 2 * torch.tanh(torch.addmm(self.b, self.K, state))
+
+    def tanh_field(self) -> TanhField:
+        return super().tanh_field()
 
 
 class Below(Doubled):
     pass
 
 
+class RestatedBelow(Doubled):
+    def tanh_field(self) -> TanhField:
+        return TanhField(A=2 * torch.eye(len(self.K)), B=self.K, b=self.b)
+
+
+class Called(TanhLayer):
+    def __call__(self, state: Tensor) -> Tensor:
+        return 2 * super().__call__(state)
+
+
 @pytest.mark.parametrize(
-    ("kind", "taken", "factor"),
+    ("kind", "how", "factor"),
     [
-        (TanhLayer, True, 1),
-        (Same, True, 1),
-        (Both, True, 2),
-        (Doubled, False, 2),
-        (Below, False, 2),
-        (Misstated, False, 1),
+        (TanhLayer, "matrices", 1),
+        (Same, "matrices", 1),
+        (Restated, "matrices", 2),
+        (Both, "both", 2),
+        (RestatedBelow, "both", 2),
+        (Doubled, "forward", 2),
+        (Below, "forward", 2),
+        (Called, "forward", 2),
     ],
 )
-def test_a_layer_is_taken_at_the_word_of_its_own_class_alone(used, kind, taken, factor):
+def test_a_layer_is_solved_by_what_its_class_states_last(used, kind, how, factor):
     layer = kind(3)
     flow = ODEBlock([layer], final_time=0.5, solver=Solver(method="euler", steps=1))
     state = normal(3, 4)
     wanted = state + 0.5 * factor * torch.tanh(layer.K @ state + layer.b)
     assert_close(flow(state).detach(), wanted.detach())
-    assert defines_tanh_field(layer) == taken == flow.has_tanh_fields() == bool(used)
+    assert statement_of(layer) == how
+    assert (how != "forward") == flow.has_tanh_fields() == bool(used)
 
 
 def test_one_layer_that_states_nothing_keeps_the_whole_flow_from_it(used):

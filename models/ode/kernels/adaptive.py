@@ -55,8 +55,8 @@ def adaptive_flow(
     """
     B = torch.stack([field.B for field in fields])
     b = torch.stack([field.b.flatten() for field in fields])
-    A = torch.stack([field.A for field in fields])
-    C = torch.stack([torch.zeros_like(f.A) if f.C is None else f.C for f in fields])
+    A = torch.stack([field.dense_A() for field in fields])
+    C = torch.stack([field.dense_C() for field in fields])
     settings = {"linear": any(field.C is not None for field in fields), "rtol": rtol, "atol": atol}
     save = torch.is_grad_enabled() and any(t.requires_grad for t in (state, B, b, A, C))
     out: Tensor = _AdaptiveFlow.apply(  # type: ignore[no-untyped-call]

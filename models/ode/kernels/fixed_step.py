@@ -101,11 +101,11 @@ def fixed_step_flow(
     """
     B = torch.stack([field.B for field in fields])
     b = torch.stack([field.b.flatten() for field in fields])
-    G = h * torch.stack([field.A for field in fields])
+    G = h * torch.stack([field.dense_A() for field in fields])
     E = torch.eye(B.shape[-1], dtype=B.dtype, device=B.device).expand_as(B)
     linear = any(field.C is not None for field in fields)
     if linear:
-        E = E + h * torch.stack([torch.zeros_like(f.A) if f.C is None else f.C for f in fields])
+        E = E + h * torch.stack([field.dense_C() for field in fields])
     save = torch.is_grad_enabled() and any(t.requires_grad for t in (state, B, b, G, E))
     settings = {"linear": linear, "alphas": SHU_OSHER_ALPHAS[method], "steps": steps}
     out: Tensor = _FixedStepFlow.apply(state, B, b, G, E, settings, save)  # type: ignore[no-untyped-call]

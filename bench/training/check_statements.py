@@ -1,0 +1,42 @@
+"""What a model states beside what it computes, compared with it on real states."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ...attacks.core.image_dtype import call_in_its_dtype
+from ...attacks.core.modes import eval_mode
+from ...models import check_field_agreement, check_stated_bounds
+
+FEW_IMAGES = 16
+"""Images whose states decide."""
+
+
+def check_statements(model: nn.Module, images: Tensor, *, of: str = "the training images") -> None:
+    """Refuse a model that contradicts what its flow states; a run asks before and after training.
+
+    A layer that states its field both by ``forward`` and by matrices must state one field, and constants that
+    a flow states by hand must hold. What is stated once is not asked. The model and torch's random state are
+    left as they were.
+
+    Parameters
+    ----------
+    images
+        Shape (N, C, H, W), on the device of `model`; the first `FEW_IMAGES` are used.
+    of
+        What the images are, for the error message.
+
+    Raises
+    ------
+    ContractBroken
+        When `model` contradicts a statement; one line.
+    """
+    devices = [images.device] if images.device.type == "cuda" else []
+    with eval_mode(model), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        ask = partial(call_in_its_dtype, model, images[:FEW_IMAGES].clone())
+        check_field_agreement(model, ask, of=of)
+        check_stated_bounds(model, ask, of=of)
