@@ -6,6 +6,7 @@ import copy
 import time
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .._errors import InvalidArgument, RecordError, one_line
+from .._errors import InvalidArgument, ModelFailure, RecordError, one_line
 from .._registry import check_name, unknown_name
 from ..attacks import THREATS, Threat
 from ..attacks.core.model_call import call_model
@@ -120,6 +121,8 @@ def evaluate(
         norm, strength, statistic, value, low, high, samples, seeds``. Statistics are ``accuracy`` under each
         threat, a fraction in [0, 1], ``nfe``, the number of field evaluations of a forward pass, and, where
         ``clean`` is among the threats, the accuracy under the threat ``worst-case`` of each attacked norm.
+        Where the module gives no finite answer for some samples, ``no_answer`` is their share: they count
+        as misclassified.
         `low` and `high` are the 95% Wilson interval of an accuracy.
 
     Raises
@@ -129,8 +132,8 @@ def evaluate(
     DataUnavailable
         When the dataset is neither stored nor downloadable.
     ModelFailure, NonFinite, BudgetViolation
-        When the module raises, returns no finite logits or states its field twice and differently, or an
-        attack exceeds its norm ball.
+        When the module raises by its code, gives no finite logits for any sample of its first batch or states
+        its field twice and differently, or an attack exceeds its norm ball.
 
     Warns
     -----
@@ -269,7 +272,8 @@ def _seconds_per_sample(module: nn.Module, data: Data, batch_size: int, device: 
     with asking(module, 0), frozen(module), torch.no_grad():
         for _ in range(2):
             began = time.perf_counter()
-            call_model(module, images.clone(), data.num_classes).sum().item()
+            with suppress(ModelFailure):  # of a sample or of the model: the evaluation tells
+                call_model(module, images.clone(), data.num_classes).sum().item()
             times.append(time.perf_counter() - began)
     return min(times) / len(images)
 

@@ -140,7 +140,7 @@ def _run(
             step = width[..., None] * v.view_as(x)
             points = [(x + step).clamp(0, 1), (x - step).clamp(0, 1)]
             above, below = (state.query_logits(rows, p, within(p, x0, eps, rows, norm)) for p in points)
-            change = above - below
+            change = (above - below).nan_to_num(0)  # no answer at one of the points
             changes.append(change.gather(1, classes) - change.gather(1, state.labels[rows][:, None]))
             moves.append((points[0] - points[1]).flatten(1))
         changes_seen = torch.stack(changes, 1).to(x)

@@ -23,7 +23,8 @@ def slope(state: BatchState, rows: Tensor, x: Tensor, width: Radius, directions:
         v = torch.where(draw(x, derive(seeds, purpose, number), uniform_unit) < 0.5, -1.0, 1.0).to(x)
         above = state.probe_margins(rows, (x + width * v).clamp(0, 1))
         below = state.probe_margins(rows, (x - width * v).clamp(0, 1))
-        g += ((above - below).view(-1, 1, 1, 1) / (2 * width * directions)).to(x) * v
+        rise = (above - below).nan_to_num(0, 0, 0)  # a margin is infinite where there is no answer
+        g += (rise.view(-1, 1, 1, 1) / (2 * width * directions)).to(x) * v
     return g
 
 

@@ -108,8 +108,9 @@ def _run(
     restart: int,
     final: bool,
 ) -> None:
-    """One run of the attack, and one more after the first time that memory runs out for a gradient."""
-    full = False
+    """One run of the attack, and one more after the first time that memory runs out for a gradient, or that
+    it cannot be had for some sample.
+    """
     try:
         with seeded(seed, restart=restart, device=images.device):
             with torch.enable_grad():
@@ -117,15 +118,16 @@ def _run(
             tracked.last = final
             with torch.no_grad():
                 tracked(last)
-    except (MemoryError, RuntimeError) as error:
+            return
+    except Exception as error:
         split = model.largest_batch is not None and model.largest_batch < len(images)
-        if split or len(images) == 1 or not out_of_memory(error):
+        full = out_of_memory(error) and not split and len(images) > 1
+        if not full and not model.retry(error):
             raise
-        full = True
     if full:  # outside the handler: the exception holds on to every tensor of the failed try
         model.halve_batch(len(images))
-        tracked.last = False
-        _run(make, model, tracked, images, labels, seed, restart, final)
+    tracked.last = False
+    _run(make, model, tracked, images, labels, seed, restart, final)
 
 
 def run_torchattacks(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .best_images import BestImages
 from .beyond_doubt import broken_as_stored
-from .losses import margin, minimum_reliable_margin
+from .losses import answered, margin, minimum_reliable_margin
 from .minimum_norm_search import Observer
 from .norms import BUDGET_TOLERANCE, distance
 from .queried_model import QueriedModel
@@ -87,7 +87,7 @@ class CurveSearch:
 
         def observe(x: Tensor, logits: Tensor, gradient: Tensor | None) -> None:
             if gradient is not None:
-                self.zero_gradient[rows] |= (gradient == 0).flatten(1).all(1)
+                self.zero_gradient[rows] |= (gradient == 0).flatten(1).all(1) & answered(logits)
             found = margin(logits, self.labels[rows])
             self.offer(rows, x, found, found > minimum_reliable_margin(logits))
 

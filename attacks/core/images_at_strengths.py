@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .frozen_model import frozen
+from .losses import misclassified
 from .queried_model import QueriedModel
 from .types import Model, Norm
 
@@ -39,8 +40,8 @@ def images_at_strengths(
     factor = (far / distances).nan_to_num(0, 0, 0).view(-1, 1, 1, 1).to(images)
     outward = (images + factor * (found - images)).clamp(0, 1)
     with frozen(model):
-        predicted = QueriedModel.of(model).logits(outward).argmax(1)
-    holds = (predicted != labels) & (factor.view(-1) > 0)
+        broken = misclassified(QueriedModel.of(model).logits(outward), labels)
+    holds = broken & (factor.view(-1) > 0)
     grid = []
     for strength in strengths:
         near = found.where((distances <= strength).view(-1, 1, 1, 1), images)

@@ -14,20 +14,33 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """max_{k != y} z_k - z_y in float64, (N,), of logits (N, K): positive exactly where argmax is not y.
 
     Where two logits are equal argmax takes the first; such a margin is the least positive number if that
-    is not y, and 0 if it is.
+    is not y, and 0 if it is. Where a logit is NaN there is no answer (`SampleAnswers`), and the margin is
+    infinite.
     """
     logits = logits.double()
     others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
     value = others - logits.gather(1, labels[:, None])[:, 0]
     fooled = logits.argmax(1) != labels
-    return torch.where(fooled, value.clamp_min(torch.finfo(value.dtype).tiny), value)
+    value = torch.where(fooled, value.clamp_min(torch.finfo(value.dtype).tiny), value)
+    return torch.where(logits.isnan().any(1), torch.inf, value)
+
+
+def answered(logits: Tensor) -> Tensor:
+    """Which of `logits` (N, K) are an answer, bool (N,): finite throughout."""
+    return logits.isfinite().all(1)
+
+
+def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
+    """Where `logits` (N, K) do not answer `labels` (N,), or are no answer, bool (N,)."""
+    return (logits.argmax(1) != labels) | ~answered(logits)
 
 
 def minimum_reliable_margin(logits: Tensor) -> Tensor:
     """How much of a margin of `logits` (N, K) may be rounding error, float64 (N,): the last digits change in
     batches of another size. A tie is never reliable.
     """
-    error = 64 * torch.finfo(logits.dtype).eps * logits.abs().amax(1).double()
+    size = logits.abs().amax(1).double().nan_to_num(0)  # no answer: nothing that rounding could undo
+    error = 64 * torch.finfo(logits.dtype).eps * size
     return error.clamp_min(torch.finfo(error.dtype).tiny)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .best_images import BestImages
 from .frozen_model import frozen
-from .losses import wrong_classes
+from .losses import misclassified, wrong_classes
 from .norms import distance, normalise_l2, norms_of, onto_ball, per_image
 from .queried_model import QueriedModel
 from .sampling import draw, normal, uniform_unit
@@ -124,7 +124,7 @@ class MinimumNormSearch:
     def _keep(self, images: Tensor, logits: Tensor) -> Tensor:
         if self._clean is None:
             self._clean = logits
-        adversarial = logits.argmax(1) != self.labels
+        adversarial = misclassified(logits, self.labels)
         self._best.offer(slice(None), images, -distance(images, self.images, self.norm), adversarial)
         return adversarial
 

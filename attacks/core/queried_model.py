@@ -73,6 +73,7 @@ class QueriedModel(nn.Module):
         self.backwards = 0
         self.evaluations: int | None = None
         self._counted = 0
+        self.recompute = False
         self._pending: list[tuple[Tensor, Callable[[], None]]] = []
 
     @classmethod
@@ -106,6 +107,10 @@ class QueriedModel(nn.Module):
         """Logits (N, K) of `images` (N, C, H, W) in one batch, differentiable where the images are."""
         if images.requires_grad:
             images.register_hook(lambda gradient: self.require_finite(gradient, "the input gradient is"))
+        return self.answer(images)
+
+    def answer(self, images: Tensor) -> Tensor:
+        """What `forward` returns; the gradient is not checked."""
         logits = self.ask(images)
         self.require_finite(logits.detach(), "logits are")
         self.forwards += len(images)
@@ -145,11 +150,29 @@ class QueriedModel(nn.Module):
                 x = x.detach().requires_grad_(True)
                 logits = self(x)
                 value = loss(logits, rows)
-                (gradient,) = torch.autograd.grad(value.sum(), x)
+                gradient = self.differentiate(lambda logits: loss(logits, rows), logits, value, x)
             return logits.detach(), value.detach(), gradient
 
         logits, value, gradient = self.in_batches(differentiate, x, rows)
         return logits, value, gradient
+
+    def differentiate(
+        self, loss: Callable[[Tensor], Tensor], logits: Tensor, value: Tensor, x: Tensor
+    ) -> Tensor:
+        """The gradient of ``value = loss(logits)`` by the images `x` (n, C, H, W)."""
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        return gradient
+
+    def pull_back(self, x: Tensor, cotangent: Tensor) -> Tensor:
+        """The gradient by `x` (n, C, H, W) of its logits times `cotangent` (n, K), summed."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(self(x), x, cotangent)
+        return gradient
+
+    def retry(self, error: BaseException) -> bool:
+        """Whether an attack that raised `error` may begin again: never, the model would answer alike."""
+        return False
 
     def gradient_in_double(self, rows: Tensor, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor] | None:
         """Values (n,) of `loss` and its gradient, both float64, as of `gradient` for a model in float64.
@@ -170,10 +193,13 @@ class QueriedModel(nn.Module):
     def differentiable(self, images: Tensor) -> Tensor:
         """Logits (N, K) to be differentiated by the caller, in batches of at most `largest_batch`.
 
-        Where there are several, each is asked again for its gradient, so that one graph is held at a time.
+        Where there are several, each is asked again for its gradient, so that one graph is held at a time;
+        and so is a single one after `recompute`.
         """
         if not images.requires_grad:
             return self.logits(images)
+        if self.recompute:
+            return cast(Tensor, RecomputedGradient.apply(images, self))  # type: ignore[no-untyped-call]
         if self.largest_batch is None or len(images) <= self.largest_batch:
             return cast(Tensor, self(images))
         return cast(Tensor, RecomputedGradient.apply(images, self))  # type: ignore[no-untyped-call]

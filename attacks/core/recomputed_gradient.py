@@ -23,10 +23,8 @@ class RecomputedGradient(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient by the images, from that by the logits."""
 
-        def differentiate(x: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
-            with torch.enable_grad():
-                x = x.detach().requires_grad_(True)
-                return torch.autograd.grad(ctx.model(x), x, gradient)
+        def pull_back(x: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
+            return (ctx.model.pull_back(x, gradient),)
 
-        (gradient,) = ctx.model.in_batches(differentiate, *ctx.saved_tensors, *gradients)
+        (gradient,) = ctx.model.in_batches(pull_back, *ctx.saved_tensors, *gradients)
         return gradient, None

@@ -30,9 +30,9 @@ def result_line(
         if record.status == "ok" and record.cell.family == "clean"
     ]
     survived = {
-        (norm, strength): samples[0].mean()
+        (norm, strength): each[0].robust.mean()
         for _, _, norm, found in worst_cases(records)
-        for strength, samples in found.items()
+        for strength, each in found.items()
     }
     for norm in NORMS:
         budget = norm, reported.get(norm, 0.0)

@@ -18,16 +18,19 @@ from ...attacks.core.frozen_model import frozen as frozen
 from ...attacks.core.seeds import Purpose, derive, stream_seeds
 from ..data import Split
 from ..records.adversarial_examples import AdversarialExamples
+from ..records.predictions import NO_ANSWER
 from ..records.record import Cell, Record, Status
 from ..runtime.checked_model import CheckedModel
 from ..runtime.foreign_code import asking, attacking
 from .attack_verification import EXAMPLES as EXAMPLES
 from .attack_verification import CellVerification, predict
+from .deferred_checks import with_deferred_checks
 
 POOL = 10
 """Batches whose correctly classified samples are attacked together, where the threat allows it."""
 
 
+@with_deferred_checks
 def evaluate_cell(
     cell: Cell,
     model: nn.Module,
@@ -40,6 +43,7 @@ def evaluate_cell(
     clean: np.ndarray | None = None,
     keep: Callable[[AdversarialExamples], None] | None = None,
     on_samples: Callable[[int], None] = lambda samples: None,
+    deferred: bool = False,
 ) -> Record:
     """Accuracy of `model` on the first ``cell.samples`` of `split` under one threat at one strength.
 
@@ -58,6 +62,8 @@ def evaluate_cell(
         one before it is measured and predicted, and a break must survive what `CellVerification` asks of it.
     on_samples
         Called with the number of (draw, sample) pairs after each batch.
+    deferred
+        See `with_deferred_checks`, which sets it.
 
     Raises
     ------
@@ -69,9 +75,7 @@ def evaluate_cell(
     verification = CellVerification(cell, threat, split, stored=keep is not None)
     rows = np.arange(cell.samples)
     with asking(model, seed_of(cell)), frozen(model):
-        queried = CheckedModel(
-            model, num_classes, deferred=device.type != "cpu", largest_batch=cell.batch_size
-        )
+        queried = query(model, num_classes, cell, clean, deferred=deferred)
         if threat.family not in ("clean", "noise") and cell.strength > 0:
             verification.prediction[:] = predict_clean(queried, split, cell.batch_size, device, clean)
             rows = np.flatnonzero(verification.prediction[0] == verification.labels)
@@ -97,7 +101,11 @@ def evaluate_cell(
         cell=cell,
         outcomes=verification.outcomes(),
         examples=verification.examples(),
-        measures={**verification.measures(), **part_measures(costs.at(cell.strength))},
+        measures={
+            **verification.measures(),
+            **part_measures(costs.at(cell.strength)),
+            **gradient_measures(queried),
+        },
         forwards=queried.forwards,
         backwards=queried.backwards,
         nfe=queried.nfe,
@@ -135,6 +143,17 @@ def batches(
         yield batch, split.images[here].to(device), split.labels[here].to(device), seeds
 
 
+def query(
+    model: nn.Module, num_classes: int, cell: Cell, clean: np.ndarray | None, *, deferred: bool
+) -> CheckedModel:
+    """`model` as an attack of `cell` asks it; `clean` are the predictions that it has made, if it has."""
+    queried = CheckedModel(
+        model, num_classes, deferred=deferred, largest_batch=cell.batch_size, per_sample=True
+    )
+    queried.has_answered = clean is not None and bool((clean != NO_ANSWER).any())
+    return queried
+
+
 def predict_clean(
     model: CheckedModel, split: Split, batch_size: int, device: torch.device, known: np.ndarray | None
 ) -> np.ndarray:
@@ -153,6 +172,12 @@ def part_measures(parts: Mapping[str, Part]) -> dict[str, float]:
         for name, part in parts.items()
         for what, value in dataclasses.asdict(part).items()
     }
+
+
+def gradient_measures(model: CheckedModel) -> dict[str, float]:
+    """How often a gradient was asked for and was none, where that happened, as a measure of a record."""
+    count = model.nonfinite_gradients
+    return {"nonfinite_gradients": float(count)} if count else {}
 
 
 def _perturb(

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..._errors import BudgetViolation, NonFinite
 from ...attacks import BUDGET_TOLERANCE, Threat, distance, violation
+from ...attacks.core.losses import answered
 from ..data import Split
 from ..records.adversarial_examples import AdversarialExamples, add_steps, perturbation_steps
-from ..records.predictions import largest_norm, outcomes_of
+from ..records.predictions import NO_ANSWER, largest_norm, outcomes_of
 from ..records.record import Cell
 from ..runtime.checked_model import CheckedModel
 
@@ -39,7 +40,8 @@ class CellVerification:
     labels
         (samples,).
     prediction
-        int16 (draws, samples), to be filled with clean predictions for samples that are not attacked.
+        int16 (draws, samples), `NO_ANSWER` where there is none; to be filled with clean predictions for
+        samples that are not attacked.
     """
 
     def __init__(self, cell: Cell, threat: Threat, split: Split, *, stored: bool) -> None:
@@ -70,7 +72,7 @@ class CellVerification:
         if steps is not None:
             model.raise_pending()
             found = found.cpu()
-            for ask in (_alone, _shuffled):
+            for ask in (predict_alone, _shuffled):
                 if len(broken := np.flatnonzero(found.numpy() != labels)):
                     found[broken] = ask(model, perturbed[torch.from_numpy(broken).to(perturbed.device)]).cpu()
             for i in np.flatnonzero(found.numpy() != labels):
@@ -124,12 +126,13 @@ class CellVerification:
 
 
 def predict(model: CheckedModel, images: Tensor) -> Tensor:
-    """The classes of `images` (n, C, H, W), int64 (n,), where the images lie; not waited for."""
-    return model.logits(images).argmax(1)
+    """The classes of `images` (n, C, H, W), int64 (n,), `NO_ANSWER` where there is none; not waited for."""
+    logits = model.logits(images)
+    return logits.argmax(1).where(answered(logits), NO_ANSWER)
 
 
-def _alone(model: CheckedModel, images: Tensor) -> Tensor:
-    """Classes of `images` (n, C, H, W), each in a batch of its own."""
+def predict_alone(model: CheckedModel, images: Tensor) -> Tensor:
+    """What `predict` returns, each of `images` (n, C, H, W) in a batch of its own."""
     return torch.cat([predict(model, image[None]) for image in images])
 
 

@@ -17,12 +17,13 @@ from ...attacks.core.frozen_model import frozen
 from ..data import Split
 from ..records.adversarial_examples import AdversarialExamples
 from ..records.record import Cell, Record
-from ..runtime.checked_model import CheckedModel
 from ..runtime.foreign_code import asking, attacking
-from .accuracy import batches, part_measures, predict_clean, seed_of
+from .accuracy import batches, gradient_measures, part_measures, predict_clean, query, seed_of
 from .attack_verification import CellVerification
+from .deferred_checks import with_deferred_checks
 
 
+@with_deferred_checks
 def evaluate_curve(
     cells: Sequence[Cell],
     model: nn.Module,
@@ -35,6 +36,7 @@ def evaluate_curve(
     clean: np.ndarray | None = None,
     keep: Callable[[Cell, AdversarialExamples], None] | None = None,
     on_samples: Callable[[int], None] = lambda samples: None,
+    deferred: bool = False,
 ) -> list[Record]:
     """Accuracy under one threat at the strengths of `cells`, a record for each, from one run of the threat.
 
@@ -49,7 +51,7 @@ def evaluate_curve(
         ``parameters["reported"]`` say which grid is run, and `cells` which part of it is returned.
     threat
         Has a `curve`; configured with the parameters of the cells.
-    clean
+    clean, deferred
         As in `evaluate_cell`.
     keep
         Called with each cell and its broken samples.
@@ -76,9 +78,7 @@ def evaluate_curve(
     verifications = [CellVerification(cell, threat, split, stored=True) for cell in grid]
     asked = [0] * len(grid)
     with asking(model, seed_of(first)), frozen(model):
-        queried = CheckedModel(
-            model, num_classes, deferred=device.type != "cpu", largest_batch=first.batch_size
-        )
+        queried = query(model, num_classes, first, clean, deferred=deferred)
         prediction = predict_clean(queried, split, first.batch_size, device, clean)
         for verification in verifications:
             verification.prediction[:] = prediction
@@ -129,6 +129,7 @@ def evaluate_curve(
                     "strengths_in_run": float(len(grid)),
                     **verification.measures(),
                     **part_measures(own),
+                    **gradient_measures(queried),
                 },
                 forwards=asked[number] + rest[0][number] + sum(part.forwards for part in own.values()),
                 backwards=rest[1][number] + sum(part.backwards for part in own.values()),

@@ -79,7 +79,13 @@ def evaluate_solver_transfer(
     asked: list[CheckedModel] = []
     for number, (name, surrogate) in enumerate(surrogates.items(), start=1):
         asked.append(
-            CheckedModel(surrogate, num_classes, deferred=device.type != "cpu", largest_batch=cell.batch_size)
+            CheckedModel(
+                surrogate,
+                num_classes,
+                deferred=device.type != "cpu",
+                largest_batch=cell.batch_size,
+                per_sample=True,
+            )
         )
         breaks: list[AdversarialExamples] = []
         try:

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from ..._errors import ContractBroken, ModelFailure
-from ...attacks.core.model_call import call_model
+from ...attacks.core.losses import answered
 from ...models import LipschitzParts, NoCertificate, stated_lipschitz_parts
 from ..data import Split
 from ..evaluation.accuracy import frozen
 from ..records.record import Cell, Record
+from ..runtime.checked_model import CheckedModel
 from .slopes import ROUNDING, slopes_over_bound
 
 MEASURED, ASCENTS = 8, 2
@@ -76,8 +77,10 @@ def certify_cell(
         )
     if not all(math.isfinite(bound) and bound >= 0 for bound in parts.body.values()):
         raise ModelFailure(f"lipschitz_parts returned bounds that are no finite numbers: {dict(parts.body)}")
+    asked = CheckedModel(double, num_classes, per_sample=True)
     with frozen(double):
-        few = split.images[:MEASURED].to(device, torch.float64)
+        few = split.images[: max(MEASURED, cell.batch_size)].to(device, torch.float64)
+        few = few[answered(asked.logits(few))][:MEASURED]
         generator = torch.Generator().manual_seed(0)
         seen = slopes_over_bound(double, few, parts, ascents=ASCENTS, generator=generator)
     steepest = max(float(each.max()) for each in seen.values())
@@ -91,7 +94,7 @@ def certify_cell(
         for images, labels in zip(
             split.images.split(cell.batch_size), split.labels.split(cell.batch_size), strict=True
         ):
-            logits = call_model(double, images.to(device, torch.float64), num_classes)
+            logits = asked(images.to(device, torch.float64))  # no answer: NaN, and a radius of 0
             radii.append(l2_radius(logits, labels.to(device), parts).cpu())
     radius = torch.cat(radii).numpy()
     # Stored in float32, rounded towards 0: a certificate never grows by being written down.

@@ -21,6 +21,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from ...attacks.core.losses import answered
 from ...attacks.core.seeds import Purpose, stream_generator
 from ..data import Split
 from ..evaluation.accuracy import frozen
@@ -69,7 +70,8 @@ def smooth_cell(
     n0, n, alpha = (cell.parameters[name] for name in ("n0", "n", "alpha"))
     radius, labels = np.zeros(cell.samples, np.float32), split.labels.tolist()
     with frozen(model), torch.no_grad():
-        queried = CheckedModel(model, num_classes, deferred=device.type != "cpu")
+        queried = CheckedModel(model, num_classes, per_sample=True)
+        queried.has_answered = True  # as `unsuitable` made sure
         for i in range(cell.samples):
             selection, estimation = (
                 stream_generator(Purpose.SMOOTHING, cell.attack_seed, what, int(split.indices[i]))
@@ -79,7 +81,6 @@ def smooth_cell(
             votes = _count(queried, image, n0, cell, selection)
             chosen = int(votes.argmax())
             counts = int(_count(queried, image, n, cell, estimation)[chosen])
-            queried.raise_pending()
             if chosen == labels[i]:
                 # Rounded towards 0: a certificate never grows by being written down.
                 certified = smoothed_radius(counts, n, cell.strength, alpha)
@@ -97,7 +98,12 @@ def smooth_cell(
 
 
 def unsuitable(model: nn.Module, images: Tensor, num_classes: int) -> str | None:
-    """Why votes of `model` cannot be counted, measured on a batch of `images`; None when they can."""
+    """Why votes of `model` cannot be counted, measured on a batch of `images`; None when they can.
+
+    Images without an answer say nothing of it.
+    """
+    with frozen(model), torch.no_grad():
+        images = images[answered(CheckedModel(model, num_classes, per_sample=True)(images))]
     if any(call.couples_samples for call in observe(model, images)):
         return "an adaptive solver couples the samples of a batch: votes are not independent"
     found = inconsistencies(
@@ -116,6 +122,7 @@ def _count(model: CheckedModel, image: Tensor, n: int, cell: Cell, generator: to
     for start in range(0, n, cell.batch_size):
         size = (min(cell.batch_size, n - start), *image.shape)
         noise = torch.randn(size, generator=generator).to(image, non_blocking=True)
-        chosen = model(image + cell.strength * noise).argmax(1)
+        logits = model(image + cell.strength * noise)
+        chosen = logits.argmax(1)[answered(logits)]  # a copy without an answer has no vote
         votes.index_add_(0, chosen, torch.ones_like(chosen))
     return votes.cpu()

@@ -148,8 +148,9 @@ class Record:
         ``ok``, or what went wrong and one line about it. Only ``ok`` records carry outcomes.
     outcomes
         Arrays by name. Accuracy: ``correct`` bool (draws, samples) and ``misclassified_as`` (k,), the
-        predicted classes where it is False (see `predictions`); for a bounded attack also ``norm`` float32
-        (draws, samples), the distance of each perturbed image, which is not stored (`NOT_STORED`).
+        predicted classes where it is False, -1 for no answer (see `predictions`); for a bounded attack also
+        ``norm`` float32 (draws, samples), the distance of each perturbed image, which is not stored
+        (`NOT_STORED`).
         Certificate: ``radius`` float32 (samples,), an l2 radius in pixel units, 0 where misclassified; none
         where there is no certificate. Dynamics, float64: along ``time`` (t,): ``layer`` (t,),
         ``growth_random``, ``growth_adversarial``, ``sensitivity_initial``, ``sensitivity_trained`` and
@@ -163,7 +164,8 @@ class Record:
         int64 (k,) and ``image`` uint8 (k, c, h, w), for figures only. Stored where figures show them.
     measures
         Scalars by name (``samples_per_second``, ``peak_memory_bytes``, ``parameters``, ...). Of a bounded
-        attack ``largest_norm``, the largest distance of a perturbed image. Of a flow's
+        attack ``largest_norm``, the largest distance of a perturbed image, and ``nonfinite_gradients``, how
+        often a gradient was asked for and was none. Of a flow's
         timing also its ``operations`` and ``bytes``, the device's ``copy_bandwidth`` (bytes/s) and
         ``arithmetic_rate`` (operations/s), ``floor_seconds``, and ``achieved``, that over the median.
     card

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..records.held_out import HELD_OUT, why_not_trained
 from ..records.latest import Entry, current, entry
+from ..records.predictions import unanswered
 from ..records.record import SUBMISSION, Cell, Record
 from .certificates import NORMS, SMOOTHING, attacked_samples, certified, has_radii
 from .worst_case import WORST_CASE, worst_cases
@@ -65,9 +66,11 @@ def summarise(records: Iterable[Record]) -> pd.DataFrame:
     one sample, are not independent). Throughput is in samples per second, latency in seconds a
     batch, memory in bytes; there `strength` is the batch size and `protocol` the device. Of a flow
     (threats ``flow`` and ``flow-gradient``) ``floor`` is the time floor of a batch in seconds, and
-    ``achieved_fraction`` that over the median latency. Failed records give no row, and `seeds` says
-    how many training seeds are behind a value. ``not_trained`` is the share of a row's training seeds whose
-    network has learnt nothing (`records.held_out`), where any has not.
+    ``achieved_fraction`` that over the median latency. ``no_answer`` is the share of samples for which the
+    model gave no finite answer, part of those that are not classified correctly; of a worst case those that
+    no attack made a wrong class of. Where all were answered it has no row. Failed records give no row, and
+    `seeds` says how many training seeds are behind a value. ``not_trained`` is the share of a row's training
+    seeds whose network has learnt nothing (`records.held_out`), where any has not.
     """
     used, _ = current(records)
     good = [record for record in used if record.status == "ok"]
@@ -113,6 +116,15 @@ def _fractions(where: tuple[Any, ...], values: Sequence[float], samples: int) ->
         yield (*where, "accuracy_spread", float(np.std(values, ddof=1)), np.nan, np.nan, samples, seeds)
 
 
+def _no_answer(
+    where: tuple[Any, ...], found: Sequence[NDArray[np.bool_]], samples: int
+) -> Iterator[tuple[Any, ...]]:
+    """The row of the share without an answer, a mean over seeds; none where all answered."""
+    if any(each.any() for each in found):
+        mean = float(np.mean([each.mean() for each in found]))
+        yield (*where, "no_answer", mean, np.nan, np.nan, samples, len(found))
+
+
 def _accuracy_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
     cells = [(r.cell, r) for r in records if r.cell.kind == "accuracy" and r.cell.family != SUBMISSION]
     places = (
@@ -121,13 +133,16 @@ def _accuracy_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
     for where, group in _grouped(places).items():
         samples = min(record.outcomes["correct"].shape[1] for record in group)
         yield from _fractions(where, [record.accuracy for record in group], samples)
+        yield from _no_answer(where, [unanswered(record.outcomes) for record in group], samples)
 
 
 def _worst_case_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:
     for (dataset, model, recipe), protocol, norm, found in worst_cases(records):
-        for strength, robust in found.items():
+        for strength, worst in found.items():
             where = (dataset, protocol, model, recipe, WORST_CASE, norm, strength)
-            yield from _fractions(where, [float(each.mean()) for each in robust], robust[0].size)
+            samples = worst[0].robust.size
+            yield from _fractions(where, [float(each.robust.mean()) for each in worst], samples)
+            yield from _no_answer(where, [each.no_answer for each in worst], samples)
 
 
 def _certified_rows(records: list[Record]) -> Iterator[tuple[Any, ...]]:

@@ -14,13 +14,13 @@ from torch import nn
 
 from ..._errors import RobustodeError
 from ...attacks import BUDGET_TOLERANCE, distance, violation
-from ...attacks.core.model_call import call_model
 from ..data import Data
 from ..evaluation.accuracy import failed, frozen, seed_of
+from ..evaluation.attack_verification import predict_alone
 from ..evaluation.margins import relative_margins, relative_margins_alone_and_shuffled
 from ..records.adversarial_examples import AdversarialExamples, add_steps
 from ..records.latest import Entry
-from ..records.predictions import largest_norm, outcomes_of
+from ..records.predictions import NO_ANSWER, largest_norm, outcomes_of
 from ..records.record import Cell, Record
 from ..records.store import Store
 from ..runtime.checked_model import CheckedModel
@@ -65,7 +65,8 @@ def replay_cell(
         and how many ``broke`` the model.
     """
     described, began = environment_of(model, torch.device("cpu")), time.perf_counter()
-    queried = CheckedModel(model, data.num_classes)
+    queried = CheckedModel(model, data.num_classes, per_sample=True)
+    queried.has_answered = bool((clean != NO_ANSWER).any())
     try:
         with asking(model, seed_of(cell)):
             outcomes, breaks, tally = _replay(cell, sources, queried, data, clean[: cell.samples])
@@ -84,7 +85,7 @@ def replay_cell(
 
 
 def _replay(
-    cell: Cell, sources: Sequence[Source], model: nn.Module, data: Data, clean: NDArray[np.int16]
+    cell: Cell, sources: Sequence[Source], model: CheckedModel, data: Data, clean: NDArray[np.int16]
 ) -> tuple[dict[str, NDArray[Any]], AdversarialExamples, list[dict[str, Any]]]:
     """Outcomes, the first example of each sample that holds, and for each source how many broke the model.
 
@@ -116,7 +117,12 @@ def _replay(
         if len(new):
             part = torch.from_numpy(new)
             found = relative_margins_alone_and_shuffled(
-                model, images[part], targets[part], cell.batch_size, data.num_classes
+                model,
+                images[part],
+                targets[part],
+                cell.batch_size,
+                data.num_classes,
+                unperturbed=original[torch.from_numpy(inside)][part],
             )
             holds = np.stack(list(found.values())).min(0) > 0
             for i in new[holds]:
@@ -128,9 +134,8 @@ def _replay(
     if len(rows):
         original = test.images[torch.from_numpy(rows)]
         stored = torch.from_numpy(add_steps(original.numpy(), steps))
-        with frozen(model), torch.no_grad():
-            alone = [call_model(model, image[None], data.num_classes).argmax() for image in stored]
-        prediction[rows] = torch.stack(alone).numpy()
+        with frozen(model):
+            prediction[rows] = predict_alone(model, stored).numpy()
         length[rows] = distance(stored, original, cell.norm).numpy()  # type: ignore[arg-type]
     outcomes = {**outcomes_of(prediction[None], labels), "norm": length[None]}
     breaks = AdversarialExamples(

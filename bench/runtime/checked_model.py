@@ -1,16 +1,16 @@
-"""The model as the harness asks it: a `QueriedModel` that counts the evaluations of ODE fields too."""
+"""The model as the harness asks it: `SampleAnswers` that count the evaluations of ODE fields too."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ...attacks.core.queried_model import QueriedModel
+from ...attacks.core.sample_answers import SampleAnswers
 from ..solvers.observe import count_nfe, is_compiled, solvers_seen
 from ..solvers.recording import Observer
 
 
-class CheckedModel(QueriedModel):
-    """See `QueriedModel`. The field evaluations are counted here, since attacks know nothing of models.
+class CheckedModel(SampleAnswers):
+    """See `SampleAnswers`. The field evaluations are counted here, since attacks know nothing of models.
 
     They are counted where solvers are called, whatever the model says of itself. In a model that is compiled
     no call can be seen; it is asked once more, not compiled, and what that takes is taken to be its cost.

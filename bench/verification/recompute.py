@@ -14,9 +14,9 @@ from torch import nn
 
 from ..._errors import CheckpointError, RecordError, RobustodeError, one_line
 from ...attacks import BUDGET_TOLERANCE, violation
-from ...attacks.core.model_call import call_model
 from ..data import Data
 from ..evaluation.accuracy import frozen, seed_of
+from ..evaluation.attack_verification import predict
 from ..evaluation.margins import TIE, relative_margins_alone_and_shuffled
 from ..records.adversarial_examples import AdversarialExamples, add_steps
 from ..records.checkpoint import load_tensors
@@ -24,6 +24,7 @@ from ..records.examples_archive import content_sha256
 from ..records.predictions import predictions
 from ..records.record import Record
 from ..records.store import Store
+from ..runtime.checked_model import CheckedModel
 from ..runtime.foreign_code import asking
 from .report_consistency import Finding
 
@@ -97,11 +98,9 @@ class Recheck:
         """The clean predictions again, in the batches in which they were made."""
         test, size = self.data.test.first(record.cell.samples), record.cell.batch_size
         try:
-            with asking(model, seed_of(record.cell)), frozen(model), torch.no_grad():
-                parts = [
-                    call_model(model, test.images[i : i + size].clone(), self.data.num_classes).argmax(1)
-                    for i in range(0, len(test), size)
-                ]
+            asked = CheckedModel(model, self.data.num_classes, per_sample=True)
+            with asking(model, seed_of(record.cell)), frozen(model):
+                parts = [predict(asked, test.images[i : i + size].clone()) for i in range(0, len(test), size)]
         except RobustodeError as error:
             yield self._wrong(record, f"cannot be predicted again: {one_line(error)}")
             return
@@ -196,7 +195,7 @@ class Recheck:
         try:
             with asking(self.model, seed_of(cell)):
                 found = relative_margins_alone_and_shuffled(
-                    self.model, images, labels, cell.batch_size, self.data.num_classes
+                    self.model, images, labels, cell.batch_size, self.data.num_classes, unperturbed=clean
                 )
         except RobustodeError as error:
             yield Finding(file=file, what=f"cannot be predicted: {one_line(error)}")

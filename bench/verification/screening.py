@@ -15,14 +15,15 @@ from torch import nn
 
 from ..._errors import RecordError
 from ...attacks import BUDGET_TOLERANCE, distance, violation
-from ...attacks.core.model_call import call_model
 from ..data import Data, Split
 from ..evaluation.accuracy import frozen, seed_of
+from ..evaluation.attack_verification import predict_alone
 from ..evaluation.margins import relative_margins_alone_and_shuffled
 from ..records.adversarial_examples import AdversarialExamples, add_steps, perturbation_steps
 from ..records.predictions import outcomes_of
 from ..records.record import Cell
 from ..records.store import Store
+from ..runtime.checked_model import CheckedModel
 from ..runtime.foreign_code import asking
 from .submitted_file import Sent
 
@@ -94,7 +95,12 @@ def screen_examples(
     stored = torch.from_numpy(add_steps(test.images[rows].numpy(), steps))
     with asking(model, seed_of(cell)):
         found = relative_margins_alone_and_shuffled(
-            model, stored, test.labels[rows], cell.batch_size, data.num_classes
+            model,
+            stored,
+            test.labels[rows],
+            cell.batch_size,
+            data.num_classes,
+            unperturbed=test.images[rows],
         )
     broken = np.stack(list(found.values())).min(0) > 0
     sift(broken, "still classified correctly")
@@ -105,9 +111,10 @@ def screen_examples(
     steps, stored = steps[first], stored[torch.from_numpy(first)]
     prediction, length = clean.copy(), np.zeros(cell.samples, np.float32)
     if len(rows):
-        with asking(model, seed_of(cell)), frozen(model), torch.no_grad():
-            alone = [call_model(model, image[None], data.num_classes).argmax() for image in stored]
-        prediction[rows] = torch.stack(alone).numpy()
+        asked = CheckedModel(model, data.num_classes, per_sample=True)
+        asked.has_answered = True  # as `found` made sure
+        with asking(model, seed_of(cell)), frozen(model):
+            prediction[rows] = predict_alone(asked, stored).numpy()
         length[rows] = distance(stored, test.images[rows], cell.norm).numpy()  # type: ignore[arg-type]
     return ScreenedExamples(
         breaks=AdversarialExamples(

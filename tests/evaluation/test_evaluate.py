@@ -322,9 +322,9 @@ def test_another_shape_is_an_error(problem, shape):
 
 
 @pytest.mark.parametrize("name", ["clean", "gaussian", "fgsm-linf", "pgd-l2"])
-def test_nan_logits_are_an_error_and_not_an_accuracy(problem, name):
+def test_nan_logits_of_every_sample_are_an_error_and_not_an_accuracy(problem, name):
     _, split = problem
-    model = stubs.Faulty((1, 4, 4), 3, lambda z, x: torch.where(x.flatten(1)[:, :1] > 0.65, torch.nan, z))
+    model = stubs.Faulty((1, 4, 4), 3, lambda z, x: torch.where(x.flatten(1)[:, :1] > -1, torch.nan, z))
     with pytest.raises(NonFinite):
         run((model, split), name, 0.0 if name == "clean" else 0.3)
 

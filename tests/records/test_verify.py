@@ -446,8 +446,8 @@ def test_another_version_is_not_run_again(folder, monkeypatch):
 
 
 def test_a_stated_dependence_on_the_batch_is_a_note(folder, monkeypatch):
-    def dependent(*args):
-        found = real(*args)
+    def dependent(*args, **options):
+        found = real(*args, **options)
         found["in shuffled batches"] = -np.ones_like(found["in shuffled batches"])
         return found
 
@@ -468,7 +468,7 @@ def test_a_tie_is_a_note(folder, monkeypatch):
     monkeypatch.setattr(
         recheck,
         "relative_margins_alone_and_shuffled",
-        lambda *args: {"at batch size 1": -1e-6 * np.ones(len(args[1]))},
+        lambda *args, **options: {"at batch size 1": -1e-6 * np.ones(len(args[1]))},
     )
     found = verify(folder)
     assert lines(found) == []

@@ -47,10 +47,10 @@ def outcomes(
     for (column, row), by_protocol in drawn.items():
         found[column][row] = by_protocol["pixel" if "pixel" in by_protocol else min(by_protocol)]
     for row, protocol, norm, by_strength in worst_cases(used):
-        for strength, robust in by_strength.items():
+        for strength, worst in by_strength.items():
             column = reported_column(norm, strength)
             if column in found and (protocol == "pixel" or row not in found[column]):
-                found[column][row] = [each[None] for each in robust]
+                found[column][row] = [each.robust[None] for each in worst]
     attacked = attacked_samples(used)
     for column in reported:
         if column.kind == "certified":
