@@ -222,12 +222,12 @@ class ModelRun:
         if record is None:
             self.summary.skipped += not begun
             stored = self.store.get(cell)
-            if stored is not None and stored.status == "ok" and HELD_OUT not in stored.card:
-                self.store.put(self._first_questions(stored, model))  # it was trained by an earlier version
+            if not begun and stored is not None and stored.status == "ok" and HELD_OUT not in stored.card:
+                self._first_questions(stored, model)  # it was trained by an earlier version
             return model, checkpoint
-        record = self._first_questions(record, model)
         self._put(record)
         partial_path(path).unlink(missing_ok=True)
+        self._first_questions(record, model)
         scores = record.outcomes.get("validation_accuracy")
         what = "pretrained weights loaded" if scores is None else f"trained: validation {max(scores):.1%}"
         self.reporter.detail(f"{name} · {what}")
@@ -244,21 +244,22 @@ class ModelRun:
                 raise ModelFailure(str(error)) from None
         return record
 
-    def _first_questions(self, training: Record, model: nn.Module) -> Record:
-        """The record with what is asked of a network before its first number; what is amiss is told."""
+    def _first_questions(self, training: Record, model: nn.Module) -> None:
+        """Store with a training what is asked of a network before its first number; tell what is amiss."""
+        self.on_start([])  # a process that dies here costs no cell
         name = f"{self.spec.name} seed {self.seed}"
         size = self.plan.batch_size(self.spec.name)
         try:
             with time_limit(self.plan.preset.time_limit.cell, f"first questions to {name}", _ADVICE):
                 asked = with_answers(training, model, self.data, batch_size=size, device=self.device)
         except RobustodeError:
-            return training
+            return
+        self.store.put(asked)
         if reason := why_not_trained(asked):
             self.reporter.line(f"{name} · not trained: {reason}")
         for audit, sentence in asked.card[MARKS].items():
             expected = "expected: " if audit in self.spec.expected_failures else ""
             self.reporter.line(f"{name} · {expected}{audit}: {sentence}")
-        return asked
 
     def _load(self, model: nn.Module) -> None:
         """Give `model` the stored weights, ready to be asked."""

@@ -148,7 +148,7 @@ def run_in_processes(
             case Died(reason):
                 keys, summary = _after_death(job, state, reason, store, reporter)
                 state.summary.add(summary)
-                if len(keys) > 1 and state.cells:
+                if state.cells and (len(keys) > 1 or not summary.failures):
                     state.cells, state.present = [], []
                     queue.appendleft(replace(job, already_begun=frozenset(keys)))
                 else:
@@ -173,7 +173,7 @@ def _after_death(
         store.put(failed(cell, error, seconds=0.0, environment=described))
     done = [store.get(cell) for cell in state.cells]
     lines = [f"{r.cell.label()}: {r.status}: {r.error}" for r in done if r is not None and r.status != "ok"]
-    reporter.line(f"failed: {lines[-1]}")
+    reporter.line(f"failed: {lines[-1]}" if lines else f"{job.model} seed {job.seed}: {error}")
     begun = dict.fromkeys([*sorted(job.already_begun), *(cell.key() for cell in state.cells)])
     return list(begun), RunSummary(done=len(done), failures=lines)
 

@@ -62,8 +62,8 @@ def parts_tables(parts: pd.DataFrame) -> list[dict[str, Any]]:
                 "numbers": [
                     ("" if missing(value) else written(value), "" if missing(value) else f"{value:.10g}")
                     for written, value in (
-                        ("{:.4g}".format, row.samples),
-                        ("{:.4g}".format, row.broken),
+                        (lambda value: f"{value:.4g}", row.samples),
+                        (lambda value: f"{value:.4g}", row.broken),
                         (time_text, row.seconds),
                         (count, row.forwards),
                         (count, row.backwards),
