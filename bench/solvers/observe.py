@@ -90,7 +90,10 @@ def _compiled(value: Any) -> bool:
 
 
 def _solver_functions() -> list[SolverFunction]:
-    found = [(ODEBlockForward, cast(FunctionType, ODEBlock.forward)), *torchdiffeq_library.functions()]
+    found: list[tuple[type[SolverFunction], FunctionType]] = [
+        (ODEBlockForward, cast(FunctionType, ODEBlock.forward)),
+        *torchdiffeq_library.functions(),
+    ]
     found += torchdyn_library.functions() + torchode_library.functions()
     for kind, function in found:
         if function not in _functions:

@@ -27,7 +27,8 @@ class ODEBlockForward(SolverFunction):
     def describe(self, arguments: Mapping[str, Any]) -> SolverCall:
         """The block's solver, its time from 0, and its layers one after the other as one field."""
         block, state = arguments["self"], arguments["state"]
-        solver, layers = block.solver, list(block.fields())
+        solver: Solver = block.solver
+        layers: list[Field] = list(block.fields())
 
         def field(time: Tensor, x: Tensor) -> Tensor:
             part = int(float(time) / block.final_time * len(layers))

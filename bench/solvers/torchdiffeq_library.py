@@ -187,7 +187,7 @@ def _own_grid(arguments: Mapping[str, Any]) -> Tensor:
         return cast(Tensor, t)
     start, end = t[0].detach(), t[-1].detach()
     count = int(torch.ceil((end - start).abs() / size + 1).item())
-    grid = start + torch.sign(end - start) * size * torch.arange(count, device=t.device).to(t)
+    grid: Tensor = start + torch.sign(end - start) * size * torch.arange(count, device=t.device).to(t)
     grid[-1] = end
     return grid
 

@@ -54,7 +54,8 @@ class Solve(SolverFunction):
 
         def field(time: Tensor, y: Tensor) -> Tensor:
             at = start + time.to(start) * length
-            return length.to(y)[:, None] * term.vf(at, y, _stats(y), arguments["args"])
+            derivative: Tensor = term.vf(at, y, _stats(y), arguments["args"])
+            return length.to(y)[:, None] * derivative
 
         asked: dict[str, Any] = {
             "func": field,

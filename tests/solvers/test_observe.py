@@ -8,9 +8,13 @@ from functools import partial
 
 import foreign_models as foreign
 import pytest
+import stubs
 import torch
 import torchdiffeq
 from foreign_models import IMAGES, build
+from robustode.attacks import THREATS
+from robustode.bench.conformance.run import run_check
+from robustode.bench.evaluation.solver_transfer import evaluate_solver_transfer
 from robustode.bench.runtime.checked_model import CheckedModel
 from robustode.bench.solvers import observe as module
 from robustode.bench.solvers.changed_model import ChangedModel, solver_surrogates
@@ -19,6 +23,8 @@ from robustode.bench.solvers.observe import count_nfe, observe, solvers_seen
 from robustode.bench.solvers.recording import Observer
 from robustode.bench.solvers.solver_call import CannotSolveOtherwise, SolverChange
 from robustode.bench.solvers.without_solver import known_without_solver
+from robustode.bench.training.provenance import solver_names
+from robustode.models import ModelSpec
 from torch import nn
 
 pytestmark = pytest.mark.filterwarnings("default")  # those of torchdyn and torchode at import
@@ -345,3 +351,72 @@ def test_no_library_is_imported_that_the_model_does_not_import(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     observe(build(partial(foreign.Diffeq, method="euler")), IMAGES)
     assert not {"torchdyn", "torchode"} & set(sys.modules)
+
+
+# --- what is said of a model --------------------------------------------------------------------
+
+
+def test_the_solver_of_another_library_is_named_without_what_weights_and_images_decide():
+    assert solver_names(build(foreign.MODELS["step size"]), IMAGES) == "torchdiffeq rk4"
+    assert solver_names(build(foreign.MODELS["odeint"]), IMAGES) == SEEN["odeint"]
+    assert solver_names(build(foreign.HandWritten), IMAGES) is None
+
+    class Fails(nn.Module):
+        def forward(self, images):
+            raise ValueError("no")
+
+    assert solver_names(Fails(), IMAGES) is None
+
+
+@pytest.mark.parametrize(("flow", "told"), [(nn.Identity, ""), (foreign.Diffeq, "solver is called: torch")])
+def test_the_claim_of_solving_no_ode_is_measured(flow, told):
+    def made(shape, classes):
+        return foreign.Classifier(flow(), 64, classes)
+
+    result = run_check(ModelSpec(name="claims", build=made, claims=frozenset({"no_ode"})), "claim:no_ode")
+    assert result.passed is not bool(told)
+    assert told in (result.error or "")
+
+
+def test_the_costs_of_samples_and_the_fixed_cost_of_a_claim_are_seen_in_every_library():
+    def made(shape, classes):
+        return foreign.Classifier(foreign.Diffeq(method="rk4"), 64, classes)
+
+    spec = ModelSpec(name="claims", build=made, claims=frozenset({"fixed_step"}))
+    assert run_check(spec, "claim:fixed_step").passed
+
+
+def test_solver_transfer_attacks_a_model_of_another_library_through_its_surrogates():
+    model = build(foreign.MODELS["adjoint"])
+    split = stubs.split_of(IMAGES, model(IMAGES).argmax(1))
+    threat = THREATS.get("solver-transfer-linf").configure(steps=2)
+    cell = stubs.cell_for(threat, 0.3, len(IMAGES), norm="linf")
+    record = evaluate_solver_transfer(
+        cell, model, split, threat, num_classes=foreign.CLASSES, device=stubs.CPU, environment={}
+    )
+    scored = {name for name in record.measures if name.startswith("surrogate.")}
+    assert scored == {f"surrogate.{grid}.accuracy" for grid in ("euler-16", "euler-64", "rk4-16", "rk4-64")}
+
+
+def test_a_library_that_is_imported_in_the_pass_itself_is_seen():
+    pytest.importorskip("torchdyn")
+
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.field = foreign.Field()
+
+        def forward(self, x):
+            from torchdyn.numerics import odeint
+
+            return odeint(self.field, x, torch.linspace(0, 1, 3), "euler")[1][-1]
+
+    model = build(Late)
+    hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("torchdyn")}
+    try:
+        (call,) = observe(model, IMAGES)
+    finally:
+        for name in [name for name in sys.modules if name.startswith("torchdyn")]:
+            del sys.modules[name]
+        sys.modules.update(hidden)
+    assert str(call) == "torchdyn euler 2 steps"
