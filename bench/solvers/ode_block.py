@@ -36,7 +36,6 @@ class ODEBlockForward(SolverFunction):
 
         times = torch.tensor([0.0, block.final_time], dtype=state.dtype, device=state.device)
         steps = None if solver.adaptive else block.steps_per_layer() * len(layers)
-        tolerances = {"rtol": solver.rtol, "atol": solver.atol} if solver.adaptive else {}
         return SolverCall(
             library="robustode",
             method=solver.method,
@@ -48,7 +47,8 @@ class ODEBlockForward(SolverFunction):
             couples_samples=solver.adaptive,
             another=another_method(solver.method),
             block=block,
-            **tolerances,
+            rtol=solver.rtol if solver.adaptive else None,
+            atol=solver.atol if solver.adaptive else None,
         )
 
     def run(

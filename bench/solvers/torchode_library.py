@@ -54,8 +54,8 @@ class Solve(SolverFunction):
 
         def field(time: Tensor, y: Tensor) -> Tensor:
             at = start + time.to(start) * length
-            derivative: Tensor = term.vf(at, y, _stats(y), arguments["args"])
-            return length.to(y)[:, None] * derivative
+            derivative: Tensor = length.to(y)[:, None] * term.vf(at, y, _stats(y), arguments["args"])
+            return derivative
 
         asked: dict[str, Any] = {
             "func": field,
