@@ -136,7 +136,8 @@ def _figures(
             alt=f"Line plots, one per threat: accuracy falls as strength grows. Highest ranked: {best}.",
             figure=draw_curves(curves, board, looks, certified),
         )
-    both = bounds(accuracy, ours)
+    silent = table[(table["statistic"] == "no_answer") & (table["protocol"] == "pixel")]
+    both = bounds(accuracy, ours, silent)
     figure = draw_bound_bars(both, list(ours)[:BARS], looks, headline)
     if figure is not None:
         yield DescribedFigure(

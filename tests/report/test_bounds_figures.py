@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import matplotlib as mpl
@@ -13,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from robustode.bench.records.headline import Headline
+from robustode.bench.records.predictions import NO_ANSWER
 from robustode.bench.records.record import Record
 from robustode.bench.report.figures import draw_all
+from robustode.bench.report.html.model_details import _no_answer
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
 from robustode.bench.report.leaderboard.ranking import Outcomes, alike, p_values
 from robustode.bench.report.plots.bound_bars import draw_bound_bars
@@ -202,3 +205,39 @@ def test_the_frontier_is_what_no_other_beats(points: list[tuple[int, int]]) -> N
     best = {(v, y) for v, y in points if not any((a >= v and b >= y) and (a > v or b > y) for a, b in points)}
     assert set(found) == best
     assert found == sorted(best)
+
+
+def test_samples_without_an_answer_have_a_colour_of_their_own() -> None:
+    records = made()
+    silent = [
+        dataclasses.replace(r, outcomes=without_an_answer(r.outcomes)) if r.cell.kind == "accuracy" else r
+        for r in records
+    ]
+    table = summarise(silent).assign(label=lambda t: t["model"])
+    shares = table[table["statistic"] == "no_answer"]
+    assert 0 < shares["value"].min() <= shares["value"].max() < 1
+    accuracy = table[table["statistic"] == "accuracy"]
+    by_name = {name: [r for r in silent if r.cell.model == name] for name in ("node", "resnet")}
+    found = bounds(accuracy, by_name, shares)
+    for by_label in found.values():
+        for one in by_label.values():
+            assert one.no_answer is not None
+            assert (one.no_answer + one.attacked <= 1 + 1e-12).all()
+            assert one.unanswered(float(one.eps[-1])) == one.no_answer[-1]
+    names = ["node", "resnet"]
+    for draw_one in (draw_bound_bars, draw_bound_curves):
+        figure = draw_one(found, names, styles(names), HEADLINE)
+        assert "no answer" in [text.get_text() for text in figure.legends[0].get_texts()]
+        plain = draw_one(collected(records), names, styles(names), HEADLINE)
+        assert "no answer" not in [text.get_text() for text in plain.legends[0].get_texts()]
+    lines = _no_answer(by_name["node"])
+    assert lines
+    assert all("no answer for" in line for line in lines)
+    assert _no_answer([r for r in records if r.cell.model == "node"]) == []
+
+
+def without_an_answer(outcomes):
+    """The first sample that is misclassified as it is, and every other misclassified one, gets no answer."""
+    wrong = outcomes["misclassified_as"].astype(np.int16)
+    wrong[::2] = NO_ANSWER
+    return {**outcomes, "misclassified_as": wrong}

@@ -11,6 +11,7 @@ import pandas as pd
 from ...records.headline import Headline
 from ...records.held_out import why_not_trained
 from ...records.latest import training_card
+from ...records.predictions import unanswered
 from ...records.record import Record
 from ..certificates import CERTIFICATE, SMOOTHING
 from ..style import NORMS
@@ -83,6 +84,7 @@ def sheet(
             )
             for line in _absent(records, kind, entry)
         ],
+        "no_answer": _no_answer(records),
         "audits": audits,
         "parameters": "" if missing(row.parameters) else f"{int(row.parameters):,}",
         "last_epoch": cell.recipe.get("select") == "last",
@@ -91,6 +93,25 @@ def sheet(
         "training": [_training(record) for record in training if record.status == "ok"],
         "failures": [(r.cell.label(), r.status, r.error or "") for r in records if r.status != "ok"],
     }
+
+
+def _no_answer(records: Sequence[Record]) -> list[str]:
+    """How many samples the model gave no answer for, and how often no gradient, a line for each attack."""
+    found: dict[tuple[str, float], list[int]] = {}
+    for record in records:
+        if record.cell.kind == "accuracy" and record.status == "ok":
+            silent = unanswered(record.outcomes)
+            counts = (int(silent.sum()), silent.size, int(record.measures.get("nonfinite_gradients", 0)))
+            total = found.setdefault((record.cell.threat, record.cell.strength), [0, 0, 0])
+            total[:] = [a + b for a, b in zip(total, counts, strict=True)]
+    lines = []
+    for (threat, strength), (silent_count, size, gradients) in sorted(found.items()):
+        what = threat if threat == "clean" else f"{threat} {strength:g}"
+        if silent_count:
+            lines.append(f"{what}: no answer for {silent_count:,} of {size:,} samples, which count as broken")
+        if gradients:
+            lines.append(f"{what}: {gradients:,} gradients were not finite and taken for zero")
+    return lines
 
 
 def _absent(records: Sequence[Record], kind: str, entry: str) -> list[str]:

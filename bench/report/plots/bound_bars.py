@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ...records.headline import Headline
 from ..style import INK, NORMS, QUIET, Style, darker, mixed
-from .bound_curves import BROKEN, CERTIFIED, UNDECIDED, areas
+from .bound_curves import BROKEN, CERTIFIED, NO_ANSWER, UNDECIDED, any_unanswered, areas
 from .bounds import Bounds
 
 
@@ -20,7 +20,7 @@ def draw_bound_bars(
     looks: Mapping[str, Style],
     headline: Headline,
 ) -> Figure | None:
-    """Draw a column for each norm, and in it a bar for each model: certified, undecided, broken.
+    """Draw a column for each norm, and in it a bar for each model: certified, undecided, no answer, broken.
 
     Parameters
     ----------
@@ -49,7 +49,8 @@ def draw_bound_bars(
     for tick, label in zip(axes[0].get_yticklabels(), rows, strict=True):
         tick.set_color(darker(looks[label].color))
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
-    handles = areas("certified", "undecided", "broken, or misclassified clean")
+    broken = "broken, or misclassified clean"
+    handles = areas("certified", "undecided", broken, no_answer=any_unanswered(found, rows))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
 
@@ -65,6 +66,8 @@ def _column(
         low, high = (100 * bound for bound in one.at(eps))
         color = looks[label].color
         ax.barh(place, 100, 0.72, color=BROKEN)
+        if one.no_answer is not None:
+            ax.barh(place, high + 100 * one.unanswered(eps), 0.72, color=NO_ANSWER)
         ax.barh(place, high, 0.72, color=mixed(color, UNDECIDED))
         ax.barh(place, low, 0.72, color=mixed(color, CERTIFIED))
         known = f"{low:.1f} – {high:.1f}" if one.radii is not None else f"? – {high:.1f}"

@@ -20,6 +20,7 @@ from .bounds import Bounds
 
 WIDE = 4  # panels beside each other, at most
 BROKEN = "#F4F5F7"
+NO_ANSWER = "#E9B949"
 UNDECIDED, CERTIFIED = 0.28, 0.85  # of a model's colour
 
 
@@ -77,18 +78,26 @@ def draw_bound_curves(
     line: Any = {"marker": "o", "ms": 3.5, "mec": "white", "mew": 0.5}
     handles = [
         Line2D([], [], color=INK, lw=1.4, label="worst-case accuracy", **line),
-        *reversed(areas("certified", "undecided", "broken")),
+        *reversed(areas("certified", "undecided", "broken", no_answer=any_unanswered(found, labels))),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles) if width > 2 else 2)
     return figure
 
 
-def areas(certified: str, undecided: str, broken: str) -> list[Patch]:
-    """The legend of the three areas, in grey in place of a model's own colour."""
+def any_unanswered(found: Mapping[str, Mapping[str, Bounds]], labels: Sequence[str]) -> bool:
+    """Whether some sample of the models `labels` had no answer, so that its area needs a name."""
+    return any(
+        one.no_answer is not None for by in found.values() for name, one in by.items() if name in labels
+    )
+
+
+def areas(certified: str, undecided: str, broken: str, *, no_answer: bool) -> list[Patch]:
+    """The legend of the areas, in grey for a model's own colour, with `no_answer` where there is one."""
     grey = "#7A828E"
     return [
         Patch(fc=mixed(grey, CERTIFIED), lw=0, label=certified),
         Patch(fc=mixed(grey, UNDECIDED), lw=0, label=undecided),
+        *([Patch(fc=NO_ANSWER, lw=0, label="no answer")] if no_answer else []),
         Patch(fc=BROKEN, ec="#D5D8DD", lw=0.6, label=broken),
     ]
 
@@ -108,6 +117,9 @@ def _panel(ax: Axes, one: Bounds, end: float, look: Style, at: float) -> None:
     ax.set_facecolor(BROKEN)
     ax.set_axisbelow(False)
     ax.grid(True, color="white", alpha=0.5)
+    if one.no_answer is not None:
+        silent = 100 * np.append(one.no_answer[known], one.no_answer[known][-1])
+        ax.fill_between(eps, attacked, attacked + silent, step="post", color=NO_ANSWER, lw=0, zorder=1)
     ax.fill_between(eps, 0, attacked, step="post", color=mixed(look.color, UNDECIDED), lw=0, zorder=1)
     if one.radii is not None:
         fine = np.linspace(0, min(end, float(one.radii[-1])), 81)

@@ -26,11 +26,15 @@ class Bounds:
         up to there broke: the upper bound from each strength to the next.
     radii
         Certified radii of the attacked samples over all seeds, ascending; None without a certificate.
+    no_answer
+        At each of `eps` the share of samples that are broken by no answer of the model alone; None where
+        every sample was answered.
     """
 
     eps: NDArray[np.float64]
     attacked: NDArray[np.float64]
     radii: NDArray[np.float64] | None
+    no_answer: NDArray[np.float64] | None = None
 
     def certified(self, eps: NDArray[np.float64]) -> NDArray[np.float64]:
         """Share of samples with a radius above each eps: the lower bound; 0 without a certificate."""
@@ -42,13 +46,23 @@ class Bounds:
         """Accuracy at the largest attacked strength up to each eps, which bounds that at eps from above."""
         return np.asarray(self.attacked[np.searchsorted(self.eps, eps, side="right") - 1], float)
 
+    def unanswered(self, eps: float) -> float:
+        """Share of samples broken by no answer alone, at the largest attacked strength up to `eps`."""
+        if self.no_answer is None:
+            return 0.0
+        return float(self.no_answer[np.searchsorted(self.eps, eps, side="right") - 1])
+
     def at(self, eps: float) -> tuple[float, float]:
         """Certified and worst-case accuracy at one eps."""
         lower, upper = (side(np.array([eps])) for side in (self.certified, self.upper))
         return float(lower[0]), float(upper[0])
 
 
-def bounds(accuracy: pd.DataFrame, records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, Bounds]]:
+def bounds(
+    accuracy: pd.DataFrame,
+    records: Mapping[str, Sequence[Record]],
+    no_answer: pd.DataFrame | None = None,
+) -> dict[str, dict[str, Bounds]]:
     """Collect both bounds, by norm and label.
 
     Parameters
@@ -57,19 +71,31 @@ def bounds(accuracy: pd.DataFrame, records: Mapping[str, Sequence[Record]]) -> d
         Rows of the summary with statistic ``accuracy`` and a `label`.
     records
         By label the records that count.
+    no_answer
+        Rows of the summary with statistic ``no_answer`` and a `label`.
     """
+    silent = {} if no_answer is None else {_place(row): row["value"] for _, row in no_answer.iterrows()}
     clean = accuracy[accuracy["threat"] == "clean"].drop_duplicates("label").set_index("label")["value"]
     worst = accuracy[(accuracy["threat"] == WORST_CASE) & (accuracy["protocol"] == "pixel")]
     found: dict[str, dict[str, Bounds]] = defaultdict(dict)
     for (norm, label), rows in worst.groupby(["norm", "label"], sort=False):
         if label in clean.index and norm in ("l2", "linf"):
             rows = rows.sort_values("strength")
+            places = [(label, "clean", "", 0.0), *(_place(row) for _, row in rows.iterrows())]
+            shares = np.array([silent.get(place, 0.0) for place in places])
             found[str(norm)][str(label)] = Bounds(
                 eps=np.concatenate([[0.0], rows["strength"]]),
+                no_answer=shares if shares.any() else None,
                 attacked=np.concatenate([[clean.at[label]], rows["value"]]),
                 radii=_radii(records.get(str(label), ()), str(norm)),
             )
     return dict(found)
+
+
+def _place(row: pd.Series) -> tuple[str, str, str, float]:
+    """What an accuracy or a share without an answer is of: label, threat, norm and strength."""
+    norm = "" if pd.isna(row["norm"]) else str(row["norm"])
+    return str(row["label"]), str(row["threat"]), norm, float(row["strength"])
 
 
 def _radii(records: Sequence[Record], norm: str) -> NDArray[np.float64] | None:

@@ -9,6 +9,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from ...records.headline import Headline
+from ...records.predictions import NO_ANSWER
 from ...records.record import Record
 from ..style import QUIET, WRONG, strength_name, threat_name
 
@@ -61,7 +62,7 @@ def draw_examples(records: list[Record], headline: Headline, title: str) -> Figu
             said, right = int(examples["prediction"][i]), examples["prediction"][i] == examples["label"][i]
             edge, weight = ("#C9CDD3", 0.6) if right else (WRONG, 2.2)
             ax.add_patch(Rectangle((left, top), 1, 1, fill=False, ec=edge, lw=weight, zorder=2))
-            text = f"{said}" if right else f"✗ {said}"
+            text = f"{said}" if right else f"✗ {'none' if said == NO_ANSWER else said}"
             ink, bold = (QUIET, "normal") if right else (WRONG, "bold")
             ax.text(
                 left + 0.5, top + 1.16, text, ha="center", va="center", color=ink, fontweight=bold, fontsize=8
