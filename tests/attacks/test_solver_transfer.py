@@ -21,7 +21,7 @@ from robustode.bench.evaluation.solver_transfer import (
     evaluate_solver_transfer,
 )
 from robustode.bench.records.adversarial_examples import AdversarialExamples, add_steps
-from robustode.bench.records.predictions import predictions, split_outcomes
+from robustode.bench.records.predictions import NO_ANSWER, predictions, split_outcomes
 from robustode.bench.records.record import Record
 from robustode.bench.records.store import Store
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
@@ -159,9 +159,11 @@ def test_without_any_surrogate_there_is_no_accuracy(samples):
         evaluated(Flow(broken=NAMES), samples)
 
 
-def test_nan_of_the_model_itself_is_a_failure(samples):
-    with pytest.raises(robustode._errors.NonFinite, match="NaN"):
-        evaluated(Flow(broken=("heun2-8",)), samples, clean=np.zeros(COUNT, int))
+def test_a_sample_to_which_the_model_itself_answers_nan_is_broken(samples):
+    record = evaluated(Flow(broken=("heun2-8",)), samples, clean=np.zeros(COUNT, int))
+    assert record.accuracy == 0
+    asked = samples.labels.numpy() == 0
+    assert (stubs.predicted(record, samples)[0] == np.where(asked, NO_ANSWER, 0)).all()
 
 
 def test_an_attack_that_leaves_its_budget_is_a_failure(samples):
