@@ -23,7 +23,7 @@ from ..records.record import Record
 from ..runtime.checked_model import CheckedModel
 from ..runtime.foreign_code import asking
 
-HELD_OUT_SAMPLES = 1000
+HELD_OUT_SAMPLES = 500
 
 
 def count_held_out(model: nn.Module, data: Data, *, batch_size: int, device: torch.device) -> dict[str, int]:
