@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..._errors import ModelFailure, NonFinite
+from ...attacks.core.losses import answered
 from ...attacks.core.torch_settings import torch_random_states
 from ..runtime.checked_model import CheckedModel
 from ..runtime.foreign_code import asking
@@ -120,7 +121,10 @@ def inconsistencies(
         try:
             first = asked(few.clone())
         except ModelFailure:
-            return {}
+            left = _answered(model, images, num_classes)
+            if len(left) in (0, len(images)):
+                return {}
+            return inconsistencies(model, left, num_classes=num_classes, batch_size=batch_size, device=device)
         noise = torch.rand(few.shape, generator=torch.Generator().manual_seed(0)).to(few)
         jitter = _change(first, lambda: asked(few * (1 - JITTER * noise)))
         limit = min(max(LIMIT, jitter), LARGEST_LIMIT)
@@ -149,6 +153,14 @@ def inconsistencies(
         fails = f"{how}, images fail that were answered in a batch of {len(few)}."
         found[BATCH_INDEPENDENCE] = differ if moved < math.inf else fails
     return found
+
+
+def _answered(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
+    """Those of `images` (N, C, H, W) that have an answer."""
+    try:
+        return images[answered(CheckedModel(model, num_classes, per_sample=True)(images))]
+    except ModelFailure:
+        return images[:0]
 
 
 def _asked_again(asked: CheckedModel, few: Tensor, others: Tensor, first: Tensor) -> dict[str, float]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..._errors import ContractBroken, NonFinite
+from ...attacks.core.losses import answered
 from ...attacks.core.model_call import ask_model, call_model
 from ...attacks.core.modes import set_mode
 from ...attacks.core.torch_settings import KeptSettings
@@ -207,9 +208,13 @@ def score(
     num_classes: int,
     perturb: Perturber | None = None,
 ) -> tuple[float, float]:
-    """Return mean cross-entropy and accuracy on `split`, in eval mode, with images changed by `perturb`."""
+    """Return mean cross-entropy and accuracy on `split`, in eval mode, with images changed by `perturb`.
+
+    A sample without an answer is not classified correctly, and the mean is over the others.
+    """
     set_mode(model, training=False)
-    queried = CheckedModel(model, num_classes, deferred=device.type != "cpu")
+    deferred, asked = device.type != "cpu", 0
+    queried = CheckedModel(model, num_classes, deferred=deferred, per_sample=True)
     loss = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     for rows in torch.arange(len(split)).split(batch_size):
@@ -217,7 +222,11 @@ def score(
         if perturb:
             images = perturb(images, target, split.indices[rows])
         logits = queried(images)
+        if not deferred:
+            known = answered(logits)
+            logits, target = logits[known], target[known]
+        asked += len(logits)
         loss += F.cross_entropy(logits, target, reduction="sum")
         correct += (logits.argmax(1) == target).sum()
     queried.raise_pending()
-    return float(loss) / len(split), int(correct) / len(split)
+    return float(loss) / max(asked, 1), int(correct) / len(split)

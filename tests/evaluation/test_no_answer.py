@@ -14,12 +14,14 @@ from robustode.bench.api import evaluate
 from robustode.bench.evaluation import curve as curves
 from robustode.bench.evaluation.accuracy import evaluate_cell
 from robustode.bench.evaluation.attack_verification import predict
+from robustode.bench.evaluation.consistency import inconsistencies
 from robustode.bench.evaluation.margins import relative_margins_alone_and_shuffled
 from robustode.bench.proofs.randomized_smoothing import smooth_cell
 from robustode.bench.records.adversarial_examples import AdversarialExamples, add_steps
 from robustode.bench.records.predictions import NO_ANSWER, outcomes_of, predictions, unanswered
 from robustode.bench.records.record import Record
 from robustode.bench.runtime.checked_model import CheckedModel
+from robustode.bench.training.train import score
 from torch import Tensor, nn
 from torchdiffeq import odeint
 
@@ -295,6 +297,26 @@ def test_a_sample_that_gave_up_is_found_by_halving_and_not_asked_again():
     again = predict(queried, images)
     assert torch.equal(found, again)
     assert len(model.sizes) == calls + 1
+
+
+def test_a_held_out_sample_without_an_answer_is_wrong_and_has_no_loss():
+    model, split = problem(FAULTS["underflow"])
+    rows = torch.tensor([i for i in range(COUNT) if i != MARKED])
+    others = stubs.split_of(split.images[rows], split.labels[rows])
+    loss, accuracy = score(model, split, 5, stubs.CPU, 3)
+    assert accuracy == pytest.approx((COUNT - 1) / COUNT)
+    assert loss == pytest.approx(score(model, others, 5, stubs.CPU, 3)[0])
+
+
+def test_a_sample_without_an_answer_hides_no_noise_of_the_model():
+    def fault(logits: Tensor, bad: Tensor) -> Tensor:
+        return raising(AssertionError("underflow in dt 0.0"))(logits + 0.1 * torch.randn_like(logits), bad)
+
+    model, split = problem(fault)
+    found = inconsistencies(model, split.images, num_classes=3, batch_size=COUNT, device=stubs.CPU)
+    assert "determinism" in found
+    sound = problem(FAULTS["underflow"])[0]
+    assert not inconsistencies(sound, split.images, num_classes=3, batch_size=COUNT, device=stubs.CPU)
 
 
 def test_training_and_plain_queries_still_refuse():

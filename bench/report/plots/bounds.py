@@ -74,14 +74,16 @@ def bounds(
     no_answer
         Rows of the summary with statistic ``no_answer`` and a `label`.
     """
-    silent = {} if no_answer is None else {_place(row): row["value"] for _, row in no_answer.iterrows()}
+    silent: dict[tuple[str, str, str, float], float] = {}
+    if no_answer is not None:
+        silent = {_place(row): float(row["value"]) for _, row in no_answer.iterrows()}
     clean = accuracy[accuracy["threat"] == "clean"].drop_duplicates("label").set_index("label")["value"]
     worst = accuracy[(accuracy["threat"] == WORST_CASE) & (accuracy["protocol"] == "pixel")]
     found: dict[str, dict[str, Bounds]] = defaultdict(dict)
     for (norm, label), rows in worst.groupby(["norm", "label"], sort=False):
         if label in clean.index and norm in ("l2", "linf"):
             rows = rows.sort_values("strength")
-            places = [(label, "clean", "", 0.0), *(_place(row) for _, row in rows.iterrows())]
+            places = [(str(label), "clean", "", 0.0), *(_place(row) for _, row in rows.iterrows())]
             shares = np.array([silent.get(place, 0.0) for place in places])
             found[str(norm)][str(label)] = Bounds(
                 eps=np.concatenate([[0.0], rows["strength"]]),
