@@ -133,10 +133,9 @@ def check_answers(training: Record, model: nn.Module) -> None:
     off = math.inf if answers is None else difference(trained, answers)
     if not off <= TOLERANCE:
         raise CheckpointError(
-            f"{training.card.get('file') or training.cell.model}, built again with the weights that were "
-            f"trained, answers otherwise (logits differ by {off:.0%} of the largest): keep what it answers "
-            "by in parameters and buffers; if something outside its source has changed, "
-            "`robustode run --fresh` trains it anew"
+            f"{training.card.get('file') or training.cell.model}: built again with the trained weights, it "
+            f"answers otherwise (logits off by {off:.0%}): keep what it answers by in parameters or buffers, "
+            "or, where a file changed, `robustode run --fresh`"
         )
 
 
