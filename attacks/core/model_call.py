@@ -32,7 +32,7 @@ def ask_model(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
         It returned something that is not a floating (N, K) tensor, or changed its input in place.
     """
     try:
-        with KeptSettings():
+        with KeptSettings(model):
             logits = call_in_its_dtype(model, images)
     except (RobustodeError, MemoryError):
         raise

@@ -125,7 +125,7 @@ class QueriedModel(nn.Module):
     def ask(self, images: Tensor) -> Tensor:
         """Logits (N, K) of `images` (N, C, H, W) in one batch, held to the contract of `ask_model`."""
         if self.num_classes is None:
-            with KeptSettings():
+            with KeptSettings(self.model):
                 logits: Tensor = self.model(images)
             return logits
         return ask_model(cast(nn.Module, self.model), images, self.num_classes)

@@ -8,13 +8,14 @@ forward pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules import module as torch_module
 from torch.utils import _device
 
 
@@ -102,6 +103,19 @@ def _set_precision(value: _Precision) -> None:
         torch._C._set_fp32_precision_setter(*where, precision)
 
 
+_HOOKS: dict[str, dict[int, Any]] = {
+    name: value
+    for name, value in vars(torch_module).items()
+    if name.startswith("_global_") and isinstance(value, dict)
+}
+
+
+def _set_hooks(hooks: list[dict[int, Any]]) -> None:
+    for now, before in zip(_HOOKS.values(), hooks, strict=True):
+        now.clear()
+        now.update(before)
+
+
 _smallest = 5e-324
 
 
@@ -111,6 +125,7 @@ IN_EVERY_CALL: tuple[Setting, ...] = (
     Setting("grad mode", torch.is_grad_enabled, torch.set_grad_enabled, True),
     _autocast("autocast on the CPU", "cpu", torch.bfloat16),
     _autocast("autocast on the GPU", "cuda", torch.float16),
+    Setting("the global hooks of modules", lambda: [dict(hooks) for hooks in _HOOKS.values()], _set_hooks),
     Setting("the number of threads", torch.get_num_threads, torch.set_num_threads),
     Setting(
         "deterministic algorithms",
@@ -166,11 +181,24 @@ class KeptSettings:
 
     Its random numbers of torch come from a stream of its own, where `separate_stream` began one: a forward
     pass that seeds torch does not make an attack repeat its noise, and it goes on drawing from call to call.
+
+    Where no guard stands around it, the whole one of the benchmark does, if there is one (`Guard`).
+
+    Parameters
+    ----------
+    code
+        Whose code runs: a model, or a function.
     """
 
-    __slots__ = ("_random", "_settings")
+    __slots__ = ("_code", "_random", "_settings", "_whole")
+
+    def __init__(self, code: object) -> None:
+        self._code = code
 
     def __enter__(self) -> None:
+        self._whole = guard.whole(self._code) if guard.whole and not guard.depth else None
+        if self._whole is not None:
+            self._whole.__enter__()
         self._settings = [read() for read in _READERS]
         self._random: list[Tensor] | None = None
         if _streams:
@@ -185,8 +213,27 @@ class KeptSettings:
         if self._random is not None:
             _streams[-1] = torch_random_states()
             set_torch_random_states(self._random)
+        if self._whole is not None:
+            self._whole.__exit__(kind, value, traceback)
 
 
+@dataclass
+class Guard:
+    """The guard around everything that the benchmark asks of other people's code.
+
+    Attributes
+    ----------
+    depth
+        How many blocks within it are being run.
+    whole
+        Makes one around the code of a model or function; None where the benchmark is not in use.
+    """
+
+    depth: int = 0
+    whole: Callable[[Any], AbstractContextManager[None]] | None = None
+
+
+guard = Guard()
 changes: dict[str, None] = {}
 """Names of settings that were changed and put back, in order, until whoever tells of them removes them."""
 _streams: list[list[Tensor]] = []

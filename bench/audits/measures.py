@@ -54,7 +54,7 @@ def in_float64(model: nn.Module, images: Tensor) -> Iterator[nn.Module]:
     """
     with frozen(model), in_double(model):
         try:
-            with torch.no_grad(), KeptSettings():
+            with torch.no_grad(), KeptSettings(model):
                 logits = model(images[:1].double())
         except (RobustodeError, MemoryError):
             raise

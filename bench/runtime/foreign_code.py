@@ -30,7 +30,6 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules import module as torch_module
 
 from ..._errors import ForeignCodeWarning, RobustodeWarning
 from ...attacks.core.seeds import derive
@@ -38,6 +37,7 @@ from ...attacks.core.torch_settings import (
     SETTINGS,
     Setting,
     changes,
+    guard,
     put_back,
     seed_torch,
     separate_stream,
@@ -51,18 +51,7 @@ from .own_generators import as_first_seen, generators_of, seeded_generators
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_HOOKS: dict[str, dict[int, Any]] = {
-    name: value
-    for name, value in vars(torch_module).items()
-    if name.startswith("_global_") and isinstance(value, dict)
-}
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name)]
-
-
-def _set_hooks(hooks: list[dict[int, Any]]) -> None:
-    for now, before in zip(_HOOKS.values(), hooks, strict=True):
-        now.clear()
-        now.update(before)
 
 
 def _working_directory() -> str | None:
@@ -106,7 +95,6 @@ OF_THE_PROCESS: tuple[Setting, ...] = (
     Setting("the standard output", lambda: sys.stdout, lambda stream: setattr(sys, "stdout", stream)),
     Setting("the standard error output", lambda: sys.stderr, lambda stream: setattr(sys, "stderr", stream)),
     Setting("numpy's handling of errors", np.geterr, lambda value: np.seterr(**value)),
-    Setting("the global hooks of modules", lambda: [dict(h) for h in _HOOKS.values()], _set_hooks),
     Setting("robustode's ODE backend", get_ode_backend, set_ode_backend),
     Setting("ROBUSTODE variables of the environment", _variables, _set_variables),
     Setting("signal handlers", lambda: [signal.getsignal(number) for number in _SIGNALS], _set_signals),
@@ -144,6 +132,7 @@ def foreign_code(source: str, *, seed: int | None = None, calls: bool = True) ->
     earlier = dict(changes)
     if calls:
         changes.clear()
+    guard.depth += 1
     random_states = torch_random_states(), np.random.get_state(), random.getstate()
     original = [setting.read() for setting in _ALL]
     names: list[str] = []
@@ -166,6 +155,7 @@ def foreign_code(source: str, *, seed: int | None = None, calls: bool = True) ->
                 if calls:
                     names = list(dict.fromkeys([*changes, *names]))
     finally:
+        guard.depth -= 1
         put_back(_ALL, original)
         set_torch_random_states(random_states[0])
         np.random.set_state(random_states[1])
@@ -278,3 +268,6 @@ def source_of(code: Any) -> str:
     if path is None or not path.is_file() or "site-packages" in path.parts:
         return str(getattr(kind, "__name__", kind))
     return path.name
+
+
+guard.whole = lambda code: foreign_code(source_of(code))

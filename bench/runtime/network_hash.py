@@ -20,7 +20,7 @@ from ...attacks.core.model_call import call_model
 from ...models import ModelSpec
 from ..records.record import digest
 from .construct import construct
-from .foreign_code import foreign_code, source_of
+from .foreign_code import asking
 from .network_state import Content, content_of, network_state
 
 PROBES = 4
@@ -94,6 +94,6 @@ def _state(
 def _ask(
     model: nn.Module, spec: ModelSpec, input_shape: tuple[int, int, int], num_classes: int, seed: int
 ) -> Tensor | None:
-    with suppress(Exception), foreign_code(source_of(spec.build), seed=seed), torch.no_grad():
+    with suppress(Exception), asking(model, seed), torch.no_grad():
         return call_model(model, probe_images(input_shape), num_classes).float()
     return None

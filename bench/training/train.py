@@ -188,13 +188,13 @@ def training_step(
     optimiser.zero_grad(set_to_none=True)
     ask = call_model if images.device.type == "cpu" else ask_model  # no synchronisation with a GPU
     logits = ask(model, images, num_classes)
-    with KeptSettings():
+    with KeptSettings(model):
         loss = training_loss(model, logits, labels)
         loss.backward()
     optimiser.step()
     after_step = getattr(model, "after_step", None)
     if callable(after_step):
-        with KeptSettings():
+        with KeptSettings(model):
             after_step()
     return loss.detach().reshape(())
 

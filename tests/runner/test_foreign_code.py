@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import stubs
 import torch
-from robustode import evaluate, register_model
+from robustode import evaluate
 from robustode._errors import ForeignCodeWarning, UntrainedModelWarning
-from robustode.attacks import THREATS, Threat
+from robustode.attacks import Threat
 from robustode.attacks.core.model_call import call_model
-from robustode.bench.config.preset import load_preset
+from robustode.bench.config.preset import Recipe, load_preset
 from robustode.bench.config.run_request import RunRequest
 from robustode.bench.data import DATASETS, DatasetSource, load_data
 from robustode.bench.evaluation.accuracy import evaluate_cell
@@ -31,7 +31,7 @@ from robustode.bench.records.store import Store
 from robustode.bench.runner.run import run_plan
 from robustode.bench.runtime.announcements import sentence, telling
 from robustode.bench.runtime.foreign_code import asking, foreign_code
-from robustode.bench.training.train import build_model
+from robustode.bench.training.train import build_model, train
 from robustode.models import get_ode_backend, set_ode_backend
 from torch import Tensor, nn
 
@@ -61,7 +61,7 @@ def everything_global() -> dict[str, Any]:
         "numpy": str(np.random.get_state(legacy=False)),
         "random": random.getstate(),
         "numpy errors": np.geterr(),
-        "filters": list(warnings.filters),
+        "filters": sorted(map(str, warnings.filters)),
         "folder": os.getcwd(),
         "streams": (sys.stdout, sys.stderr),
         "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)],
@@ -247,8 +247,8 @@ def run(preset: Any, models: tuple[str, ...], folder: Path, processes: int | Non
 @pytest.fixture(scope="module")
 def alone(preset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    run(preset, ("ch-node",), folder, None)
-    return outcomes_of(folder, "ch-node")
+    run(preset, ("resnet",), folder, None)
+    return outcomes_of(folder, "resnet")
 
 
 @pytest.mark.parametrize("processes", [None, 1, 2])
@@ -257,9 +257,9 @@ def test_a_model_beside_one_that_changes_everything_has_its_lone_numbers(
 ):
     (tmp_path / "wild.py").write_text(WILD, encoding="utf-8")
     before = everything_global()
-    lines = run(preset, (f"{tmp_path}/wild.py:build", "ch-node"), tmp_path / "out", processes)
+    lines = run(preset, (f"{tmp_path}/wild.py:build", "resnet"), tmp_path / "out", processes)
     assert everything_global() == before
-    assert outcomes_of(tmp_path / "out", "ch-node") == alone
+    assert outcomes_of(tmp_path / "out", "resnet") == alone
     about = [line for line in lines if line.startswith("wild.py changed the default dtype")]
     assert about
     assert [line for line in lines if not line.startswith("wild.py changed ")] == []
@@ -361,14 +361,13 @@ def test_generators_of_a_file_stand_where_they_stood_when_it_was_imported(few, t
     names = vars(sys.modules[spec.build.__wrapped__.__module__])
     assert nets[0].drawn == nets[1].drawn == nets[2].drawn
     assert nets[0].drawn[:2] == names["at_first"]
-    threat, states = THREATS.get("clean"), []
+    states = []
     for _ in range(2):
         before = names["rng"].bit_generator.state, nets[0].own.get_state().tolist()
         with asking(nets[0], 4):
             states.append(call_model(nets[0], few.test.images[:5], 10))
         assert before == (names["rng"].bit_generator.state, nets[0].own.get_state().tolist())
     assert torch.equal(*states)
-    assert threat is not None
 
 
 # --- the caller of the Python interface -----------------------------------------------------------
@@ -421,7 +420,6 @@ CALLERS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "deterministic": lambda: set_for(
         torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, True
     ),
-    "threads": lambda: set_for(torch.get_num_threads, torch.set_num_threads, 2),
     "anomaly": torch.autograd.detect_anomaly,
     "errors": errors,
     "numpy errors": lambda: np.errstate(all="raise"),
@@ -430,7 +428,7 @@ CALLERS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
         torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "medium"
     ),
 }
-ASKED = {"threats": ["clean", "gaussian", ("pgd-linf", 0.03), ("fmn-l2", 0.2)], "samples": 30}
+ASKED = {"threats": ["clean", "gaussian", ("pgd-linf", 0.03), ("fmn-l2", 0.2)], "samples": 20}
 
 
 @pytest.fixture(scope="module")
@@ -540,9 +538,50 @@ def test_a_dataset_from_elsewhere_changes_nothing():
     assert len(lines) == 1
 
 
-def test_register_model_is_still_a_decorator():
-    @register_model("quiet")
-    def build(input_shape, num_classes):
-        return stubs.Linear(input_shape, num_classes)
+def test_training_draws_alike_whether_it_was_stopped_or_not(few, tmp_path):
+    (tmp_path / "net.py").write_text(GENERATORS.replace("1e-3 *", "np.random.rand() + random.random() +"))
+    (tmp_path / "own_draws.py").write_text("import numpy as np\nhelper_rng = np.random.default_rng(8)\n")
+    build = resolve_model(f"{tmp_path}/net.py:build").build
+    recipe, weights = Recipe(epochs=3, batch_size=50, learning_rate=0.01), []
+    for stop in (False, True):
+        asked: dict[str, Any] = {
+            "seed": 0,
+            "path": tmp_path / f"{stop}.safetensors.xz",
+            "facts": {"cell": {}},
+        }
+        for epochs in (1, 3) if stop else (3,):
+            np.random.seed(None), random.seed(None), torch.seed()
+            model = build_model(build, few, {}, 0)
+            train(model, few, recipe.model_copy(update={"epochs": epochs}), device=stubs.CPU, **asked)
+        weights.append(model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
-    assert build((1, 2, 2), 3) is not None
+
+def test_evaluate_takes_the_threads_of_its_caller_and_gives_the_same(net, expected):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            table = evaluate(net, threats=["clean", "gaussian"], samples=20)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    same = expected[expected["threat"].isin(["clean", "gaussian"])]
+    assert table["value"].tolist() == same["value"].tolist()
+
+
+def test_a_call_that_nobody_guards_is_guarded_as_a_whole():
+    class Net(stubs.Linear):
+        def forward(self, images: Tensor) -> Tensor:
+            os.chdir("/"), np.seterr(all="raise"), random.random()
+            return super().forward(images)
+
+    net, images, lines = Net((1, 2, 2), 3), torch.rand(2, 1, 2, 2), []
+    before = everything_global()
+    with telling(lambda *changed: lines.append(sentence(*changed))):
+        call_model(net, images, 3)
+    assert everything_global() == before
+    assert lines == [
+        "test_foreign_code.py changed the working directory and numpy's handling of errors, put back"
+    ]
