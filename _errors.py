@@ -76,6 +76,10 @@ class UntrainedModelWarning(RobustodeWarning):
     """A network that has learnt nothing: on held-out samples it is no better than a constant answer."""
 
 
+class NotAsked(Exception):
+    """A question that cannot be put to a model, which is no error of it; says why, without a full stop."""
+
+
 def one_line(error: BaseException, limit: int = 200) -> str:
     """The first non-empty line of an error's message, shortened to `limit` characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -32,6 +31,7 @@ from .records.store import Store
 from .report.statistics import summarise
 from .runner.first_questions import first_warnings
 from .runtime.foreign_code import asking, independent_of_caller
+from .runtime.module_copy import copy_module
 from .runtime.progress import Quiet, Reporter, reporter_for_call
 from .training.check_statements import FEW_IMAGES, check_statements
 from .training.load_trained import model_of, trained_model
@@ -192,7 +192,7 @@ def evaluate(
     records = []
     with reporter_for_call(progress) as reporter:
         if place != _module_device(module) or _made_in_inference_mode(module):
-            module = copy.deepcopy(module).to(place)
+            module = copy_module(module).to(place)
         check_statements(module, data.train.images[:FEW_IMAGES].to(place))
         for category, sentence in first_warnings(
             module, data, batch_size=batch_size, device=place, expected=expected_failures

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from ..._errors import InvalidArgument
+from ..._errors import InvalidArgument, NotAsked
 from ..._registry import Registry, check_name
 
 Needs = Literal["records", "model"]
@@ -71,10 +71,6 @@ def not_applicable(reason: str) -> AuditResult:
 def not_asked(reason: str) -> AuditResult:
     """The audit could not put its question to this model, for `reason`; that is no answer."""
     return AuditResult(verdict=NOT_ASKED, sentence=reason)
-
-
-class NotAsked(Exception):
-    """Raised in an audit whose question cannot be put to the model; says why, without a full stop."""
 
 
 Check: TypeAlias = Callable[[Any], AuditResult]

@@ -13,17 +13,18 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..._errors import ContractBroken, TimeLimitExceeded, one_line
+from ..._errors import ContractBroken, NotAsked, TimeLimitExceeded, one_line
 from ...attacks.core.frozen_model import freeze
 from ...attacks.core.model_call import call_model
 from ...attacks.core.modes import training_mode
 from ...models import ModelSpec
 from ..audits.context import Context
 from ..audits.library import all_audits
-from ..audits.measures import coarsest_eps, in_float64
-from ..audits.registry import NOT_ASKED, Audit, NotAsked
+from ..audits.measures import coarsest_eps
+from ..audits.registry import NOT_ASKED, Audit
 from ..evaluation.accuracy import frozen
 from ..runtime.construct import construct
+from ..runtime.float64 import in_float64
 from ..training.check_statements import check_statements
 from .claims import CLAIM_CHECKS, IN_FLOAT64, NUM_CLASSES, states_tanh_fields
 from .gradients import check_gradients_of

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from ..._errors import RobustodeError, TimeLimitExceeded, one_line
+from ..._errors import NotAsked, RobustodeError, TimeLimitExceeded, one_line
 from ...models import ModelSpec
 from ..audits.expected_failures import unknown_expected_failures
-from ..audits.registry import NotAsked
 from ..runtime.foreign_code import foreign_code, source_of
 from ..runtime.time_limit import time_limit
 from .checks import checks_for

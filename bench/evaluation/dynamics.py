@@ -6,7 +6,6 @@ step. These are measurements, not proofs.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..._errors import NotAsked
 from ...models import StepMap
 from ..data import Split
 from ..records.record import Cell, Record
+from ..runtime.float64 import in_float64
 from ..solvers.column_flow import CannotFollow, column_flows
 from ..solvers.observe import observe
-from .accuracy import frozen
 
 NEAR, FAR = 1e-3, 1.0
 """Initial distances of the pairs, in the state's own units."""
@@ -57,22 +57,21 @@ def measure_dynamics(
         )
         return record(card={"no_dynamics": why})
     outcomes: dict[str, np.ndarray] = {}
-    for name, module in (("trained", model), ("initial", initial)):
-        double = copy.deepcopy(module).to(device).double()
-        with frozen(double):
-            try:
-                (flow,) = column_flows(double, images.double())
-            except CannotFollow as reason:
-                return record(card={"no_dynamics": str(reason)})
-            states, maps = flow.states, flow.steps
-            times, path = follow(maps, states)
-            outcomes[f"sensitivity_{name}"] = sensitivity(maps, path)
-            if name == "trained":
-                outcomes["time"] = times
-                outcomes["layer"] = layer_numbers(maps)
-                outcomes |= distances(maps, states, path, cell.attack_seed)
-                drift = energy_drift(maps, path)
-                outcomes |= {} if drift is None else {"energy_drift": drift}
+    try:
+        for name, module in (("trained", model), ("initial", initial.to(device))):
+            with in_float64(module, images):
+                (flow,) = column_flows(module, images.double())
+                states, maps = flow.states, flow.steps
+                times, path = follow(maps, states)
+                outcomes[f"sensitivity_{name}"] = sensitivity(maps, path)
+                if name == "trained":
+                    outcomes["time"] = times
+                    outcomes["layer"] = layer_numbers(maps)
+                    outcomes |= distances(maps, states, path, cell.attack_seed)
+                    drift = energy_drift(maps, path)
+                    outcomes |= {} if drift is None else {"energy_drift": drift}
+    except (CannotFollow, NotAsked) as reason:
+        return record(card={"no_dynamics": str(reason)})
     double_outcomes = {name: lines.astype(np.float64) for name, lines in outcomes.items()}
     return record(outcomes=double_outcomes, forwards=2 * cell.samples)
 

@@ -7,7 +7,6 @@ not part of it.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Mapping
@@ -17,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..._errors import ContractBroken, ModelFailure
+from ..._errors import ContractBroken, ModelFailure, NotAsked
 from ...attacks.core.losses import answered
 from ...models import LipschitzParts, NoCertificate, stated_lipschitz_parts
 from ..data import Split
-from ..evaluation.accuracy import frozen
 from ..records.record import Cell, Record
 from ..runtime.checked_model import CheckedModel
+from ..runtime.float64 import in_float64
 from .slopes import ROUNDING, slopes_over_bound
 
 MEASURED, ASCENTS = 8, 2
@@ -68,35 +67,12 @@ def certify_cell(
     started = time.perf_counter()
     split = split.first(cell.samples)
     try:
-        double = copy.deepcopy(model).double()  # what is bounded is what is evaluated
-        parts = stated_lipschitz_parts(double)
-    except NoCertificate as reason:
+        radius, parts = _radii(model, split, num_classes, cell.batch_size, device)
+    except (NoCertificate, NotAsked) as reason:
         seconds = time.perf_counter() - started
         return Record(
             cell=cell, card={"no_certificate": str(reason)}, seconds=seconds, environment=environment
         )
-    if not all(math.isfinite(bound) and bound >= 0 for bound in parts.body.values()):
-        raise ModelFailure(f"lipschitz_parts returned bounds that are no finite numbers: {dict(parts.body)}")
-    asked = CheckedModel(double, num_classes, per_sample=True)
-    with frozen(double):
-        few = split.images[: max(MEASURED, cell.batch_size)].to(device, torch.float64)
-        few = few[answered(asked.logits(few))][:MEASURED]
-        generator = torch.Generator().manual_seed(0)
-        seen = slopes_over_bound(double, few, parts, ascents=ASCENTS, generator=generator)
-    steepest = max(float(each.max()) for each in seen.values())
-    if not steepest <= 1 + ROUNDING:
-        raise ContractBroken(
-            f"a slope of {steepest:.3g} times the stated Lipschitz bound was measured: lipschitz_parts is "
-            "wrong, compute it from the weights in use"
-        )
-    radii = []
-    with frozen(double), torch.no_grad():
-        for images, labels in zip(
-            split.images.split(cell.batch_size), split.labels.split(cell.batch_size), strict=True
-        ):
-            logits = asked(images.to(device, torch.float64))  # no answer: NaN, and a radius of 0
-            radii.append(l2_radius(logits, labels.to(device), parts).cpu())
-    radius = torch.cat(radii).numpy()
     # Stored in float32, rounded towards 0: a certificate never grows by being written down.
     stored = np.nextafter(radius.astype(np.float32), np.float32(0))
     return Record(
@@ -111,3 +87,34 @@ def certify_cell(
         seconds=time.perf_counter() - started,
         environment=environment,
     )
+
+
+def _radii(
+    model: nn.Module, split: Split, num_classes: int, batch_size: int, device: torch.device
+) -> tuple[np.ndarray, LipschitzParts]:
+    """The radius of each sample, float64 (N,), and the bounds: what is bounded is what is evaluated."""
+    stated_lipschitz_parts(model)  # before anything is asked of a model that states none
+    images = split.images.to(device)
+    with in_float64(model, images):
+        parts = stated_lipschitz_parts(model)
+        if not all(math.isfinite(bound) and bound >= 0 for bound in parts.body.values()):
+            raise ModelFailure(
+                f"lipschitz_parts returned bounds that are no finite numbers: {dict(parts.body)}"
+            )
+        asked = CheckedModel(model, num_classes, per_sample=True)
+        few = images[: max(MEASURED, batch_size)].double()
+        few = few[answered(asked.logits(few))][:MEASURED]
+        generator = torch.Generator().manual_seed(0)
+        seen = slopes_over_bound(model, few, parts, ascents=ASCENTS, generator=generator)
+        steepest = max(float(each.max()) for each in seen.values())
+        if not steepest <= 1 + ROUNDING:
+            raise ContractBroken(
+                f"a slope of {steepest:.3g} times the stated Lipschitz bound was measured: lipschitz_parts "
+                "is wrong, compute it from the weights in use"
+            )
+        radii = []
+        with torch.no_grad():
+            for part, labels in zip(images.split(batch_size), split.labels.split(batch_size), strict=True):
+                logits = asked(part.double())  # no answer: NaN, and a radius of 0
+                radii.append(l2_radius(logits, labels.to(device), parts).cpu())
+    return torch.cat(radii).numpy(), parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -41,3 +42,19 @@ def time_passes(
             durations.append(time.perf_counter() - begin_time)
             total += durations[-1]
     return np.array(durations)
+
+
+def without_graph(call: Callable[[], object]) -> Callable[[], None]:
+    """`call` in inference mode; only without gradients where it differentiates by itself, found by a try."""
+    mode: Callable[[], AbstractContextManager[object]] = torch.inference_mode
+    try:
+        with mode():
+            call()
+    except RuntimeError:
+        mode = torch.no_grad
+
+    def run() -> None:
+        with mode():
+            call()
+
+    return run

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...attacks.core.model_call import call_model
 from ...models import ODEBlock
+from .clock import without_graph
 from .device_peaks import device_rates
 from .flop_count import flow_work
 from .roofline import Work
@@ -55,13 +56,7 @@ def flow_calls(model: nn.Module, images: Tensor, num_classes: int) -> list[FlowC
 
 def forwards(calls: Sequence[FlowCall]) -> Callable[[], object]:
     """A call that carries each state through its flow once, without a graph."""
-
-    def run() -> None:
-        with torch.inference_mode():
-            for call in calls:
-                call.flow(call.state)
-
-    return run
+    return without_graph(lambda: [call.flow(call.state) for call in calls])
 
 
 def forwards_and_backwards(calls: Sequence[FlowCall]) -> Callable[[], object]:

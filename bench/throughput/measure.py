@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -20,9 +18,10 @@ from ..data import Split
 from ..evaluation.accuracy import frozen
 from ..records.record import Cell, Record
 from ..runtime.memory import peak_memory
+from ..runtime.module_copy import copy_module
 from ..solvers.observe import count_nfe
 from ..training.train import training_step
-from .clock import time_passes
+from .clock import time_passes, without_graph
 from .flow_timing import floor_measures, flow_calls, forwards, forwards_and_backwards
 from .machine_load import LoadMonitor
 
@@ -31,23 +30,12 @@ def inference(model: nn.Module, images: Tensor, num_classes: int) -> Callable[[]
     """A call that classifies `images` once, without a graph, in the type that the model takes."""
     call_model(model, images[:1], num_classes)
     images = images.to(image_dtype(model, images) or images.dtype)
-    mode: Callable[[], AbstractContextManager[object]] = torch.inference_mode
-    try:
-        with mode():
-            model(images[:1])
-    except RuntimeError:  # a model that differentiates inside forward cannot save inference tensors
-        mode = torch.no_grad
-
-    def run() -> None:
-        with mode():
-            model(images)
-
-    return run
+    return without_graph(lambda: model(images))
 
 
 def train_once(model: nn.Module, images: Tensor, labels: Tensor, num_classes: int) -> Callable[[], object]:
     """A call that does one Adam step on `images` on a copy of `model`."""
-    trained = copy.deepcopy(model)
+    trained = copy_module(model)
     set_mode(trained, training=True)
     trained.requires_grad_(True)
     optimiser = torch.optim.Adam(trained.parameters(), lr=1e-6)

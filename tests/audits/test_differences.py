@@ -8,6 +8,7 @@ import pytest
 import stubs
 import torch
 from gallery.base import Case, context_of, sound_model
+from robustode._errors import NotAsked
 from robustode.attacks.core.double_precision import in_double
 from robustode.bench.audits.differences import (
     JITTER,
@@ -17,8 +18,8 @@ from robustode.bench.audits.differences import (
     orthonormal_basis,
 )
 from robustode.bench.audits.library import audit_names
-from robustode.bench.audits.measures import in_float64
-from robustode.bench.audits.registry import AUDITS, AuditResult, NotAsked
+from robustode.bench.audits.registry import AUDITS, AuditResult
+from robustode.bench.runtime.float64 import in_float64
 from torch import Tensor, nn
 
 audit_names()  # registers every check

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import stubs
 import torch
 from robustode import ODEBlock, Solver, evaluate
 from robustode.bench.audits.expected_failures import CONFORMANCE_CHECKS
+from robustode.bench.cli.main import main
 from robustode.bench.conformance.checks import CHECKS
 from robustode.bench.conformance.result import Result
 from robustode.bench.conformance.run import check_model, run_check
+from robustode.bench.records.store import Store
 from robustode.models import ModelSpec
 from torch import Tensor, nn
 
@@ -483,3 +486,66 @@ def test_an_exemption_is_written_once_in_any_spelling(name):
 
 def test_the_checks_that_may_be_expected_to_fail_are_those_there_are():
     assert set(CONFORMANCE_CHECKS) == set(CHECKS)
+
+
+# --- a whole run ---------------------------------------------------------------------------------
+
+
+RUN = '''
+import torch
+from robustode import ODEBlock, Solver
+from torch import nn
+
+
+class Energy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.potential = nn.Sequential(nn.Linear(8, 16), nn.Softplus(), nn.Linear(16, 1))
+
+    def forward(self, state):
+        with torch.enable_grad():
+            rows = state.T if state.requires_grad else state.T.detach().requires_grad_(True)
+            return -torch.autograd.grad(self.potential(rows).sum(), rows, create_graph=True)[0].T
+
+
+class Net(nn.Module):
+    """A field by autograd, a float64 time, and the features of the last pass kept with their graph."""
+
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.stem, self.head = nn.Linear(64, 8), nn.Linear(8, classes)
+        self.register_buffer("time", torch.ones((), dtype=torch.float64))
+        self.flow = ODEBlock([Energy()], final_time=1.0, solver=Solver(method="euler", steps=2))
+
+    def forward(self, images):
+        self.last = self.stem(images.flatten(1)) * self.time.to(self.stem.weight)
+        return self.head(self.flow(self.last.T).T)
+
+
+class Single(Net):
+    """Computes in float32 whatever it is converted to."""
+
+    def forward(self, images):
+        return super().forward(images).float()
+
+
+def honest(input_shape, num_classes):
+    return Net(input_shape, num_classes)
+
+
+def single(input_shape, num_classes):
+    return Single(input_shape, num_classes)
+'''
+
+
+@pytest.mark.usefixtures("registries")
+def test_a_run_trains_attacks_times_and_follows_them(tmp_path, capsys):
+    preset, file = stubs.preset_file(tmp_path), tmp_path / "nets.py"
+    file.write_text(RUN)
+    models = f"{file}:honest,{file}:single"
+    out = str(tmp_path / "out")
+    assert main(["run", "--preset", str(preset), "--models", models, "--out", out, "--jobs", "1"]) == 0
+    records, _ = Store(Path(out)).load()
+    assert {record.status for record in records} == {"ok"}
+    (dynamics,) = [r for r in records if r.cell.kind == "dynamics" and r.cell.model == "single"]
+    assert "cannot be asked in float64" in dynamics.card["no_dynamics"]

@@ -1,49 +1,56 @@
-"""The confusion table: every defective model and control under every audit, on three seeds.
+"""The confusion table: every defective model, control and honest network under every audit, on three seeds.
 
     cd tests && python -m gallery.table > gallery/confusion.md
 
-takes several minutes. With names of defects as arguments, only these.
+takes half an hour. With names of defects and honest networks as arguments, only these.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from robustode.bench.audits.library import audit_names
 from robustode.bench.audits.registry import AuditResult
 
-from . import DEFECTS, audit_case
+from . import DEFECTS, HONEST, Case, audit_case
 
 SEEDS = (0, 1, 2)
 Counts = Mapping[tuple[str, str], Mapping[str, int]]
-"""Flags by (defect, ``defective`` or ``control``) and audit and seed; ``could not run`` counts crashes."""
+"""Flags by (name, ``defective``, ``control`` or ``honest``) and audit; ``could not run`` counts crashes."""
 CRASHED = "could not run"
 
 
-def count_flags(defects: Iterable[str] = DEFECTS, seeds: Sequence[int] = SEEDS) -> Counts:
-    """Run every audit on every defective model and control; equal controls are run once."""
-    names = audit_names()
+def models(names: Iterable[str]) -> dict[tuple[str, str], Callable[[int], Case]]:
+    """What makes a model of a seed, by name and kind: two of each defect, one of each honest network."""
+    found: dict[tuple[str, str], Callable[[int], Case]] = {}
+    for name in names:
+        if name in DEFECTS:
+            found[name, "defective"], found[name, "control"] = DEFECTS[name].defective, DEFECTS[name].control
+        else:
+            found[name, "honest"] = HONEST[name].case
+    return found
+
+
+def count_flags(names: Iterable[str] = (*DEFECTS, *HONEST), seeds: Sequence[int] = SEEDS) -> Counts:
+    """Run every audit on the defects and honest networks `names`; equal controls are run once."""
     counts: dict[tuple[str, str], dict[str, int]] = {}
     known: dict[tuple[str, int], list[str]] = {}
-    for defect in defects:
-        for kind in ("defective", "control"):
-            flags: dict[str, int] = defaultdict(int)
-            for seed in seeds:
-                case = getattr(DEFECTS[defect], kind)(seed)
-                if not case.same_as or (case.same_as, seed) not in known:
-                    found = audit_case(case, seed, names)
-                    flagged = [
-                        n for n, v in found.items() if isinstance(v, AuditResult) and v.verdict == "flag"
-                    ]
-                    flagged += [CRASHED] * any(isinstance(v, str) for v in found.values())
-                    known[case.same_as or f"{defect} {kind}", seed] = flagged
-                    print(defect, kind, seed, found_text(found), file=sys.stderr, flush=True)
-                for name in known[case.same_as or f"{defect} {kind}", seed]:
-                    flags[name] += 1
-            counts[defect, kind] = dict(flags)
+    for (name, kind), make in models(names).items():
+        flags: dict[str, int] = defaultdict(int)
+        for seed in seeds:
+            case = make(seed)
+            if not case.same_as or (case.same_as, seed) not in known:
+                found = audit_case(case, seed, audit_names())
+                flagged = flagged_names(found)
+                flagged += [CRASHED] * any(isinstance(v, str) for v in found.values())
+                known[case.same_as or f"{name} {kind}", seed] = flagged
+                print(name, kind, seed, found_text(found), file=sys.stderr, flush=True)
+            for audit in known[case.same_as or f"{name} {kind}", seed]:
+                flags[audit] += 1
+        counts[name, kind] = dict(flags)
     return counts
 
 
@@ -64,19 +71,19 @@ def confusion(counts: Counts, seeds: Sequence[int] = SEEDS) -> str:
     columns = [name for name in (*audit_names(), CRASHED) if name in seen]
     head = ["Model", "", *columns]
     lines = [f"| {' | '.join(head)} |", f"| --- | --- |{' ---: |' * len(columns)}"]
-    for (defect, kind), flags in counts.items():
+    for (model, kind), flags in counts.items():
         cells = []
         for name in columns:
             text = f"{flags[name]}/{len(seeds)}" if name in flags else ""
             cells.append(
-                f"**{text or '0'}**" if kind == "defective" and name == DEFECTS[defect].flagged_by else text
+                f"**{text or '0'}**" if kind == "defective" and name == DEFECTS[model].flagged_by else text
             )
-        lines.append(f"| {' | '.join([defect.replace('_', ' '), kind, *cells])} |")
+        lines.append(f"| {' | '.join([model.replace('_', ' '), kind, *cells])} |")
     silent = [name for name in audit_names() if name not in seen]
     return "\n".join([*lines, "", f"Checks that flag none of these: {', '.join(silent) or 'none'}.", ""])
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    chosen = sys.argv[1:] or list(DEFECTS)
+    chosen = sys.argv[1:] or [*DEFECTS, *HONEST]
     print(confusion(count_flags(chosen)), end="")

@@ -7,13 +7,15 @@ import math
 import torch
 from torch import Tensor
 
+from ...._errors import NotAsked
 from ....models import StepMap
 from ...evaluation.dynamics import FAR, NEAR, follow, worst_direction
+from ...runtime.float64 import in_float64
 from ...solvers.column_flow import CannotFollow, ColumnFlow, column_flows
 from ...solvers.solver_call import SolverCall
 from ..context import Context
-from ..measures import array, in_float64
-from ..registry import AuditResult, NotAsked, measured, not_applicable, register_audit
+from ..measures import array
+from ..registry import AuditResult, measured, not_applicable, register_audit
 
 SLACK = 1.01
 SAMPLES, STATES = 8, 64

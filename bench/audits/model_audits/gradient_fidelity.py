@@ -10,16 +10,19 @@ from torch import Tensor, nn
 
 from ...._errors import ModelFailure
 from ....attacks.core.model_call import ask_model
+from ...runtime.float64 import in_float64
 from ...solvers.changed_model import ChangedModel
 from ...solvers.solver_call import CannotSolveOtherwise, SolverChange
 from ..context import Context
 from ..differences import STEPS, central_differences, cosines, off_kinks, orthonormal_basis
-from ..measures import array, coarsest_eps, in_float64
+from ..measures import array, coarsest_eps
 from ..registry import AuditResult, measured, register_audit
 
 SAMPLES, DIRECTIONS = 12, 64
 LIMIT, COARSE_LIMIT = 0.99, 0.9
 """Least cosine, and that of a model in half precision, whose gradient is rounded to a percent."""
+CLEAR = 0.999
+"""Below this, differences of another length are tried too."""
 
 
 @register_audit(
@@ -56,7 +59,7 @@ def check(context: Context) -> AuditResult:
     found = {str(logits.dtype).removeprefix("torch."): own}
     with in_float64(context.model, images) as double:
         found["float64"] = _slopes(partial(lead, double), images.double(), basis)
-        agreement = _agreement(partial(lead, double), images.double(), basis, found, limit)
+        agreement = _agreement(partial(lead, double), images.double(), basis, found)
     worst = {name: float(values.min()) for name, values in agreement.items()}
     sentence = "The cosine between the model's gradient and central differences is at least "
     sentence += " and ".join(f"{cosine:.4f} in {name}" for name, cosine in worst.items()) + "."
@@ -87,13 +90,13 @@ def check(context: Context) -> AuditResult:
 
 
 def _agreement(
-    lead: Callable[..., Tensor], images: Tensor, basis: Tensor, found: Mapping[str, Tensor], limit: float
+    lead: Callable[..., Tensor], images: Tensor, basis: Tensor, found: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Cosines (N,) of each of `found` (N, k) with central differences, of the step where they agree best."""
     slopes = torch.stack(list(found.values()))
     best = torch.full(slopes.shape[:2], -2.0, dtype=torch.float64, device=images.device)
     for step in STEPS:
-        rows = (best.amin(0) < limit).nonzero().flatten()
+        rows = (best.amin(0) < CLEAR).nonzero().flatten()
         if not len(rows):
             break
         wanted = central_differences(partial(lead, rows=rows), images[rows], basis, step)

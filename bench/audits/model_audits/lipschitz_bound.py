@@ -6,9 +6,10 @@ import torch
 
 from ....models import NoCertificate, stated_lipschitz_parts
 from ...proofs.slopes import ROUNDING, slopes_over_bound
+from ...runtime.float64 import in_float64
 from ..context import Context
 from ..differences import off_kinks
-from ..measures import array, in_float64
+from ..measures import array
 from ..registry import AuditResult, measured, not_applicable, register_audit
 
 SAMPLES, ASCENTS = 32, 10

@@ -7,12 +7,13 @@ import math
 import numpy as np
 import torch
 
-from ...._errors import ModelFailure
+from ...._errors import ModelFailure, NotAsked
 from ...evaluation.dynamics import WIDEST, jacobians
+from ...runtime.float64 import in_float64
 from ...solvers.column_flow import CannotFollow, ColumnFlow, column_flows
 from ..context import Context
-from ..measures import array, in_float64
-from ..registry import AuditResult, NotAsked, measured, register_audit
+from ..measures import array
+from ..registry import AuditResult, measured, register_audit
 
 SPREAD, STIFF = 5.0, 2.0
 SAMPLES, STATES = 32, 64

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...._errors import ModelFailure
+from ...._errors import ModelFailure, NotAsked
 from ...solvers.changed_model import ChangedModel
 from ...solvers.observe import count_nfe
 from ...solvers.solver_call import CannotSolveOtherwise, SolverChange
 from ..context import Context
 from ..measures import array, fraction
-from ..registry import AuditResult, NotAsked, measured, register_audit
+from ..registry import AuditResult, measured, register_audit
 
 ACCURACY, CLASSES = 0.01, 0.01
 TIGHT = 1e-6

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from ...._errors import ModelFailure
+from ...._errors import ModelFailure, NotAsked
 from ...evaluation.accuracy import frozen
 from ...solvers.changed_model import solver_surrogates
 from ...solvers.solver_call import CannotSolveOtherwise
 from ..context import Context
 from ..measures import array, fraction, normalised
-from ..registry import AuditResult, NotAsked, measured, not_applicable, register_audit
+from ..registry import AuditResult, measured, not_applicable, register_audit
 
 POINTS = 0.01
 MODES = 1e-4

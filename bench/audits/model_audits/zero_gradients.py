@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...._errors import NotAsked
 from ....attacks.core.model_call import ask_model
+from ...runtime.float64 import in_float64
 from ..context import Context
 from ..differences import off_kinks
-from ..measures import array, fraction, in_float64
-from ..registry import AuditResult, NotAsked, measured, register_audit
+from ..measures import array, fraction
+from ..registry import AuditResult, measured, register_audit
 
 LIMIT = 0.01
 VANISHING = 1e-30
