@@ -319,7 +319,7 @@ def test_the_state_holds_the_lowest_frequencies_of_every_channel(shape, bands, n
 
 @pytest.mark.parametrize("claim", sorted(SPEC.claims))
 def test_its_claims_are_measured(claim):
-    CLAIM_CHECKS[claim](build(bands=4), images(4).float())
+    CLAIM_CHECKS[claim](build(bands=4).double(), images(4).double())
 
 
 def test_the_measured_claim_can_fail():
@@ -327,7 +327,7 @@ def test_the_measured_claim_can_fail():
     for layer in model.flow.layers:
         layer.gamma = 0.0
     with pytest.raises(ContractBroken, match="two states can drift apart"):
-        CLAIM_CHECKS["contractive"](model, images(4).float())
+        CLAIM_CHECKS["contractive"](model.double(), images(4).double())
 
 
 def test_weights_saved_and_loaded_are_the_same_map():
