@@ -115,7 +115,9 @@ _ALL = (*SETTINGS, *OF_THE_PROCESS)
 
 
 @contextmanager
-def foreign_code(source: str, *, seed: int | None = None, calls: bool = True) -> Iterator[None]:
+def foreign_code(
+    source: str, *, seed: int | None = None, calls: bool = True, single_call: bool = False
+) -> Iterator[None]:
     """Run a block of other people's code with every global setting pinned; put all of them back afterwards.
 
     Parameters
@@ -128,13 +130,15 @@ def foreign_code(source: str, *, seed: int | None = None, calls: bool = True) ->
         as they stand. They are put back afterwards in either case.
     calls
         Whether what was changed in a model's calls within the block is told of `source`, too.
+    single_call
+        The block is one call of a model: whether gradients are recorded is for the caller to say.
     """
     earlier = dict(changes)
     if calls:
         changes.clear()
     guard.depth += 1
     random_states = torch_random_states(), np.random.get_state(), random.getstate()
-    original = [setting.read() for setting in _ALL]
+    original, gradients = [setting.read() for setting in _ALL], torch.is_grad_enabled()
     names: list[str] = []
     try:
         with ExitStack() as stack:
@@ -144,6 +148,8 @@ def foreign_code(source: str, *, seed: int | None = None, calls: bool = True) ->
             for setting in _ALL:
                 if setting.pinned is not None and setting.read() != setting.pinned:
                     setting.write(setting.pinned)
+            if single_call:
+                torch.set_grad_enabled(gradients)
             stack.enter_context(_own_filters())
             if seed is not None:
                 _seed(seed)
@@ -270,4 +276,4 @@ def source_of(code: Any) -> str:
     return path.name
 
 
-guard.whole = lambda code: foreign_code(source_of(code))
+guard.whole = lambda code: foreign_code(source_of(code), single_call=True)

@@ -585,3 +585,19 @@ def test_a_call_that_nobody_guards_is_guarded_as_a_whole():
     assert lines == [
         "test_foreign_code.py changed the working directory and numpy's handling of errors, put back"
     ]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_a_call_that_nobody_guards_records_gradients_where_its_caller_does(mode):
+    """A model may see whether they are; an attack without gradients builds no graph."""
+    seen = []
+
+    class Net(stubs.Linear):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(torch.is_grad_enabled())
+            return super().forward(images)
+
+    net, images = Net((1, 2, 2), 3), torch.rand(2, 1, 2, 2)
+    with mode():
+        logits, inside = call_model(net, images, 3), torch.is_grad_enabled()
+    assert seen == [inside] == [logits.requires_grad] == [mode is torch.enable_grad]
