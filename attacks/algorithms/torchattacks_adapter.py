@@ -142,10 +142,10 @@ def run_torchattacks(
 ) -> Tensor:
     """Run ``make(model)`` up to `restarts` times; the image of each sample's largest margin, (N, C, H, W).
 
-    A sample that is broken beyond doubt takes no part in later restarts; a GPU is waited for once between
-    two, to see which those are, and once at the end. With `early_stopping`, and on a CPU, it is attacked no
-    further within a run either. Without, it is attacked to the end of the run: for images to train on or to
-    score on another model.
+    A sample that is broken beyond doubt takes no part in later restarts; a GPU is waited for twice between
+    two, to see which may be and which are, and once at the end. With `early_stopping`, and on a CPU, it is
+    attacked no further within a run either. Without, it is attacked to the end of the run: for images to
+    train on or to score on another model.
 
     Raises
     ------
@@ -164,7 +164,7 @@ def run_torchattacks(
                 holds = broken_as_stored(queried, found, clean, labels[doubtful])
                 best.stop(doubtful, holds)
                 if early_stopping:
-                    best.forget(doubtful[~holds])
+                    best.forget(doubtful, ~holds)
             rows = rows[~best.broken[rows]]
         if not len(rows):
             break

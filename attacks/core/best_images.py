@@ -101,9 +101,9 @@ class BestImages:
         """The samples of `index` that are `broken`, bool (n,), are so beyond doubt."""
         self.broken[index] |= broken
 
-    def forget(self, rows: Tensor) -> None:
-        """Let any other image replace those of the samples `rows` (n,)."""
-        self.score[rows] = -torch.inf
+    def forget(self, rows: Tensor, which: Tensor) -> None:
+        """Let any other image replace those of the samples `rows` (n,) in `which`, bool (n,)."""
+        self.score[rows] = self.score[rows].masked_fill(which, -torch.inf)
 
 
 def _part(index: Index, mask: Tensor) -> Index:
