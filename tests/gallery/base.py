@@ -12,6 +12,7 @@ from robustode.bench.audits.context import Context
 from robustode.bench.audits.registry import AUDITS, AuditResult
 from robustode.bench.audits.stored_records import StoredRecords
 from robustode.bench.data import Data, load_data
+from robustode.bench.runtime.foreign_code import running
 from robustode.models import MODELS, ModelSpec
 from torch import Tensor, nn
 
@@ -130,7 +131,8 @@ def audit_case(case: Case, seed: int, names: Sequence[str]) -> dict[str, AuditRe
             samples = AS_AUDITED.get(name, SAMPLES)
             if samples not in contexts:
                 contexts[samples] = context_of(case, seed, samples)
-            found[name] = audit(case.stored if audit.needs == "records" else contexts[samples])
+            with running(case.model, seed):  # as `audit_model` does
+                found[name] = audit(case.stored if audit.needs == "records" else contexts[samples])
         except Exception as error:
             found[name] = f"{type(error).__name__}: {error}"
     return found

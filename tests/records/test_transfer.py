@@ -29,6 +29,7 @@ from robustode.bench.report.worst_case import WORST_CASE
 from robustode.bench.runner.model_transfer import TransferResult, _model, replay_all
 from robustode.bench.runner.replay import Source, _replay
 from robustode.bench.runner.run import run_plan
+from robustode.bench.runtime.checked_model import CheckedModel
 from robustode.bench.verification.verify import verify
 
 EPS = 0.1
@@ -67,7 +68,7 @@ def replayed(model, split, sources, cell=CELL):
 
     with torch.no_grad():
         clean = model(split.images).argmax(1).numpy().astype(np.int16)
-    return _replay(cell, sources, model, Data, clean)
+    return _replay(cell, sources, CheckedModel(model, 2, per_sample=True), Data, clean)
 
 
 def broken_by(split, model) -> np.ndarray:
@@ -441,7 +442,7 @@ def test_a_run_whose_preset_says_so_ends_with_it(folder, tmp_path, digits):
 
 def test_a_model_that_answers_nan_is_a_failure_and_tried_again(folder, monkeypatch, capsys):
     nan = stubs.Faulty((1, 8, 8), 10, lambda logits, images: logits * torch.nan)
-    monkeypatch.setattr("robustode.bench.runner.model_transfer.trained_model", lambda *a: nan)
+    monkeypatch.setattr("robustode.bench.runner.model_transfer.trained_model", lambda *a, **k: nan)
     monkeypatch.setattr("robustode.bench.cli.results_commands.show_report", lambda out: 0)
     assert main(["transfer", "--out", str(folder), "--models", "resnet"]) == 1
     assert "resnet seed 0 · transfer-linf 0.1: nonfinite" in capsys.readouterr().err
