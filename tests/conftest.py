@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
+import types
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,11 +126,9 @@ def few(digits):
     )
 
 
-@pytest.fixture
-def registries() -> Iterator[None]:
+@contextmanager
+def _additions_forgotten() -> Iterator[None]:
     """Forget models, threats, datasets and imported model files that a test adds."""
-    import sys
-
     from robustode.attacks import THREATS
     from robustode.bench.data import DATASETS
     from robustode.bench.plugins.model_file import forget_model_files
@@ -139,3 +142,34 @@ def registries() -> Iterator[None]:
             registry.unregister(name)
     forget_model_files()
     assert sys.path == path, "sys.path was changed and not restored"
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """Forget models, threats, datasets and imported model files that a test adds."""
+    with _additions_forgotten():
+        yield
+
+
+@pytest.fixture(scope="module")
+def registries_of_module() -> Iterator[None]:
+    """As `registries`, for what the tests of a file add together."""
+    with _additions_forgotten():
+        yield
+
+
+@pytest.fixture(scope="session")
+def adv_lib() -> types.ModuleType:
+    """The package adv-lib; where ROBUSTODE_PARITY is "required", as in tox, its absence is an error.
+
+    It imports visdom, which only its plots use and which often cannot be installed.
+    """
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it uses distutils
+        patch.setitem(sys.modules, "visdom", sys.modules.get("visdom", types.ModuleType("visdom")))
+        try:
+            return importlib.import_module("adv_lib.attacks")
+        except ModuleNotFoundError:
+            if os.environ.get("ROBUSTODE_PARITY") == "required":
+                raise
+            pytest.skip("adv-lib is not installed: pip install --no-deps adv-lib==0.2.8")

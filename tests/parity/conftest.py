@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-import types
-import warnings
-
 import pytest
 import stubs
 import torch
@@ -41,20 +35,3 @@ def attacked(trained, digits) -> Split:
     chosen = right.nonzero()[:COUNT, 0]
     assert len(chosen) == COUNT
     return stubs.split_of(digits.test.images[chosen], digits.test.labels[chosen])
-
-
-@pytest.fixture(scope="session")
-def adv_lib() -> types.ModuleType:
-    """The package adv-lib; where ROBUSTODE_PARITY is "required", as in tox, its absence is an error.
-
-    It imports visdom, which only its plots use and which often cannot be installed.
-    """
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it uses distutils
-        patch.setitem(sys.modules, "visdom", sys.modules.get("visdom", types.ModuleType("visdom")))
-        try:
-            return importlib.import_module("adv_lib.attacks")
-        except ModuleNotFoundError:
-            if os.environ.get("ROBUSTODE_PARITY") == "required":
-                raise
-            pytest.skip("adv-lib is not installed: pip install --no-deps adv-lib==0.2.8")
