@@ -19,7 +19,13 @@ from robustode.bench.records.store import Store
 
 HERE = Path(__file__).parent
 PRESET = HERE / "preset.toml"
-LIBRARIES = ("torchdiffeq", "torchdyn", "torchode", "torchlip", "torchvision")
+LIBRARIES = (
+    "torchdiffeq",
+    "torchdyn",
+    "torchlip",
+    pytest.param("torchode", marks=pytest.mark.slow),
+    pytest.param("torchvision", marks=pytest.mark.slow),
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Judged:
 
 
 @pytest.fixture(scope="module", params=LIBRARIES)
-def judged(request, tmp_path_factory, registries_of_module) -> Judged:
+def judged(request, tmp_path_factory, adv_lib, registries_of_module) -> Judged:
     """Each command is seen to end with status 0."""
     folder, file = tmp_path_factory.mktemp(request.param), HERE / f"{request.param}_net.py"
     reference = f"{file}:build"
