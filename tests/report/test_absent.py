@@ -133,19 +133,24 @@ def test_a_reason_of_some_seeds_names_them(page):
     assert "There is no lower bound" not in text
 
 
-@pytest.mark.parametrize("flow", [None, nn.Identity()])
-def test_the_reason_for_no_trajectories_is_on_the_sheet(page, flow):
-    model = stubs.Linear((1, 8, 8), 10)
-    if flow is not None:
-        model.flow = flow
+class TwoSolves(stubs.Linear):
+    """A linear model that calls a solver twice in a forward pass."""
+
+    def forward(self, images):
+        return self.still(self.still(self.head(images.flatten(1))))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (stubs.Linear((1, 8, 8), 10), "no solver was seen in it"),
+        (TwoSolves((1, 8, 8), 10, nfe=2), "2 solves in a forward pass are not one flow"),
+    ],
+)
+def test_the_reason_for_no_trajectories_is_on_the_sheet(page, model, reason):
     cell = synthetic.cell("node", kind="dynamics", threat="dynamics", family="dynamics", samples=4)
     record = measure_dynamics(cell, model, model, load_data("digits").test, device=CPU, environment={})
     text, _ = page([*synthetic.records(("node",), samples=20), record])
-    reason = (
-        "no flow (a robustode.ODEBlock, model.flow)"
-        if flow is None
-        else "model.flow is no robustode.ODEBlock"
-    )
     assert f"No trajectories: {reason}." in text
 
 
