@@ -135,6 +135,7 @@ def run_plan(
                 _compare(store, *requested.before_and_now(name), reporter)
         if plan.preset.transfer:
             result.add(_transfer(plan, data, store, fresh, reporter))
+        result.damages += store.clear()  # what this run superseded: a training, by what was asked after it
     return result
 
 

@@ -21,6 +21,7 @@ from robustode.bench.config.preset import load_preset
 from robustode.bench.data import load_data
 from robustode.bench.records.headline import Headline
 from robustode.bench.records.latest import current
+from robustode.bench.records.lines import read_line
 from robustode.bench.records.record import Record
 from robustode.bench.records.store import Store
 from robustode.bench.runner import cell_run as measure
@@ -102,6 +103,15 @@ def test_a_finished_run_is_not_done_again(few, tmp_path, monkeypatch):
         monkeypatch.setattr(measure, name, never)
     assert do(plan, few, tmp_path / "out") == RunResult(done=0, skipped=stubs.CELLS)
     assert snapshot(tmp_path / "out") == before
+
+
+def test_a_run_leaves_no_superseded_lines(few, tmp_path):
+    plan = plan_of(tmp_path)
+    for fresh in (False, True):
+        do(plan, few, tmp_path / "out", fresh=fresh)
+        (lines,) = snapshot(tmp_path / "out").values()
+        keys = [body["key"] for body in map(read_line, lines.splitlines()) if "key" in body]
+        assert len(keys) == len(set(keys)) == stubs.CELLS
 
 
 def test_fresh_does_everything_again_to_the_same_result(few, tmp_path):
@@ -263,7 +273,7 @@ def test_a_model_that_is_mended_is_trained(few, tmp_path):
 def test_a_model_that_fails_under_one_threat_fails_there_alone(few, tmp_path):
     def fault(logits, images):
         if float(images[:, 0, 0, 0].detach().max()) > 0.45:  # a corner that is black in every digit
-            raise ValueError("too noisy for me")
+            raise TypeError("too noisy for me")  # an error of its code: another is no answer of a sample
         return logits
 
     plan = plan_of(tmp_path, stubs.faulty("picky", fault))
@@ -273,7 +283,7 @@ def test_a_model_that_fails_under_one_threat_fails_there_alone(few, tmp_path):
     assert [name[3:] for name in wrong] == [("gaussian", 0.3)]
     (failure,) = outcome.failures
     assert failure.startswith(
-        "picky seed 0 · gaussian 0.3: error: the model raised ValueError: too noisy for me (test_run.py:"
+        "picky seed 0 · gaussian 0.3: error: the model raised TypeError: too noisy for me (test_run.py:"
     )
     assert outcome.done == stubs.CELLS
     assert do(plan, few, tmp_path / "out").skipped == stubs.CELLS - 1
