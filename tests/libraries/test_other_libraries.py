@@ -62,7 +62,7 @@ def test_a_model_is_attacked_by_every_family_of_attacks(judged):
     assert {record.cell.family for record in found.values()} == {"clean", "noise", "gradient", "search"}
     assert [record.error for record in found.values() if record.status != "ok"] == []
     clean = found["clean"].accuracy
-    assert clean > 0.8
+    assert clean > 0.7
     for threat in ("fgsm-linf", "pgd-l2", "autoattack-linf", "fmn-linf", "curve-l2"):
         assert found[threat].accuracy < clean, threat
 
