@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import sys
 import textwrap
 from pathlib import Path
@@ -346,3 +347,15 @@ def test_an_edit_of_what_the_file_imports_is_another_version(tmp_path, registrie
     assert external._source_sha256(path) == before
     (tmp_path / "models" / "deep.py").write_text("WIDTH = 8\n")
     assert external._source_sha256(path) != before
+
+
+def test_a_file_edited_within_a_second_to_the_same_length_runs_as_it_is_now(tmp_path):
+    """Python's bytecode is told apart by the second and the length of its source alone."""
+    for width in (3, 5):
+        path = write(
+            tmp_path / "quick_edit.py",
+            f"from torch import nn\ndef build(shape, classes):\n    return nn.Linear({width}, classes)\n",
+        )
+        os.utime(path, (1e9, 1e9))
+        assert load_external(f"{path}:build").build((1, 2, 2), 3).in_features == width
+    assert not (tmp_path / "__pycache__").exists()
