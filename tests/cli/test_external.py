@@ -349,8 +349,9 @@ def test_an_edit_of_what_the_file_imports_is_another_version(tmp_path, registrie
     assert external._source_sha256(path) != before
 
 
-def test_a_file_edited_within_a_second_to_the_same_length_runs_as_it_is_now(tmp_path):
+def test_a_file_edited_within_a_second_to_the_same_length_runs_as_it_is_now(tmp_path, monkeypatch):
     """Python's bytecode is told apart by the second and the length of its source alone."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     for width in (3, 5):
         path = write(
             tmp_path / "quick_edit.py",
