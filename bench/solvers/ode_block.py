@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torchdiffeq import odeint_adjoint
 
 from ...models import Field, ODEBlock, Solver, SolverFailure
-from .recording import Evaluations, SolverFunction
+from .recording import FunctionCall, SolverFunction
 from .solver_call import CannotSolveOtherwise, SolverCall, SolverChange
 
 
@@ -51,29 +51,20 @@ class ODEBlockForward(SolverFunction):
             atol=solver.atol if solver.adaptive else None,
         )
 
-    def run(
-        self, original: Callable[..., Any], arguments: Mapping[str, Any], evaluations: Evaluations
-    ) -> Any:
+    def run(self, call: FunctionCall) -> Any:
         """Solve as the block does; it counts itself, on compiled paths too."""
-        block = arguments["self"]
-        final = original(block, arguments["state"])
-        evaluations.count = block.nfe
+        final = call.answer()
+        call.evaluations.count = call.arguments["self"].nfe
         return final
 
-    def run_otherwise(
-        self,
-        original: Callable[..., Any],
-        arguments: Mapping[str, Any],
-        change: SolverChange,
-        evaluations: Evaluations,
-    ) -> Any:
+    def run_otherwise(self, call: FunctionCall, change: SolverChange) -> Any:
         """Solve with the block's solver changed, and put it back."""
-        block = arguments["self"]
+        block = call.arguments["self"]
         with _solver_of(block, changed_solver(block, change)):
             if not change.adjoint:
-                return self.run(original, arguments, evaluations)
-            final = _solve_adjoint(block, arguments["state"])
-            block.nfe = evaluations.count
+                return self.run(call)
+            final = _solve_adjoint(block, call.arguments["state"])
+            block.nfe = call.evaluations.count
             return final
 
 

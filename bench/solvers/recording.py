@@ -95,6 +95,21 @@ class CountedField:
 
 
 @dataclass(frozen=True)
+class FunctionCall:
+    """One call of a function that solves an ODE: its arguments by name, and the count of its field."""
+
+    original: Callable[..., Any]
+    signature: inspect.Signature
+    arguments: Mapping[str, Any]
+    evaluations: Evaluations
+
+    def answer(self, **others: Any) -> Any:
+        """What the function itself returns, called as it was but for the arguments `others`."""
+        bound = inspect.BoundArguments(self.signature, {**self.arguments, **others})  # type: ignore[arg-type]
+        return self.original(*bound.args, **bound.kwargs)
+
+
+@dataclass(frozen=True)
 class SolverFunction(ABC):
     """A function of a library that solves an ODE."""
 
@@ -119,18 +134,18 @@ class SolverFunction(ABC):
             with _within(_Situation()):
                 return original(*args, **kwargs)
         if now.solving is not None:  # one function of a library calls another: still the same solve
-            return self.run(original, arguments, now.solving)
-        evaluations = Evaluations()
-        call = self.describe(arguments) if any(o.calls is not None for o in now.observers) else None
-        with _within(replace(now, solving=evaluations)):
+            return self.run(FunctionCall(original, self.signature, arguments, now.solving))
+        call = FunctionCall(original, self.signature, arguments, Evaluations())
+        solve = self.describe(arguments) if any(o.calls is not None for o in now.observers) else None
+        with _within(replace(now, solving=call.evaluations)):
             if now.change is None or not now.change.concerns(adaptive=self.adaptive(arguments)):
-                result = self.run(original, arguments, evaluations)
+                result = self.run(call)
             else:
-                result = self.run_otherwise(original, arguments, now.change, evaluations)
+                result = self.run_otherwise(call, now.change)
         for observer in now.observers:
-            observer.evaluations = (observer.evaluations or 0) + evaluations.count
-            if observer.calls is not None and call is not None:
-                observer.calls.append(replace(call, evaluations=evaluations.count))
+            observer.evaluations = (observer.evaluations or 0) + call.evaluations.count
+            if observer.calls is not None and solve is not None:
+                observer.calls.append(replace(solve, evaluations=call.evaluations.count))
         return result
 
     def solves_adjoint(self, arguments: Mapping[str, Any]) -> bool:
@@ -146,19 +161,11 @@ class SolverFunction(ABC):
         """What is asked for."""
 
     @abstractmethod
-    def run(
-        self, original: Callable[..., Any], arguments: Mapping[str, Any], evaluations: Evaluations
-    ) -> Any:
-        """Call `original` as it was called; its field is counted here or by a function that it calls."""
+    def run(self, call: FunctionCall) -> Any:
+        """Answer as it was called; its field is counted here or by a function that it calls."""
 
     @abstractmethod
-    def run_otherwise(
-        self,
-        original: Callable[..., Any],
-        arguments: Mapping[str, Any],
-        change: SolverChange,
-        evaluations: Evaluations,
-    ) -> Any:
+    def run_otherwise(self, call: FunctionCall, change: SolverChange) -> Any:
         """Solve with another solver; the same kind of result.
 
         Raises
@@ -166,11 +173,3 @@ class SolverFunction(ABC):
         CannotSolveOtherwise
             When no other solver can take its place.
         """
-
-
-def call_with(
-    function: Callable[..., Any], signature: inspect.Signature, arguments: Mapping[str, Any]
-) -> Any:
-    """Call `function` with arguments by name, each as its signature takes it."""
-    bound = inspect.BoundArguments(signature, dict(arguments))  # type: ignore[arg-type]
-    return function(*bound.args, **bound.kwargs)

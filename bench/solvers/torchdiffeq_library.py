@@ -17,7 +17,7 @@ from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.solvers import FixedGridODESolver
 
 from ...models import SolverFailure
-from .recording import CountedField, Evaluations, SolverFunction, call_with
+from .recording import CountedField, FunctionCall, SolverFunction
 from .solver_call import CannotSolveOtherwise, Derivative, SolverCall, SolverChange, State
 
 _KEPT = {True: ("norm",), False: ("perturb", "interp")}
@@ -41,23 +41,15 @@ class Odeint(SolverFunction):
         """The call as it is."""
         return described("torchdiffeq", arguments, adjoint="adjoint_params" in arguments)
 
-    def run(
-        self, original: Callable[..., Any], arguments: Mapping[str, Any], evaluations: Evaluations
-    ) -> Any:
+    def run(self, call: FunctionCall) -> Any:
         """Call it as it was called. The adjoint one needs its field as it is, and calls the other."""
-        if "adjoint_params" not in arguments:
-            arguments = {**arguments, "func": CountedField.of(arguments["func"], evaluations)}
-        return call_with(original, self.signature, arguments)
+        if "adjoint_params" in call.arguments:
+            return call.answer()
+        return call.answer(func=CountedField.of(call.arguments["func"], call.evaluations))
 
-    def run_otherwise(
-        self,
-        original: Callable[..., Any],
-        arguments: Mapping[str, Any],
-        change: SolverChange,
-        evaluations: Evaluations,
-    ) -> Any:
+    def run_otherwise(self, call: FunctionCall, change: SolverChange) -> Any:
         """See `solve_changed`."""
-        return solve_changed(arguments, change, adjoint="adjoint_params" in arguments)
+        return solve_changed(call.arguments, change, adjoint="adjoint_params" in call.arguments)
 
 
 def functions() -> list[tuple[type[SolverFunction], FunctionType]]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .recording import CountedField, Evaluations, SolverFunction, call_with
+from .recording import CountedField, FunctionCall, SolverFunction
 from .solver_call import CannotSolveOtherwise, SolverCall, SolverChange
 from .torchdiffeq_library import described, solve_changed
 
@@ -59,23 +59,14 @@ class _Torchdyn(SolverFunction):
         """The call as it is, by torchdyn's name of the method."""
         return described("torchdyn", self.asked(arguments), method=_name(self.solver(arguments)))
 
-    def run(
-        self, original: Callable[..., Any], arguments: Mapping[str, Any], evaluations: Evaluations
-    ) -> Any:
+    def run(self, call: FunctionCall) -> Any:
         """Call it as it was called, its field counted."""
-        field = CountedField.of(arguments["f"], evaluations)
-        return call_with(original, self.signature, {**arguments, "f": field})
+        return call.answer(f=CountedField.of(call.arguments["f"], call.evaluations))
 
-    def run_otherwise(
-        self,
-        original: Callable[..., Any],
-        arguments: Mapping[str, Any],
-        change: SolverChange,
-        evaluations: Evaluations,
-    ) -> Any:
+    def run_otherwise(self, call: FunctionCall, change: SolverChange) -> Any:
         """Times and solution, by torchdiffeq."""
-        asked = self.asked(arguments)
-        return _answer(asked, solve_changed(asked, change, adjoint=False), arguments.get("save_at", ()))
+        asked = self.asked(call.arguments)
+        return _answer(asked, solve_changed(asked, change, adjoint=False), call.arguments.get("save_at", ()))
 
 
 class Odeint(_Torchdyn):
@@ -85,17 +76,11 @@ class Odeint(_Torchdyn):
         """Whether torchdyn asks itself, in a backward pass."""
         return str(getattr(arguments["f"], "__qualname__", "")).startswith(_ADJOINT)
 
-    def run_otherwise(
-        self,
-        original: Callable[..., Any],
-        arguments: Mapping[str, Any],
-        change: SolverChange,
-        evaluations: Evaluations,
-    ) -> Any:
+    def run_otherwise(self, call: FunctionCall, change: SolverChange) -> Any:
         """As above; a hybrid or symplectic system is more than a field."""
         if self.function.__name__ not in ("odeint", "odeint_mshooting"):
             raise CannotSolveOtherwise(f"torchdyn's {self.function.__name__} solves more than a field")
-        return super().run_otherwise(original, arguments, change, evaluations)
+        return super().run_otherwise(call, change)
 
 
 class Problem(_Torchdyn):
@@ -119,25 +104,17 @@ class Problem(_Torchdyn):
             "torchdyn", self.asked(arguments), method=_name(self.solver(arguments)), adjoint=adjoint
         )
 
-    def run(
-        self, original: Callable[..., Any], arguments: Mapping[str, Any], evaluations: Evaluations
-    ) -> Any:
+    def run(self, call: FunctionCall) -> Any:
         """Call it as it was called; the function that it calls counts."""
-        return call_with(original, self.signature, arguments)
+        return call.answer()
 
-    def run_otherwise(
-        self,
-        original: Callable[..., Any],
-        arguments: Mapping[str, Any],
-        change: SolverChange,
-        evaluations: Evaluations,
-    ) -> Any:
+    def run_otherwise(self, call: FunctionCall, change: SolverChange) -> Any:
         """Times and solution, by torchdiffeq."""
-        asked, problem = self.asked(arguments), arguments["self"]
+        asked, problem = self.asked(call.arguments), call.arguments["self"]
         if problem.integral_loss is not None:
             raise CannotSolveOtherwise("torchdyn's integral loss is part of what is solved")
         solution = solve_changed(asked, change, adjoint=problem.sensalg != "autograd")
-        return _answer(asked, solution, arguments.get("save_at", ()))
+        return _answer(asked, solution, call.arguments.get("save_at", ()))
 
 
 def functions() -> list[tuple[type[SolverFunction], FunctionType]]:

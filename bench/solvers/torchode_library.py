@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .recording import CountedField, Evaluations, SolverFunction, call_with
+from .recording import CountedField, Evaluations, FunctionCall, SolverFunction
 from .solver_call import CannotSolveOtherwise, SolverCall, SolverChange
 from .torchdiffeq_library import described, solve_changed
 
@@ -71,33 +71,25 @@ class Solve(SolverFunction):
             asked["options"] = {"step_size": float((arguments["dt0"] / length).abs().max())}
         return asked
 
-    def run(
-        self, original: Callable[..., Any], arguments: Mapping[str, Any], evaluations: Evaluations
-    ) -> Any:
+    def run(self, call: FunctionCall) -> Any:
         """Call it as it was called, with a term that counts, or calls another that does."""
-        if type(arguments["self"]).__name__ != "AutoDiffAdjoint":
-            return call_with(original, self.signature, arguments)
-        with _counted(self._terms(arguments), evaluations):
-            return call_with(original, self.signature, arguments)
+        if type(call.arguments["self"]).__name__ != "AutoDiffAdjoint":
+            return call.answer()
+        with _counted(self._terms(call.arguments), call.evaluations):
+            return call.answer()
 
-    def run_otherwise(
-        self,
-        original: Callable[..., Any],
-        arguments: Mapping[str, Any],
-        change: SolverChange,
-        evaluations: Evaluations,
-    ) -> Any:
+    def run_otherwise(self, call: FunctionCall, change: SolverChange) -> Any:
         """A solution as torchode returns it, by torchdiffeq, with the statistics that are known."""
-        problem = arguments["problem"]
-        adjoint = type(arguments["self"]).__name__ != "AutoDiffAdjoint"
+        problem = call.arguments["problem"]
+        adjoint = type(call.arguments["self"]).__name__ != "AutoDiffAdjoint"
         if problem.t_eval is not None and not _share_times(problem):
             raise CannotSolveOtherwise("torchode evaluates the samples at different parts of their times")
-        path = solve_changed(self.asked(arguments), change, adjoint=adjoint).transpose(0, 1)
+        path = solve_changed(self.asked(call.arguments), change, adjoint=adjoint).transpose(0, 1)
         times = problem.t_end[:, None] if problem.t_eval is None else problem.t_eval
         path = path[:, -times.shape[1] :]
         none = torch.zeros(problem.batch_size, dtype=torch.long, device=problem.device)
         stats = {name: none.clone() for name in ("n_steps", "n_accepted", "n_f_evals")}
-        stats["n_f_evals"] += evaluations.count
+        stats["n_f_evals"] += call.evaluations.count
         stats["n_initialized"] = none + path.shape[1]
         solution = sys.modules["torchode.solution"].Solution
         return solution(ts=times, ys=path, stats=stats, status=none)
