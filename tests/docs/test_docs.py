@@ -69,7 +69,8 @@ def test_the_preset_that_is_shown_can_be_used(tmp_path):
 def test_every_command_parses(page):
     blocks = "".join(re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
     for command in re.findall(r"^ *(?:.*/)?robustode (.*)$", blocks, re.MULTILINE):
-        command_line().parse_args(command.split("#")[0].split())
+        words = command.split("#")[0].split()
+        assert command_line().parse_args(words).command == words[0]
 
 
 def test_the_reference_names_what_exists():
