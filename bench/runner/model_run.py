@@ -136,18 +136,19 @@ class ModelRun:
             or not self.can_be_timed
         ):
             return []
-        try:
-            checkpoint = stored_checkpoint(self.store, self.training)
-            if checkpoint is None:
-                raise CheckpointError(f"{path} is gone: run again to train it again")
-            model = build_model(self.spec.build, self.data, self.plan.arguments(self.spec), self.seed)
-            self._load(model)
-        except Exception as error:
-            line = f"{self.spec.name} seed {self.seed} · timings: {type(error).__name__}: {one_line(error)}"
-            self.summary.failures.append(line)
-            self.reporter.line(f"failed: {line}")
-            return []
         with foreign_code(source_of(self.spec.build), seed=self.seed):
+            try:
+                checkpoint = stored_checkpoint(self.store, self.training)
+                if checkpoint is None:
+                    raise CheckpointError(f"{path} is gone: run again to train it again")
+                model = build_model(self.spec.build, self.data, self.plan.arguments(self.spec), self.seed)
+                self._load(model)
+            except Exception as error:
+                reason = f"{type(error).__name__}: {one_line(error)}"
+                line = f"{self.spec.name} seed {self.seed} · timings: {reason}"
+                self.summary.failures.append(line)
+                self.reporter.line(f"failed: {line}")
+                return []
             return self._curves(model, checkpoint, timings=True)
 
     def _curves(self, model: nn.Module, checkpoint: Checkpoint, *, timings: bool) -> list[Cell]:

@@ -36,7 +36,7 @@ def observe(model: nn.Module, images: Tensor) -> list[SolverCall]:
     before, new = _libraries(), image_dtype(model, images) is None
     random_states = torch_random_states()
     try:
-        with eager(model), eval_mode(model), torch.no_grad(), solvers_seen(observer), KeptSettings(model):
+        with KeptSettings(model), eager(model), eval_mode(model), torch.no_grad(), solvers_seen(observer):
             call_in_its_dtype(model, images)
     finally:
         set_torch_random_states(random_states)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-import torch
 from torch import Tensor, nn
 
 from ...attacks.core.image_dtype import call_in_its_dtype
 from ...attacks.core.modes import eval_mode
+from ...attacks.core.torch_settings import KeptSettings
 from ...models import check_field_agreement, check_stated_bounds
+from ..runtime.foreign_code import running
 
 FEW_IMAGES = 16
 """Images whose states decide."""
@@ -19,8 +18,9 @@ def check_statements(model: nn.Module, images: Tensor, *, of: str = "the trainin
     """Refuse a model that contradicts what its flow states; a run asks before and after training.
 
     A layer that states its field both by ``forward`` and by matrices must state one field, and constants that
-    a flow states by hand must hold. What is stated once is not asked. The model and torch's random state are
-    left as they were.
+    a flow states by hand must hold. What is stated once is not asked. The model and what is global are left as
+    they were.
+
 
     Parameters
     ----------
@@ -34,9 +34,12 @@ def check_statements(model: nn.Module, images: Tensor, *, of: str = "the trainin
     ContractBroken
         When `model` contradicts a statement; one line.
     """
-    devices = [images.device] if images.device.type == "cuda" else []
-    with eval_mode(model), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
-        ask = partial(call_in_its_dtype, model, images[:FEW_IMAGES].clone())
+    few = images[:FEW_IMAGES].clone()
+
+    def ask() -> object:
+        with KeptSettings(model):
+            return call_in_its_dtype(model, few)
+
+    with running(model, 0), eval_mode(model):
         check_field_agreement(model, ask, of=of)
         check_stated_bounds(model, ask, of=of)

@@ -15,6 +15,7 @@ from ..records.checkpoint import load_state, load_tensors
 from ..records.record import Record
 from ..records.store import Store
 from ..runtime.construct import construct
+from ..runtime.foreign_code import running
 from ..runtime.network_hash import network_sha256
 from .check_statements import FEW_IMAGES, check_statements
 from .same_answers import TOLERANCE, answers_of, difference
@@ -112,7 +113,7 @@ def rebuilt_model(store: Store, training: Record, spec: ModelSpec) -> nn.Module:
     shape, classes = _shape_and_classes(training)
     arguments, seed = spec.arguments(training.cell.hyperparameters), training.cell.training_seed
     model = construct(spec.build, shape, classes, arguments, seed=seed)
-    with training_mode(model):
+    with running(model, seed), training_mode(model):
         load_state(model, tensors, path)
     check_answers(training, model)
     return model

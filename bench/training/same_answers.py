@@ -26,9 +26,9 @@ def answers_of(model: nn.Module, input_shape: tuple[int, ...], num_classes: int)
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     images = probe_images(input_shape).to(device)
     found = []
-    with suppress(Exception), torch.no_grad(), eval_mode(model):
+    with suppress(Exception):
         for seed in (0, 1):
-            with foreign_code(source_of(model), seed=seed):
+            with foreign_code(source_of(model), seed=seed), torch.no_grad(), eval_mode(model):
                 logits = call_model(model, images.clone(), num_classes)[:, :MOST_CLASSES]
             found.append([[float(f"{value:.6g}") for value in row] for row in logits.double().tolist()])
     return found[0] if len(found) == 2 and difference(*found) <= TOLERANCE else None

@@ -31,8 +31,10 @@ from robustode.bench.records.store import Store
 from robustode.bench.runner.run import run_plan
 from robustode.bench.runtime.announcements import sentence, telling
 from robustode.bench.runtime.foreign_code import asking, foreign_code
+from robustode.bench.training.check_statements import check_statements
+from robustode.bench.training.load_trained import trained_model
 from robustode.bench.training.train import build_model, train
-from robustode.models import get_ode_backend, set_ode_backend
+from robustode.models import ODEBlock, PixelNetwork, Solver, TanhField, get_ode_backend, set_ode_backend
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.usefixtures("registries")
@@ -143,6 +145,33 @@ def test_a_forward_pass_changes_nothing_for_the_next_line(name):
         assert everything_global() == inside
     assert everything_global() == before
     assert [line.partition(",")[0] for line in lines] == [f"net.py changed {name}"]
+
+
+@pytest.mark.parametrize("name", ["the default dtype", "the number of threads"])
+def test_a_field_that_is_compared_with_its_statement_changes_nothing_for_the_next_line(name):
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.K = nn.Parameter(torch.randn(4, 4) / 2)
+
+        def forward(self, state: Tensor) -> Tensor:
+            change = torch.tanh(self.K @ state)
+            CHANGES[name]()
+            return change
+
+        def tanh_field(self) -> TanhField:
+            unit = torch.eye(4, dtype=torch.float32, device="cpu")
+            return TanhField(A=unit, B=self.K, b=torch.zeros_like(self.K[:, :1]))
+
+    flow = ODEBlock([Layer(), Layer()], final_time=1.0, solver=Solver(method="heun2", steps=2))
+    model = PixelNetwork((1, 4, 4), 3, flow, width=4)
+    images, lines = torch.rand(2, 1, 4, 4), []
+    before = everything_global()
+    with telling(lambda *changed: lines.append(sentence(*changed))):
+        check_statements(model, images)
+    assert everything_global() == before
+    assert all(module.training for module in model.modules())
+    assert [line.partition(",")[0] for line in lines] == [f"pixel_network.py changed {name}"]
 
 
 def test_a_forward_pass_that_seeds_torch_does_not_repeat_the_noise_of_an_attack():
@@ -290,6 +319,43 @@ def test_what_a_file_prints_when_it_is_imported_is_no_part_of_the_output(tmp_pat
     assert "[loading]" in printed.err
     assert "plug-in 'printing' of unknown package changed the default dtype, put back" in printed.err
     assert torch.get_default_dtype() == torch.float32
+
+
+MOODY = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.head = nn.Linear(shape[0] * shape[1] * shape[2], classes)
+
+    def forward(self, images):
+        return self.head(images.flatten(1))
+
+    def train(self, mode=True):
+        torch.set_num_threads(3)
+        return super().train(mode)
+
+def build(input_shape, num_classes):
+    return Net(input_shape, num_classes)
+"""
+
+
+def test_a_change_of_mode_changes_nothing_for_timings_or_for_whoever_loads_the_model(tmp_path):
+    (tmp_path / "moody.py").write_text(MOODY, encoding="utf-8")
+    file, out, lines = f"{tmp_path}/moody.py:build", tmp_path / "out", list[str]()
+    request = RunRequest(preset=load_preset(str(stubs.preset_file(tmp_path))), models=(file,))
+    before = everything_global()
+    with telling(lambda *changed: lines.append(sentence(*changed))):
+        result = run_plan(request.plan(), request.data(), Store(out), device=stubs.CPU)
+        assert everything_global() == before
+        records = {record.cell.kind: record for record in Store(out).load()[0]}
+        trained_model(Store(out), records["training"], resolve_model(file))
+    assert everything_global() == before
+    assert result.failures == []
+    assert "throughput" in records
+    assert lines == [sentence("moody.py", ["the number of threads"])]
 
 
 # --- seeds ----------------------------------------------------------------------------------------
