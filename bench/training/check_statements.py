@@ -18,8 +18,8 @@ def check_statements(model: nn.Module, images: Tensor, *, of: str = "the trainin
     """Refuse a model that contradicts what its flow states; a run asks before and after training.
 
     A layer that states its field both by ``forward`` and by matrices must state one field, and constants that
-    a flow states by hand must hold. What is stated once is not asked. The model and what is global are left as
-    they were.
+    a flow states by hand must hold. What is stated once is not asked. The model and what is global are left
+    as they were.
 
 
     Parameters
