@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import Any, cast
 from ..._errors import InvalidArgument, RecordError, RobustodeError, one_line
 from ...attacks.core.frozen_model import freeze
 from ...attacks.core.types import Norm
-from ...models import ODEBackend, get_ode_backend
+from ...models import ModelSpec, ODEBackend, get_ode_backend
 from ..data import load_data
 from ..evaluation.accuracy import failed
-from ..plugins.model_file import load_external
+from ..plugins.model_file import load_files
 from ..records.headline import Headline
 from ..records.latest import Entry, current, entry
 from ..records.record import Record
@@ -55,7 +55,10 @@ class Audited:
 
 @dataclass(frozen=True)
 class Task:
-    """One model and training seed to audit; small, so that it can be sent to another process."""
+    """One model and training seed to audit; small, so that it can be sent to another process.
+
+    `files` are the ``FILE.py:factory`` that may hold this model.
+    """
 
     folder: Path
     data_root: Path | None
@@ -90,6 +93,11 @@ def records_by_training(store: Store) -> dict[tuple[Entry, int], list[Record]]:
     return found
 
 
+def training_of(records: Sequence[Record]) -> Record:
+    """The record of the training without error among the records of one model and seed."""
+    return next(r for r in records if r.cell.kind == "training" and r.status == "ok")
+
+
 def headline_of(store: Store) -> Headline:
     """The headline that the folder states, else one guessed from its records."""
     with suppress(RecordError):
@@ -105,15 +113,23 @@ def budget(reported: Mapping[str, float], rank: str) -> tuple[Norm, float]:
     return "linf", DEFAULT_EPS["linf"]
 
 
-def audit_trained_model(task: Task, say: Callable[[str], None] = lambda line: None) -> Audited:
-    """Run the audits of one model and training seed, and store their records."""
+def audit_trained_model(
+    task: Task,
+    say: Callable[[str], None] = lambda line: None,
+    loaded: Mapping[str, ModelSpec] | None = None,
+) -> Audited:
+    """Run the audits of one model and training seed, and store their records.
+
+    `loaded` are models from files, by reference; without it the task's files are imported.
+    """
     store, done = Store(task.folder), Audited()
     headline, records = headline_of(store), records_by_training(store)[task.row, task.seed]
     data = load_data(task.row[0], task.data_root)
-    training = next(r for r in records if r.cell.kind == "training" and r.status == "ok")
+    training = training_of(records)
     label = f"{task.row[1]} seed {task.seed}"
     try:
-        spec = model_of(training, {spec.name: spec for spec in map(load_external, task.files)})
+        specs = load_files(task.files) if loaded is None else loaded
+        spec = model_of(training, {spec.name: spec for spec in specs.values()})
         if training.cell.index_sha256 != data.index_sha256:
             raise InvalidArgument(f"it was trained on other samples than {data.name} here")
         model = freeze(trained_model(store, training, spec, images=data.train.images))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,14 +11,22 @@ import torch
 
 from ..._errors import InvalidArgument
 from ..._registry import unknown_name
-from ...models import set_ode_backend
+from ...models import ModelSpec, set_ode_backend
 from ..data import load_data
 from ..plugins.model_file import named_models
+from ..records.record import Record
 from ..records.store import Store
 from ..runtime.announcements import announce, telling
 from ..runtime.machine import count_cores
 from ..runtime.processes import Died, Message, Raised, Returned, Send, run_jobs
-from .audit_model import Audited, Task, audit_trained_model, headline_of, records_by_training
+from .audit_model import (
+    Audited,
+    Task,
+    audit_trained_model,
+    headline_of,
+    records_by_training,
+    training_of,
+)
 from .library import check_names, names_of
 
 SAMPLES = 128
@@ -72,8 +80,7 @@ def audit_folder(
     store = Store(folder)
     trained = records_by_training(store)
     names = tuple(checks or headline_of(store).audits or names_of("model"))
-    files = tuple(name for name in models if ".py" in name)
-    wanted = set(named_models(models)[0])
+    wanted, specs = named_models(models)
     known = sorted({row[1] for row, _ in trained})
     for name in sorted(wanted):
         if name not in known:
@@ -85,18 +92,28 @@ def audit_folder(
     ]
     for dataset in sorted({row[0] for row, _ in chosen}):
         load_data(dataset, data_root)
-    tasks = [Task(Path(folder), data_root, row, seed, files, names, samples, fresh) for row, seed in chosen]
+    tasks = [
+        Task(Path(folder), data_root, *where, _files_of(trained[where], specs), names, samples, fresh)
+        for where in chosen
+    ]
     workers = min(jobs or count_cores(), len(tasks))
     with store.lock():
         found = (
             _audit_in_processes(tasks, workers, say)
             if workers > 1
-            else [audit_trained_model(t, say) for t in tasks]
+            else [audit_trained_model(task, say, specs) for task in tasks]
         )
     done = Audited()
     for one in found:
         done.add(one)
     return done
+
+
+def _files_of(records: Sequence[Record], specs: Mapping[str, ModelSpec]) -> tuple[str, ...]:
+    """Which references of `specs` may be the model of `records`: by its name, or its architecture's."""
+    training = training_of(records)
+    names = (training.cell.model, training.card.get("architecture"))
+    return tuple(reference for reference, spec in specs.items() if spec.name in names)
 
 
 def _audit_in_processes(tasks: Sequence[Task], processes: int, say: Callable[[str], None]) -> list[Audited]:

@@ -35,7 +35,7 @@ def verify_command(arguments: Namespace) -> int:
     done = verify(
         arguments.out,
         arguments.data_root,
-        specs,
+        list(specs.values()),
         only=names if any(".py" not in reference for reference in references) else None,
         say=lambda line: print(line, flush=True),
     )
@@ -126,7 +126,7 @@ def transfer_command(arguments: Namespace) -> int:
         done = replay_all(
             store,
             names=names or None,
-            specs=specs,
+            specs=list(specs.values()),
             data_root=arguments.data_root,
             say=lambda line: print(line, flush=True),
         )

@@ -34,7 +34,7 @@ def select_models(
     Parameters
     ----------
     resolve
-        Finds a model that the preset does not name.
+        Finds the model of a ``FILE.py:factory``.
     """
     variants = variant_specs(preset)
     rows = {name: find_model(name, variants) for name in preset_models(preset)}

@@ -11,7 +11,7 @@ from typing import Literal
 from ...models import ODEBackend, get_ode_backend
 from ..data import Data, load_data
 from ..plugins.entry_points import load_plugins
-from ..plugins.model_file import resolve_model
+from ..plugins.model_file import load_files
 from .model_selection import select_models
 from .plan import Plan, make_plan
 from .preset import Preset
@@ -50,7 +50,8 @@ class RunRequest:
     def plan(self) -> Plan:
         """Resolve every name; raises `InvalidArgument` for anything that cannot be run."""
         load_plugins()
-        models = select_models(self.preset, self.models, resolve_model) if self.models else None
+        files = load_files([name for name in self.models or () if ".py" in name])
+        models = select_models(self.preset, self.models, files.__getitem__) if self.models else None
         preset = self.preset
         if self.batch_size is not None:
             preset = preset.model_copy(update={"batch_size": self.batch_size})

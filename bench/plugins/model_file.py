@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
 import importlib.util
@@ -23,6 +22,7 @@ from ...models import MODELS, ModelSpec
 from ...models.registry import Build, same_factory
 from ..runtime.foreign_code import importing
 from .entry_points import load_plugins
+from .file_source import source_sha256
 
 _PREFIX = "_robustode_external_"
 
@@ -80,22 +80,24 @@ def resolve_model(name: str) -> ModelSpec:
     return MODELS.get(name)
 
 
-def named_models(references: Sequence[str]) -> tuple[list[str], list[ModelSpec]]:
+def named_models(references: Sequence[str]) -> tuple[list[str], dict[str, ModelSpec]]:
     """Return the names of the models in `references`, and the specs of those that are ``FILE.py:factory``.
+
+    The specs stand under their references.
 
     Raises
     ------
     InvalidArgument
         As `load_external`, and for two models of one name.
     """
-    specs = {reference: load_external(reference) for reference in references if ".py" in reference}
+    specs = load_files([reference for reference in references if ".py" in reference])
     places: dict[str, set[tuple[Path | None, str | None]]] = defaultdict(set)
     for spec in specs.values():
         places[spec.name].add((spec.folder, spec.file))
     for name, found in places.items():
         if len(found) > 1:
             raise InvalidArgument(f"two models are called {name!r}: name one of the files")
-    return [specs[r].name if r in specs else r for r in references], list(specs.values())
+    return [specs[r].name if r in specs else r for r in references], specs
 
 
 def load_external(reference: str) -> ModelSpec:
@@ -109,6 +111,24 @@ def load_external(reference: str) -> ModelSpec:
     InvalidArgument
         When the file or the factory is missing, or the file cannot be imported.
     """
+    return load_files([reference])[reference]
+
+
+def load_files(references: Sequence[str]) -> dict[str, ModelSpec]:
+    """Load models as `load_external` does, by reference; a file is imported once for all its models."""
+    places = {reference: _place(reference) for reference in references}
+    specs: dict[str, ModelSpec] = {}
+    for path in dict.fromkeys(path for path, _ in places.values()):
+        ours = {reference: factory for reference, (where, factory) in places.items() if where == path}
+        module, known = _import_anew(path, next(iter(ours)))
+        specs |= {
+            reference: _spec(reference, module, factory, path, known) for reference, factory in ours.items()
+        }
+    return {reference: specs[reference] for reference in references}
+
+
+def _place(reference: str) -> tuple[Path, str]:
+    """The file and the name of the factory in ``FILE.py:factory``."""
     file, colon, factory = reference.rpartition(":")
     path = Path(file if colon else reference).expanduser().resolve()
     if not colon or not factory.isidentifier():
@@ -117,15 +137,27 @@ def load_external(reference: str) -> ModelSpec:
         )
     if not path.is_file():
         raise InvalidArgument(f"model {reference!r}: there is no file {path}")
+    return path, factory
+
+
+def _import_anew(path: Path, reference: str) -> tuple[ModuleType, set[str]]:
+    """Import a file as it is now; its module, and the names of the models that were registered without it."""
     module_name = f"{_PREFIX}{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     _forget(module_name, path.parent)
     known = set(MODELS.names())
     module = _import(path, module_name, reference)
     _imported_files[module_name] = set(MODELS.names()) - known
+    return module, known
+
+
+def _spec(reference: str, module: ModuleType, factory: str, path: Path, known: set[str]) -> ModelSpec:
+    """The model that `factory` of an imported file builds; `known` names were registered without the file."""
     build = getattr(module, factory, None)
     if not callable(build):
         found = sorted(
-            n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module_name
+            n
+            for n, v in vars(module).items()
+            if callable(v) and getattr(v, "__module__", "") == module.__name__
         )
         functions = f"it has: {', '.join(found)}" if found else "it has none"
         raise InvalidArgument(f"model {reference!r}: {path.name} has no function {factory!r} ({functions})")
@@ -149,7 +181,7 @@ def load_external(reference: str) -> ModelSpec:
     return dataclasses.replace(
         spec,
         build=_importing_from(build, path.parent),
-        source=_source_sha256(path),
+        source=source_sha256(path),
         file=f"{path.name}:{factory}",
         folder=path.parent,
     )
@@ -161,39 +193,6 @@ def _forget(module_name: str, folder: Path) -> None:
     _modules_beside.pop(folder, None)
     for name in _imported_files.pop(module_name, set()):
         MODELS.unregister(name)
-
-
-def _source_sha256(path: Path) -> str:
-    """Return a hash of the file and of every module beside it that it imports or names, directly or not."""
-    total, seen, left = hashlib.sha256(), set[Path](), [path]
-    while left:
-        file = left.pop()
-        if file in seen:
-            continue
-        seen.add(file)
-        try:
-            tree = ast.parse(file.read_bytes())
-        except (OSError, SyntaxError, ValueError):
-            continue
-        for node in ast.walk(tree):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                names = [node.module]
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                names = [node.value.removesuffix(".py")]  # of importlib, or of a file that is run
-            for name in names:
-                left += _modules_called(name.partition(".")[0], path.parent)
-    for file in sorted(seen):
-        total.update(str(file.relative_to(path.parent)).encode() + b"\0" + file.read_bytes() + b"\0")
-    return total.hexdigest()
-
-
-def _modules_called(name: str, folder: Path) -> list[Path]:
-    """The files of the module or package `name` in `folder`; none where there is none."""
-    if not name.isidentifier():
-        return []
-    file = folder / f"{name}.py"
-    return [file] if file.is_file() else list((folder / name).rglob("*.py"))
 
 
 def _import(path: Path, module_name: str, reference: str) -> ModuleType:

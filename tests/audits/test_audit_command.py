@@ -92,13 +92,39 @@ def test_only_the_first_seeds_are_audited_where_so_many_are_asked_for(folder, mo
     for record in store.load()[0]:
         store.put(dataclasses.replace(record, cell=dataclasses.replace(record.cell, training_seed=1)))
 
-    def audit_trained_model(task, say):
+    def audit_trained_model(task, say, loaded):
         audited.append(task.seed)
         return Audited()
 
     monkeypatch.setattr("robustode.bench.audits.run.audit_trained_model", audit_trained_model)
     audit_folder(folder, checks=["finite"], seeds=count, jobs=1)
     assert sorted(audited) == found
+
+
+COUNTED = """
+from torch import nn
+
+with open(__file__ + ".imports", "a") as file:
+    file.write(".")
+
+def net(input_shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+def other(input_shape, num_classes):
+    return net(input_shape, num_classes)
+"""
+
+
+def test_a_model_file_is_imported_once_for_all_seeds_and_models(tmp_path):
+    file, imports = tmp_path / "nets.py", tmp_path / "nets.py.imports"
+    file.write_text(COUNTED)
+    models = [f"{file}:net", f"{file}:other"]
+    preset, out = str(stubs.preset_file(tmp_path)), str(tmp_path / "out")
+    run = ["run", "--preset", preset, "--models", ",".join(models), "--seeds", "2", "--out", out]
+    assert main([*run, "--quiet", "--device", "cpu", "--jobs", "1"]) == 0
+    imports.unlink()
+    assert audit_folder(tmp_path / "out", checks=["finite"], models=models, samples=16, jobs=1).done == 4
+    assert imports.read_text() == "."
 
 
 @pytest.mark.parametrize(("backend", "flow"), [("compiled", "numba"), ("torchdiffeq", "eager")])

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from robustode._errors import InvalidArgument, UnknownName
-from robustode.bench.plugins import model_file as external
-from robustode.bench.plugins.model_file import load_external, resolve_model
+from robustode.bench.plugins.file_source import source_sha256
+from robustode.bench.plugins.model_file import load_external, load_files, resolve_model
 from robustode.models import MODELS
 
 pytestmark = pytest.mark.usefixtures("registries")
@@ -322,6 +322,18 @@ def test_a_name_that_is_taken_is_refused(tmp_path):
     assert MODELS.get("resnet").source is None
 
 
+def test_a_file_is_imported_once_for_all_its_models(tmp_path, monkeypatch):
+    counted = "with open(__file__ + '.imports', 'a') as file:\n    file.write('.')\n"
+    path = write(tmp_path / "net.py", DECORATED + "\ndef other(s, c):\n    return None\n" + counted)
+    monkeypatch.chdir(tmp_path)
+    references = [f"{path}:other", "net.py:build", f"{path}:build"]
+    specs = load_files(references)
+    assert [(reference, spec.name) for reference, spec in specs.items()] == list(
+        zip(references, ["other", "my-model", "my-model"], strict=True)
+    )
+    assert (tmp_path / "net.py.imports").read_text() == "."
+
+
 def test_two_files_with_one_name_are_refused(tmp_path):
     one, two = (write(tmp_path / f / "net.py", DECORATED) for f in ("a", "b"))
     load_external(f"{one}:build")
@@ -342,11 +354,11 @@ def test_an_edit_of_what_the_file_imports_is_another_version(tmp_path, registrie
     (tmp_path / "unrelated.py").write_text("x = 1\n")
     path = tmp_path / "mine.py"
     path.write_text("def build(shape, classes):\n    import models.deep as d\n    return d\n")
-    before = external._source_sha256(path)
+    before = source_sha256(path)
     (tmp_path / "unrelated.py").write_text("x = 2\n")
-    assert external._source_sha256(path) == before
+    assert source_sha256(path) == before
     (tmp_path / "models" / "deep.py").write_text("WIDTH = 8\n")
-    assert external._source_sha256(path) != before
+    assert source_sha256(path) != before
 
 
 def test_a_file_edited_within_a_second_to_the_same_length_runs_as_it_is_now(tmp_path, monkeypatch):
