@@ -7,7 +7,7 @@ from importlib import import_module
 
 from .core.norms import BUDGET_TOLERANCE, distance, project, violation
 from .core.threat import Threat
-from .registry import THREATS, register_closest, register_threat
+from .registry import THREATS, register_minimum_norm, register_threat
 
 for _module in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")):
     import_module(f".{_module}", __name__)
@@ -21,7 +21,7 @@ __all__ = [
     "closest",
     "distance",
     "project",
-    "register_closest",
+    "register_minimum_norm",
     "register_threat",
     "violation",
 ]

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from .._registry import Registry
 from .core.curve_search import CurveSearch
-from .core.images_at_strengths import images_at_strengths
 from .core.minimum_norm_search import Run, search
-from .core.threat import Closest, Craft, CraftCurve, Threat
+from .core.threat import Craft, CraftCurve, Threat
 from .core.types import Model, Norm, Seed
 
 THREATS: Registry[Threat] = Registry("threat")
@@ -49,40 +48,6 @@ def register_linf_and_l2(
             own = {"norm": norm, "version": version, "strength_name": "eps", "pooled": True}
             register_threat(f"{name}-{norm}", **own, **attributes)(partial(craft, norm))
         return craft
-
-    return decorate
-
-
-def register_closest(name: str, *, norm: Norm, **attributes: Any) -> Callable[[Closest], Closest]:
-    """Register the decorated `Closest` as the minimal-norm threat `name`, a gradient attack.
-
-    What it crafts at a strength: the closest adversarial image where that is near enough, and the
-    unperturbed one otherwise.
-    """
-
-    def decorate(closest: Closest) -> Closest:
-        def craft(
-            model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed, **parameters: Any
-        ) -> Tensor:
-            found, distances = closest(model, images, labels, seed, **parameters)
-            return found.where((distances <= strength).view(-1, 1, 1, 1), images)
-
-        def curve(
-            model: Model,
-            images: Tensor,
-            labels: Tensor,
-            strengths: Sequence[float],
-            reported: Sequence[float],
-            seed: Seed,
-            **parameters: Any,
-        ) -> Tensor:
-            found, distances = closest(model, images, labels, seed, **parameters)
-            return images_at_strengths(strengths, model, images, labels, found, distances, norm)
-
-        settings = {**_GRADIENT_ATTACK, **attributes}
-        settings["parameters"] = {**_defaults(closest), **attributes.get("parameters", {})}
-        register_threat(name, norm=norm, closest=closest, curve=curve, **settings)(craft)
-        return closest
 
     return decorate
 
@@ -128,16 +93,11 @@ def register_minimum_norm(
             search(run, model, images, labels, seed, norm, restarts, refine, observe=observe)
             return found.best
 
-        def craft(
-            model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed, **parameters: Any
-        ) -> Tensor:
-            return curve(model, images, labels, [strength], [strength], seed, **parameters)[0]
-
         settings = {**_GRADIENT_ATTACK, **attributes}
         settings["parameters"] = {**_defaults(make), "restarts": 2, "refine": 10} | attributes.get(
             "parameters", {}
         )
-        register_threat(name, norm=norm, closest=closest, curve=curve, **settings)(craft)
+        register_threat(name, norm=norm, closest=closest, curve=curve, **settings)(_at_one_strength(curve))
         return make
 
     return decorate
@@ -150,17 +110,23 @@ def register_curve(name: str, *, norm: Norm, **attributes: Any) -> Callable[[Cra
     """
 
     def decorate(curve: CraftCurve) -> CraftCurve:
-        def craft(
-            model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed, **parameters: Any
-        ) -> Tensor:
-            return curve(model, images, labels, [strength], [strength], seed, **parameters)[0]
-
         settings = {**_GRADIENT_ATTACK, **attributes}
         settings["parameters"] = {**_defaults(curve), **attributes.get("parameters", {})}
-        register_threat(name, norm=norm, curve=curve, grid_matters=True, **settings)(craft)
+        register_threat(name, norm=norm, curve=curve, grid_matters=True, **settings)(_at_one_strength(curve))
         return curve
 
     return decorate
+
+
+def _at_one_strength(curve: CraftCurve) -> Craft:
+    """What `curve` hands out at one strength alone, which is reported."""
+
+    def craft(
+        model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed, **parameters: Any
+    ) -> Tensor:
+        return curve(model, images, labels, [strength], [strength], seed, **parameters)[0]
+
+    return craft
 
 
 def _defaults(function: Callable[..., Any]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Threat:
     craft
         See `Craft`.
     closest
-        See `Closest`; only a minimal-norm threat has it, and its `craft` follows from it.
+        See `Closest`; only a minimal-norm threat has it.
     curve
         See `CraftCurve`; a threat that has it does a whole grid of strengths in one run.
     pooled
