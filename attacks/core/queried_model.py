@@ -44,7 +44,7 @@ class QueriedModel(nn.Module):
     forwards, backwards
         Samples passed forwards and backwards so far.
     evaluations
-        Field evaluations times samples so far; None for a model that does not count.
+        Field evaluations times samples so far; None while no solver was seen.
     largest_batch
         As above. Where memory runs out it is halved, and stays so: each size fails once.
 

@@ -49,8 +49,8 @@ def accuracy_cells(
 ) -> list[Cell]:
     """Return one cell for each threat and strength, on the weights that `training` made.
 
-    Threats that craft on other solvers need a model with an ODE block, that is a `solver`. With `on_gpu` the
-    number of samples is the preset's for a GPU.
+    Threats that craft on other solvers need a model in which a `solver` was seen. With `on_gpu` the number of
+    samples is the preset's for a GPU.
     """
     return [
         dataclasses.replace(
@@ -143,7 +143,7 @@ def throughput_cells(
 ) -> list[Cell]:
     """One cell for each batch size, for inference and for a training step.
 
-    Of a model with an ODE block, which `solver` tells, the flow alone besides, at the largest batch size.
+    Of a model in which a `solver` was seen its ODE blocks alone besides, at the largest batch size.
     """
     timing = plan.preset.throughput
     if timing is None:

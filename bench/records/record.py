@@ -20,7 +20,7 @@ REPLAY = "replay"
 REPLAYS = {"linf": "transfer-linf", "l2": "transfer-l2"}
 """What they are called, by norm."""
 TRANSFER = "transfer"
-"""Family of attacks through other solvers of the same flow: asked of models with an ODE block alone."""
+"""Family of attacks through other solvers of the same flow: asked of models in which a solver was seen."""
 UNASKED = frozenset({SUBMISSION, REPLAY})
 """Families that lower a score and that no model need have been attacked with."""
 
@@ -79,6 +79,8 @@ class Cell:
         Named only where the result depends on it (throughput); None otherwise.
     checkpoint_sha256
         The weights; None for training.
+    solver
+        The solvers seen in a forward pass, whatever library they are of; None where none was seen.
     """
 
     kind: Kind
@@ -175,7 +177,7 @@ class Record:
     forwards, backwards
         Samples passed through the model forwards and backwards.
     nfe
-        Mean number of field evaluations per forward pass; None for models that do not count.
+        Mean number of field evaluations per forward pass; None where no solver was seen.
     seconds
         Wall time.
     environment

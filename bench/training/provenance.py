@@ -23,7 +23,7 @@ from .same_answers import answers_of
 
 
 def solver_names(model: nn.Module, images: Tensor | None = None) -> str | None:
-    """Return the solvers of the model's ODE blocks as text; None for a model without one.
+    """Return the solvers of the model's ODE blocks as text; None where none is seen.
 
     With `images` (N, C, H, W), those of other libraries that a forward pass on them calls as well.
     """

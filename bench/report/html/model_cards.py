@@ -54,7 +54,7 @@ class ModelCard(_Part):
 
     `claims` are the model's own, each measured by `robustode check`; `expected_failures` are the checks that
     it is known to fail, with reasons. `recipe` is how it was trained, `given` for pretrained
-    weights, as `weights` then says. `solver` is null for a model without an ODE block. `parameters` counts
+    weights, as `weights` then says. `solver` is null where no solver was seen. `parameters` counts
     numbers, `seeds` lists training seeds. `file` names a model from a file and `plugin` a model from
     an installed package. `command` is run in the results folder.
     """
