@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+Module = TypeVar("Module", bound=nn.Module)
 
-def copy_module(module: nn.Module) -> nn.Module:
+
+def copy_module(module: Module) -> Module:
     """A deep copy of `module`. Of a tensor with a graph torch makes none: its values are copied."""
     memo: dict[int, Any] = {}
     for part in module.modules():

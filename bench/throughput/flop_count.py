@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from torch.utils.flop_counter import flop_registry
 from ...models import ODEBlock
 from ...models.ode.solver import SHU_OSHER_ALPHAS
 from ...models.ode.tanh_field import TanhField
+from ..runtime.module_copy import copy_module
 from .roofline import Work
 
 _FREE = re.compile(
@@ -79,7 +79,7 @@ def flow_work(flow: ODEBlock, state: Tensor, *, gradient: bool) -> Work:
     written and those of the parameters written. Both counts err on the side of too few, so the floor that
     follows from them is too low rather than too high.
     """
-    copied = copy.deepcopy(flow).cpu().requires_grad_(True)
+    copied = copy_module(flow).cpu().requires_grad_(True)
     size = state.numel() * state.element_size()
     weights = sum(p.numel() * p.element_size() for p in copied.parameters())
     moved = 5 * size + 2 * weights if gradient else 2 * size + weights

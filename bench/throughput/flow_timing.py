@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ...attacks.core.model_call import call_model
 from ...models import ODEBlock
+from ..runtime.module_copy import copy_module
 from .clock import without_graph
 from .device_peaks import device_rates
 from .flop_count import flow_work
@@ -63,7 +63,7 @@ def forwards_and_backwards(calls: Sequence[FlowCall]) -> Callable[[], object]:
     """A call that does the same on copies of the flows, then finds gradients to states and all parameters."""
     copies = []
     for call in calls:
-        flow = copy.deepcopy(call.flow).requires_grad_(True)
+        flow = copy_module(call.flow).requires_grad_(True)
         state = call.state.clone().requires_grad_(True)
         copies.append((flow, state, [state, *flow.parameters()], torch.ones_like(state)))
 

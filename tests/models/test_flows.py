@@ -120,6 +120,26 @@ def test_gradients_are_found_on_a_copy():
     assert all(torch.equal(flow.state_dict()[name], value) for name, value in before.items())
 
 
+class KeepsItsState(TanhLayer):
+    """A layer that keeps the last state that it saw, with its graph."""
+
+    def forward(self, state):
+        self.last = super().forward(state)
+        return self.last
+
+
+@pytest.mark.parametrize("method", ["euler", "dopri5"])
+def test_a_flow_that_keeps_a_tensor_with_a_graph_is_copied(method):
+    flow = ODEBlock([KeepsItsState(4)], final_time=1.0, solver=Solver(method=method, steps=2))
+    state = torch.rand(4, 6)
+    flow(state)
+    assert not flow.layers[0].last.is_leaf, "else this tests nothing"
+    forwards_and_backwards([FlowCall(flow=flow, state=state)])()
+    assert (
+        flow_work(flow, state, gradient=True).operations > flow_work(flow, state, gradient=False).operations
+    )
+
+
 def timing(what: str, model: nn.Module, shape: tuple[int, int, int], batch: int):
     cell = dataclasses.replace(
         stubs.cell_for("clean", 0.0, batch),
