@@ -26,9 +26,10 @@ def like_default(value: Any, default: Any) -> Any:
     kind = type(default)
     if type(value) is list:
         if isinstance(default, np.ndarray):
-            return np.asarray(value, default.dtype)
+            return _whole(np.asarray(value, default.dtype), value, default.dtype.kind in "biu")
         if isinstance(default, torch.Tensor):
-            return torch.tensor(value, dtype=default.dtype)
+            fractions = default.is_floating_point() or default.is_complex()
+            return _whole(torch.tensor(value, dtype=default.dtype), value, not fractions)
         if kind is range:
             return range(*value)
         if isinstance(default, list | tuple | set | frozenset):
@@ -46,6 +47,13 @@ def like_default(value: Any, default: Any) -> Any:
         if kind is bytes:
             return value.encode()
     return value
+
+
+def _whole(found: Any, value: list[Any], whole: bool) -> Any:
+    """`found`, which is made of `value`; raises `ValueError` where its whole numbers are others."""
+    if whole and found.tolist() != value:
+        raise ValueError(f"the default holds {found.dtype}, and {value} does not fit")
+    return found
 
 
 def _collection(value: list[Any], default: Any) -> Any:

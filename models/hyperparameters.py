@@ -71,6 +71,6 @@ class Hyperparameters:
         """Say which hyperparameter an error is about."""
         try:
             yield
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError, ArithmeticError, RuntimeError) as error:
             line = f"model {self.model}: hyperparameter {name!r} {what}: {one_line(error)}"
             raise InvalidArgument(line) from None

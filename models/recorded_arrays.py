@@ -43,7 +43,7 @@ def write_tensor(value: torch.Tensor) -> list[Any]:
     """Return a plain tensor as dtype, shape and base64."""
     if value.requires_grad or value.is_quantized or value.layout is not torch.strided:
         raise NotRecordable("it holds a tensor that is quantised, sparse or has a gradient")
-    plain = value.cpu().contiguous().reshape(-1).view(torch.uint8)
+    plain = value.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8)
     return [str(value.dtype), list(value.shape), write_bytes(plain.numpy().tobytes())]
 
 

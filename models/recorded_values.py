@@ -75,7 +75,7 @@ class Codec:
             raise
         except RecursionError:
             raise NotRecordable("it is nested too deeply, or holds itself") from None
-        except (TypeError, ValueError) as error:
+        except Exception as error:
             raise NotRecordable(f"{type(error).__name__}: {error}") from None
         return found
 
@@ -182,13 +182,22 @@ _LEAVES: dict[str, tuple[tuple[type, ...], Callable[[Any], Any], Callable[[Any],
 """By tag: types, what is written of a value, and how that is read."""
 
 
-def _fields(value: Any) -> list[Any]:
-    held = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-    return [type(value), dict(sorted(held.items()))]
+def _attributes(value: Any) -> list[Any]:
+    """The class of a dataclass and all that its object holds, whatever its constructor would compute anew."""
+    held = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if hasattr(value, f.name)}
+    return [type(value), dict(sorted({**held, **getattr(value, "__dict__", {})}.items()))]
+
+
+def _with_attributes(body: list[Any]) -> Any:
+    kind, held = body
+    found = object.__new__(kind)
+    for name, value in held.items():
+        object.__setattr__(found, name, value)
+    return found
 
 
 def _is_named_tuple(value: Any) -> bool:
-    return isinstance(value, tuple) and hasattr(type(value), "_fields")
+    return isinstance(value, tuple) and hasattr(type(value), "_fields") and not getattr(value, "__dict__", {})
 
 
 def _member(value: Enum) -> Any:
@@ -207,11 +216,11 @@ _COMPOUNDS: dict[str, tuple[Callable[[Any], bool], Callable[[Any], Any], Callabl
         lambda v: (type(v), _member(v)),
         lambda b: b[0][b[1]] if isinstance(b[1], str) and b[1] in b[0].__members__ else b[0](b[1]),
     ),
-    "$named-tuple": (_is_named_tuple, lambda v: (type(v), *v), lambda b: b[0](*b[1:])),
+    "$named-tuple": (_is_named_tuple, lambda v: (type(v), *v), lambda b: tuple.__new__(b[0], b[1:])),
     "$dataclass": (
         lambda v: dataclasses.is_dataclass(v) and not isinstance(v, type),
-        _fields,
-        lambda b: b[0](**b[1]),
+        _attributes,
+        _with_attributes,
     ),
     "$partial": (
         lambda v: type(v) is functools.partial,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import bdtrc
 
+from .predictions import NO_ANSWER
 from .record import Record
 
 ALPHA = 0.01
@@ -19,7 +20,7 @@ def held_out_counts(prediction: np.ndarray, labels: np.ndarray) -> dict[str, int
     Parameters
     ----------
     prediction, labels
-        Classes, integers of shape (n,).
+        Classes, integers of shape (n,). A prediction may be `NO_ANSWER`, which is wrong and no class.
 
     Returns
     -------
@@ -31,7 +32,7 @@ def held_out_counts(prediction: np.ndarray, labels: np.ndarray) -> dict[str, int
         "samples": len(labels),
         "correct": int(np.sum(prediction == labels)),
         "largest": int(np.unique(labels, return_counts=True)[1].max(initial=0)),
-        "predicted": len(np.unique(prediction)),
+        "predicted": len(np.unique(prediction[prediction != NO_ANSWER])),
     }
 
 
@@ -46,7 +47,7 @@ def chance(samples: int, correct: int, largest: int, predicted: int) -> str:
         return ""
     share = largest / samples
     if predicted == 1:
-        return f"It predicts the same class for all of {samples:,} held-out samples."
+        return f"It predicts one class only, on {samples:,} held-out samples."
     if share**samples >= ALPHA or float(bdtrc(correct - 1, samples, share)) < ALPHA:
         return ""
     return (

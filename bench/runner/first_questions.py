@@ -27,11 +27,11 @@ HELD_OUT_SAMPLES = 500
 
 
 def count_held_out(model: nn.Module, data: Data, *, batch_size: int, device: torch.device) -> dict[str, int]:
-    """`held_out_counts` of at most `HELD_OUT_SAMPLES` samples; empty where the model gives no answer."""
+    """`held_out_counts` of at most `HELD_OUT_SAMPLES` samples; empty where the model answers none."""
     split = data.validation.first(min(HELD_OUT_SAMPLES, len(data.validation)))
     try:
         with asking(model, 0), frozen(model), torch.no_grad():
-            asked = CheckedModel(model, data.num_classes)
+            asked = CheckedModel(model, data.num_classes, per_sample=True)
             prediction = predict_clean(asked, split, batch_size, device, None) if len(split) else np.zeros(0)
     except ModelFailure:
         return {}

@@ -45,6 +45,42 @@ class Size:
     depth: tuple[int, ...] = (1, 2)
 
 
+@dataclasses.dataclass
+class Computed:
+    """Its constructor computes, so that calling it again gives another object."""
+
+    factor: dataclasses.InitVar[float]
+    width: int = 4
+    depth: int = dataclasses.field(init=False, default=5)
+
+    def __post_init__(self, factor):
+        self.width = int(self.width * factor)
+        self.hidden = (self.width, factor)
+
+
+class Doubled(Shape):
+    __slots__ = ()
+
+    def __new__(cls, width, depths):
+        return super().__new__(cls, 2 * width, depths)
+
+
+class Noted(Shape):
+    """Keeps what its fields do not tell."""
+
+
+def noted():
+    found = Noted(3, (4,))
+    found.note = "x"
+    return found
+
+
+def computed():
+    found = Computed(2.0)
+    found.depth = 9
+    return found
+
+
 def act(x):
     return x
 
@@ -82,6 +118,8 @@ def same(one: object, other: object) -> bool:
         return same((one.func, one.args, one.keywords), (other.func, other.args, other.keywords))
     if callable(one):
         return one is other
+    if dataclasses.is_dataclass(one):
+        return same(sorted(vars(one).items()), sorted(vars(other).items()))
     return one == other
 
 
@@ -94,6 +132,7 @@ VALUES = [
     np.arange(6.0).reshape(2, 3), np.zeros((0, 2), np.int16), np.array(2.5), np.datetime64("2026-11-30"),
     torch.float64, torch.bfloat16, torch.channels_last, torch.Size([3, 4]), torch.device("cpu"),
     torch.arange(3), torch.tensor(1.5, dtype=torch.bfloat16), torch.zeros(0, 2), torch.tensor([True, False]),
+    torch.tensor([1 + 2j]).conj(), Doubled(3, (4,)), computed(),
     Colour.RED, Colour.BLUE, Level.LOW, Parts.A, Parts.A | Parts.B, Path("a/b"), Path("/nowhere/b"),
     PurePosixPath("c"), Shape(3, (4,)), Size(3), Size(width=1, depth=(5,)), act, Colour, nn.ReLU, torch.tanh,
     torch.nn.functional.gelu, math.sin, np.tanh, int, functools.partial(nn.LeakyReLU, 0.1, inplace=True),
@@ -184,6 +223,7 @@ def local():
         (torch.zeros(2, requires_grad=True), "has a gradient"),
         (np.array([object()]), "an array of object"),
         (np.zeros(100_000), "more than 65536"),
+        (noted(), "an object of Noted"),
         ("\ud800", "UnicodeEncodeError"),
         (open, None),
         (iter([1]), "an object of list_iterator"),
@@ -268,6 +308,16 @@ def test_text_that_is_nothing_of_its_kind_is_refused(given):
     for default in (Colour.RED, torch.float32):
         with pytest.raises(InvalidArgument, match=f"hyperparameter 'value' cannot be '{given}'"):
             spec_of(default).resolve({"value": given})
+
+
+@pytest.mark.parametrize(
+    "default", [np.array([1, 2]), np.array([True]), torch.tensor([1, 2], dtype=torch.int8)]
+)
+@pytest.mark.parametrize("given", [[1.7, 2.9], [2**70]])
+def test_numbers_that_are_none_of_the_default_are_refused(default, given):
+    with pytest.raises(InvalidArgument, match="hyperparameter 'value' cannot be"):
+        spec_of(default).resolve({"value": given})
+    assert same(spec_of(default).resolve({"value": [1.0]})["value"], default[:1])
 
 
 def test_a_list_that_an_older_record_holds_is_the_tuple_of_today():

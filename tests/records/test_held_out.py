@@ -18,6 +18,7 @@ from robustode.bench.audits.sheet import MARKS, sheets
 from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import load_preset
 from robustode.bench.config.pretrained import PretrainedWeights
+from robustode.bench.data import load_data
 from robustode.bench.records.checkpoint import save_tensors
 from robustode.bench.records.headline import Headline
 from robustode.bench.records.held_out import ALPHA, HELD_OUT, chance, held_out_counts, why_not_trained
@@ -32,6 +33,7 @@ from robustode.bench.report.leaderboard.shown_fields import best, fields
 from robustode.bench.report.leaderboard.terminal_table import terminal_table
 from robustode.bench.report.report import write_report
 from robustode.bench.report.statistics import summarise
+from robustode.bench.runner.first_questions import count_held_out
 from robustode.bench.runner.run import run_plan
 from scipy.stats import binomtest
 from torch import nn
@@ -76,6 +78,23 @@ def test_counts_of_predictions():
     assert held_out_counts(np.array([0, 1, 1, 1]), labels) == {
         "samples": 4, "correct": 2, "largest": 2, "predicted": 2,
     }  # fmt: skip
+
+
+def test_a_sample_without_an_answer_is_wrong_and_the_others_still_count():
+    data = load_data("digits")
+
+    class Constant(nn.Module):
+        def forward(self, images):
+            if bool((images == data.validation.images[3]).flatten(1).all(1).any()):
+                raise AssertionError("underflow in dt 0.0")
+            return images.flatten(1)[:, :10] * 0
+
+    counts = count_held_out(Constant(), data, batch_size=32, device=torch.device("cpu"))
+    labels = data.validation.labels.numpy()
+    assert counts["samples"] == len(labels)
+    assert counts["predicted"] == 1
+    assert counts["correct"] == int((np.delete(labels, 3) == 0).sum())
+    assert "one class only" in chance(**counts)
 
 
 def training(model: str = "node", seed: int = 0, **changes: object) -> Record:
@@ -144,7 +163,7 @@ def test_every_form_of_the_table_says_so(tmp_path, capsys):
     assert (line["model"], line["value"], line["samples"], line["seeds"]) == ("node", 1.0, 500, 1)
     synthetic.write(tmp_path, made)
     page = write_report(tmp_path).page.read_text(encoding="utf-8")
-    assert "Not trained (seed 0): It predicts the same class for all of 500 held-out samples." in page
+    assert "Not trained (seed 0): It predicts one class only, on 500 held-out samples." in page
     assert '<small class="bad">not trained</small>' in page
 
 
@@ -214,7 +233,7 @@ def test_a_run_says_and_stores_it(few, tmp_path):
     assert [list(found[name].card[MARKS]) for name in ("dead", "shaky", "meant")] == [
         [], ["determinism"], ["batch-independence"],
     ]  # fmt: skip
-    assert [line for line in said if line.startswith("dead seed 0 · not trained: It predicts the same class")]
+    assert [line for line in said if line.startswith("dead seed 0 · not trained: It predicts one class only")]
     assert [line for line in said if line.startswith("shaky seed 0 · determinism: Asked ")]
     assert [line for line in said if line.startswith("meant seed 0 · expected: batch-independence: ")]
     board = write_report(store.folder).leaderboard.set_index("model")
@@ -239,10 +258,10 @@ def test_pretrained_weights_are_asked_too(few, tmp_path):
     weights = PretrainedWeights.read(tmp_path / "w.safetensors")
     store, said = folder_of(tmp_path, few, DEAD_SPEC, pretrained=weights)
     assert why_not_trained(trainings(store)["dead"])
-    assert [line for line in said if "not trained: It predicts the same class" in line]
+    assert [line for line in said if "not trained: It predicts one class only" in line]
 
 
 def test_evaluate_warns():
-    with pytest.warns(UntrainedModelWarning, match="^module: not trained: It predicts the same class"):
+    with pytest.warns(UntrainedModelWarning, match="^module: not trained: It predicts one class only"):
         robustode.evaluate(Dead(), threats="clean", samples=20)
     assert robustode.UntrainedModelWarning is UntrainedModelWarning

@@ -11,6 +11,7 @@ import pytest
 import stubs
 import torch
 import torchdiffeq
+import torchvision
 from foreign_models import IMAGES, build
 from robustode.attacks import THREATS
 from robustode.bench.conformance.run import run_check
@@ -26,6 +27,7 @@ from robustode.bench.solvers.without_solver import known_without_solver
 from robustode.bench.training.provenance import solver_names
 from robustode.models import ModelSpec
 from torch import nn
+from torch.nn.utils import parametrizations
 
 pytestmark = pytest.mark.filterwarnings("default")  # those of torchdyn and torchode at import
 NAMES = list(foreign.MODELS)
@@ -235,6 +237,59 @@ def test_layers_of_known_libraries_solve_no_ode_unless_their_forward_is_another(
     assert known_without_solver(layers)
     layers[1].forward = foreign.HandWritten().forward
     assert not known_without_solver(layers)
+
+
+class OwnWeight(nn.Module):
+    """Steps itself, with a weight that torch replaces its class for."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(8))
+
+    def forward(self, x):
+        for _ in range(4):
+            x = x + torch.tanh(x @ self.weight) / 4
+        return x
+
+
+def steps(x):
+    return x + torch.tanh(x)
+
+
+def parametrised():
+    return parametrizations.orthogonal(OwnWeight(), "weight")
+
+
+def hooked():
+    layer = nn.Linear(8, 8)
+    layer.register_forward_hook(lambda module, args, output: steps(output))
+    return layer
+
+
+def hooked_before():
+    layer = nn.Linear(8, 8)
+    layer.register_forward_pre_hook(lambda module, args: (steps(*args),))
+    return layer
+
+
+def given_a_function():
+    return nn.TransformerEncoderLayer(8, 2, activation=steps)
+
+
+@pytest.mark.parametrize("make", [parametrised, hooked, hooked_before, given_a_function])
+def test_code_that_stands_in_a_known_layer_is_seen(make):
+    assert not known_without_solver(nn.Sequential(make()))
+
+
+def test_layers_with_torchs_own_parametrisations_solve_no_ode():
+    assert known_without_solver(
+        nn.Sequential(
+            parametrizations.spectral_norm(nn.Linear(8, 8)),
+            nn.utils.spectral_norm(nn.Linear(8, 8)),
+            nn.TransformerEncoderLayer(8, 2, activation=nn.functional.gelu),
+            torchvision.models.mobilenet_v3_small(),
+        )
+    )
 
 
 def test_a_solver_that_is_called_in_training_alone_is_not_seen():
