@@ -93,7 +93,7 @@ class QueriedModel(nn.Module):
         return self.forwards, self.backwards, self.evaluations or 0
 
     def field_evaluations(self) -> int | None:
-        """Field evaluations of the last forward pass; None, unless a subclass can tell."""
+        """Field evaluations of the last forward pass times its samples; None, unless a subclass can tell."""
         return None
 
     def train(self, mode: bool = True) -> QueriedModel:
@@ -116,7 +116,7 @@ class QueriedModel(nn.Module):
         self.forwards += len(images)
         evaluations = self.field_evaluations()
         if evaluations is not None:
-            self.evaluations = (self.evaluations or 0) + evaluations * len(images)
+            self.evaluations = (self.evaluations or 0) + evaluations
             self._counted += len(images)
         if logits.requires_grad:
             logits.register_hook(self._count_backward)

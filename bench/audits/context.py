@@ -17,6 +17,7 @@ from ..evaluation.accuracy import frozen
 from ..records.record import Cell
 from ..runtime.checked_model import CheckedModel
 from ..runtime.foreign_code import attacking
+from ..solvers.changed_model import solved_as_forward
 from ..solvers.observe import observe
 from ..solvers.solver_call import SolverCall
 from ..solvers.without_solver import known_without_solver
@@ -188,7 +189,11 @@ class Context:
         with frozen(asked.model):
             for part in rows.split(self.batch_size):
                 seeds = stream_seeds(Purpose.AUDIT, self.seed, 0, part.tolist())
-                with attacking(threat.craft), torch.set_grad_enabled(threat.needs_gradient):
+                with (
+                    attacking(threat.craft),
+                    torch.set_grad_enabled(threat.needs_gradient),
+                    solved_as_forward(asked.model),
+                ):
                     strength = self.eps if eps is None else eps
                     attacked = (asked, self.images[part].clone(), self.labels[part], strength, seeds)
                     found = threat(*attacked, early_stopping=model is None)

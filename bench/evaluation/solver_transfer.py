@@ -20,7 +20,7 @@ from ..records.adversarial_examples import AdversarialExamples
 from ..records.predictions import largest_norm, outcomes_of, predictions
 from ..records.record import NOT_STORED, Cell, Record
 from ..runtime.checked_model import CheckedModel
-from ..solvers.changed_model import solver_surrogates
+from ..solvers.changed_model import solved_as_forward, solver_surrogates
 from ..solvers.observe import count_nfe
 from .accuracy import evaluate_cell
 
@@ -145,18 +145,19 @@ def _handing(threat: Threat, surrogate: CheckedModel, evaluations: int) -> Threa
     ) -> Tensor:
         size = max(1, MOST_VALUES // (evaluations * math.prod(images.shape[1:])))
         try:
-            parts = [
-                threat.craft(
-                    surrogate,
-                    images[i : i + size],
-                    labels[i : i + size],
-                    strength,
-                    seeds[i : i + size],
-                    **parameters,
-                )
-                for i in range(0, len(images), size)
-            ]
-            surrogate.raise_pending()
+            with solved_as_forward(surrogate.model):
+                parts = [
+                    threat.craft(
+                        surrogate,
+                        images[i : i + size],
+                        labels[i : i + size],
+                        strength,
+                        seeds[i : i + size],
+                        **parameters,
+                    )
+                    for i in range(0, len(images), size)
+                ]
+                surrogate.raise_pending()
         except ModelFailure as error:
             raise SurrogateModelFailure(one_line(error)) from error
         return torch.cat(parts)

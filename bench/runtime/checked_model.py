@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ...attacks.core.sample_answers import SampleAnswers
+from ..solvers.evaluations import evaluations_times_images
 from ..solvers.observe import count_nfe, is_compiled, solvers_seen
 from ..solvers.recording import Observer
 
@@ -19,21 +20,23 @@ class CheckedModel(SampleAnswers):
     model: nn.Module
     num_classes: int
     _evaluations: int | None = None
+    _nfe: int | None = None
     _compiled: bool | None = None
 
     def ask(self, images: Tensor) -> Tensor:
         """Logits (N, K) of `images` (N, C, H, W) in one batch."""
         if self._compiled is None:
             self._compiled = is_compiled(self.model)
-            self._evaluations = count_nfe(self.model, images) if self._compiled else None
+            self._nfe = count_nfe(self.model, images) if self._compiled else None
         if self._compiled:
+            self._evaluations = None if self._nfe is None else self._nfe * len(images)
             return super().ask(images)
         observer = Observer()
         with solvers_seen(observer):
             logits = super().ask(images)
-        self._evaluations = observer.evaluations
+        self._evaluations = evaluations_times_images(observer.solves, len(images))
         return logits
 
     def field_evaluations(self) -> int | None:
-        """Field evaluations of the last forward pass; None where no solver was seen."""
+        """Field evaluations of the last forward pass times its samples; None where no solver was seen."""
         return self._evaluations

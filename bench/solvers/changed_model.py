@@ -7,6 +7,8 @@ arXiv 2007.15386).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,6 +38,19 @@ class ChangedModel(nn.Module):
         """What `model` answers to `images`, solved otherwise."""
         with eager(self.model), solvers_changed(self.change):
             return self.model(images)
+
+
+@contextmanager
+def solved_as_forward(model: nn.Module) -> Iterator[None]:
+    """Keep the change of a `ChangedModel` for a ``with`` block; of another model, nothing.
+
+    Take gradients within it: a backward pass may solve again (``torch.utils.checkpoint``).
+    """
+    if isinstance(model, ChangedModel):
+        with eager(model.model), solvers_changed(model.change):
+            yield
+    else:
+        yield
 
 
 def solver_surrogates(model: nn.Module, images: Tensor) -> dict[str, ChangedModel]:

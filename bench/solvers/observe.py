@@ -16,6 +16,7 @@ from ...attacks.core.modes import eval_mode
 from ...attacks.core.torch_settings import KeptSettings, set_torch_random_states, torch_random_states
 from ...models import ODEBlock
 from . import torchdiffeq_library, torchdyn_library, torchode_library
+from .evaluations import evaluations_times_images, rows_of
 from .interception import intercepted
 from .ode_block import ODEBlockForward
 from .recording import Observer, SolverFunction, changed_by, observed_by
@@ -46,9 +47,13 @@ def observe(model: nn.Module, images: Tensor) -> list[SolverCall]:
 
 
 def count_nfe(model: nn.Module, images: Tensor) -> int | None:
-    """Field evaluations of one forward pass of `model` on `images` (N, C, H, W); None where none is seen."""
-    calls = observe(model, images)
-    return sum(call.evaluations for call in calls) if calls else None
+    """Field evaluations of one forward pass of `model` on `images` (N, C, H, W); None where none is seen.
+
+    Rounded up where parts of the batch are solved for apart and take unequal numbers.
+    """
+    solves = [(rows_of(call.state), call.evaluations) for call in observe(model, images)]
+    total = evaluations_times_images(solves, len(images))
+    return None if total is None else -(-total // len(images))
 
 
 @contextmanager

@@ -24,6 +24,11 @@ class ODEBlockForward(SolverFunction):
         solver: Solver = arguments["self"].solver
         return solver.adaptive
 
+    def state(self, arguments: Mapping[str, Any]) -> Tensor:
+        """Samples along the first axis."""
+        state: Tensor = arguments["state"]
+        return state
+
     def describe(self, arguments: Mapping[str, Any]) -> SolverCall:
         """The block's solver, its time from 0, and its layers one after the other as one field."""
         block, state = arguments["self"], arguments["state"]

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any
 
-from .solver_call import Derivative, SolverCall, SolverChange
+from .evaluations import rows_of
+from .solver_call import Derivative, SolverCall, SolverChange, State
 
 
 @dataclass
@@ -20,13 +21,13 @@ class Observer:
 
     Attributes
     ----------
-    evaluations
-        Evaluations of all fields, backward passes left out; None until a solver is called.
+    solves
+        Of each solve the rows of its state and its field evaluations, backward passes left out.
     calls
         The solves, in the order in which they ended; None where only evaluations are wanted.
     """
 
-    evaluations: int | None = None
+    solves: list[tuple[int, int]] = field(default_factory=list)
     calls: list[SolverCall] | None = None
 
 
@@ -143,7 +144,7 @@ class SolverFunction(ABC):
             else:
                 result = self.run_otherwise(call, now.change)
         for observer in now.observers:
-            observer.evaluations = (observer.evaluations or 0) + call.evaluations.count
+            observer.solves.append((rows_of(self.state(arguments)), call.evaluations.count))
             if observer.calls is not None and solve is not None:
                 observer.calls.append(replace(solve, evaluations=call.evaluations.count))
         return result
@@ -155,6 +156,10 @@ class SolverFunction(ABC):
     @abstractmethod
     def adaptive(self, arguments: Mapping[str, Any]) -> bool:
         """Whether the method chooses its own step sizes."""
+
+    @abstractmethod
+    def state(self, arguments: Mapping[str, Any]) -> State:
+        """The initial state."""
 
     @abstractmethod
     def describe(self, arguments: Mapping[str, Any]) -> SolverCall:

@@ -37,6 +37,10 @@ class Odeint(SolverFunction):
         """Whether the method is none of those on a fixed grid."""
         return is_adaptive(arguments)
 
+    def state(self, arguments: Mapping[str, Any]) -> State:
+        """A tensor or a tuple of them."""
+        return cast(State, arguments["y0"])
+
     def describe(self, arguments: Mapping[str, Any]) -> SolverCall:
         """The call as it is."""
         return described("torchdiffeq", arguments, adjoint="adjoint_params" in arguments)

@@ -55,6 +55,11 @@ class _Torchdyn(SolverFunction):
             "event_fn": None,
         }
 
+    def state(self, arguments: Mapping[str, Any]) -> Tensor:
+        """Samples along the first axis."""
+        state: Tensor = arguments["x"]
+        return state
+
     def describe(self, arguments: Mapping[str, Any]) -> SolverCall:
         """The call as it is, by torchdyn's name of the method."""
         return described("torchdyn", self.asked(arguments), method=_name(self.solver(arguments)))

@@ -33,6 +33,11 @@ class Solve(SolverFunction):
         """As the class of the controller says."""
         return type(self._loop(arguments).step_size_controller).__name__ != "FixedStepController"
 
+    def state(self, arguments: Mapping[str, Any]) -> Tensor:
+        """Samples along the first axis."""
+        state: Tensor = arguments["problem"].y0
+        return state
+
     def describe(self, arguments: Mapping[str, Any]) -> SolverCall:
         """The call as it is; each sample has its own steps, unless a joint adjoint takes the batch as one."""
         loop, kind = self._loop(arguments), type(arguments["self"]).__name__

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 import torchdiffeq
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchdiffeq import odeint
 from torchdiffeq import odeint_adjoint as solve_adjoint
 
@@ -49,6 +50,13 @@ class Diffeq(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.solve(self.field, x, self.times.to(x), **self.settings)[-1]
+
+
+class Checkpointed(Diffeq):
+    """Solves again in the backward pass, instead of keeping what it computed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(super().forward, x, use_reentrant=False)
 
 
 class TupleState(nn.Module):

@@ -66,6 +66,14 @@ def skip_without(name: str) -> None:
         pytest.importorskip(name)
 
 
+@pytest.mark.parametrize("audit", ["gradient-fidelity", "solver-transfer", "tolerance-sweep"])
+def test_a_model_that_solves_again_in_its_backward_pass_is_asked_as_one_that_does_not(audit):
+    kinds = (foreign.Diffeq, foreign.Checkpointed)
+    plain, again = (look(audit, model_of(partial(kind, rtol=1e-5, atol=1e-5))) for kind in kinds)
+    assert (again.verdict, again.value) == (plain.verdict, plain.value)
+    assert again.verdict == "pass"
+
+
 @pytest.mark.parametrize("name", FIXED)
 def test_a_model_on_a_fine_grid_passes_and_its_jacobian_is_measured(name):
     skip_without(name)

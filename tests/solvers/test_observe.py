@@ -13,13 +13,16 @@ import torch
 import torchdiffeq
 import torchvision
 from foreign_models import IMAGES, build
+from hypothesis import given
+from hypothesis import strategies as st
 from robustode.attacks import THREATS
 from robustode.bench.conformance.run import run_check
 from robustode.bench.evaluation.solver_transfer import evaluate_solver_transfer
 from robustode.bench.runtime.checked_model import CheckedModel
 from robustode.bench.solvers import observe as module
-from robustode.bench.solvers.changed_model import ChangedModel, solver_surrogates
+from robustode.bench.solvers.changed_model import ChangedModel, solved_as_forward, solver_surrogates
 from robustode.bench.solvers.column_flow import CannotFollow, column_flows
+from robustode.bench.solvers.evaluations import evaluations_times_images
 from robustode.bench.solvers.observe import count_nfe, observe, solvers_seen
 from robustode.bench.solvers.recording import Observer
 from robustode.bench.solvers.solver_call import CannotSolveOtherwise, SolverChange
@@ -98,7 +101,7 @@ def test_no_number_changes_while_it_is_looked_at_and_backward_passes_are_not_cou
     with solvers_seen(observer):
         seen = slope(model)
     assert all(torch.equal(a, b) for a, b in zip(plain, seen, strict=True))
-    assert observer.evaluations == nfe
+    assert sum(count for _, count in observer.solves) == nfe
     assert all(torch.equal(a, b) for a, b in zip(plain, slope(model), strict=True))
 
 
@@ -129,6 +132,24 @@ def test_surrogates_are_differentiated_through_their_steps(name):
         ends = [surrogate(IMAGES + sign * step * direction).sum() for sign in (1, -1)]
     wanted = float(ends[0] - ends[1]) / (2 * step)
     assert float((gradient * direction).sum()) == pytest.approx(wanted, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"rtol": 1e-5, "atol": 1e-5}, {"method": "euler", "options": {"step_size": 1 / 16}}]
+)
+def test_a_solve_that_the_backward_pass_repeats_is_changed_too(settings):
+    plain, again = (
+        build(partial(foreign.Diffeq, **settings)),
+        build(partial(foreign.Checkpointed, **settings)),
+    )
+    for change in (SolverChange(method="rk4", steps=16), SolverChange(adjoint=True)):
+        gradients = []
+        for model in (plain, again):
+            other = ChangedModel(model, change)
+            with solved_as_forward(other):
+                gradients.append(slope(other)[1])
+        assert torch.equal(*gradients)
+        assert not torch.equal(slope(plain)[1], gradients[0])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -215,6 +236,51 @@ def test_evaluations_of_two_solves_are_added_and_so_are_those_inside_a_field():
 
     calls = observe(build(nested), IMAGES)
     assert sorted((call.method, call.evaluations) for call in calls) == [("euler", 1)] * 4 + [("rk4", 4)]
+
+
+class Apart(nn.Module):
+    """Solves for parts of a batch, one after the other."""
+
+    def __init__(self, size, *, batched=True):
+        super().__init__()
+        self.flow, self.size, self.batched = (
+            foreign.Diffeq(method="rk4", options={"step_size": 0.25}),
+            size,
+            batched,
+        )
+
+    def forward(self, x):
+        if not self.batched:
+            return torch.stack([self.flow(row) for row in x])
+        return torch.cat([self.flow(part) for part in x.split(self.size)])
+
+
+@pytest.mark.parametrize(
+    "flow", [partial(Apart, 1), partial(Apart, 2), partial(Apart, 4), partial(Apart, 1, batched=False)]
+)
+def test_evaluations_do_not_grow_with_the_batch_where_its_parts_are_solved_for_apart(flow):
+    model = build(flow)
+    queried = CheckedModel(model, foreign.CLASSES)
+    for count in (1, 2, 3, 4, 6):
+        assert count_nfe(model, IMAGES[:count]) == 16
+        with torch.no_grad():
+            queried(IMAGES[:count])
+    assert queried.nfe == 16
+    two = build(lambda: nn.Sequential(flow(), foreign.Diffeq(method="euler")))
+    assert count_nfe(two, IMAGES) == 17
+
+
+@given(st.lists(st.integers(1, 50), max_size=6), st.integers(1, 9))
+def test_evaluations_of_solves_for_the_whole_batch_are_added(counts, images):
+    total = evaluations_times_images([(images, count) for count in counts], images)
+    assert total == (images * sum(counts) if counts else None)
+
+
+def test_a_state_that_is_no_part_of_the_batch_counts_as_a_whole():
+    assert evaluations_times_images([(3, 7)], 5) == 35  # weights of the field, say
+    assert evaluations_times_images([(12, 7)], 5) == 35
+    assert evaluations_times_images([(5, 4), (3, 7)], 5) == 55
+    assert evaluations_times_images([(1, 7), (1, 9)], 1) == 16
 
 
 class Copied(foreign.HandWritten):

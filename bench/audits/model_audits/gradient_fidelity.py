@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...._errors import ModelFailure
 from ....attacks.core.model_call import ask_model
 from ...runtime.float64 import in_float64
-from ...solvers.changed_model import ChangedModel
+from ...solvers.changed_model import ChangedModel, solved_as_forward
 from ...solvers.solver_call import CannotSolveOtherwise, SolverChange
 from ..context import Context
 from ..differences import STEPS, central_differences, cosines, off_kinks, orthonormal_basis
@@ -123,7 +123,8 @@ def _other_gradient(
         return ""
     other = ChangedModel(context.model, SolverChange(adjoint=adjoint))
     try:
-        return cosines(_slopes(partial(lead, other), images, basis), own)
+        with solved_as_forward(other):
+            return cosines(_slopes(partial(lead, other), images, basis), own)
     except CannotSolveOtherwise:
         return ""
     except (ModelFailure, AssertionError) as error:  # the backward solve underflows outside the block
