@@ -30,6 +30,7 @@ from .records.record import Cell
 from .records.store import Store
 from .report.statistics import summarise
 from .runner.first_questions import first_warnings
+from .runtime.device import module_device
 from .runtime.foreign_code import asking, independent_of_caller
 from .runtime.module_copy import copy_module
 from .runtime.progress import Quiet, Reporter, reporter_for_call
@@ -191,7 +192,7 @@ def evaluate(
     ]
     records = []
     with reporter_for_call(progress) as reporter:
-        if place != _module_device(module) or _made_in_inference_mode(module):
+        if place != module_device(module) or _made_in_inference_mode(module):
             module = copy_module(module).to(place)
         check_statements(module, data.train.images[:FEW_IMAGES].to(place))
         for category, sentence in first_warnings(
@@ -236,11 +237,6 @@ def _threat(item: str | tuple[str, float]) -> tuple[Threat, float]:
     return threat, threat.check_strength(number)
 
 
-def _module_device(module: nn.Module) -> torch.device:
-    """Device of a module; the CPU for one without tensors."""
-    return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-
-
 def _made_in_inference_mode(module: nn.Module) -> bool:
     """Whether a tensor of the module takes no part in gradients, whatever the mode in which it is used."""
     return any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers()))
@@ -253,7 +249,7 @@ def _pick_device(module: nn.Module, device: str | torch.device | None) -> torch.
         names = ", ".join(sorted(map(str, found)))
         raise InvalidArgument(f"the module lies on several devices ({names}): move it to one")
     try:
-        place = _module_device(module) if device is None else torch.device(device)
+        place = module_device(module) if device is None else torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise InvalidArgument(f"device {str(device)!r} cannot be used: {one_line(error)}") from None

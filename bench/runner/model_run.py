@@ -23,7 +23,7 @@ from ..records.checkpoint import Checkpoint, load_state, load_tensors, partial_p
 from ..records.held_out import HELD_OUT, why_not_trained
 from ..records.record import Cell, Record
 from ..records.store import Store
-from ..runtime.device import environment
+from ..runtime.device import CPU, environment
 from ..runtime.foreign_code import foreign_code, source_of
 from ..runtime.progress import Quiet, Reporter
 from ..runtime.time_limit import time_limit
@@ -44,8 +44,6 @@ from .example_selection import ExampleSelection
 from .first_questions import with_answers
 from .schedule import cells_of
 from .taken_names import place_of
-
-CPU = torch.device("cpu")
 
 _ADVICE = " (time_limit in the preset)"
 

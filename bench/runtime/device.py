@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..._errors import InvalidArgument
 from ...models import flow_implementation, get_ode_backend
 
+CPU = torch.device("cpu")
 _PACKAGES = ("robustode", "torch", "torchdiffeq", "torchattacks", "torchvision", "numpy", "numba", "scipy")
 
 
@@ -27,6 +29,11 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InvalidArgument("--device cuda: torch sees no CUDA device here; use --device cpu")
     return torch.device(name)
+
+
+def module_device(module: nn.Module, otherwise: torch.device = CPU) -> torch.device:
+    """Where the parameters and buffers of a module lie: the first one's device; `otherwise` without any."""
+    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), otherwise)
 
 
 def device_name(device: torch.device) -> str:

@@ -17,7 +17,7 @@ from ...models.ode.statement import describes_calls
 from ..data import Data
 from ..records.checkpoint import Checkpoint
 from ..records.record import Cell, Record
-from ..runtime.device import environment
+from ..runtime.device import environment, module_device
 from ..solvers.observe import observe
 from .same_answers import answers_of
 
@@ -30,7 +30,7 @@ def solver_names(model: nn.Module, images: Tensor | None = None) -> str | None:
     solvers = [str(module.solver) for module in model.modules() if isinstance(module, ODEBlock)]
     if images is not None:
         with suppress(Exception):  # of the model's own code; it is a failure where the model is evaluated
-            calls = observe(model, images[:2].to(next(model.parameters(), images).device))
+            calls = observe(model, images[:2].to(module_device(model, images.device)))
             solvers += [call.name for call in calls if call.block is None]
     return "; ".join(solvers) or None
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from ...attacks.core.model_call import call_model
 from ...attacks.core.modes import eval_mode
+from ..runtime.device import module_device
 from ..runtime.foreign_code import foreign_code, source_of
 from ..runtime.network_hash import probe_images
 
@@ -23,8 +24,7 @@ Answers = Sequence[Sequence[float]]
 
 def answers_of(model: nn.Module, input_shape: tuple[int, ...], num_classes: int) -> Answers | None:
     """Return the answers of a network to a few fixed images; None where they are not always the same."""
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    images = probe_images(input_shape).to(device)
+    images = probe_images(input_shape).to(module_device(model))
     found = []
     with suppress(Exception):
         for seed in (0, 1):

@@ -11,7 +11,16 @@ import stubs
 import torch
 from robustode._errors import InvalidArgument
 from robustode.bench.runtime import device
-from robustode.bench.runtime.device import device_name, environment, pick_device, source_sha256
+from robustode.bench.runtime.device import (
+    device_name,
+    environment,
+    module_device,
+    pick_device,
+    source_sha256,
+)
+from robustode.bench.training import provenance
+from robustode.bench.training.provenance import solver_names
+from torch import nn
 
 
 def test_devices_are_picked():
@@ -24,6 +33,36 @@ def test_an_absent_gpu_is_one_line(monkeypatch):
     with pytest.raises(InvalidArgument, match="torch sees no CUDA device here; use --device cpu"):
         pick_device("cuda")
     assert pick_device("auto").type == "cpu"
+
+
+class OnlyBuffers(nn.Module):
+    """A module without parameters."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(1, device=device))
+
+
+@pytest.mark.parametrize(
+    ("module", "found"),
+    [
+        (nn.Linear(2, 2, device="meta"), "meta"),
+        (OnlyBuffers("meta"), "meta"),
+        (nn.Sequential(nn.Flatten(), OnlyBuffers("meta")), "meta"),
+        (nn.Flatten(), "cpu"),
+        (OnlyBuffers("cpu"), "cpu"),
+    ],
+)
+def test_a_module_lies_where_its_tensors_lie(monkeypatch, module, found):
+    assert module_device(module) == torch.device(found)
+    asked = []
+    monkeypatch.setattr(provenance, "observe", lambda model, images: asked.append(images.device) or [])
+    assert solver_names(module, torch.rand(3, 1, 2, 2)) is None
+    assert asked == [torch.device(found)]
+
+
+def test_a_module_without_tensors_lies_where_it_is_said_to():
+    assert module_device(nn.Flatten(), torch.device("meta")) == torch.device("meta")
 
 
 def test_the_environment_says_what_made_a_number():
