@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .._errors import InvalidArgument, ModelFailure, RecordError, one_line
+from .._errors import InvalidArgument, ModelFailure, one_line
 from .._registry import check_name, unknown_name
 from ..attacks import THREATS, Threat
 from ..attacks.core.model_call import call_model
@@ -24,7 +24,7 @@ from .config.pretrained import PRETRAINED_RECIPE
 from .data import DATASETS, Data, load_data
 from .evaluation.accuracy import evaluate_cell, frozen
 from .evaluation.solver_transfer import evaluate_solver_transfer
-from .records.headline import Headline
+from .records.headline import preferred_keys
 from .records.latest import newest_training
 from .records.record import Cell
 from .records.store import Store
@@ -330,11 +330,7 @@ def load_model(
     known = sorted({*MODELS.names(), *(r.cell.model for r in records)})
     if not trainings and not model and name not in known:
         raise unknown_name("model", name, known)
-    try:
-        preferred = Headline.read(store.folder).preferred
-    except RecordError:
-        preferred = frozenset()
-    newest = newest_training(trainings, preferred, recipe)
+    newest = newest_training(trainings, preferred_keys(store.folder), recipe)
     if newest is None:
         have = ", ".join(sorted({f"{r.cell.model} {r.cell.training_seed}" for r in records})) or "nothing"
         raise InvalidArgument(

@@ -5,19 +5,18 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from ..._errors import InvalidArgument, RecordError, RobustodeError, one_line
+from ..._errors import InvalidArgument, RobustodeError, one_line
 from ...attacks.core.frozen_model import freeze
 from ...attacks.core.types import Norm
 from ...models import ModelSpec, ODEBackend, get_ode_backend
 from ..data import load_data
 from ..evaluation.accuracy import failed
 from ..plugins.model_file import load_files
-from ..records.headline import Headline
+from ..records.headline import headline_of, preferred_keys
 from ..records.latest import Entry, current, entry
 from ..records.record import Record
 from ..records.store import Store
@@ -79,7 +78,7 @@ class Task:
 def records_by_training(store: Store) -> dict[tuple[Entry, int], list[Record]]:
     """The current records by row and training seed, of each that was trained without error."""
     records, _ = store.load()
-    used, _ = current(records, headline_of(store).preferred)
+    used, _ = current(records, preferred_keys(store.folder))
     trained: dict[tuple[Entry, int], list[Record]] = defaultdict(list)
     for record in used:
         trained[entry(record.cell), record.cell.training_seed].append(record)
@@ -96,13 +95,6 @@ def records_by_training(store: Store) -> dict[tuple[Entry, int], list[Record]]:
 def training_of(records: Sequence[Record]) -> Record:
     """The record of the training without error among the records of one model and seed."""
     return next(r for r in records if r.cell.kind == "training" and r.status == "ok")
-
-
-def headline_of(store: Store) -> Headline:
-    """The headline that the folder states, else one guessed from its records."""
-    with suppress(RecordError):
-        return Headline.read(store.folder)
-    return Headline.guess(current(store.load()[0])[0])
 
 
 def budget(reported: Mapping[str, float], rank: str) -> tuple[Norm, float]:
@@ -123,7 +115,8 @@ def audit_trained_model(
     `loaded` are models from files, by reference; without it the task's files are imported.
     """
     store, done = Store(task.folder), Audited()
-    headline, records = headline_of(store), records_by_training(store)[task.row, task.seed]
+    headline = headline_of(store.folder, store.load()[0])
+    records = records_by_training(store)[task.row, task.seed]
     data = load_data(task.row[0], task.data_root)
     training = training_of(records)
     label = f"{task.row[1]} seed {task.seed}"

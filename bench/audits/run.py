@@ -14,6 +14,7 @@ from ..._registry import unknown_name
 from ...models import ModelSpec, set_ode_backend
 from ..data import load_data
 from ..plugins.model_file import named_models
+from ..records.headline import headline_of
 from ..records.record import Record
 from ..records.store import Store
 from ..runtime.announcements import announce, telling
@@ -23,7 +24,6 @@ from .audit_model import (
     Audited,
     Task,
     audit_trained_model,
-    headline_of,
     records_by_training,
     training_of,
 )
@@ -79,7 +79,7 @@ def audit_folder(
         raise InvalidArgument(f"--seeds must be at least 1, not {seeds}")
     store = Store(folder)
     trained = records_by_training(store)
-    names = tuple(checks or headline_of(store).audits or names_of("model"))
+    names = tuple(checks or headline_of(store.folder, store.load()[0]).audits or names_of("model"))
     wanted, specs = named_models(models)
     known = sorted({row[1] for row, _ in trained})
     for name in sorted(wanted):

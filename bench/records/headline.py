@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..._errors import RecordError
 from .atomic import write_atomically
+from .latest import current
 from .record import Record
 
 SCHEMA_VERSION = 1
@@ -111,3 +113,21 @@ class Headline:
         }
         text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write_atomically(Path(folder) / "plan.json", text.encode())
+
+
+def stated_headline(folder: Path) -> Headline | None:
+    """The headline that a results folder states; None where it states none that can be read."""
+    with suppress(RecordError):
+        return Headline.read(folder)
+    return None
+
+
+def headline_of(folder: Path, records: Iterable[Record]) -> Headline:
+    """The headline that a results folder states, else one guessed from those of its `records` that count."""
+    return stated_headline(folder) or Headline.guess(current(records)[0])
+
+
+def preferred_keys(folder: Path) -> frozenset[str]:
+    """Keys of the cells that the last runs in a results folder asked for; none where it does not say."""
+    stated = stated_headline(folder)
+    return stated.preferred if stated else frozenset()

@@ -15,7 +15,6 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from ..._errors import InvalidArgument, RecordError
 from . import schema_1
 from .atomic import write_atomically
 from .examples_archive import FORMER_SHA256, content_sha256
-from .headline import Headline
+from .headline import Headline, stated_headline
 from .lines import write_record
 from .predictions import largest_norm, split_outcomes
 from .record import Cell, Record
@@ -171,9 +170,7 @@ def _convert_model(folder: Path, path: Path, store: Store, done: Upgrade) -> set
 
 def _shown_strengths(folder: Path, records: Iterable[Record]) -> dict[str, float]:
     """By threat the strength at which figures show examples."""
-    headline = Headline()
-    with suppress(RecordError):
-        headline = Headline.read(folder)
+    headline = stated_headline(folder) or Headline()
     found: dict[tuple[str, str | None], set[float]] = defaultdict(set)
     for record in records:
         if "image" in record.examples:

@@ -14,9 +14,8 @@ import pandas as pd
 from ..._errors import InvalidArgument, RecordError
 from ..audits.sheet import sheets
 from ..records.atomic import write_atomically
-from ..records.headline import Headline
+from ..records.headline import Headline, headline_of
 from ..records.latest import current
-from ..records.record import Record
 from ..records.record_file import Damage
 from ..records.store import Store
 from .benchmark_tables import benchmarks_markdown, benchmarks_page, read_benchmarks
@@ -140,10 +139,10 @@ def _make(folder: Path, render_figures: Render) -> _Made:
         )
     if not records:
         raise InvalidArgument(f"no records in {folder}: run `robustode run` first, or pass --out")
-    headline, plan_problems = _headline(folder, records)
+    headline = headline_of(folder, records)
     used, superseded = current(records, headline.preferred)
     benchmarks, benchmark_problems = read_benchmarks(folder)
-    problems = [*problems, *plan_problems, *benchmark_problems]
+    problems = [*problems, *_plan_problems(folder), *benchmark_problems]
     failures = [f"{r.cell.label()}: {r.error or r.status}" for r in used if r.status != "ok"]
 
     summary = summarise(used)
@@ -220,14 +219,15 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _headline(folder: Path, records: list[Record]) -> tuple[Headline, list[Damage]]:
-    """Read the plan, or guess it; a plan that is there and cannot be used is a problem."""
-    try:
-        return Headline.read(folder), []
-    except RecordError as error:
-        path = folder / "plan.json"
-        problems = [Damage(path=path, reason=f"{error}; reporting the middle strengths")]
-        return Headline.guess(current(records)[0]), problems if path.exists() else []
+def _plan_problems(folder: Path) -> list[Damage]:
+    """A plan that is there and cannot be used is a problem; one that is not there is none."""
+    path = folder / "plan.json"
+    if path.exists():
+        try:
+            Headline.read(folder)
+        except RecordError as error:
+            return [Damage(path=path, reason=f"{error}; reporting the middle strengths")]
+    return []
 
 
 def _csv(table: pd.DataFrame) -> str:

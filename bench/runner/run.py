@@ -9,16 +9,15 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
 
-from ..._errors import RecordError, RobustodeError
+from ..._errors import RobustodeError
 from ..config.plan import Plan
 from ..config.run_request import RunRequest
 from ..data import Data
-from ..records.headline import Headline
+from ..records.headline import stated_headline
 from ..records.record import Record
 from ..records.record_file import Damage
 from ..records.store import Store
@@ -171,9 +170,8 @@ class _RequestedCells:
 
     def __init__(self, plan: Plan, data: Data, store: Store) -> None:
         self._store, self._dataset = store, data.name
-        self._headline = plan.headline()
-        with suppress(RecordError):
-            self._headline = dataclasses.replace(self._headline, cells=Headline.read(store.folder).cells)
+        earlier = stated_headline(store.folder)
+        self._headline = dataclasses.replace(plan.headline(), cells=earlier.cells if earlier else {})
         self._before = dict(self._headline.cells)
         self._now: dict[ModelAndSeed, list[str]] = {}
         self._headline.write(store.folder)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import suppress
 from pathlib import Path
 
-from ..._errors import InvalidArgument, RecordError
+from ..._errors import InvalidArgument
 from ...models import ModelSpec
 from ..config.plan import Plan
 from ..data import Data
-from ..records.headline import Headline
+from ..records.headline import preferred_keys
 from ..records.latest import current
 from ..records.record import Record
 from ..records.store import Store
@@ -42,9 +41,7 @@ def refuse_taken_names(plan: Plan, data: Data, store: Store) -> None:
     InvalidArgument
         Before anything is done.
     """
-    preferred: frozenset[str] = frozenset()
-    with suppress(RecordError):
-        preferred = Headline.read(store.folder).preferred
+    preferred = preferred_keys(store.folder)
     for spec in plan.specs:
         shown, _ = current(store.of_model(spec.name), preferred)
         for record in (r for r in shown if r.cell.kind == "training" and r.status == "ok"):

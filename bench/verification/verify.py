@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
 
-from ..._errors import InvalidArgument, RecordError, RobustodeError, one_line
+from ..._errors import InvalidArgument, RobustodeError, one_line
 from ..._registry import unknown_name
 from ...models import ModelSpec
 from ..data import Data, load_data
 from ..plugins.entry_points import load_plugins
-from ..records.headline import Headline
+from ..records.headline import headline_of
 from ..records.latest import Entry, current, entry
 from ..records.record import Record
 from ..records.store import Store
@@ -101,9 +100,7 @@ def verify(
     done.findings += [*check_listed(store, records, problems), *check_orphans(store, records)]
     if records:
         done.findings += check_tables(store)
-    headline = Headline.guess(current(records)[0])
-    with suppress(RecordError):
-        headline = Headline.read(store.folder)
+    headline = headline_of(folder, records)
     used, _ = current(records, headline.preferred)
     specs_by_name = {spec.name: spec for spec in models}
     datasets: dict[str, Data] = {}
