@@ -49,9 +49,9 @@ def network_sha256(
     ModelFailure
         When it cannot be built.
     """
-    other, one, again = (  # the first one fills what the code keeps for all networks
-        _state(spec, input_shape, num_classes, arguments, seed=seed) for seed in (1, 0, 0)
-    )
+    build = partial(_state, spec, input_shape, num_classes, arguments)
+    other = build(seed=1, rough=False)  # it fills what the code keeps for all networks, too
+    one, again = build(seed=0), build(seed=0)
     lines: list[list[object]] = []
     hidden: tuple[str, ...] = ()
     for name in sorted(one):
@@ -78,13 +78,14 @@ def _state(
     arguments: Mapping[str, Any],
     *,
     seed: int,
+    rough: bool = True,
 ) -> dict[str, Content]:
     """What one network holds after it was asked for the first time, but for what a question changes."""
     model = construct(spec.build, input_shape, num_classes, arguments, seed=seed)
     look = partial(network_state, model, spec.build, with_source=spec.source is None)
-    before = look()
+    before = look(rough=False)
     logits = _ask(model, spec, input_shape, num_classes, seed)
-    found = look()
+    found = look(rough=rough)
     changed = [name for name in found if name in before and found[name] != before[name]]
     for name in changed:
         del found[name]

@@ -17,7 +17,7 @@ import types
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -42,31 +42,34 @@ class Content:
     """What stands under one name: its kind, a hash of its bytes, and of floats what rounding does not change.
 
     `rough` are projections of the values, divided by their Euclidean norm, in whole steps: last bits that
-    differ between processors do not change them, other values do. None of anything but floats.
+    differ between processors do not change them, other values do. None of anything but floats, and where it
+    was not asked for. Two contents are equal when their kinds and bytes are.
     """
 
     kind: str
     sha256: str
-    rough: tuple[int, ...] | None = None
+    rough: tuple[int, ...] | None = field(default=None, compare=False)
 
 
-def network_state(model: nn.Module, factory: Any, *, with_source: bool) -> dict[str, Content]:
+def network_state(model: nn.Module, factory: Any, *, with_source: bool, rough: bool) -> dict[str, Content]:
     """Return the content of everything that `model` and its `factory` hold, each under a name that stays.
 
-    With its own functions' source too where `with_source`. What cannot be looked into is left out.
+    With its own functions' source too where `with_source`; `rough` may be left out where contents are only
+    compared. What cannot be looked into is left out.
     """
-    walk = _Walk(_own_code(factory), with_source=with_source)
+    walk = _Walk(_own_code(factory), with_source=with_source, rough=rough)
     walk.visit("model", model)
     walk.visit("factory", inspect.unwrap(factory))
     return walk.found
 
 
-def content_of(values: NDArray[Any]) -> Content:
+def content_of(values: NDArray[Any], *, rough: bool = True) -> Content:
     """Return the `Content` of an array."""
     values = np.ascontiguousarray(values)
-    rough = _rough(values.ravel()) if values.dtype.kind in "fc" and values.size else None
+    projected = rough and values.dtype.kind in "fc" and values.size
     kind = f"{values.dtype.str} {values.shape}"
-    return Content(kind, hashlib.sha256(values.tobytes()).hexdigest(), rough)
+    sha256 = hashlib.sha256(values.tobytes()).hexdigest()
+    return Content(kind, sha256, _rough(values.ravel()) if projected else None)
 
 
 def _rough(values: NDArray[Any]) -> tuple[int, ...] | None:
@@ -108,8 +111,8 @@ def _own_code(factory: Any) -> str | None:
 class _Walk:
     """One walk through everything that is reached from an object, each object once."""
 
-    def __init__(self, own_code: str | None, *, with_source: bool) -> None:
-        self.own_code, self.with_source = own_code, with_source
+    def __init__(self, own_code: str | None, *, with_source: bool, rough: bool) -> None:
+        self.own_code, self.with_source, self.rough = own_code, with_source, rough
         self.found: dict[str, Content] = {}
         self._seen: dict[int, Any] = {}  # holds what was seen, so that no id is used again
 
@@ -129,9 +132,9 @@ class _Walk:
             return
         self._seen[id(value)] = value
         if isinstance(value, Tensor):
-            self.found[name] = content_of(_array(value))
+            self.found[name] = content_of(_array(value), rough=self.rough)
         elif hasattr(value, "__array__") and (array := np.asarray(value)).dtype != object:
-            self.found[name] = content_of(array)
+            self.found[name] = content_of(array, rough=self.rough)
         else:
             for part, inside in self._parts(name, value):
                 self.visit(f"{name}.{part}", inside)

@@ -27,8 +27,9 @@ from robustode.bench.records.record import Cell
 from robustode.bench.records.store import Store
 from robustode.bench.report.report import write_report
 from robustode.bench.runner.run import RunResult, run_plan
+from robustode.bench.runtime import network_hash
 from robustode.bench.runtime.network_hash import network_sha256
-from robustode.bench.runtime.network_state import content_of
+from robustode.bench.runtime.network_state import content_of, network_state
 from robustode.bench.verification.verify import verify
 from robustode.models import MODELS, ModelSpec, use_ode_backend
 from torch import nn
@@ -103,6 +104,22 @@ def test_one_factory_has_one_hash(what, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(5)
     assert [hash_of(STABLE[what]) for _ in range(2)] == [first, first]
+
+
+@pytest.mark.parametrize("what", [*STABLE, *MODELS.names()])
+def test_projections_that_are_not_made_change_no_hash(what, monkeypatch):
+    """Of six looks at three networks two need them: the others are compared by their bytes alone."""
+    spec = MODELS.get(what) if what in MODELS else ModelSpec(name="stub", build=STABLE[what])
+    made = []
+
+    def projected(*args, rough, **kwargs):
+        made.append(rough)
+        return network_state(*args, rough=True, **kwargs)
+
+    found = network_sha256(spec, SHAPE, 10, spec.arguments(spec.resolve()))
+    monkeypatch.setattr(network_hash, "network_state", projected)
+    assert network_sha256(spec, SHAPE, 10, spec.arguments(spec.resolve())) == found
+    assert made == [False, False, False, True, False, True]
 
 
 def copies(net: nn.Module):
