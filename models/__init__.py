@@ -15,7 +15,7 @@ from .ode.backend import (
     set_ode_backend,
     use_ode_backend,
 )
-from .ode.block import ODEBlock
+from .ode.block import ODEBlock, ode_blocks
 from .ode.field_agreement import check_field_agreement
 from .ode.kernels.fixed_step import flow_implementation
 from .ode.lipschitz import LipschitzParts, NoCertificate, convolution_bound
@@ -51,6 +51,7 @@ __all__ = [
     "convolution_bound",
     "flow_implementation",
     "get_ode_backend",
+    "ode_blocks",
     "register_model",
     "set_ode_backend",
     "stated_lipschitz_parts",

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from .recorded_arrays import TORCH_CONSTANTS, torch_constant
+
 
 def like_default(value: Any, default: Any) -> Any:
     """Return a list or text as what `default` is; anything else, and what fits as it is, unchanged.
 
     A list becomes the default's tuple, set, array, tensor or range, and its elements become like those of the
     default; one beyond them becomes like the last. Text becomes a member of the default's enumeration (by
-    name, else by value), a path, a dtype, a device or bytes.
+    name, else by value), a path, a constant of torch such as a dtype, a device or bytes.
 
     Raises
     ------
@@ -40,8 +42,8 @@ def like_default(value: Any, default: Any) -> Any:
     if type(value) is str:
         if isinstance(default, Enum):
             return kind[value] if value in kind.__members__ else kind(value)
-        if isinstance(default, torch.dtype):
-            return _dtype(value)
+        if isinstance(default, TORCH_CONSTANTS):
+            return torch_constant(value, kind)
         if isinstance(default, PurePath | torch.device):
             return kind(value)
         if kind is bytes:
@@ -65,10 +67,3 @@ def _collection(value: list[Any], default: Any) -> Any:
     parts = [like_default(v, models[i] if ordered and i < len(models) else last) for i, v in enumerate(value)]
     make: Callable[..., Any] = type(default)
     return make(*parts) if hasattr(default, "_fields") else make(parts)
-
-
-def _dtype(name: str) -> torch.dtype:
-    found = getattr(torch, name.removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"there is no dtype {name}")
-    return found

@@ -57,11 +57,11 @@ def read_tensor(body: Any) -> torch.Tensor:
     return found
 
 
-def torch_constant(name: str) -> Any:
-    """Return what ``torch.float64`` and the like stand for."""
+def torch_constant(name: str, kind: type | tuple[type, ...] = TORCH_CONSTANTS) -> Any:
+    """Return what ``torch.float64`` or ``float64`` and the like stand for, which must be of `kind`."""
     found = getattr(torch, name.removeprefix("torch."), None)
-    if not isinstance(found, TORCH_CONSTANTS):
-        raise NotRecordable(f"there is no {name}")
+    if not isinstance(found, kind):
+        raise NotRecordable(f"torch has no {name.removeprefix('torch.')}")
     return found
 
 

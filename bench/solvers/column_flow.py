@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 
 from ...models import Field, ODEBlock, SolverFailure, StepMap
+from ...models.ode.spread import evenly_spread
 from .observe import observe
 from .solver_call import SolverCall, State
 
@@ -79,8 +80,7 @@ def _of_block(call: SolverCall) -> ColumnFlow:
     by_layer = dict(zip(map(id, block.layers), block.fields(), strict=True))
     steps = block.step_maps()
     states = torch.unique(call.state, dim=1)  # most pixels of a digit are the same background
-    pick = torch.linspace(0, states.shape[1] - 1, min(COLUMNS, states.shape[1])).long()
-    states = states[:, pick.to(states.device)].clone()
+    states = states[:, evenly_spread(states.shape[1], COLUMNS)]
     return ColumnFlow(states=states, steps=steps, fields=[by_layer[id(s.layer)] for s in steps], call=call)
 
 

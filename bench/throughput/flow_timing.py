@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...attacks.core.model_call import call_model
-from ...models import ODEBlock
+from ...models import ODEBlock, ode_blocks
 from ..runtime.module_copy import copy_module
 from .clock import without_graph
 from .device_peaks import device_rates
@@ -34,7 +34,7 @@ def flow_calls(model: nn.Module, images: Tensor, num_classes: int) -> list[FlowC
     since a hook there would switch off the compiled path. A block that is called with more than its state,
     or not as a module, is not seen.
     """
-    blocks = [module for module in model.modules() if isinstance(module, ODEBlock)]
+    blocks = ode_blocks(model)
     inner = {module for block in blocks for module in block.modules() if module is not block}
     calls: list[FlowCall] = []
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...models import ModelSpec, NoCertificate, ODEBlock
+from ...models import ModelSpec, NoCertificate, ODEBlock, ode_blocks
 from ...models.ode.lipschitz import MAX_ENUMERATED_STATE
 from ...models.ode.statement import describes_calls
 from ..data import Data
@@ -27,7 +27,7 @@ def solver_names(model: nn.Module, images: Tensor | None = None) -> str | None:
 
     With `images` (N, C, H, W), those of other libraries that a forward pass on them calls as well.
     """
-    solvers = [str(module.solver) for module in model.modules() if isinstance(module, ODEBlock)]
+    solvers = [str(block.solver) for block in ode_blocks(model)]
     if images is not None:
         with suppress(Exception):  # of the model's own code; it is a failure where the model is evaluated
             calls = observe(model, images[:2].to(module_device(model, images.device)))
@@ -40,7 +40,7 @@ def flow_implementations(model: nn.Module, device: torch.device) -> str | None:
 
     See `ODEBlock.implementation`; several are separated by semicolons.
     """
-    paths = {module.implementation(device) for module in model.modules() if isinstance(module, ODEBlock)}
+    paths = {block.implementation(device) for block in ode_blocks(model)}
     return "; ".join(sorted(paths)) or None
 
 

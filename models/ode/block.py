@@ -303,3 +303,8 @@ class ODEBlock(nn.Module):
     def extra_repr(self) -> str:
         """Show T and the solver in the module's repr."""
         return f"final_time={self.final_time:g}, solver={self.solver}"
+
+
+def ode_blocks(model: nn.Module) -> list[ODEBlock]:
+    """The ODE blocks among the modules of `model`, those inside another one too."""
+    return [module for module in model.modules() if isinstance(module, ODEBlock)]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..._errors import ContractBroken, RobustodeError, one_line
-from .block import ODEBlock
+from .block import ode_blocks
+from .spread import evenly_spread
 from .statement import statement_of
 from .tanh_field import TanhField
 
@@ -54,7 +55,7 @@ def check_field_agreement(model: nn.Module, ask: Callable[[], object], *, of: st
     ContractBroken
         When the two differ by more than rounding.
     """
-    layers = [layer for block in _blocks(model) for layer in block.layers if statement_of(layer) == "both"]
+    layers = [layer for block in ode_blocks(model) for layer in block.layers if statement_of(layer) == "both"]
     if not layers:
         return
     with _unchanged(model):
@@ -69,10 +70,6 @@ def check_field_agreement(model: nn.Module, ask: Callable[[], object], *, of: st
                     "the field's forward and its stated matrices cannot be compared "
                     f"({type(error).__name__}: {one_line(error, 40)}): {_ADVICE}"
                 ) from error
-
-
-def _blocks(model: nn.Module) -> list[ODEBlock]:
-    return [module for module in model.modules() if isinstance(module, ODEBlock)]
 
 
 def _calls(layers: list[nn.Module], ask: Callable[[], object]) -> dict[nn.Module, list[_Call]]:
@@ -90,12 +87,12 @@ def _calls(layers: list[nn.Module], ask: Callable[[], object]) -> dict[nn.Module
     finally:
         for handle in handles:
             handle.remove()
-    return {layer: [calls[i] for i in _spread(len(calls), CALLS)] for layer, calls in seen.items()}
+    return {layer: [calls[i] for i in evenly_spread(len(calls), CALLS)] for layer, calls in seen.items()}
 
 
 def _compare(model: nn.Module, layer: Any, calls: list[_Call], of: str) -> None:
     for state, shared in calls:
-        picked = state[:, _spread(state.shape[1], COLUMNS)] if state.ndim == 2 else state
+        picked = state[:, evenly_spread(state.shape[1], COLUMNS)] if state.ndim == 2 else state
         tried = [scale * picked for scale in SCALES] + [picked[:, :1], picked.flip(-1)]
         for training in (False, True):
             layer.train(training)
@@ -195,7 +192,7 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
     """Put back modes, buffers and counts of field evaluations."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    counts = [(block, block.nfe) for block in _blocks(model)]
+    counts = [(block, block.nfe) for block in ode_blocks(model)]
     try:
         yield
     finally:
@@ -206,8 +203,3 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
             module.training = mode
         for block, nfe in counts:
             block.nfe = nfe
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """At most `most` of `count` indices, evenly spread, first and last among them."""
-    return torch.linspace(0, count - 1, min(count, most)).long().tolist() if count else []

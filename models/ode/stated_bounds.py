@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..._errors import ContractBroken
-from .block import ODEBlock
+from .block import ODEBlock, ode_blocks
 from .lipschitz import NoCertificate
+from .spread import evenly_spread
 from .statement import describes_calls
 
 TOLERANCE = 1e-4
@@ -44,7 +45,7 @@ def check_stated_bounds(model: nn.Module, ask: Callable[[], object], *, of: str)
     ContractBroken
         When a pair contradicts a constant.
     """
-    for block in [module for module in model.modules() if isinstance(module, ODEBlock)]:
+    for block in ode_blocks(model):
         rho = block.bounds().get("rho", math.nan) if describes_calls(block, "bounds") else math.nan
         bound = _solver_bound(block)
         if not (math.isfinite(rho) or math.isfinite(bound)):
@@ -98,7 +99,7 @@ def _pairs(states: Tensor | None) -> list[tuple[Tensor, Tensor]]:
     if states is None or states.ndim != 2 or not states.numel():
         return []
     x = torch.unique(states, dim=1)
-    x = x[:, torch.linspace(0, x.shape[1] - 1, min(STATES, x.shape[1])).long()]
+    x = x[:, evenly_spread(x.shape[1], STATES)]
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(x.shape, generator=generator).to(x) * x.square().mean().sqrt().clamp_min(1e-6)
     others = [x + size * noise for size in OFFSETS]

@@ -18,7 +18,7 @@ from robustode.bench.throughput.flow_timing import FlowCall, flow_calls, forward
 from robustode.bench.throughput.measure import measure_cell
 from robustode.bench.throughput.roofline import DeviceRates, Work
 from robustode.bench.training.provenance import summary_line
-from robustode.models import MODELS
+from robustode.models import MODELS, ode_blocks
 from robustode.models.node import TanhLayer
 from robustode.models.ode import block as _ode
 from torch import nn
@@ -97,6 +97,7 @@ def test_a_block_inside_a_block_is_part_of_it():
     model.first = outer
     assert [call.flow for call in flow_calls(model, torch.rand(5, 1, 2, 2), 3)][:1] == [outer]
     assert len(flow_calls(model, torch.rand(5, 1, 2, 2), 3)) == 3
+    assert ode_blocks(model) == [outer, outer.layers[0].inner, model.second]
 
 
 def test_the_compiled_path_stays_on(monkeypatch):

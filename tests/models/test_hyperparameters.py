@@ -282,6 +282,8 @@ def test_a_record_names_nothing_that_the_model_does_not_name_today():
         (Path("a"), "b/c", Path("b/c")),
         (torch.float32, "float64", torch.float64),
         (torch.float32, "torch.float16", torch.float16),
+        (torch.strided, "sparse_coo", torch.sparse_coo),
+        (torch.contiguous_format, "channels_last", torch.channels_last),
         (torch.device("cpu"), "cuda:1", torch.device("cuda:1")),
         (b"a", "b", b"b"),
         (np.array([0.5], np.float32), [1, 2], np.array([1, 2], np.float32)),
@@ -303,7 +305,7 @@ def test_an_array_or_text_of_a_preset_becomes_what_the_default_is(default, given
     assert same(own.resolve()["value"], expected)
 
 
-@pytest.mark.parametrize("given", ["GREEN", "not-a-dtype"])
+@pytest.mark.parametrize("given", ["GREEN", "not-a-dtype", "strided"])
 def test_text_that_is_nothing_of_its_kind_is_refused(given):
     for default in (Colour.RED, torch.float32):
         with pytest.raises(InvalidArgument, match=f"hyperparameter 'value' cannot be '{given}'"):
