@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._errors import InconsistentModelWarning, UntrainedModelWarning
+    from ._errors import ForeignCodeWarning, InconsistentModelWarning, UntrainedModelWarning
     from .attacks import Threat, register_threat
     from .bench.api import evaluate, load_model
     from .models import (
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _HOME = {
+    "ForeignCodeWarning": "_errors",
     "InconsistentModelWarning": "_errors",
     "UntrainedModelWarning": "_errors",
     "evaluate": "bench.api",
@@ -47,6 +48,7 @@ _HOME = {
 }
 
 __all__ = [
+    "ForeignCodeWarning",
     "InconsistentModelWarning",
     "LipschitzParts",
     "MatrixField",

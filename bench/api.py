@@ -138,6 +138,8 @@ def evaluate(
 
     Warns
     -----
+    ForeignCodeWarning
+        When the module changes something global, which is put back.
     InconsistentModelWarning
         When the module answers the same image differently from pass to pass, or by its batch.
     UntrainedModelWarning

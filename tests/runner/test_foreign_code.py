@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import stubs
 import torch
-from robustode import evaluate
-from robustode._errors import ForeignCodeWarning, UntrainedModelWarning
+from robustode import ForeignCodeWarning, evaluate
+from robustode._errors import UntrainedModelWarning
 from robustode.attacks import Threat
 from robustode.attacks.core.model_call import call_model
 from robustode.bench.config.preset import Recipe, load_preset
