@@ -20,7 +20,7 @@ from robustode.bench.throughput.roofline import DeviceRates, Work
 from robustode.bench.training.provenance import summary_line
 from robustode.models import MODELS, ode_blocks
 from robustode.models.node import TanhLayer
-from robustode.models.ode import block as _ode
+from robustode.models.ode import solved_flow as _ode
 from torch import nn
 
 RATES = DeviceRates(copy_bandwidth=1e9, arithmetic_rate=2e9)

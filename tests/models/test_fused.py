@@ -19,7 +19,7 @@ from robustode.models import (
     use_ode_backend,
 )
 from robustode.models.node import TanhLayer
-from robustode.models.ode import block as ode
+from robustode.models.ode import solved_flow as ode
 from robustode.models.ode.backend import ENVIRONMENT_VARIABLE, _initial_backend
 from robustode.models.ode.kernels.cpu import matrix_operand, run_on_threads
 from robustode.models.ode.kernels.cpu_tiles import TILE
