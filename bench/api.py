@@ -1,10 +1,10 @@
-"""The Python interface: evaluate a module, load a model that a run has trained."""
+"""The Python interface: evaluate a module; `load_model` loads one that a run has trained."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,20 +14,17 @@ import torch
 from torch import nn
 
 from .._errors import InvalidArgument, ModelFailure, one_line
-from .._registry import check_name, unknown_name
-from ..attacks import THREATS, Threat
+from .._registry import check_name
+from ..attacks import THREATS
 from ..attacks.core.model_call import call_model
-from ..models import MODELS
 from .audits.library import check_names
 from .config.plan import attack_norm
 from .config.pretrained import PRETRAINED_RECIPE
+from .config.threat_strengths import DEFAULT_STRENGTHS, threat_and_strength
 from .data import DATASETS, Data, load_data
 from .evaluation.accuracy import evaluate_cell, frozen
 from .evaluation.solver_transfer import evaluate_solver_transfer
-from .records.headline import preferred_keys
-from .records.latest import newest_training
 from .records.record import Cell
-from .records.store import Store
 from .report.statistics import summarise
 from .runner.first_questions import first_warnings
 from .runtime.device import module_device
@@ -35,30 +32,10 @@ from .runtime.foreign_code import asking, independent_of_caller
 from .runtime.module_copy import copy_module
 from .runtime.progress import Quiet, Reporter, reporter_for_call
 from .training.check_statements import FEW_IMAGES, check_statements
-from .training.load_trained import model_of, trained_model
 from .training.provenance import environment_of, summary_line
+from .training.stored_model import load_model
 
-DEFAULT_STRENGTHS: Mapping[str, float] = {
-    "clean": 0.0,
-    "gaussian": 0.2,
-    "salt-pepper": 0.1,
-    "uniform": 0.3,
-    "fgsm-linf": 0.1,
-    "pgd-linf": 0.1,
-    "fgsm-l2": 0.5,
-    "pgd-l2": 0.5,
-    **dict.fromkeys(("autoattack-linf", "apgd-ce-linf", "apgd-t-linf", "fab-t-linf"), 0.1),
-    **dict.fromkeys(("autoattack-l2", "apgd-ce-l2", "apgd-t-l2", "fab-t-l2"), 0.5),
-    **dict.fromkeys(("square-linf", "spsa-linf"), 0.1),
-    "square-l2": 0.5,
-    **dict.fromkeys(("fmn-linf", "curve-linf"), 0.1),
-    "solver-transfer-linf": 0.1,
-    "solver-transfer-l2": 0.5,
-    **dict.fromkeys(("fmn-l2", "ddn-l2", "cw-l2", "alma-l2", "curve-l2"), 0.5),
-    "paper-gaussian": 0.05,
-    "paper-salt-pepper": 0.05,
-}
-"""Strength of a threat that is named without one, in the unit of its ``strength_name``."""
+__all__ = ["DEFAULT_STRENGTHS", "evaluate", "load_model"]
 
 
 @independent_of_caller
@@ -161,7 +138,7 @@ def evaluate(
         if value is not None and value < 1:
             raise InvalidArgument(f"{what} must be at least 1, not {value}")
     check_names(expected_failures)
-    asked = [_threat(item) for item in ([threats] if isinstance(threats, str) else threats)]
+    asked = [threat_and_strength(item) for item in ([threats] if isinstance(threats, str) else threats)]
     chosen = {(threat.name, strength): (threat, strength) for threat, strength in asked}
     if not chosen:
         raise InvalidArgument("threats names no threat: see `robustode list threats`")
@@ -222,23 +199,6 @@ def evaluate(
     return summarise(records)
 
 
-def _threat(item: str | tuple[str, float]) -> tuple[Threat, float]:
-    """A threat and its strength, checked."""
-    name, strength = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
-    if not isinstance(name, str):
-        raise InvalidArgument(f"a threat is a name or a pair (name, strength), not {item!r}")
-    threat = THREATS.get(name)
-    if isinstance(item, str):
-        strength = DEFAULT_STRENGTHS.get(item)
-    if strength is None:
-        raise InvalidArgument(f"threat {name}: give its strength, as ({name!r}, {threat.strength_name})")
-    try:
-        number = float(strength)
-    except (TypeError, ValueError):
-        raise InvalidArgument(f"threat {name}: its strength is one number, not {strength!r}") from None
-    return threat, threat.check_strength(number)
-
-
 def _made_in_inference_mode(module: nn.Module) -> bool:
     """Whether a tensor of the module takes no part in gradients, whatever the mode in which it is used."""
     return any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers()))
@@ -281,62 +241,3 @@ def _passes(cell: Cell) -> float:
     threat = THREATS.get(cell.threat)
     forwards, backwards = threat.queries(threat.parameters)
     return (forwards + 2.0 * backwards + 1.0) * cell.samples * cell.draws
-
-
-@independent_of_caller
-def load_model(
-    folder: str | Path, name: str, *, seed: int = 0, recipe: str | None = None, model: str | None = None
-) -> nn.Module:
-    """Load a trained model from a results folder.
-
-    Parameters
-    ----------
-    folder
-        Results folder, such as ``results/quick``: the ``--out`` of ``robustode run``.
-    name
-        Name of the model in the leaderboard.
-    seed
-        Training seed.
-    recipe
-        Name of the training recipe, for a model that was trained by several; by default that of the last run.
-    model
-        ``FILE.py:factory``, for a model that is defined in a file.
-
-    Returns
-    -------
-    torch.nn.Module
-        In eval mode on the CPU. It maps images in [0, 1], shape (N, C, H, W), to logits, shape (N, K).
-
-    Raises
-    ------
-    UnknownName, InvalidArgument
-        When the folder holds no such training.
-    CheckpointError
-        When the model's code has changed since, or its weights are missing or do not match the SHA-256 in
-        the record.
-    """
-    from .plugins.entry_points import load_plugins
-    from .plugins.model_file import resolve_model
-
-    load_plugins(lambda line: warnings.warn(line, stacklevel=3))
-    external = resolve_model(model) if model else None
-    store = Store(Path(folder))
-    records, _ = store.load()
-    trainings = [
-        r
-        for r in records
-        if r.cell.kind == "training"
-        and r.status == "ok"
-        and (r.cell.model, r.cell.training_seed) == (name, seed)
-    ]
-    known = sorted({*MODELS.names(), *(r.cell.model for r in records)})
-    if not trainings and not model and name not in known:
-        raise unknown_name("model", name, known)
-    newest = newest_training(trainings, preferred_keys(store.folder), recipe)
-    if newest is None:
-        have = ", ".join(sorted({f"{r.cell.model} {r.cell.training_seed}" for r in records})) or "nothing"
-        raise InvalidArgument(
-            f"{folder} holds no trained {name} with seed {seed}: train it with `robustode run`, or use one "
-            f"of these models and seeds: {have}"
-        )
-    return trained_model(store, newest, external or model_of(newest, how="model='{}'"))

@@ -1,0 +1,47 @@
+"""A threat that is named with a strength, or without: then at a strength of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..._errors import InvalidArgument
+from ...attacks import THREATS, Threat
+
+DEFAULT_STRENGTHS: Mapping[str, float] = {
+    "clean": 0.0,
+    "gaussian": 0.2,
+    "salt-pepper": 0.1,
+    "uniform": 0.3,
+    "fgsm-linf": 0.1,
+    "pgd-linf": 0.1,
+    "fgsm-l2": 0.5,
+    "pgd-l2": 0.5,
+    **dict.fromkeys(("autoattack-linf", "apgd-ce-linf", "apgd-t-linf", "fab-t-linf"), 0.1),
+    **dict.fromkeys(("autoattack-l2", "apgd-ce-l2", "apgd-t-l2", "fab-t-l2"), 0.5),
+    **dict.fromkeys(("square-linf", "spsa-linf"), 0.1),
+    "square-l2": 0.5,
+    **dict.fromkeys(("fmn-linf", "curve-linf"), 0.1),
+    "solver-transfer-linf": 0.1,
+    "solver-transfer-l2": 0.5,
+    **dict.fromkeys(("fmn-l2", "ddn-l2", "cw-l2", "alma-l2", "curve-l2"), 0.5),
+    "paper-gaussian": 0.05,
+    "paper-salt-pepper": 0.05,
+}
+"""Strength of a threat that is named without one, in the unit of its ``strength_name``."""
+
+
+def threat_and_strength(item: str | tuple[str, float]) -> tuple[Threat, float]:
+    """The threat that `item` names, and its strength, checked."""
+    name, strength = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+    if not isinstance(name, str):
+        raise InvalidArgument(f"a threat is a name or a pair (name, strength), not {item!r}")
+    threat = THREATS.get(name)
+    if isinstance(item, str):
+        strength = DEFAULT_STRENGTHS.get(item)
+    if strength is None:
+        raise InvalidArgument(f"threat {name}: give its strength, as ({name!r}, {threat.strength_name})")
+    try:
+        number = float(strength)
+    except (TypeError, ValueError):
+        raise InvalidArgument(f"threat {name}: its strength is one number, not {strength!r}") from None
+    return threat, threat.check_strength(number)
