@@ -22,8 +22,8 @@ def in_double(model: Model) -> Iterator[None]:
     Backward passes belong into the block too. What is not a module has nothing to convert.
     """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    parameters = {id(p): p for m in modules for p in m.parameters(recurse=False)}.values()
-    buffers = [(m, name, b) for m in modules for name, b in m.named_buffers(recurse=False)]
+    parameters = {id(p): p for m in modules for p in m._parameters.values() if p is not None}.values()
+    buffers = [(m, name, b) for m in modules for name, b in m._buffers.items() if b is not None]
     data = [parameter.data for parameter in parameters]
     try:
         for parameter in parameters:

@@ -13,11 +13,12 @@ from .types import Model
 
 
 def freezable(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of `model`, but those that torchdyn's adjoint always differentiates by."""
+    """The parameters of `model`, but those that torchdyn's and torchode's adjoints always differentiate by."""
     needed = {
         id(parameter)
         for part in model.modules()
         if getattr(part, "sensalg", "autograd") in ("adjoint", "interpolated_adjoint")
+        or type(part).__name__ == "JointBacksolveAdjoint"
         for parameter in part.parameters()
     }
     return [parameter for parameter in model.parameters() if id(parameter) not in needed]

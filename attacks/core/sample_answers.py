@@ -23,11 +23,9 @@ PROGRAMMING_ERRORS = (
     TypeError,
     AttributeError,
     NameError,
-    LookupError,
     ImportError,
     OSError,
     NotImplementedError,
-    RecursionError,
     MemoryError,
     SystemExit,
 )
@@ -42,6 +40,8 @@ def may_concern_a_sample(error: BaseException) -> bool:
         cause = error.__cause__
         own = isinstance(error, ModelFailure) and not isinstance(error, ContractBroken)
         return own and (cause is None or may_concern_a_sample(cause))
+    if isinstance(error, TimeoutError):  # an `OSError`, by which a solver with a time limit gives up
+        return True
     return isinstance(error, Exception) and not (
         isinstance(error, PROGRAMMING_ERRORS) or out_of_memory(error)
     )

@@ -20,6 +20,7 @@ class CheckedModel(SampleAnswers):
     model: nn.Module
     num_classes: int
     _evaluations: int | None = None
+    _looked: bool = False
     _nfe: int | None = None
     _compiled: bool | None = None
 
@@ -27,10 +28,12 @@ class CheckedModel(SampleAnswers):
         """Logits (N, K) of `images` (N, C, H, W) in one batch."""
         if self._compiled is None:
             self._compiled = is_compiled(self.model)
-            self._nfe = count_nfe(self.model, images) if self._compiled else None
         if self._compiled:
+            logits = super().ask(images)
+            if not self._looked:  # at images that have an answer
+                self._looked, self._nfe = True, count_nfe(self.model, images)
             self._evaluations = None if self._nfe is None else self._nfe * len(images)
-            return super().ask(images)
+            return logits
         observer = Observer()
         with solvers_seen(observer):
             logits = super().ask(images)

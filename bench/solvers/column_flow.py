@@ -88,6 +88,8 @@ def _of_call(call: SolverCall, count: int) -> ColumnFlow:
     parts = (call.state,) if isinstance(call.state, Tensor) else call.state
     if any(part.ndim == 0 or len(part) != count for part in parts):
         raise CannotFollow("its state has no row for each image")
+    if any(part.is_complex() for part in parts):
+        raise CannotFollow("its state is complex")
     shapes = [part.shape for part in parts]
     grid = call.grid
     if grid is None:

@@ -58,14 +58,14 @@ def count_nfe(model: nn.Module, images: Tensor) -> int | None:
 
 @contextmanager
 def solvers_seen(observer: Observer) -> Iterator[None]:
-    """Tell `observer` of every solve in a ``with`` block of this thread; no number changes by it."""
+    """Tell `observer` of every solve in a ``with`` block; no number changes by it."""
     with intercepted((f.function, f.handle) for f in _solver_functions()), observed_by(observer):
         yield
 
 
 @contextmanager
 def solvers_changed(change: SolverChange) -> Iterator[None]:
-    """Solve otherwise in a ``with`` block of this thread."""
+    """Solve otherwise in a ``with`` block."""
     with intercepted((f.function, f.handle) for f in _solver_functions()), changed_by(change):
         yield
 
@@ -85,9 +85,17 @@ def is_compiled(model: nn.Module) -> bool:
     return any(
         type(module).__name__ == "OptimizedModule"
         or module._compiled_call_impl is not None
-        or any(_compiled(value) for value in (type(module).forward, *vars(module).values()))
+        or any(
+            map(_compiled, (type(module).forward, *vars(module).values(), *_globals(type(module).forward)))
+        )
         for module in model.modules()
     )
+
+
+def _globals(function: Any) -> list[Any]:
+    """The global values that the code of a function names."""
+    code, values = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    return [] if code is None else [values[name] for name in code.co_names if name in values]
 
 
 def _compiled(value: Any) -> bool:

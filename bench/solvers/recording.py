@@ -40,14 +40,21 @@ class Evaluations:
 
 @dataclass(frozen=True)
 class _Situation:
-    """Who observes this thread, how solves are changed, and the solve that is going on."""
+    """Who observes, how solves are changed, and the solve that is going on in this thread."""
 
     observers: tuple[Observer, ...] = ()
     change: SolverChange | None = None
     solving: Evaluations | None = None
 
 
-_situation: ContextVar[_Situation] = ContextVar("situation", default=_Situation())  # noqa: B039
+_situation: ContextVar[_Situation | None] = ContextVar("situation", default=None)
+_entered: dict[object, _Situation] = {}
+"""The blocks of all threads, in the order in which they were entered."""
+
+
+def _now() -> _Situation:
+    """The situation of this thread; in one of its own that a model starts, that of the last block entered."""
+    return _situation.get() or next(reversed(list(_entered.values())), _Situation())
 
 
 @contextmanager
@@ -60,17 +67,28 @@ def _within(situation: _Situation) -> Iterator[None]:
 
 
 @contextmanager
+def _entering(situation: _Situation) -> Iterator[None]:
+    key = object()
+    _entered[key] = situation
+    try:
+        with _within(situation):
+            yield
+    finally:
+        del _entered[key]
+
+
+@contextmanager
 def observed_by(observer: Observer) -> Iterator[None]:
-    """Tell `observer` of the solves in a ``with`` block of this thread."""
-    now = _situation.get()
-    with _within(replace(now, observers=(*now.observers, observer), solving=None)):
+    """Tell `observer` of the solves in a ``with`` block, those in threads of the model among them."""
+    now = _situation.get() or _Situation()
+    with _entering(replace(now, observers=(*now.observers, observer), solving=None)):
         yield
 
 
 @contextmanager
 def changed_by(change: SolverChange) -> Iterator[None]:
-    """Change the solves in a ``with`` block of this thread; an inner change takes the place of an outer."""
-    with _within(replace(_situation.get(), change=change)):
+    """Change the solves in a ``with`` block, as above; an inner change takes the place of an outer."""
+    with _entering(replace(_situation.get() or _Situation(), change=change)):
         yield
 
 
@@ -88,7 +106,7 @@ class CountedField:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the field."""
         self._evaluations.count += 1
-        with _within(replace(_situation.get(), solving=None)):  # what it solves itself is another solve
+        with _within(replace(_now(), solving=None)):  # what it solves itself is another solve
             return self._field(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -122,7 +140,7 @@ class SolverFunction(ABC):
 
     def handle(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a call of the function; see `interception.Handler`."""
-        now = _situation.get()
+        now = _now()
         if not (now.observers or now.change):
             return original(*args, **kwargs)
         try:

@@ -207,3 +207,41 @@ def test_dynamics_follow_the_flow_of_another_library():
     record = measure_dynamics(cell, model, model, split, device=stubs.CPU, environment={})
     assert record.outcomes["growth_random"].shape == (9, 32)
     assert record.outcomes["time"][-1] == pytest.approx(1.0)
+
+
+class ComplexState(foreign.Diffeq):
+    """A linear field on complex states."""
+
+    def forward(self, x):
+        state = torch.complex(x, torch.zeros_like(x))
+        return self.solve(lambda t, z: (0.5j - 0.1) * z, state, self.times.to(x), **self.settings)[-1].real
+
+
+def test_a_complex_state_has_no_jacobian_and_fails_nothing():
+    model = model_of(partial(ComplexState, method="rk4", options={"step_size": 0.25}))
+    found = look("nfe-and-stiffness", model)
+    assert found.verdict == "pass"
+    assert "complex" in found.sentence
+
+
+def test_one_sample_of_few_flags_no_solver(monkeypatch):
+    model = model_of(FIXED["torchdiffeq"])
+    logits = Context.logits
+
+    def moved(self, images, other=None):
+        found = logits(self, images, other).clone()
+        if other is not None:
+            found[: moved.samples] = -found[: moved.samples]
+        return found
+
+    monkeypatch.setattr(Context, "logits", moved)
+    for moved.samples, verdict in ((1, "pass"), (2, "flag")):
+        assert look("solver-sensitivity", model).verdict == verdict
+
+
+def test_a_joint_adjoint_of_torchode_is_differentiated_and_asked_in_float64():
+    pytest.importorskip("torchode")
+    model = model_of(partial(foreign.Torchode, "JointBacksolveAdjoint"))
+    for audit in ("finite", "zero-gradients", "lipschitz-bound"):
+        assert look(audit, model).verdict in ("pass", "not applicable"), audit
+    assert look("gradient-fidelity", model).verdict != "flag"

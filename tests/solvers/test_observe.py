@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import foreign_models as foreign
@@ -23,7 +24,7 @@ from robustode.bench.solvers import observe as module
 from robustode.bench.solvers.changed_model import ChangedModel, solved_as_forward, solver_surrogates
 from robustode.bench.solvers.column_flow import CannotFollow, column_flows
 from robustode.bench.solvers.evaluations import evaluations_times_images
-from robustode.bench.solvers.observe import count_nfe, observe, solvers_seen
+from robustode.bench.solvers.observe import count_nfe, is_compiled, observe, solvers_seen
 from robustode.bench.solvers.recording import Observer
 from robustode.bench.solvers.solver_call import CannotSolveOtherwise, SolverChange
 from robustode.bench.solvers.without_solver import known_without_solver
@@ -381,6 +382,49 @@ def test_a_compiled_model_is_looked_into_without_its_compilation():
         assert set(solver_surrogates(each, IMAGES)) == {"euler-16", "euler-64", "rk4-16", "rk4-64"}
 
 
+def _solved(field, x):
+    return torchdiffeq.odeint(field, x, torch.tensor([0.0, 1.0]), method="euler")[-1]
+
+
+_compiled_globally = torch.compile(_solved, backend="eager")
+
+
+class GlobalFunction(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.field = foreign.Field()
+
+    def forward(self, x):
+        return _compiled_globally(self.field, x)
+
+
+def test_a_compiled_function_that_a_forward_names_is_seen():
+    model = build(GlobalFunction)
+    assert is_compiled(model)
+    assert not is_compiled(build(foreign.Diffeq))
+    assert count_nfe(model, IMAGES) == 1
+
+
+def test_a_compiled_model_without_an_answer_for_one_image_answers_the_others():
+    class GivesUp(nn.Module):
+        def forward(self, x):
+            if bool((x > 0.99).any()):
+                raise AssertionError("underflow in dt 0.0")
+            return x.flatten(1)[:, :3]
+
+    flow = foreign.Diffeq(method="rk4")
+    flow.field = foreign.Field(3)
+    model = nn.Sequential(GivesUp(), flow)
+    model.compile(backend="eager")
+    images = IMAGES.clone().clamp(max=0.9)
+    images[2, 0, 0, 0] = 1.0
+    queried = CheckedModel(model, foreign.CLASSES, per_sample=True)
+    with torch.no_grad():
+        logits = queried(images)
+    assert logits.isnan().any(1).tolist() == [False, False, True, False, False, False]
+    assert queried.nfe == 4
+
+
 def test_an_event_can_be_solved_at_another_tolerance_and_on_no_other_grid():
     class Event(nn.Module):
         def __init__(self):
@@ -455,6 +499,27 @@ def test_two_threads_see_their_own_solves():
         thread.join()
     assert found == {0: {1}, 1: {4}}
     assert torchdiffeq.odeint.__code__ is before
+
+
+class InAThread(nn.Module):
+    """Solves twice, once in a worker thread that it keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.flows = nn.ModuleList([foreign.Diffeq(method="euler"), foreign.Diffeq(method="rk4")])
+
+    def forward(self, x):
+        with ThreadPoolExecutor(1) as pool:
+            return self.flows[0](x) + pool.submit(self.flows[1], x).result()
+
+
+def test_a_solve_in_a_thread_of_the_model_is_counted_and_changed():
+    model = build(InAThread)
+    assert count_nfe(model, IMAGES) == 5
+    queried = CheckedModel(model, foreign.CLASSES)
+    queried(IMAGES)
+    assert queried.nfe == 5
+    assert count_nfe(ChangedModel(model, SolverChange(method="euler", steps=3)), IMAGES) == 6
 
 
 def test_random_states_and_modes_are_as_they_were():
