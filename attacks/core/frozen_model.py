@@ -13,7 +13,7 @@ from .types import Model
 
 
 def freezable(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of `model`, but those that torchdyn's and torchode's adjoints always differentiate by."""
+    """The parameters of `model`, but those that some adjoints of torchdyn and torchode need a gradient of."""
     needed = {
         id(parameter)
         for part in model.modules()

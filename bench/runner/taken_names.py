@@ -59,9 +59,10 @@ def _other(record: Record, spec: ModelSpec, plan: Plan, data: Data, store: Store
     if cell.dataset == data.name:
         network = plan.network_sha256(spec, data)
         same_call = cell.hyperparameters == plan.hyperparameters(spec)
-        if network is not None and network == cell.network_sha256 and same_call:
-            return False
-    elif cell.model_version == spec.full_version:
+        same = network is not None and network == cell.network_sha256 and same_call
+    else:
+        same = True
+    if same and cell.model_version == spec.full_version:  # its source: `loss` and the like are no network
         return False
     if spec.in_package:
         return spec.variant_of is not None and ("file" in card or "plugin" in card)
