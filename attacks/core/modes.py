@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from torch import nn
 
@@ -17,13 +17,17 @@ _in_eval_mode: list[nn.Module] = []
 
 
 def set_mode(module: nn.Module, *, training: bool) -> None:
-    """Call the module's own `train` or `eval`, whatever they return; `train` may take no argument."""
-    if training:
-        module.train(True) if _takes_mode(module) else module.train()
-    elif _takes_mode(module) or type(module).eval is not nn.Module.eval:
-        module.eval()
-    else:
-        nn.Module.train(module, False)
+    """Call the module's own `train` or `eval`, whatever they return; `train` may take no argument.
+
+    A module that was exported by torch stays in its one mode.
+    """
+    with suppress(NotImplementedError):
+        if training:
+            module.train(True) if _takes_mode(module) else module.train()
+        elif _takes_mode(module) or type(module).eval is not nn.Module.eval:
+            module.eval()
+        else:
+            nn.Module.train(module, False)
 
 
 @contextmanager
@@ -35,7 +39,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     if any(module is other for other in _in_eval_mode):
         yield
         return
-    modes = [(part, part.training) for part in module.modules()]
+    modes = [(part, part.training) for part in module.modules() if hasattr(part, "training")]
     unmoved: set[int] = set()
     _in_eval_mode.append(module)
     try:

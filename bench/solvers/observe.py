@@ -82,13 +82,15 @@ def eager(model: nn.Module) -> Iterator[None]:
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether ``torch.compile`` was called on the model, a part of it or a function that it holds."""
-    return any(
+    return any(map(_is_compiled, model.modules()))
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    forward = getattr(type(module), "forward", None)  # of TorchScript it cannot be read
+    return (
         type(module).__name__ == "OptimizedModule"
-        or module._compiled_call_impl is not None
-        or any(
-            map(_compiled, (type(module).forward, *vars(module).values(), *_globals(type(module).forward)))
-        )
-        for module in model.modules()
+        or getattr(module, "_compiled_call_impl", None) is not None
+        or any(map(_compiled, (forward, *vars(module).values(), *_globals(forward))))
     )
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from robustode import evaluate
 from robustode.attacks.core.frozen_model import frozen
-from robustode.attacks.core.modes import set_mode, training_mode
+from robustode.attacks.core.modes import eval_mode, set_mode, training_mode
 from robustode.attacks.core.queried_model import QueriedModel
 from robustode.bench.config.preset import Recipe
 from robustode.bench.records.checkpoint import load_state, load_tensors
+from robustode.bench.solvers.observe import is_compiled
 from robustode.bench.training.train import build_model, score, train
 from torch import Tensor, nn
 
@@ -244,3 +245,27 @@ def test_a_transformer_uses_its_fast_path_and_is_put_back():
     assert all(module.training for module in net.modules())
     net.eval()
     assert evaluate(net, threats=("clean", "pgd-linf"), samples=10).equals(one)
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 3), nn.Dropout(), nn.Linear(3, 3)).eval()
+
+
+EXPORTED = {
+    "script": lambda x: torch.jit.script(plain()),
+    "inside": lambda x: nn.Sequential(torch.jit.script(plain())),
+    "trace": lambda x: torch.jit.trace(plain(), x),
+    "freeze": lambda x: torch.jit.freeze(torch.jit.script(plain())),
+    "export": lambda x: torch.export.export(plain(), (x,)).module(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:Warning")  # deprecated
+@pytest.mark.parametrize("form", EXPORTED)
+def test_a_module_that_torch_exported_answers_as_it_is(form):
+    images = torch.rand(2, 4)
+    model = EXPORTED[form](images)
+    with eval_mode(model):
+        first, again = model(images), model(images)
+    assert torch.equal(first, again)
+    assert not is_compiled(model)

@@ -339,6 +339,19 @@ def test_another_file_of_the_same_name_is_refused_and_nothing_is_lost(tmp_path, 
     assert run(tmp_path / "other", few, one).failures == []
 
 
+def test_a_file_that_is_another_in_its_training_alone_is_another_model(tmp_path, few):
+    """Its network as built is the same; its loss is not."""
+    text = PLAIN + "\ndef loss(model, images, labels):\n    return {sign} * model(images).square().mean()\n"
+    one, two = (
+        make(tmp_path / name / "net.py", text=text.replace("{sign}", sign))
+        for name, sign in (("a", "1"), ("b", "-1"))
+    )
+    out = tmp_path / "out"
+    assert run(out, few, one).failures == []
+    with pytest.raises(InvalidArgument, match="is taken"):
+        run(out, few, two)
+
+
 def test_a_file_that_was_edited_replaces_itself(tmp_path, few):
     out = tmp_path / "out"
     assert run(out, few, make(tmp_path / "a/net.py")).failures == []
