@@ -5,8 +5,8 @@ runs within `foreign_code`. So no model changes another's numbers, and none depe
 set. Within it, `attacks.core.torch_settings.KeptSettings` stands around each forward pass, loss and penalty.
 
 Put back without a word: the random states of torch, numpy and `random`, which are seeded first. Not covered:
-functions of libraries that are replaced, environment variables but ``ROBUSTODE_*`` (libraries set theirs when
-they are imported), what C code prints, and threads that go on.
+functions of further libraries that are replaced, environment variables but ``ROBUSTODE_*`` (libraries set
+theirs when they are imported), what C code prints, and threads that go on.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from ...attacks.core.torch_settings import (
 )
 from ...models import get_ode_backend, set_ode_backend
 from .announcements import announce, sentence, telling
+from .library_functions import put_functions_back, replaced_functions
 from .own_generators import as_first_seen, generators_of, seeded_generators
 
 P = ParamSpec("P")
@@ -96,6 +97,7 @@ OF_THE_PROCESS: tuple[Setting, ...] = (
     Setting("the standard error output", lambda: sys.stderr, lambda stream: setattr(sys, "stderr", stream)),
     Setting("numpy's handling of errors", np.geterr, lambda value: np.seterr(**value)),
     Setting("robustode's ODE backend", get_ode_backend, set_ode_backend),
+    Setting("functions of torch, numpy or torchdiffeq", replaced_functions, put_functions_back),
     Setting("ROBUSTODE variables of the environment", _variables, _set_variables),
     Setting("signal handlers", lambda: [signal.getsignal(number) for number in _SIGNALS], _set_signals),
     Setting(

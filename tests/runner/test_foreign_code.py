@@ -70,6 +70,7 @@ def everything_global() -> dict[str, Any]:
         "recursion": sys.getrecursionlimit(),
         "gc": gc.isenabled(),
         "backend": get_ode_backend(),
+        "functions": (nn.functional.cross_entropy, nn.Linear.forward, torch.Tensor.tanh),
         "variables": {name: os.environ[name] for name in os.environ if name.startswith("ROBUSTODE")},
     }
 
@@ -98,6 +99,11 @@ CHANGES = {
     "signal handlers": lambda: signal.signal(signal.SIGALRM, signal.SIG_IGN),
     "the recursion limit": lambda: sys.setrecursionlimit(4321),
     "garbage collection": gc.disable,
+    "functions of torch, numpy or torchdiffeq": lambda: (
+        setattr(nn.functional, "cross_entropy", lambda logits, labels: logits.sum()),
+        setattr(nn.Linear, "forward", lambda self, x: x),
+        setattr(torch.Tensor, "tanh", lambda x: x),
+    ),
 }
 
 
