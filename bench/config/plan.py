@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
@@ -104,15 +103,26 @@ class Plan:
         """Hash of the network that `spec` builds, see `network_hash`; None for a model of this package.
 
         It is built once in a plan. None too where it cannot be built, which its training will say.
+
+        Raises
+        ------
+        InvalidArgument
+            When its factory draws from a generator that nobody seeds.
         """
         if spec.in_package:
             return None
         if spec.name not in self.networks:
             self.networks[spec.name] = None
-            with suppress(Exception), time_limit(self.preset.time_limit.training, f"building {spec.name}"):
-                self.networks[spec.name] = network_sha256(
-                    spec, data.input_shape, data.num_classes, self.arguments(spec)
-                )
+            arguments = self.arguments(spec)
+            try:
+                with time_limit(self.preset.time_limit.training, f"building {spec.name}"):
+                    self.networks[spec.name] = network_sha256(
+                        spec, data.input_shape, data.num_classes, arguments
+                    )
+            except InvalidArgument:
+                raise
+            except Exception:  # its training says why
+                self.networks[spec.name] = None
         return self.networks[spec.name]
 
     def recipe(self, spec: ModelSpec) -> Recipe:

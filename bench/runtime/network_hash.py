@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..._errors import InvalidArgument
 from ...attacks.core.model_call import call_model
 from ...models import ModelSpec
 from ..records.record import digest
@@ -48,10 +49,13 @@ def network_sha256(
     ------
     ModelFailure
         When it cannot be built.
+    InvalidArgument
+        When what it answers by is drawn from a generator that nobody seeds.
     """
     build = partial(_state, spec, input_shape, num_classes, arguments)
     other = build(seed=1, rough=False)  # it fills what the code keeps for all networks, too
     one, again = build(seed=0), build(seed=0)
+    _refuse_unseeded(spec.name, one, again)
     lines: list[list[object]] = []
     hidden: tuple[str, ...] = ()
     for name in sorted(one):
@@ -65,6 +69,17 @@ def network_sha256(
         else:
             lines.append([name, content.kind, list(content.rough)])
     return digest(lines)
+
+
+def _refuse_unseeded(model: str, one: Mapping[str, Content], again: Mapping[str, Content]) -> None:
+    """Refuse a factory that builds networks of other numbers and other answers from one seed."""
+    other = [name for name in one if name in again and _drawn(one[name]) != _drawn(again[name])]
+    if _LOGITS in other and len(other) > 1:
+        name = min(set(other) - {_LOGITS})
+        raise InvalidArgument(
+            f"model {model}: its factory builds another network each time from one seed ({name} differs): "
+            "draw from torch, or from the functions of numpy.random and random, or seed its own generator"
+        )
 
 
 def _drawn(content: Content) -> Any:

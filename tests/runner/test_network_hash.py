@@ -17,7 +17,7 @@ import pytest
 import robustode
 import stubs
 import torch
-from robustode._errors import CheckpointError
+from robustode._errors import CheckpointError, InvalidArgument
 from robustode.bench.cli.main import main
 from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import load_preset
@@ -368,14 +368,38 @@ def build(shape, classes):
 """
 
 
-@pytest.mark.parametrize("keep", ["self.features = features", "self.register_buffer('features', features)"])
-def test_a_network_that_does_not_come_back_from_its_weights_is_a_failed_training(tmp_path, few, keep):
-    (tmp_path / "net.py").write_text(UNSEEDED.format(keep=keep))
+KEPT = ["self.features = features", "self.register_buffer('features', features)"]
+
+
+@pytest.mark.parametrize("keep", KEPT)
+@pytest.mark.parametrize("draws", ["np.random.default_rng()", "random.SystemRandom()", "torch.Generator()"])
+def test_a_factory_that_no_seed_determines_is_refused(tmp_path, few, keep, draws, capsys):
+    text = UNSEEDED.format(keep=keep)
+    if "System" in draws:
+        text = text.replace(
+            "np.random.default_rng().normal(size=(64, 16))",
+            f"np.array([{draws}.gauss(0, 1) for _ in range(1024)]).reshape(64, 16)",
+        )
+        text = text.replace("import torch", "import random\nimport torch", 1)
+    if "torch" in draws:
+        text = text.replace("features = torch", "g = torch.Generator(); g.seed(); features = torch")
+        text = text.replace(
+            "torch.from_numpy(np.random.default_rng().normal(size=(64, 16))).float()",
+            "torch.randn(64, 16, generator=g)",
+        )
+    (tmp_path / "net.py").write_text(text)
+    with pytest.raises(InvalidArgument, match=r"builds another network each time .*features differs"):
+        run(tmp_path, few, f"{tmp_path}/net.py:build")
+    assert not (tmp_path / "out" / "records").exists()
+
+
+def test_a_network_that_does_not_come_back_from_its_weights_is_a_failed_training(tmp_path, few):
+    text = UNSEEDED.format(keep=KEPT[0]).replace("default_rng()", "default_rng(0)")
+    learns = (
+        "        if self.training:\n            self.features = self.features + 0.1\n        return self.head"
+    )
+    (tmp_path / "net.py").write_text(text.replace("        return self.head", learns))
     done = run(tmp_path, few, f"{tmp_path}/net.py:build")
-    if "buffer" in keep:
-        assert done.failures == []
-        assert run(tmp_path, few, f"{tmp_path}/net.py:build").done == 0
-        return
     (line,) = done.failures
     assert "net.py:build: built again with the trained weights, it answers otherwise" in line
     assert "keep what it answers by in parameters or buffers" in line
