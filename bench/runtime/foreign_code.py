@@ -111,6 +111,7 @@ OF_THE_PROCESS: tuple[Setting, ...] = (
 """Everything else that is put back."""
 
 _ALL = (*SETTINGS, *OF_THE_PROCESS)
+_turn = threading.RLock()
 
 
 # --- the guard ------------------------------------------------------------------------------------
@@ -121,6 +122,8 @@ def foreign_code(
     source: str, *, seed: int | None = None, calls: bool = True, single_call: bool = False
 ) -> Iterator[None]:
     """Run a block of other people's code with every global setting pinned; put all of them back afterwards.
+
+    These settings belong to the process: blocks in several threads take turns.
 
     Parameters
     ----------
@@ -135,6 +138,11 @@ def foreign_code(
     single_call
         The block is one call of a model: whether gradients are recorded is for the caller to say.
     """
+    with _turn:
+        yield from _guarded(source, seed, calls=calls, single_call=single_call)
+
+
+def _guarded(source: str, seed: int | None, *, calls: bool, single_call: bool) -> Iterator[None]:
     earlier = dict(changes)
     if calls:
         changes.clear()

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -657,6 +658,20 @@ def test_a_call_that_nobody_guards_is_guarded_as_a_whole():
     assert lines == [
         "test_foreign_code.py changed the working directory and numpy's handling of errors, put back"
     ]
+
+
+def test_evaluations_in_several_threads_take_turns(net, expected):
+    found: list[Any] = []
+
+    def ask() -> None:
+        found.append(evaluate(net, **ASKED))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [table.equals(expected) for table in found] == [True] * 4
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
