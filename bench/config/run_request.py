@@ -32,6 +32,8 @@ class RunRequest:
         Overrides the preset's; None for its own.
     batch_sizes
         Measured batch sizes by model, for "auto".
+    networks
+        Hashes of networks by model, see `Plan.network_sha256`: another process does not build these again.
     pretrained
         Weights to evaluate; None to train.
     ode_backend
@@ -44,6 +46,7 @@ class RunRequest:
     data_root: Path | None = None
     batch_size: int | Literal["auto"] | None = None
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
+    networks: Mapping[str, str | None] = field(default_factory=dict)
     pretrained: PretrainedWeights | None = None
     ode_backend: ODEBackend = field(default_factory=get_ode_backend)
 
@@ -56,7 +59,7 @@ class RunRequest:
         if self.batch_size is not None:
             preset = preset.model_copy(update={"batch_size": self.batch_size})
         plan = make_plan(preset, models=models, seeds=self.seeds, pretrained=self.pretrained)
-        return dataclasses.replace(plan, batch_sizes=self.batch_sizes)
+        return dataclasses.replace(plan, batch_sizes=self.batch_sizes, networks=dict(self.networks))
 
     def data(self) -> Data:
         """Load the preset's dataset; raises `DataUnavailable` when it is neither stored nor downloadable."""

@@ -112,7 +112,7 @@ def run_plan(
         elsewhere: list[ModelAndSeed] = []
         if request is not None and device.type == "cpu":
             elsewhere = [(model, seed) for model, seed in runs if seed in remaining[model].seconds_by_seed]
-            request = dataclasses.replace(request, batch_sizes=plan.batch_sizes)
+            request = dataclasses.replace(request, batch_sizes=plan.batch_sizes, networks=plan.networks)
             processes = count_processes(len(elsewhere), device, jobs)
             tasks = [_job(runs[name], request, processes) for name in elsewhere]
             for done in run_in_processes(tasks, store, reporter, processes=processes):

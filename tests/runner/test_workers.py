@@ -104,6 +104,20 @@ def test_every_process_has_its_share_of_the_threads(tmp_path):
     assert "training_seconds" not in set(summarise(records)["statistic"]), "they were not alone"
 
 
+def test_a_process_takes_the_hash_of_the_network_that_the_run_has(tmp_path, registries):
+    (tmp_path / "mine.py").write_text(
+        "import os\nfrom torch import nn\n\n\ndef build(shape, classes):\n"
+        "    net = nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))\n"
+        "    net.process = os.getpid()  # so that each process would find a hash of its own\n"
+        "    return net\n"
+    )
+    request = request_of(tmp_path, f"{tmp_path}/mine.py:build")
+    assert do(request, tmp_path / "out").failures == []
+    plan = request.plan()
+    found = {record.cell.network_sha256 for record in Store(tmp_path / "out").load()[0]}
+    assert found == {plan.network_sha256(plan.specs[0], request.data())}
+
+
 def test_how_many_are_best(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(workers, "free_memory", lambda: 100 * workers.MEMORY)
