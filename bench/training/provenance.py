@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models import ModelSpec, NoCertificate, ODEBlock, ode_blocks
-from ...models.ode.lipschitz import MAX_ENUMERATED_STATE
-from ...models.ode.statement import describes_calls
+from ...models.ode.statement import stated_constants, stated_lipschitz_bounds, stated_solver_bound
 from ..data import Data
 from ..records.checkpoint import Checkpoint
 from ..records.record import Cell, Record
@@ -55,17 +54,14 @@ def flow_constants(model: nn.Module) -> dict[str, float]:
     Empty for a model whose ``flow`` is not an ODE block; bounds that are unknown or overflow are left out.
     """
     flow = getattr(model, "flow", None)
-    if not isinstance(flow, ODEBlock) or not describes_calls(flow, "bounds"):
+    if not isinstance(flow, ODEBlock):
         return {}
     found: dict[str, float] = {}
-    if flow.has_tanh_fields():
-        if all(len(form.B) <= MAX_ENUMERATED_STATE for form in flow.tanh_forms()):
-            found |= {f"lipschitz_{name}": value for name, value in flow.lipschitz_bounds().items()}
-    else:
-        with suppress(NoCertificate):
-            found["lipschitz_solver"] = flow.solver_bound()
-    found |= flow.bounds()
-    found["final_time"] = flow.final_time
+    with suppress(NoCertificate):
+        found |= {f"lipschitz_{name}": value for name, value in stated_lipschitz_bounds(flow).items()}
+    with suppress(NoCertificate):
+        found["lipschitz_solver"] = stated_solver_bound(flow)
+    found |= stated_constants(flow) | {"final_time": flow.final_time}
     if "rho" in found:
         found["exp_minus_rho_T"] = math.exp(-found["rho"] * flow.final_time)
     return {name: value for name, value in found.items() if math.isfinite(value)}

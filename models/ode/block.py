@@ -76,12 +76,19 @@ class ODEBlock(SolvedFlow):
 
         Raises
         ------
-        AttributeError
-            When a layer has no ``tanh_field``.
+        NoCertificate
+            When the layers do not state their matrices, or these are too large to enumerate Jacobians.
         """
+        if not self.has_tanh_fields():
+            raise NoCertificate("the flow's layers do not state their matrices (robustode.MatrixField)")
+        forms = self.tanh_forms()
+        if any(len(form.B) > MAX_ENUMERATED_STATE for form in forms):
+            raise NoCertificate(
+                f"a state of more than {MAX_ENUMERATED_STATE} channels has too many Jacobians to enumerate"
+            )
         known = self.solver.method in CONVEX_COMBINATIONS or self.solver.method in NONNEGATIVE_TABLEAUS
         return flow_bounds(
-            self.tanh_forms(),
+            forms,
             final_time=self.final_time,
             method=self.solver.method,
             steps=self.steps_per_layer() if known else None,
@@ -97,12 +104,6 @@ class ODEBlock(SolvedFlow):
         """
         if self.solver.adaptive:
             raise NoCertificate("an adaptive solver's error is not bounded by its tolerance")
-        if not self.has_tanh_fields():
-            raise NoCertificate("the flow's layers do not state their matrices (robustode.MatrixField)")
-        if any(len(form.B) > MAX_ENUMERATED_STATE for form in self.tanh_forms()):
-            raise NoCertificate(
-                f"a state of more than {MAX_ENUMERATED_STATE} channels has too many Jacobians to enumerate"
-            )
         bounds = self.lipschitz_bounds()
         if "solver" not in bounds:
             raise NoCertificate(f"no Lipschitz bound is known for a step of {self.solver.method}")

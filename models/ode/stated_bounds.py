@@ -12,7 +12,7 @@ from ..._errors import ContractBroken
 from .block import ODEBlock, ode_blocks
 from .lipschitz import NoCertificate
 from .spread import evenly_spread
-from .statement import describes_calls
+from .statement import stated_constants, stated_solver_bound
 
 TOLERANCE = 1e-4
 """Relative; float32 rounds differences of nearby states."""
@@ -46,7 +46,7 @@ def check_stated_bounds(model: nn.Module, ask: Callable[[], object], *, of: str)
         When a pair contradicts a constant.
     """
     for block in ode_blocks(model):
-        rho = block.bounds().get("rho", math.nan) if describes_calls(block, "bounds") else math.nan
+        rho = stated_constants(block).get("rho", math.nan)
         bound = _solver_bound(block)
         if not (math.isfinite(rho) or math.isfinite(bound)):
             continue
@@ -74,10 +74,10 @@ def check_stated_bounds(model: nn.Module, ask: Callable[[], object], *, of: str)
 
 def _solver_bound(block: ODEBlock) -> float:
     """A bound that a subclass states by hand; NaN where it follows from the matrices, or none is known."""
-    if type(block).solver_bound is ODEBlock.solver_bound or not describes_calls(block, "solver_bound"):
+    if getattr(block.solver_bound, "__func__", None) is ODEBlock.solver_bound:
         return math.nan
     try:
-        return block.solver_bound()
+        return stated_solver_bound(block)
     except NoCertificate:
         return math.nan
 

@@ -13,6 +13,8 @@ from .tanh_field import MatrixField
 if TYPE_CHECKING:
     from .block import ODEBlock
 
+_CHANGED = "a subclass or a hook changes what the flow computes"
+
 
 def statement_of(layer: nn.Module) -> Literal["matrices", "forward", "both"]:
     """How a layer of an `ODEBlock` states its field.
@@ -59,8 +61,26 @@ def stated_solver_bound(flow: ODEBlock) -> float:
         When it knows no bound, or states it of another ``forward`` than the one that runs.
     """
     if not describes_calls(flow, "solver_bound"):
-        raise NoCertificate("a subclass or a hook changes what the flow computes")
+        raise NoCertificate(_CHANGED)
     return flow.solver_bound()
+
+
+def stated_lipschitz_bounds(flow: ODEBlock) -> dict[str, float]:
+    """Return what the method ``lipschitz_bounds`` of `flow` states.
+
+    Raises
+    ------
+    NoCertificate
+        When it knows no bounds, or states them of another ``forward`` than the one that runs.
+    """
+    if not describes_calls(flow, "lipschitz_bounds"):
+        raise NoCertificate(_CHANGED)
+    return flow.lipschitz_bounds()
+
+
+def stated_constants(flow: ODEBlock) -> dict[str, float]:
+    """Return what the method ``bounds`` of `flow` states; empty where it is of another ``forward``."""
+    return flow.bounds() if describes_calls(flow, "bounds") else {}
 
 
 def describes_calls(module: nn.Module, name: str, *, parts: bool = True) -> bool:

@@ -28,7 +28,8 @@ from robustode.bench.audits.registry import (
 from robustode.bench.audits.stored_records import StoredRecords
 from robustode.bench.records.record import Record
 from robustode.bench.runtime.checked_model import CheckedModel
-from robustode.models import ODEBlock, SolverFailure
+from robustode.models import MODELS, ODEBlock, SolverFailure
+from robustode.models.ch_node import ContractiveFlow
 from torch import nn
 
 audit_names()  # registers every check
@@ -402,6 +403,28 @@ def test_contraction_of_a_flow_that_claims_nothing():
     assert look("contraction", sound_model(0)).verdict == "not applicable"
     found = look("contraction", sound_model(0), claims=frozenset({"contractive"}))
     assert found.verdict == "flag", "a vanilla NODE parts states"
+
+
+def contractive(**hyperparameters: object) -> nn.Module:
+    spec = MODELS.get("ch-node")
+    return spec.build((1, 8, 8), 10, **spec.resolve(hyperparameters)).eval()
+
+
+def test_a_rate_of_another_forward_is_no_claim():
+    class Parting(ContractiveFlow):
+        def forward(self, state):
+            return 3 * super().forward(state)
+
+    model = contractive()
+    assert look("contraction", model).verdict == "pass"
+    model.flow.__class__ = Parting
+    assert look("contraction", model).verdict == "not applicable"
+
+
+def test_contraction_of_a_state_too_wide_to_enumerate_is_measured():
+    found = look("contraction", contractive(width=12))
+    assert found.verdict == "pass"
+    assert "a solver step is bounded" not in found.sentence
 
 
 def test_a_gradient_that_only_rounding_hides():

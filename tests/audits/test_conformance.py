@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import stubs
@@ -449,6 +450,13 @@ def test_each_false_claim_is_caught_with_advice(name):
 def test_each_true_claim_passes(claim, build):
     failed = [str(r) for r in check_model(claiming(claim, build)) if not r.passed]
     assert failed == []
+
+
+def test_a_state_too_wide_to_enumerate_can_claim_to_contract():
+    ch_node = MODELS.get("ch-node")
+    build = partial(ch_node.build, **ch_node.resolve({"width": 12}))
+    result = run_check(claiming("contractive", build), "claim:contractive")
+    assert result.passed, result.error
 
 
 def test_a_check_of_a_claim_leaves_the_weights_alone():

@@ -408,6 +408,10 @@ def test_a_bound_that_the_flow_exceeds_is_refused():
 
     with pytest.raises(ContractBroken, match="but moves two states"):
         check_statements(network(TanhLayer(4), block=Understated), images())
+    model = network(TanhLayer(4))
+    model.flow.solver_bound = lambda: 0.5
+    with pytest.raises(ContractBroken, match="but moves two states"):
+        check_statements(model, images())
 
 
 def test_the_bound_of_an_orthogonal_flow_follows_its_solver():

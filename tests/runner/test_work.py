@@ -15,8 +15,9 @@ from robustode.bench.runner.cost_estimate import Cost
 from robustode.bench.runner.run import run_plan
 from robustode.bench.runner.schedule import RemainingWork, cells_of, estimate_duration, estimate_remaining
 from robustode.bench.training.provenance import flow_constants, solver_names
-from robustode.models import MODELS
-from torch import nn
+from robustode.models import MODELS, ODEBlock
+from robustode.models.ch_node import ContractiveFlow
+from torch import Tensor, nn
 
 
 @pytest.fixture
@@ -109,6 +110,31 @@ def test_a_state_too_wide_to_enumerate_keeps_its_closed_forms():
         "exp_minus_rho_T",
         "final_time",
     }
+
+
+class Halved(ContractiveFlow):
+    def forward(self, state: Tensor) -> Tensor:
+        return super().forward(state) / 2
+
+
+class Halving(ODEBlock):
+    def forward(self, state: Tensor) -> Tensor:
+        return state / 2
+
+    def bounds(self) -> dict[str, float]:
+        return {"rho": 0.5}
+
+    def solver_bound(self) -> float:
+        return 0.5
+
+
+def test_what_is_stated_of_another_forward_is_not_described():
+    model = build("ch-node")
+    model.flow.__class__ = Halved
+    assert flow_constants(model) == {"final_time": 1.0}
+    model.flow.__class__ = Halving
+    assert set(flow_constants(model)) == {"lipschitz_solver", "rho", "exp_minus_rho_T", "final_time"}
+    assert flow_constants(model)["lipschitz_solver"] == 0.5
 
 
 def test_the_time_of_a_run_counts_units_side_by_side_and_timings_alone():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
 from ...._errors import NotAsked
-from ....models import StepMap
+from ....models import NoCertificate, StepMap
+from ....models.ode.statement import stated_constants, stated_lipschitz_bounds
 from ...evaluation.dynamics import FAR, NEAR, follow, worst_direction
 from ...runtime.float64 import in_float64
 from ...solvers.column_flow import CannotFollow, ColumnFlow, column_flows
@@ -79,7 +81,7 @@ def check(context: Context) -> AuditResult:
 def _rate(call: SolverCall) -> float:
     """The rate rho of the exact flow that its design guarantees; NaN where none is known."""
     block = call.block
-    return float(block.bounds().get("rho", math.nan)) if block is not None else math.nan
+    return float(stated_constants(block).get("rho", math.nan)) if block is not None else math.nan
 
 
 def _measured(flow: ColumnFlow, context: Context) -> tuple[Tensor, Tensor, float, float, float]:
@@ -89,7 +91,9 @@ def _measured(flow: ColumnFlow, context: Context) -> tuple[Tensor, Tensor, float
     times, growth = _growth(flow.steps, states, context.generator("contraction"))
     if block is None:
         return times, growth, math.nan, flow.final_time, math.nan
-    step = block.lipschitz_bounds().get("worst_step", math.nan) if block.has_tanh_fields() else math.nan
+    step = math.nan
+    with suppress(NoCertificate):
+        step = stated_lipschitz_bounds(block).get("worst_step", math.nan)
     return times, growth, _rate(flow.call), block.final_time, step
 
 
