@@ -1,4 +1,8 @@
-"""A plan becomes cells: what is trained, attacked, certified, followed and timed. Pure."""
+"""A plan becomes cells: what is trained, attacked, certified, followed and timed. None of it is done here.
+
+The training cell of a model that is not of this package holds the hash of its network, which the plan builds
+for it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Preset and arguments become a plan. Pure: nothing is read or written here."""
+"""Preset and arguments become a plan: every name is resolved, every value checked.
+
+Nothing is trained or stored here. A model that is not of this package is built for the hash of its network.
+"""
 
 from __future__ import annotations
 
