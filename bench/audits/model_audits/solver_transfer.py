@@ -9,7 +9,7 @@ from ...evaluation.accuracy import frozen
 from ...solvers.changed_model import solver_surrogates
 from ...solvers.solver_call import CannotSolveOtherwise
 from ..context import Context
-from ..measures import array, fraction, normalised
+from ..measures import array, exceeds, fraction, normalised
 from ..registry import AuditResult, measured, not_applicable, register_audit
 
 POINTS = 0.01
@@ -64,7 +64,7 @@ def check(context: Context) -> AuditResult:
         value,
         100 * POINTS,
         sentence,
-        flagged=round(value, 9) > 100 * POINTS and round(value / 100 * len(context.images)) > 1,
+        flagged=exceeds(value, 100 * POINTS, len(context.images)),
         unit="points",
         arrays={
             "x": array(torch.arange(len(scores) + 1)),

@@ -8,7 +8,7 @@ from ...._errors import ModelFailure
 from ...solvers.changed_model import ChangedModel
 from ...solvers.solver_call import SolverChange
 from ..context import Context
-from ..measures import array, fraction
+from ..measures import array, exceeds, fraction
 from ..registry import AuditResult, measured, not_applicable, register_audit
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
@@ -55,7 +55,7 @@ def check(context: Context) -> AuditResult:
         value,
         100 * POINTS,
         sentence,
-        flagged=round(value, 9) > 100 * POINTS and round(value / 100 * len(context.images)) > 1,
+        flagged=exceeds(value, 100 * POINTS, len(context.images)),
         unit="points",
         arrays={
             "x": array(torch.tensor(list(scores)).log10()),
