@@ -14,6 +14,7 @@ from ...attacks.core.seeds import Purpose, stream_generator, stream_seeds
 from ...attacks.core.types import Norm
 from ...models import ModelSpec
 from ..evaluation.accuracy import frozen
+from ..evaluation.consistency import asked_with_gradients
 from ..records.record import Cell
 from ..runtime.checked_model import CheckedModel
 from ..runtime.foreign_code import attacking
@@ -146,6 +147,16 @@ class Context:
         asked = self.queried if model is None else CheckedModel(model, self.num_classes)
         with frozen(asked.model), torch.no_grad():
             return torch.cat([asked(part) for part in images.split(self.batch_size)])
+
+    def logits_with_gradients(self) -> Tensor:
+        """Logits (N, K) of the images, detached, as an attack asks: with gradients recorded. Asked once."""
+
+        def ask() -> Tensor:
+            with frozen(self.model):
+                parts = self.images.split(self.batch_size)
+                return torch.cat([asked_with_gradients(self.queried, part) for part in parts])
+
+        return self.once("logits with gradients", ask)
 
     def distance(self, logits: Tensor, other: Tensor) -> Tensor:
         """How far apart two answers (N, K) to the same images are, (N,): after normalisation, in l2.

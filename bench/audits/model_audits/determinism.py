@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...evaluation.accuracy import frozen
-from ...evaluation.consistency import SAMPLES, RandomNumbers, asked_with_gradients, draws_at_random
+from ...evaluation.consistency import SAMPLES, RandomNumbers, draws_at_random
 from ..context import Context
 from ..measures import array
 from ..registry import AuditResult, measured, register_audit
@@ -45,10 +44,7 @@ def check(context: Context) -> AuditResult:
     )
     if value > limit:
         sentence += " The model answers every query of an attack differently."
-    with frozen(context.model):
-        parts = context.images.split(context.batch_size)
-        recorded = torch.cat([asked_with_gradients(context.queried, part) for part in parts])
-    with_gradients = float(context.distance(recorded, passes[0]).max())
+    with_gradients = float(context.distance(context.logits_with_gradients(), passes[0]).max())
     if with_gradients > LIMIT:
         sentence += f" Where gradients are recorded they move by {with_gradients:.2g}."
     return measured(

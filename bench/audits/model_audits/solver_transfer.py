@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from ...._errors import ModelFailure, NotAsked
-from ...evaluation.accuracy import frozen
 from ...solvers.changed_model import solver_surrogates
 from ...solvers.solver_call import CannotSolveOtherwise
 from ..context import Context
@@ -76,8 +75,5 @@ def check(context: Context) -> AuditResult:
 
 def _modes(context: Context) -> float:
     """Largest distance of normalised logits between scoring and attacking."""
-    scored = context.logits(context.images)
-    with frozen(context.model), torch.enable_grad():
-        parts = context.images.split(context.batch_size)
-        attacked = torch.cat([context.queried(part.clone().requires_grad_(True)).detach() for part in parts])
+    scored, attacked = context.logits(context.images), context.logits_with_gradients()
     return float((normalised(scored) - normalised(attacked)).norm(dim=1).max())
