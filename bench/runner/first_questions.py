@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..._errors import InconsistentModelWarning, ModelFailure, UntrainedModelWarning
+from ..._errors import InconsistentModelWarning, ModelFailure, RobustodeError, UntrainedModelWarning
 from ..audits.sheet import MARKS
 from ..data import Data
 from ..evaluation.accuracy import frozen, predict_clean
 from ..evaluation.consistency import inconsistencies
-from ..records.held_out import HELD_OUT, chance, held_out_counts
+from ..records.held_out import HELD_OUT, chance, held_out_counts, why_not_trained
 from ..records.record import Record
 from ..runtime.checked_model import CheckedModel
 from ..runtime.foreign_code import asking
+from ..runtime.time_limit import time_limit
+from .run_context import ADVICE, RunContext
 
 HELD_OUT_SAMPLES = 500
 
@@ -85,3 +87,20 @@ def with_answers(
         ),
     }
     return dataclasses.replace(training, card=card)
+
+
+def ask_first_questions(run: RunContext, training: Record, model: nn.Module) -> None:
+    """Store the answers with the record of a training, and tell what is amiss."""
+    run.on_start([])  # a process that dies here costs no cell
+    size = run.plan.batch_size(run.spec.name)
+    try:
+        with time_limit(run.plan.preset.time_limit.cell, f"first questions to {run.name}", ADVICE):
+            asked = with_answers(training, model, run.data, batch_size=size, device=run.device)
+    except RobustodeError:
+        return
+    run.store.put(asked)
+    if reason := why_not_trained(asked):
+        run.reporter.line(f"{run.name} · not trained: {reason}")
+    for audit, sentence in asked.card[MARKS].items():
+        expected = "expected: " if audit in run.spec.expected_failures else ""
+        run.reporter.line(f"{run.name} · {expected}{audit}: {sentence}")

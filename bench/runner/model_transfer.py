@@ -24,8 +24,8 @@ from ..records.predictions import predictions
 from ..records.record import REPLAY, REPLAYS, Cell, Record, digest
 from ..records.store import Store
 from ..training.load_trained import model_of, trained_model
-from .model_run import RunSummary
 from .replay import ModelAndSeed, Source, replay_cell
+from .run_summary import RunSummary
 
 TRANSFER_VERSION = 1
 """Raise it by hand when the algorithm changes: stored records of older versions are not reused."""

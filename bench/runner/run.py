@@ -23,8 +23,10 @@ from ..records.record_file import Damage
 from ..records.store import Store
 from ..runtime.progress import Quiet, Reporter
 from .batch_size import choose_batch_sizes
-from .model_run import ModelRun, RunSummary
+from .model_run import ModelRun
 from .model_transfer import replay_all
+from .run_context import RunContext
+from .run_summary import RunSummary
 from .schedule import estimate_remaining
 from .taken_names import refuse_taken_names
 from .workers import ModelRunJob, count_processes, run_in_processes
@@ -92,15 +94,17 @@ def run_plan(
         reporter.line(f"{left} cells to do, {total - left} stored already; results in {store.folder}")
         runs = {
             (spec.name, seed): ModelRun(
-                plan,
-                data,
-                store,
-                device,
-                spec,
-                seed,
-                remaining[spec.name].cost,
-                fresh=fresh,
-                reporter=reporter,
+                RunContext(
+                    plan=plan,
+                    data=data,
+                    store=store,
+                    device=device,
+                    spec=spec,
+                    seed=seed,
+                    cost=remaining[spec.name].cost,
+                    fresh=fresh,
+                    reporter=reporter,
+                )
             )
             for spec, seed in plan.model_runs
         }
@@ -114,22 +118,22 @@ def run_plan(
             elsewhere = [(model, seed) for model, seed in runs if seed in remaining[model].seconds_by_seed]
             request = dataclasses.replace(request, batch_sizes=plan.batch_sizes, networks=plan.networks)
             processes = count_processes(len(elsewhere), device, jobs)
-            tasks = [_job(runs[name], request, processes) for name in elsewhere]
+            tasks = [_job(runs[name].context, request, processes) for name in elsewhere]
             for done in run_in_processes(tasks, store, reporter, processes=processes):
                 name = (done.job.model, done.job.seed)
                 requested.add(name, done.keys)
                 result.add(done.summary)
-                runs[name].can_be_timed = not done.died
+                runs[name].context.can_be_timed = not done.died
                 evaluated(name, map(store.get, done.cells), done.seconds)
         for name in [name for name in runs if name not in elsewhere]:
             began = time.perf_counter()
             cells = runs[name].evaluate()
             requested.add(name, [cell.key() for cell in cells])
-            if runs[name].summary.done:
+            if runs[name].context.summary.done:
                 evaluated(name, map(store.get, cells), time.perf_counter() - began)
         for name, run in runs.items():
             requested.add(name, [cell.key() for cell in run.time()])
-            result.add(run.summary)
+            result.add(run.context.summary)
             if fresh:
                 _compare(store, *requested.before_and_now(name), reporter)
         if plan.preset.transfer:
@@ -152,7 +156,7 @@ def _transfer(plan: Plan, data: Data, store: Store, fresh: bool, reporter: Repor
     return done
 
 
-def _job(run: ModelRun, request: RunRequest, processes: int) -> ModelRunJob:
+def _job(run: RunContext, request: RunRequest, processes: int) -> ModelRunJob:
     return ModelRunJob(
         request=request,
         model=run.spec.name,

@@ -30,7 +30,9 @@ from ..runtime.machine import free_memory
 from ..runtime.processes import Died, Message, Raised, Returned, Send, run_jobs
 from ..runtime.progress import Reporter
 from .cost_estimate import Cost
-from .model_run import ModelRun, RunSummary
+from .model_run import ModelRun
+from .run_context import RunContext
+from .run_summary import RunSummary, failure_line
 
 MEMORY = 2 * 2**30
 """Bytes of free memory that each process needs: torch, a dataset and a batch of an attack."""
@@ -172,7 +174,7 @@ def _after_death(
     for cell in state.present:
         store.put(failed(cell, error, seconds=0.0, environment=described))
     done = [store.get(cell) for cell in state.cells]
-    lines = [f"{r.cell.label()}: {r.status}: {r.error}" for r in done if r is not None and r.status != "ok"]
+    lines = [failure_line(record) for record in done if record is not None and record.status != "ok"]
     reporter.line(f"failed: {lines[-1]}" if lines else f"{job.model} seed {job.seed}: {error}")
     begun = dict.fromkeys([*sorted(job.already_begun), *(cell.key() for cell in state.cells)])
     return list(begun), RunSummary(done=len(done), failures=lines)
@@ -243,20 +245,20 @@ def _run_here(send: Send, job: ModelRunJob) -> tuple[list[Cell], RunSummary]:
     torch.set_num_threads(job.threads)
     reporter = _RemoteReporter(send)
     plan, data = job.request.plan(), job.request.data()
-    run = ModelRun(
-        plan,
-        data,
-        Store(job.out),
-        torch.device("cpu"),
-        next(spec for spec in plan.specs if spec.name == job.model),
-        job.seed,
-        job.cost,
+    run = RunContext(
+        plan=plan,
+        data=data,
+        store=Store(job.out),
+        device=torch.device("cpu"),
+        spec=next(spec for spec in plan.specs if spec.name == job.model),
+        seed=job.seed,
+        cost=job.cost,
         fresh=job.fresh,
         reporter=reporter,
         processes=job.processes,
         on_start=partial(send, "cells"),
         already_begun=job.already_begun,
     )
-    cells = run.evaluate()
+    cells = ModelRun(run).evaluate()
     reporter.flush()
     return cells, run.summary

@@ -32,7 +32,7 @@ from robustode.bench.records.checkpoint import save_tensors
 from robustode.bench.records.record import Cell
 from robustode.bench.records.store import Store
 from robustode.bench.report.statistics import summarise
-from robustode.bench.runner import model_run as unit
+from robustode.bench.runner import model_weights
 from robustode.bench.runner.run import run_plan
 from robustode.bench.verification.verify import verify
 
@@ -167,7 +167,7 @@ def test_weights_swapped_under_the_record_are_named(out, tmp_path):
 
 
 def test_nothing_is_trained(home, tmp_path, monkeypatch, few):
-    monkeypatch.setattr(unit, "train", None)
+    monkeypatch.setattr(model_weights, "train", None)
     preset, given = load_preset(str(home / "tiny.toml")), PretrainedWeights.read(home / "w.safetensors")
     plan = make_plan(
         preset, models=[stubs.spec("net", lambda shape, classes: net(7))], seeds=None, pretrained=given

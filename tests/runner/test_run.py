@@ -26,7 +26,7 @@ from robustode.bench.records.record import Record
 from robustode.bench.records.store import Store
 from robustode.bench.runner import cell_run as measure
 from robustode.bench.runner import cost_estimate as estimate
-from robustode.bench.runner import model_run as unit
+from robustode.bench.runner import model_weights
 from robustode.bench.runner import schedule as work
 from robustode.bench.runner.model_run import ModelRun
 from robustode.bench.runner.run import RunResult, run_plan
@@ -98,7 +98,7 @@ def test_a_finished_run_is_not_done_again(few, tmp_path, monkeypatch):
     def never(*_args, **_kwargs):
         raise AssertionError("nothing is left to do")
 
-    monkeypatch.setattr(unit, "train", never)
+    monkeypatch.setattr(model_weights, "train", never)
     for name in ("evaluate_cell", "measure_cell"):
         monkeypatch.setattr(measure, name, never)
     assert do(plan, few, tmp_path / "out") == RunResult(done=0, skipped=stubs.CELLS)
@@ -371,7 +371,7 @@ def test_a_training_that_fails_when_done_again_is_not_timed_on_its_old_weights(f
     def never(*_args, **_kwargs):
         raise ValueError("not today")
 
-    monkeypatch.setattr(unit, "train", never)
+    monkeypatch.setattr(model_weights, "train", never)
     outcome = do(plan, few, tmp_path / "out", fresh=True, reporter=listening)
     assert outcome.done == len(outcome.failures) == 1
     assert listening.done == pytest.approx(listening.total)
@@ -383,7 +383,7 @@ def test_weights_that_are_gone_when_timings_begin_are_a_failure(few, tmp_path, m
 
     def lose(self):
         keys = real(self)
-        self.store.checkpoint_path(self.training).unlink()
+        self.context.store.checkpoint_path(self.context.training).unlink()
         return keys
 
     monkeypatch.setattr(ModelRun, "evaluate", lose)
