@@ -61,7 +61,7 @@ def test_a_failing_model_costs_nothing_and_stops_nothing(plan, few, tmp_path):
     one, two = estimate_remaining(broken, few, Store(tmp_path / "out"), stubs.CPU)
     assert (one.model, one.cells, one.left) == ("broken", stubs.CELLS, stubs.CELLS)
     assert one.cost.forward == one.cost.backward == 0
-    assert (one.cost.problem, two.cost.problem) == ("the model raised RuntimeError: no (test_work.py:57)", "")
+    assert (one.cost.problem, two.cost.problem) == ("the model raised RuntimeError: no (test_work.py:58)", "")
     assert two.seconds > one.seconds
 
 
