@@ -9,6 +9,7 @@ from torch import nn
 
 from .modes import eval_mode
 from .queried_model import QueriedModel
+from .torch_settings import guarded
 from .types import Model
 
 
@@ -35,14 +36,16 @@ def freeze(model: nn.Module) -> nn.Module:
 def frozen(model: Model) -> Iterator[None]:
     """Eval mode and no gradients of `freezable` parameters for a block; both put back whatever happens.
 
-    The mode is set by the module's own methods (`eval_mode`). What is not a module has neither.
+    The mode is set by the module's own methods (`eval_mode`). What is not a module has neither. The guard
+    of the benchmark stands around the whole block, where none stands yet: once, and not around each query.
     """
     while isinstance(model, QueriedModel):
         model = model.model
     if not isinstance(model, nn.Module):
-        yield
+        with guarded(model):
+            yield
         return
-    with eval_mode(model):
+    with guarded(model), eval_mode(model):
         parameters = [(parameter, parameter.requires_grad) for parameter in freezable(model)]
         try:
             for parameter, _ in parameters:

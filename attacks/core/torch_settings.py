@@ -8,7 +8,7 @@ forward pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -182,7 +182,7 @@ class KeptSettings:
     Its random numbers of torch come from a stream of its own, where `separate_stream` began one: a forward
     pass that seeds torch does not make an attack repeat its noise, and it goes on drawing from call to call.
 
-    Where no guard stands around it, the whole one of the benchmark does, if there is one (`Guard`).
+    Where no guard stands around it, the whole one of the benchmark does, if there is one (`guarded`).
 
     Parameters
     ----------
@@ -196,9 +196,8 @@ class KeptSettings:
         self._code = code
 
     def __enter__(self) -> None:
-        self._whole = guard.whole(self._code) if guard.whole and not guard.depth else None
-        if self._whole is not None:
-            self._whole.__enter__()
+        self._whole = guarded(self._code)
+        self._whole.__enter__()
         self._settings = [read() for read in _READERS]
         self._random: list[Tensor] | None = None
         if _streams:
@@ -213,8 +212,7 @@ class KeptSettings:
         if self._random is not None:
             _streams[-1] = torch_random_states()
             set_torch_random_states(self._random)
-        if self._whole is not None:
-            self._whole.__exit__(kind, value, traceback)
+        self._whole.__exit__(kind, value, traceback)
 
 
 @dataclass
@@ -234,6 +232,13 @@ class Guard:
 
 
 guard = Guard()
+
+
+def guarded(code: object) -> AbstractContextManager[None]:
+    """The whole guard around `code`, a model or a function, where none stands around this call yet."""
+    return guard.whole(code) if guard.whole and not guard.depth else nullcontext()
+
+
 changes: dict[str, None] = {}
 """Names of settings that were changed and put back, in order, until whoever tells of them removes them."""
 _streams: list[list[Tensor]] = []
