@@ -19,6 +19,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from robustode.bench.records.record import Record
+    from robustode.bench.report.rendering import Figures, Rendered
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 if not torch.cuda.is_available():
@@ -58,18 +59,23 @@ def empty_figure() -> tuple[bytes, bytes]:
     from matplotlib.figure import Figure
     from robustode.bench.report.rendering import render_here
 
-    ((_, drawn),) = render_here([({}, Figure(figsize=(1, 1)))])()
+    ((_, drawn),) = render_here([({}, lambda: Figure(figsize=(1, 1)))])()
     return drawn
 
 
 def _render_empty(patch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     drawn = request.getfixturevalue("empty_figure")
-    patch.setattr("robustode.bench.report.rendering._both", lambda figure: drawn)
+
+    def render_empty(figures: Figures) -> Rendered:
+        made = [(words, drawn) for words, _ in figures]
+        return lambda: made
+
+    patch.setattr("robustode.bench.report.rendering.render_here", render_empty)
 
 
 @pytest.fixture
 def empty_figures(monkeypatch, request: pytest.FixtureRequest) -> None:
-    """Reports that this process makes show empty figures: rendering takes most of a report's time."""
+    """Reports that this process makes show empty figures: drawing and rendering take most of their time."""
     _render_empty(monkeypatch, request)
 
 

@@ -1,15 +1,20 @@
-"""A figure and what is said of it: its kind, title and text for those who cannot see it. No torch."""
+"""A figure to draw, and what is said of it: kind, title, text for those who cannot see it. No torch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from matplotlib.figure import Figure
+
+Draw: TypeAlias = Callable[[], Figure]
+"""Draws a figure: who wants only what is said of it does not call this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DescribedFigure:
-    """One figure of a dataset before it is rendered.
+    """One figure of a dataset before it is drawn.
 
     Attributes
     ----------
@@ -26,7 +31,7 @@ class DescribedFigure:
     label: str = ""
     title: str
     alt: str
-    figure: Figure
+    draw: Draw
 
     @property
     def stem(self) -> str:

@@ -6,15 +6,15 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from ..records.headline import Headline
 from ..records.latest import Entry, entry
 from ..records.record import Record
 from .certificates import CERTIFICATE
-from .described_figure import DescribedFigure
+from .described_figure import DescribedFigure, Draw
 from .leaderboard.columns import AccuracyColumn, board_columns
 from .leaderboard.row_outcomes import outcomes
 from .leaderboard.row_status import cleared
@@ -70,7 +70,7 @@ def draw_all(
     *,
     render: Render = render_here,
 ) -> Callable[[], list[Picture]]:
-    """Draw every figure that the records allow, dataset by dataset.
+    """Every figure that the records allow, dataset by dataset.
 
     Returns what gives the pictures; with helpers they are being rendered until then.
 
@@ -90,8 +90,8 @@ def draw_all(
 
 def _all_figures(
     records: list[Record], summary: pd.DataFrame, board: pd.DataFrame, headline: Headline
-) -> Iterator[tuple[Words, Figure]]:
-    """Every figure, dataset by dataset, each after the words of its `Picture`."""
+) -> Iterator[tuple[Words, Draw]]:
+    """How to draw every figure, dataset by dataset, each after the words of its `Picture`."""
     names: set[str] = set()
     for dataset, rows in board.groupby("dataset", sort=True):
         rows = labelled(rows)
@@ -108,7 +108,7 @@ def _all_figures(
                 "dataset": str(dataset),
                 **{part: getattr(one, part) for part in ("kind", "label", "title", "alt")},
             }
-            yield words, one.figure
+            yield words, one.draw
 
 
 def labelled(board: pd.DataFrame) -> pd.DataFrame:
@@ -134,81 +134,81 @@ def _figures(
             kind="accuracy",
             title="Accuracy against strength",
             alt=f"Line plots, one per threat: accuracy falls as strength grows. Highest ranked: {best}.",
-            figure=draw_curves(curves, board, looks, certified),
+            draw=partial(draw_curves, curves, board, looks, certified),
         )
     silent = table[(table["statistic"] == "no_answer") & (table["protocol"] == "pixel")]
     both = bounds(accuracy, ours, silent)
-    figure = draw_bound_bars(both, list(ours)[:BARS], looks, headline)
-    if figure is not None:
+    draw = draw_bound_bars(both, list(ours)[:BARS], looks, headline)
+    if draw is not None:
         yield DescribedFigure(
             kind="gap",
             title="Certified, undecided and broken samples at the reported strengths (?: no certificate)",
             alt="Bars, one per model and norm: certified accuracy, worst-case accuracy, and the gap between.",
-            figure=figure,
+            draw=draw,
         )
-    figure = draw_bound_curves(both, list(ours)[:PANELS], looks, headline)
-    if figure is not None:
+    draw = draw_bound_curves(both, list(ours)[:PANELS], looks, headline)
+    if draw is not None:
         yield DescribedFigure(
             kind="sandwich",
             title="Lower and upper bound on robust accuracy",
             alt="Area plots, one per model and norm, against strength: certified accuracy below, "
             "worst-case accuracy above, and the gap between them.",
-            figure=figure,
+            draw=draw,
         )
     if not accuracy.empty:
         yield DescribedFigure(
             kind="heatmap",
             title="Accuracy at the reported strengths",
             alt=f"Table of accuracies in colour, models by threats, best ranked ({best}) on top.",
-            figure=draw_heatmap(accuracy, board, headline),
+            draw=partial(draw_heatmap, accuracy, board, headline),
         )
     yield from draw_transfer([r for r in records if r.cell.dataset == dataset], board)
     ranking = board_columns(board).ranking
     what = f"{ranking.title} accuracy{f' at {ranking.at}' if ranking.at else ''}"
-    figure = _critical(records, board, ranking, f"{what} (%)", looks)
-    if figure is not None:
+    draw = _critical(records, board, ranking, f"{what} (%)", looks)
+    if draw is not None:
         yield DescribedFigure(
             kind="critical",
             title="Critical-difference diagram",
             alt=f"Models on an axis of {what}; bars join those that cannot be told apart. Best: {best}.",
-            figure=figure,
+            draw=draw,
         )
     rates = table[(table["statistic"] == "throughput") & (table["threat"] == "inference")]
     if not rates.empty and board[ranking.name].notna().any():
-        figure = draw_tradeoff(rates, board, ranking.name, f"{what} (%)", looks, NAMED_MODELS)
-        if figure is not None:
+        draw = draw_tradeoff(rates, board, ranking.name, f"{what} (%)", looks, NAMED_MODELS)
+        if draw is not None:
             yield DescribedFigure(
                 kind="tradeoff",
                 title="Robustness against throughput",
                 alt=f"Scatter plot per device: {what} against samples per second, one mark per model.",
-                figure=figure,
+                draw=draw,
             )
-    for family, figure in draw_rates(ours, board):
+    for family, draw in draw_rates(ours, board):
         yield DescribedFigure(
             kind="rate",
             of=family,
             title=f"Accuracy against contraction rate: {family}",
             alt=f"Line plot: accuracies of {family} against its contraction rate.",
-            figure=figure,
+            draw=draw,
         )
     yield from draw_trajectories({k: ours[k] for k in list(ours)[:NAMED_MODELS]}, looks)
     shown = len(ours) if len(ours) <= NAMED_MODELS else EXAMPLE_MODELS
     for label, mine in list(ours.items())[:shown]:
-        figure = draw_examples(mine, headline, f"{label} on {dataset}")
-        if figure is not None:
+        draw = draw_examples(mine, headline, f"{label} on {dataset}")
+        if draw is not None:
             yield DescribedFigure(
                 kind="examples",
                 of=label,
                 label=label,
                 title=f"Examples: {label}",
                 alt=f"Test images of {dataset} under each threat, with what {label} predicts for them.",
-                figure=figure,
+                draw=draw,
             )
 
 
 def _critical(
     records: list[Record], board: pd.DataFrame, by: AccuracyColumn, xlabel: str, looks: Mapping[str, Style]
-) -> Figure | None:
+) -> Draw | None:
     """The critical-difference diagram of the rows that are complete and that audits clear."""
     rows = board[cleared(board) & board[by.name].notna()]
     rows = rows.sort_values(by.name, ascending=False, kind="stable")

@@ -15,17 +15,18 @@ from matplotlib.figure import Figure
 
 from ..runtime.machine import count_cores
 from ..runtime.processes import Send, Worker, can_start_processes
+from .described_figure import Draw
 from .style import house_style
 
 Drawn = tuple[bytes, bytes]
 """A figure as SVG and as PNG."""
 Words = Mapping[str, str]
 """What is said of a figure; it goes through with it."""
-Figures = Iterable[tuple[Words, Figure]]
+Figures = Iterable[tuple[Words, Draw]]
 Rendered = Callable[[], list[tuple[Words, Drawn]]]
 """What gives the bytes of figures, in their order, and waits for them where it must."""
 Render = Callable[[Figures], Rendered]
-"""What turns figures into bytes; all of them are made when it returns."""
+"""What turns figures into bytes; all of them are drawn when it returns."""
 
 DPI = 150
 MOST = 3
@@ -34,12 +35,12 @@ MOST = 3
 
 def render_here(figures: Figures) -> Rendered:
     """Render in this process, at once."""
-    drawn = [(words, _both(figure)) for words, figure in figures]
+    drawn = [(words, _both(draw())) for words, draw in figures]
     return lambda: drawn
 
 
 def render_nothing(figures: Figures) -> Rendered:
-    """Leave the figures as they are: for who wants only what is said of them."""
+    """Draw no figure: for who wants only what is said of them."""
     drawn = [(words, (b"", b"")) for words, _ in figures]
     return lambda: drawn
 
@@ -79,7 +80,10 @@ def rendering_in_processes(workers: int | None = None) -> Iterator[Render]:
             free.append(worker)
 
     def render(figures: Figures) -> Rendered:
-        made = [(words, figure, threads.submit(ask, figure)) for words, figure in figures]
+        made = [
+            (words, figure, threads.submit(ask, figure))
+            for words, figure in ((words, draw()) for words, draw in figures)
+        ]
 
         def rendered() -> list[tuple[Words, Drawn]]:
             drawn = []

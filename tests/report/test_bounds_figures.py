@@ -97,10 +97,8 @@ def test_the_sandwich_has_a_panel_for_each_model_and_norm() -> None:
     found = collected(made())
     looks = styles(["node", "resnet"])
     with mpl.rc_context(RC):
-        figure = draw_bound_curves(found, ["node", "resnet"], looks, HEADLINE)
-        alone = draw_bound_curves(found, ["node"], looks, HEADLINE)
-    assert figure is not None
-    assert alone is not None
+        figure = draw_bound_curves(found, ["node", "resnet"], looks, HEADLINE)()
+        alone = draw_bound_curves(found, ["node"], looks, HEADLINE)()
     shown = [ax for ax in figure.axes if ax.get_visible()]
     assert [ax.get_title("left") for ax in shown] == ["node", "resnet", "node", "resnet"]
     texts = [[t.get_text() for t in ax.texts] for ax in shown]
@@ -113,8 +111,7 @@ def test_the_sandwich_has_a_panel_for_each_model_and_norm() -> None:
 def test_the_gap_has_a_bar_for_each_model_and_norm() -> None:
     found = collected(made())
     with mpl.rc_context(RC):
-        figure = draw_bound_bars(found, ["node", "resnet"], styles(["node", "resnet"]), HEADLINE)
-    assert figure is not None
+        figure = draw_bound_bars(found, ["node", "resnet"], styles(["node", "resnet"]), HEADLINE)()
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["node", "resnet"]
     for ax, (norm, eps) in zip(figure.axes, (("linf", 0.1), ("l2", 0.5)), strict=True):
         at = np.array([eps])
@@ -163,8 +160,7 @@ def test_bars_join_what_cannot_be_told_apart_and_labels_do_not_overlap() -> None
     runs = alike(p_values(list(found.values())))
     assert runs == [(0, 2), (1, 3), (4, 7)]
     with mpl.rc_context(RC):
-        figure = draw_critical(values, found, "accuracy (%)", styles(values))
-        assert figure is not None
+        figure = draw_critical(values, found, "accuracy (%)", styles(values))()
         figure.canvas.draw()
         ax = figure.axes[0]
         bars = [line for line in ax.lines if line.get_linewidth() > 3]
@@ -226,9 +222,9 @@ def test_samples_without_an_answer_have_a_colour_of_their_own() -> None:
             assert one.unanswered(float(one.eps[-1])) == one.no_answer[-1]
     names = ["node", "resnet"]
     for draw_one in (draw_bound_bars, draw_bound_curves):
-        figure = draw_one(found, names, styles(names), HEADLINE)
+        figure = draw_one(found, names, styles(names), HEADLINE)()
         assert "no answer" in [text.get_text() for text in figure.legends[0].get_texts()]
-        plain = draw_one(collected(records), names, styles(names), HEADLINE)
+        plain = draw_one(collected(records), names, styles(names), HEADLINE)()
         assert "no answer" not in [text.get_text() for text in plain.legends[0].get_texts()]
     lines = _no_answer(by_name["node"])
     assert lines

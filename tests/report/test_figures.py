@@ -193,8 +193,7 @@ def test_direct_labels_do_not_overlap() -> None:
     with mpl.rc_context(RC):
         figure = draw_tradeoff(
             rates.assign(label=rates["model"]), board, "linf@0.1", "accuracy (%)", styles(models), 12
-        )
-        assert figure is not None
+        )()
         figure.canvas.draw()
         boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) == len(models)

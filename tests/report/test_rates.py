@@ -30,8 +30,8 @@ def lines(rates: dict[str, float], recipes: dict[str, str]) -> list[list[float]]
     records = {label: [trained(label, rho)] for label, rho in rates.items()}
     return [
         np.asarray(line.get_xdata(), float).tolist()
-        for _, figure in draw_rates(records, board(recipes))
-        for line in figure.axes[0].get_lines()
+        for _, draw in draw_rates(records, board(recipes))
+        for line in draw().axes[0].get_lines()
     ]
 
 

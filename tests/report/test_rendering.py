@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing.spawn
 import pickle
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -56,14 +57,17 @@ def here(monkeypatch) -> list[Figure]:
 
 
 def figures(count: int) -> Figures:
-    for n in range(count):
-        figure = Figure(figsize=(2, 1.5), layout="constrained")
-        ax = figure.subplots()
-        ax.plot([0, n + 1], [n, 0], marker="o", label="a line")
-        ax.fill_between([0, 1], [0, n], alpha=0.2)
-        ax.set(title=f"{n} ℓ∞", xlabel="σ")
-        figure.legend(loc="outside upper center")
-        yield {"name": str(n)}, figure
+    return [({"name": str(n)}, partial(drawing, n)) for n in range(count)]
+
+
+def drawing(n: int) -> Figure:
+    figure = Figure(figsize=(2, 1.5), layout="constrained")
+    ax = figure.subplots()
+    ax.plot([0, n + 1], [n, 0], marker="o", label="a line")
+    ax.fill_between([0, 1], [0, n], alpha=0.2)
+    ax.set(title=f"{n} ℓ∞", xlabel="σ")
+    figure.legend(loc="outside upper center")
+    return figure
 
 
 def with_workers(count: int, asked: Figures) -> list[tuple[Words, Drawn]]:
@@ -98,7 +102,7 @@ def test_every_kind_of_figure_can_be_sent():
     names = []
 
     def send(figures: Figures) -> Rendered:
-        made = [(words, pickle.dumps(figure)) for words, figure in figures]
+        made = [(words, pickle.dumps(draw())) for words, draw in figures]
         names.extend(words["name"] for words, _ in made)
         return lambda: [(words, (b"", b"")) for words, _ in made]
 
@@ -146,9 +150,9 @@ def test_without_an_interpreter_to_start_everything_is_rendered_here(interpreter
 
 
 def test_a_figure_that_cannot_be_sent_is_rendered_here(started, here):
-    [(words, figure)] = figures(1)
+    figure = drawing(0)
     figure.axes[0].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    drawn = with_workers(1, [(words, figure)])
+    drawn = with_workers(1, [({"name": "0"}, lambda: figure)])
     assert here == [figure]
     assert drawn[0][1][0].startswith(b"<?xml")
 
@@ -160,7 +164,7 @@ def test_a_figure_says_here_what_is_wrong_with_it(text, error, started):
     bad = Figure()
     bad.text(0.5, 0.5, text)
     with pytest.raises((ValueError, UserWarning), match=error):
-        with_workers(1, [({"name": "bad"}, bad), *figures(1)])
+        with_workers(1, [({"name": "bad"}, lambda: bad), *figures(1)])
     assert started[0].process.exitcode is not None
 
 
@@ -173,5 +177,6 @@ def test_on_one_core_nobody_is_asked_for_help(monkeypatch, started):
         assert len(started) == count
 
 
-def test_nothing_is_rendered_for_who_wants_words_alone():
-    assert render_nothing(figures(2))() == [({"name": "0"}, (b"", b"")), ({"name": "1"}, (b"", b""))]
+def test_nothing_is_drawn_for_who_wants_words_alone():
+    asked = [(words, pytest.fail) for words, _ in figures(2)]
+    assert render_nothing(asked)() == [({"name": "0"}, (b"", b"")), ({"name": "1"}, (b"", b""))]

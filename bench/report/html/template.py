@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,6 +23,12 @@ SCRIPTS = ("tools.js", "table.js", "charts.js", "sheet.js", "compare.js", "page.
 
 def template(name: str) -> jinja2.Template:
     """The template ``templates/<name>``: markup in values is escaped, an unknown name is an error."""
+    return _environment().get_template(name)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """One for all pages: it keeps a compiled template until its file changes."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
@@ -31,7 +38,7 @@ def template(name: str) -> jinja2.Template:
         keep_trailing_newline=True,
     )
     environment.filters |= {"percent": percent}
-    return environment.get_template(name)
+    return environment
 
 
 def asset(name: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ...records.headline import Headline
+from ..described_figure import Draw
 from ..style import INK, NORMS, QUIET, Style, darker, mixed
 from .bound_curves import BROKEN, CERTIFIED, NO_ANSWER, UNDECIDED, any_unanswered, areas
 from .bounds import Bounds
@@ -19,8 +21,8 @@ def draw_bound_bars(
     labels: Sequence[str],
     looks: Mapping[str, Style],
     headline: Headline,
-) -> Figure | None:
-    """Draw a column for each norm, and in it a bar for each model: certified, undecided, no answer, broken.
+) -> Draw | None:
+    """A column for each norm, and in it a bar for each model: certified, undecided, no answer, broken.
 
     Parameters
     ----------
@@ -31,13 +33,23 @@ def draw_bound_bars(
 
     Returns
     -------
-    figure
+    draw
         None when fewer than two models were attacked at a reported strength, or none has a certificate.
     """
     norms = [norm for norm in ("linf", "l2") if headline.reported.get(norm) and found.get(norm)]
     rows = [label for label in labels if any(label in found[norm] for norm in norms)]
     if len(rows) < 2 or all(one.radii is None for norm in norms for one in found[norm].values()):
         return None
+    return partial(_draw, found, norms, rows, looks, headline)
+
+
+def _draw(
+    found: Mapping[str, Mapping[str, Bounds]],
+    norms: Sequence[str],
+    rows: Sequence[str],
+    looks: Mapping[str, Style],
+    headline: Headline,
+) -> Figure:
     height = 0.27 * len(rows) + 1.0
     figure = Figure(figsize=(1.9 + 3.2 * len(norms), height), layout="constrained")
     FigureCanvasAgg(figure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from ...records.headline import Headline
+from ..described_figure import Draw
 from ..style import INK, NORMS, Style, darker, mixed, strength_name
 from ..worst_case import WORST_CASE
 from .bounds import Bounds
@@ -29,8 +31,8 @@ def draw_bound_curves(
     labels: Sequence[str],
     looks: Mapping[str, Style],
     headline: Headline,
-) -> Figure | None:
-    """Draw a panel for each model and norm: certified accuracy below, worst-case accuracy above.
+) -> Draw | None:
+    """A panel for each model and norm: certified accuracy below, worst-case accuracy above.
 
     Parameters
     ----------
@@ -41,12 +43,22 @@ def draw_bound_curves(
 
     Returns
     -------
-    figure
+    draw
         None when none of the models was attacked, or none has a certificate.
     """
     norms = sorted((norm for norm in found if set(labels) & found[norm].keys()), key=lambda n: n != "linf")
     if all(found[norm][label].radii is None for norm in norms for label in labels if label in found[norm]):
         return None
+    return partial(_draw, found, norms, labels, looks, headline)
+
+
+def _draw(
+    found: Mapping[str, Mapping[str, Bounds]],
+    norms: Sequence[str],
+    labels: Sequence[str],
+    looks: Mapping[str, Style],
+    headline: Headline,
+) -> Figure:
     panels = {norm: [label for label in labels if label in found[norm]] for norm in norms}
     most = max(map(len, panels.values()))
     # A single model has its norms side by side; else each norm has lines of its own.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ...records.record import Record
+from ..described_figure import Draw
 from ..leaderboard.columns import board_columns
 from ..style import sns
 
@@ -18,8 +20,8 @@ FEWEST = 3
 """Rows of one architecture and recipe that make a curve."""
 
 
-def draw_rates(records: Mapping[str, Sequence[Record]], board: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
-    """Draw clean, reported and certified accuracy against rho, for each architecture with enough rows.
+def draw_rates(records: Mapping[str, Sequence[Record]], board: pd.DataFrame) -> Iterator[tuple[str, Draw]]:
+    """Clean, reported and certified accuracy against rho, for each architecture with enough rows.
 
     Those of its commonest training recipe: a line between two recipes would show these, not the rate.
 
@@ -34,7 +36,7 @@ def draw_rates(records: Mapping[str, Sequence[Record]], board: pd.DataFrame) -> 
         if len(rows) < FEWEST:
             continue
         rows = rows.assign(rate=rows["label"].map(rates)).sort_values("rate", kind="stable")
-        yield family, _draw(rows, family)
+        yield family, partial(_draw, rows, family)
 
 
 def _families(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..described_figure import Draw
 from ..leaderboard.ranking import ALPHA, Outcomes, alike, p_values
 from ..style import INK, QUIET, Style, darker
 
@@ -18,8 +20,8 @@ CRITICAL_MODELS = 20
 
 def draw_critical(
     values: Mapping[str, float], found: Mapping[str, Outcomes], xlabel: str, looks: Mapping[str, Style]
-) -> Figure | None:
-    """Draw models on an axis of their value, in the manner of Demšar (JMLR 7, 2006).
+) -> Draw | None:
+    """Models on an axis of their value, in the manner of Demšar (JMLR 7, 2006).
 
     A bar joins neighbours no two of which can be told apart by `ranking.p_value`, the test that ranks: every
     pair is tested, and p-values are not corrected for the number of pairs. Demšar's axis is the average rank
@@ -34,12 +36,22 @@ def draw_critical(
 
     Returns
     -------
-    figure
+    draw
         None when fewer than two models can be compared.
     """
     labels = [label for label in values if label in found][:CRITICAL_MODELS]
     if len(labels) < 2:
         return None
+    return partial(_draw, labels, values, found, xlabel, looks)
+
+
+def _draw(
+    labels: Sequence[str],
+    values: Mapping[str, float],
+    found: Mapping[str, Outcomes],
+    xlabel: str,
+    looks: Mapping[str, Style],
+) -> Figure:
     runs = alike(p_values([found[label] for label in labels]))
     x = np.array([100 * values[label] for label in labels])
     levels = _levels(runs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -11,26 +13,29 @@ from numpy.typing import NDArray
 from ...records.headline import Headline
 from ...records.predictions import NO_ANSWER
 from ...records.record import Record
+from ..described_figure import Draw
 from ..style import QUIET, WRONG, strength_name, threat_name
 
 COLUMNS = 8
 _GAP = 0.36  # room for the prediction under an image, in image heights
 
 
-def draw_examples(records: list[Record], headline: Headline, title: str) -> Figure | None:
-    """Draw the first test samples (columns) clean and under each threat (rows) of one model.
+def draw_examples(records: list[Record], headline: Headline, title: str) -> Draw | None:
+    """The first test samples (columns) clean and under each threat (rows) of one model.
 
     Each threat is shown at its reported strength, or the nearest one stored. A wrong prediction has a
     thick frame, a cross and bold type, so that it is seen without colour.
 
     Returns
     -------
-    figure
+    draw
         None when no record holds examples.
     """
     rows = _chosen(records, headline)
-    if not rows:
-        return None
+    return partial(_draw, rows, title) if rows else None
+
+
+def _draw(rows: list[Record], title: str) -> Figure:
     count = min(COLUMNS, max(record.examples["image"].shape[0] for record in rows))
     height = len(rows) * (1 + _GAP)
     pixels = rows[0].examples["image"].shape[-1]

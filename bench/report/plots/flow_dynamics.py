@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ _TIME = "time t / T"
 def draw_trajectories(
     records: Mapping[str, Sequence[Record]], looks: Mapping[str, Style]
 ) -> Iterator[DescribedFigure]:
-    """Draw contraction, sensitivity and energy.
+    """Contraction, sensitivity and energy.
 
     Parameters
     ----------
@@ -42,7 +43,7 @@ def draw_trajectories(
         kind="contraction",
         title="Distance between trajectories",
         alt="Small line plots, one per model: distance of pairs of states along the flow, on a log scale.",
-        figure=_contraction(flows, rates, looks),
+        draw=partial(_contraction, flows, rates, looks),
     )
     if any(r.outcomes["sensitivity_trained"].size for r in flows.values()):
         yield DescribedFigure(
@@ -50,7 +51,7 @@ def draw_trajectories(
             title="Backward sensitivity",
             alt="Two line plots: norm of the backward sensitivity matrix against time, "
             "before and after training.",
-            figure=_sensitivity(flows, looks),
+            draw=partial(_sensitivity, flows, looks),
         )
     energies = {label: r for label, r in flows.items() if "energy_drift" in r.outcomes}
     if energies:
@@ -58,7 +59,7 @@ def draw_trajectories(
             kind="energy",
             title="Energy along the flow",
             alt="Small line plots, one per Hamiltonian model: relative change of energy H along the flow.",
-            figure=_energy(energies, looks),
+            draw=partial(_energy, energies, looks),
         )
 
 

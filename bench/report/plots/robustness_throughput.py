@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
+from ..described_figure import Draw
 from ..style import INK, OTHER, QUIET, Style, darker
 
 FRONTIER: Any = {"color": QUIET, "ls": (0, (3, 2)), "lw": 0.9}
@@ -21,8 +23,8 @@ FRONTIER: Any = {"color": QUIET, "ls": (0, (3, 2)), "lw": 0.9}
 
 def draw_tradeoff(
     rates: pd.DataFrame, board: pd.DataFrame, by: str, ylabel: str, looks: dict[str, Style], named: int
-) -> Figure | None:
-    """Draw `board[by]` (a fraction, shown in percent) against the best throughput of each device.
+) -> Draw | None:
+    """`board[by]` (a fraction, shown in percent) against the best throughput of each device.
 
     A dashed line is the Pareto frontier: the highest value among all models at least that fast.
 
@@ -35,7 +37,7 @@ def draw_tradeoff(
 
     Returns
     -------
-    figure
+    draw
         None when no model has both a robustness value and a throughput.
     """
     fastest = rates.sort_values(["protocol", "label", "value"], kind="stable")
@@ -43,6 +45,10 @@ def draw_tradeoff(
     points = fastest.merge(board[["label", by, f"{by}_low", f"{by}_high"]], on="label").dropna(subset=[by])
     if points.empty:
         return None
+    return partial(_draw, points, list(board["label"].head(named)), by, ylabel, looks)
+
+
+def _draw(points: pd.DataFrame, chosen: list[str], by: str, ylabel: str, looks: dict[str, Style]) -> Figure:
     points = points.assign(y=100 * points[by], y0=100 * points[f"{by}_low"], y1=100 * points[f"{by}_high"])
     devices = sorted(points["protocol"].unique())
     columns = min(2, len(devices))
@@ -50,7 +56,6 @@ def draw_tradeoff(
     figure = Figure(figsize=(4.9 * columns + (1.1 if columns == 1 else 0), 3.7 * lines), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
-    chosen = list(board["label"].head(named))
     for ax, device in zip(axes.flat, devices, strict=False):
         here = points[points["protocol"] == device].set_index("label")
         _panel(ax, here, [label for label in chosen if label in here.index], looks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -109,7 +110,7 @@ def draw_transfer(records: Sequence[Record], board: pd.DataFrame) -> Iterator[De
             title=f"Transfer between models, {budget}",
             alt=f"Matrix in colour, {budget}: "
             "share of each model's adversarial examples that break each other model.",
-            figure=_draw(100 * broke / tried.where(tried > 0)),
+            draw=partial(_draw, 100 * broke / tried.where(tried > 0)),
         )
 
 
