@@ -6,13 +6,17 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import pytest
 import stubs
 import torch
+from robustode.attacks import Threat
+from robustode.bench.audits import audit_model
 from robustode.bench.audits.context import Context
 from robustode.bench.audits.registry import AUDITS, AuditResult
 from robustode.bench.audits.stored_records import StoredRecords
 from robustode.bench.data import Data, load_data
 from robustode.bench.runtime.foreign_code import running
+from robustode.bench.solvers import changed_model
 from robustode.models import MODELS, ModelSpec
 from torch import Tensor, nn
 
@@ -100,12 +104,28 @@ def sound_model(seed: int) -> nn.Module:
     return fitted("node", seed, steps=16, final_time=1.0)
 
 
+SHORT = {"long_steps": 100, "queries": 100, "apgd_steps": 20, "targets": 2, "spsa_steps": 1}
+
+
+def shorten_audits(patch: pytest.MonkeyPatch) -> None:
+    """Surrogates and attacks of fewer steps: what the audits ask is tested, not how hard they try."""
+    patch.setattr(changed_model, "SURROGATE_GRIDS", (("euler", 24), ("rk4", 12)))
+    patch.setattr(audit_model, "Context", functools.partial(Context, **SHORT))
+    threat = Context.threat
+
+    def short(self: Context, name: str, **parameters: object) -> Threat:
+        shorter = {"steps": 3, "restarts": 1} if name == "pgd" else {}
+        return threat(self, name, **(parameters | shorter))
+
+    patch.setattr(Context, "threat", short)
+
+
 def context_of(case: Case, seed: int, samples: int = SAMPLES, **changes: object) -> Context:
     """What a check is given of `case`: a few test digits, and attacks shorter than a real audit's."""
     data = load(case.dataset)
     test = data.test.first(samples)
     spec: ModelSpec = stubs.spec("gallery", claims=case.claims)
-    settings = {"long_steps": 100, "queries": 100, "apgd_steps": 20, "targets": 2, "spsa_steps": 1} | changes
+    settings = SHORT | changes
     return Context(
         model=case.model.eval(),
         images=test.images,

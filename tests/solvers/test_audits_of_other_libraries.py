@@ -8,14 +8,12 @@ import foreign_models as foreign
 import pytest
 import torch
 import torchdiffeq
-from gallery.base import Case, context_of, fit
+from gallery.base import Case, context_of, fit, shorten_audits
 from robustode.attacks.core.frozen_model import freeze
-from robustode.bench.audits.context import Context
 from robustode.bench.audits.library import all_audits
 from robustode.bench.audits.registry import AUDITS, AuditResult
 from robustode.bench.evaluation.dynamics import measure_dynamics
 from robustode.bench.records.record import Cell
-from robustode.bench.solvers import changed_model
 from torch import nn
 
 pytestmark = pytest.mark.filterwarnings("default")  # those of torchdyn and torchode at import
@@ -50,15 +48,7 @@ def look(name: str, model: nn.Module, **changes: object) -> AuditResult:
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
-    """Surrogates and attacks of fewer steps: what the audits ask is tested, not how hard they try."""
-    monkeypatch.setattr(changed_model, "SURROGATE_GRIDS", (("euler", 24), ("rk4", 12)))
-    threat = Context.threat
-
-    def short(self, name, **parameters):
-        shorter = {"steps": 3, "restarts": 1} if name == "pgd" else {}
-        return threat(self, name, **(parameters | shorter))
-
-    monkeypatch.setattr(Context, "threat", short)
+    shorten_audits(monkeypatch)
 
 
 def skip_without(name: str) -> None:
