@@ -75,7 +75,8 @@ def relu_distances(
                 G = np.vstack([sign[:, None] * W, gain @ W, box_G])
                 gap = -(gain @ (W @ x + b) + c[k] - c[y])
                 h = np.concatenate([-sign * (W @ x + b), [gap], box_h])
-                best = min(best, polyhedron(G, h, norm))
+                if polyhedron(G, h, "l2") < best * (len(x) ** 0.5 if norm == "linf" else 1):
+                    best = min(best, polyhedron(G, h, norm))  # else too far in l2, which is soon known
         found.append(best)
     return np.array(found)
 
@@ -98,3 +99,8 @@ def images_of(kind: str, count: int, inputs: int, seed: int) -> Tensor:
         at_edge = torch.rand(images.shape, generator=generator) < 0.8
         images = torch.where(at_edge, images.round(), images)
     return images
+
+
+def images_of_both_kinds(count: int, inputs: int, seed: int) -> Tensor:
+    """Images (2 count, 1, 1, inputs): first those ``inside`` the box, then those at the ``edge``."""
+    return torch.cat([images_of(kind, count, inputs, seed) for kind in ("inside", "edge")])

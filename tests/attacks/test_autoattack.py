@@ -39,7 +39,7 @@ def test_the_strength_is_the_official_one(norm):
 
 
 @BOTH
-@pytest.mark.parametrize("classes", [2, 3, 5, 10])
+@pytest.mark.parametrize("classes", [2, 10])
 def test_a_linear_model_is_broken_exactly_where_it_can_be(classes, norm):
     generator = torch.Generator().manual_seed(classes)
     model = stubs.Linear((1, 4, 4), classes).double().requires_grad_(False)

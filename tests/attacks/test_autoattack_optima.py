@@ -28,24 +28,24 @@ def standing(model, images, labels, radii, norm, steps: int) -> torch.Tensor:
 
 
 @BOTH
-@pytest.mark.parametrize("kind", ["inside", "edge"])
 @pytest.mark.parametrize("classes", [2, 3, 5, 10])
-def test_a_linear_model_is_broken_on_the_far_side_of_the_distance_alone(classes, kind, norm):
+def test_a_linear_model_is_broken_on_the_far_side_of_the_distance_alone(classes, norm):
     layer = optima.linear_layer(30, classes, classes).double()
-    model, images = nn.Sequential(nn.Flatten(), layer), optima.images_of(kind, 15, 30, 7).double()
+    model, images = nn.Sequential(nn.Flatten(), layer), optima.images_of_both_kinds(15, 30, 7).double()
     labels = model(images).argmax(1)
     exact = torch.from_numpy(optima.linear_distances(layer, images, labels, norm))
     assert bool(exact.isfinite().all())
-    assert not bool(standing(model, images, labels, (1 + 1e-3) * exact, norm, 30).any())
-    assert bool(standing(model, images, labels, (1 - 1e-3) * exact, norm, 30).all())
+    radii = torch.cat([(1 - 1e-3) * exact, (1 + 1e-3) * exact])
+    left = standing(model, images.repeat(2, 1, 1, 1), labels.repeat(2), radii, norm, 30)
+    assert left.tolist() == [True] * 30 + [False] * 30
 
 
-NETWORKS = [(2, 2, 2, 22), (2, 4, 3, 42), (4, 4, 3, 44), (4, 4, 2, 5), (3, 5, 4, 7), (4, 3, 2, 34)]
+NETWORKS = [(2, 4, 3, 42), (4, 4, 2, 5), (3, 5, 4, 7), (4, 3, 2, 34)]
 """Pixels, hidden units, classes, seed.
 
 Of the last one some samples' adversarial images lie at the tip of a ridge, a hundred-thousandth of the ball
 at 1.02 times the distance. The attack's seed is 0 here: with seeds 1 to 3 it leaves up to two of sixteen
-samples of that network standing, one of the second with seed 3, and one of the fourth with seeds 2 and 3.
+samples of that network standing, one of the first with seed 3, and one of the second with seeds 2 and 3.
 """
 
 
@@ -60,7 +60,7 @@ def test_a_relu_network_is_broken_on_the_far_side_of_the_distance_alone(network,
     near = exact.isfinite()
     assert int(near.sum()) >= 12
     images, labels, exact = images[near], labels[near], exact[near]
-    assert bool(standing(model, images, labels, 0.98 * exact, norm, 40).all())
+    assert bool(standing(model, images, labels, 0.98 * exact, norm, 15).all())
     assert not bool(standing(model, images, labels, 1.02 * exact, norm, 100).any())
 
 

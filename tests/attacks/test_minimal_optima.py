@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import optima
 import pytest
@@ -51,11 +53,10 @@ def test_the_two_solvers_agree_on_linear_models(kind, norm):
 
 
 @every
-@pytest.mark.parametrize("kind", ["inside", "edge"])
 @pytest.mark.parametrize("classes", [2, 3, 5, 10])
-def test_linear_models_are_within_two_percent_of_the_optimum(name, classes, kind):
+def test_linear_models_are_within_two_percent_of_the_optimum(name, classes):
     """Of every sample, with the parameters that they have by default."""
-    layer, images = optima.linear_layer(30, classes, classes), optima.images_of(kind, 15, 30, 7)
+    layer, images = optima.linear_layer(30, classes, classes), optima.images_of_both_kinds(15, 30, 7)
     ratio = ratios(name, layer, images, short={})
     assert ratio.min() >= 1 - BOUNDARY
     assert ratio.max() <= (1.02 if name != "alma-l2" else 1.1)  # it may settle at another face
@@ -128,41 +129,44 @@ def relu_network(inputs: int, hidden: int, classes: int, seed: int):
     return first, last
 
 
+@functools.cache
+def exact_relu_distances(network: tuple[int, int, int], kind: str, norm: str) -> np.ndarray:
+    """Of the samples of the test below; computed once for all attacks in l2."""
+    model, images, labels = relu_problem(network, kind)
+    return optima.relu_distances(model[1], model[3], images, labels, norm)
+
+
+def relu_problem(network: tuple[int, int, int], kind: str):
+    inputs, hidden, classes = network
+    first, last = relu_network(inputs, hidden, classes, inputs + 10 * hidden)
+    model = nn.Sequential(nn.Flatten(), first, nn.ReLU(), last)
+    images = optima.images_of(kind, 16, inputs, hidden)
+    return model, images, model(images).argmax(1)
+
+
 @pytest.mark.parametrize(
-    ("name", "share", "worst"),
+    ("name", "restarts", "share", "worst"),
     [
-        ("fmn-linf", 0.85, 1.5),
-        ("fmn-l2", 0.85, 1.5),
-        ("ddn-l2", 0.85, 1.5),
-        ("alma-l2", 0.85, 1.5),
-        ("cw-l2", 0.8, 4.0),
+        ("fmn-linf", 6, 0.85, 1.5),
+        ("fmn-l2", 6, 0.85, 1.5),
+        ("ddn-l2", 6, 0.85, 1.5),
+        ("alma-l2", 3, 0.85, 1.5),
+        ("cw-l2", 3, 0.8, 4.0),
     ],
 )
-def test_relu_networks_are_near_the_optimum(name, share, worst):
+def test_relu_networks_are_near_the_optimum(name, restarts, share, worst):
     """No sample below the exact distance, `share` of them within 2% of it, all within `worst` times it.
 
     The problem is not convex, and dead units leave plateaus: hence several random starts.
     """
-    threat, found, exact = (
-        THREATS.get(name).configure(**QUICK.get(name, {}), restarts=6 if name != "cw-l2" else 4),
-        [],
-        [],
-    )
-    for inputs, hidden, classes, kind in [
-        (2, 2, 2, "inside"),
-        (2, 4, 3, "edge"),
-        (4, 3, 2, "inside"),
-        (4, 4, 3, "edge"),
-    ]:
-        first, last = relu_network(inputs, hidden, classes, inputs + 10 * hidden)
-        model = nn.Sequential(nn.Flatten(), first, nn.ReLU(), last)
-        images = optima.images_of(kind, 16, inputs, hidden)
-        labels = model(images).argmax(1)
-        found.append(closest(threat, model, images, labels, 0)[1].numpy())
-        exact.append(optima.relu_distances(first, last, images, labels, threat.norm))
+    threat = THREATS.get(name).configure(**QUICK.get(name, {}), restarts=restarts)
+    found, exact = [], []
+    for network, kind in [((2, 4, 3), "edge"), ((4, 3, 2), "inside"), ((4, 4, 3), "edge")]:
+        found.append(closest(threat, *relu_problem(network, kind), 0)[1].numpy())
+        exact.append(exact_relu_distances(network, kind, threat.norm))
     distances, truth = np.concatenate(found), np.concatenate(exact)
     reachable = np.isfinite(truth)
-    assert reachable.sum() >= 48
+    assert reachable.sum() >= 36
     assert np.isinf(distances[~reachable]).all(), "found what does not exist"
     ratio = distances[reachable] / truth[reachable]
     assert ratio.min() >= 1 - BOUNDARY

@@ -15,13 +15,13 @@ from robustode.attacks import BUDGET_TOLERANCE, THREATS, Threat, register_threat
 from robustode.bench.runtime.checked_model import CheckedModel
 
 SMALL = {"steps": 4, "queries": 30, "directions": 3}
-"""What the longer attacks are cut to: every promise here is kept at any length."""
+MINIMAL = {"steps": 30, "rounds": 3}
+"""What the longer attacks are cut to: every promise here is kept at any length, if an example is found."""
 
 
 def cut(threat: Threat) -> Threat:
-    if threat.minimal:
-        return threat  # few steps find no example at all
-    return threat.configure(**{name: value for name, value in SMALL.items() if name in threat.parameters})
+    sizes = MINIMAL if threat.minimal else SMALL
+    return threat.configure(**{name: value for name, value in sizes.items() if name in threat.parameters})
 
 
 ALL = [cut(threat) for threat in THREATS]

@@ -116,7 +116,13 @@ def test_what_is_certified_is_never_broken(name, threat, few: Data):
     scale = 1.0 if attack.norm == "l2" else 8.0
     for eps in (float(np.median(radius)) / scale, float(radius.max()) / scale):
         cell = dataclasses.replace(
-            CELL, kind="accuracy", threat=threat, norm=attack.norm, strength=eps, samples=len(split)
+            CELL,
+            kind="accuracy",
+            threat=threat,
+            norm=attack.norm,
+            strength=eps,
+            samples=len(split),
+            batch_size=len(split),
         )
         record = evaluate_cell(cell, model, split, attack, num_classes=10, device=stubs.CPU, environment={})
         assert record.outcomes["correct"].all(axis=0)[radius > eps * scale].all()
