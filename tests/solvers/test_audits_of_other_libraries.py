@@ -10,6 +10,7 @@ import torch
 import torchdiffeq
 from gallery.base import Case, context_of, fit, shorten_audits
 from robustode.attacks.core.frozen_model import freeze
+from robustode.bench.audits.context import Context
 from robustode.bench.audits.library import all_audits
 from robustode.bench.audits.registry import AUDITS, AuditResult
 from robustode.bench.evaluation.dynamics import measure_dynamics
