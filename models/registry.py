@@ -60,7 +60,8 @@ class ModelSpec:
     version
         Raised by hand when the algorithm changes: stored records of older versions are not reused.
     source
-        SHA-256 of the file of a model outside the package and of the modules beside it; None inside.
+        SHA-256 of `sources`: the file of a model outside the package, and every module that it imports and
+        that is not installed; None inside.
     file
         ``net.py:build`` for a model from a file; None inside the package.
     folder
@@ -91,6 +92,7 @@ class ModelSpec:
     source: str | None = None
     file: str | None = None
     folder: Path | None = None
+    sources: tuple[Path, ...] = ()
     plugin: str | None = None
     variant_of: str | None = None
 

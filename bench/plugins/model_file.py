@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
-import os
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,55 +19,23 @@ from ..._errors import InvalidArgument, RobustodeError, one_line
 from ...models import MODELS, ModelSpec
 from ...models.registry import Build, same_factory
 from ..runtime.foreign_code import importing
+from ..runtime.opened_files import forget_reads
 from .entry_points import load_plugins
-from .file_source import source_sha256
-
-_PREFIX = "_robustode_external_"
-
+from .file_source import source_files, source_sha256
+from .own_imports import PREFIX, imports_from, share_later, still_imported
+from .own_imports import forget as forget_imports
 
 _imported_files: dict[str, set[str]] = {}  # by module name: the models that the file registered
-_modules_beside: dict[Path, dict[str, ModuleType]] = {}  # by folder: what its model files imported from it
+_sources: dict[str, dict[Path, str]] = {}  # by module name: the files of its source, and their modules
 
 
 def forget_model_files() -> None:
     """Forget every imported model file and the modules beside them; their models stay registered."""
-    for name in [name for name in sys.modules if name.startswith(_PREFIX)]:
+    for name in [name for name in sys.modules if name.startswith(PREFIX)]:
         del sys.modules[name]
     _imported_files.clear()
-    _modules_beside.clear()
-
-
-@contextmanager
-def _imports_from(folder: Path) -> Iterator[None]:
-    """Import as a script in `folder` would, and remove its modules from ``sys.modules`` afterwards.
-
-    Each folder has its own modules, so two model files may each have a package called ``models``. No bytecode
-    is written: Python takes it for current where a file is edited within a second to the same length.
-    """
-    own = _modules_beside.setdefault(folder, {})
-    path, writes_none = str(folder), sys.dont_write_bytecode
-    before = set(sys.modules)
-    sys.dont_write_bytecode = True
-    sys.path.insert(0, path)
-    sys.modules.update(own)
-    try:
-        yield
-    finally:
-        sys.path.remove(path)
-        sys.dont_write_bytecode = writes_none
-        for name in set(sys.modules) - before:
-            if _belongs_to(sys.modules[name], path):
-                own[name] = sys.modules.pop(name)
-
-
-def _belongs_to(module: ModuleType, folder: str) -> bool:
-    """Whether a module comes from `folder` itself rather than from an environment inside it."""
-    name = module.__name__.partition(".")[0]
-    places = [getattr(module, "__file__", None), *list(getattr(module, "__path__", []))]
-    inside = any(
-        place and place.startswith(folder + os.sep) and "site-packages" not in place for place in places
-    )
-    return inside and name != __name__.partition(".")[0] and not name.startswith(_PREFIX)
+    _sources.clear()
+    forget_imports()
 
 
 def resolve_model(name: str) -> ModelSpec:
@@ -142,7 +108,7 @@ def _place(reference: str) -> tuple[Path, str]:
 
 def _import_anew(path: Path, reference: str) -> tuple[ModuleType, set[str]]:
     """Import a file as it is now; its module, and the names of the models that were registered without it."""
-    module_name = f"{_PREFIX}{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    module_name = f"{PREFIX}{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     _forget(module_name, path.parent)
     known = set(MODELS.names())
     module = _import(path, module_name, reference)
@@ -178,10 +144,12 @@ def _spec(reference: str, module: ModuleType, factory: str, path: Path, known: s
         spec = ModelSpec(name=_slug(factory, path), build=build, summary=f"{path.name}:{factory}")
         if spec.name in known:
             raise InvalidArgument(f"model {reference!r}: the name {spec.name!r} is taken: rename the factory")
+    sources = _sources[module.__name__]
     return dataclasses.replace(
         spec,
         build=_importing_from(build, path.parent),
-        source=source_sha256(path),
+        source=source_sha256(path, sources),
+        sources=tuple(sources),
         file=f"{path.name}:{factory}",
         folder=path.parent,
     )
@@ -190,7 +158,8 @@ def _spec(reference: str, module: ModuleType, factory: str, path: Path, known: s
 def _forget(module_name: str, folder: Path) -> None:
     """Forget an earlier import of a file, its models and the modules beside it: what it reads may be new."""
     sys.modules.pop(module_name, None)
-    _modules_beside.pop(folder, None)
+    forget_imports(folder)
+    forget_reads(_sources.pop(module_name, ()), but=still_imported())
     for name in _imported_files.pop(module_name, set()):
         MODELS.unregister(name)
 
@@ -203,8 +172,12 @@ def _import(path: Path, module_name: str, reference: str) -> ModuleType:
     names = set(MODELS.names())
     sys.modules[module_name] = module
     try:
-        with importing(path.name), _imports_from(path.parent):
+        with importing(path.name), imports_from(path.parent) as own:
             spec.loader.exec_module(module)
+        sources = source_files(path, own.modules, own.path)
+        for file, name in sources.items():
+            if name and name not in own.modules:
+                share_later(name, file)
     except BaseException as error:
         sys.modules.pop(module_name, None)
         for name in set(MODELS.names()) - names:
@@ -214,6 +187,7 @@ def _import(path: Path, module_name: str, reference: str) -> ModuleType:
         raise InvalidArgument(
             f"model {reference!r}: {path.name} cannot be imported: {type(error).__name__}: {one_line(error)}"
         ) from error
+    _sources[module_name] = sources
     return module
 
 
@@ -221,7 +195,7 @@ def _importing_from(build: Build, folder: Path) -> Build:
     """Wrap a factory so that imports inside it find the modules beside its file."""
 
     def wrapped(input_shape: tuple[int, int, int], num_classes: int, **hyperparameters: Any) -> nn.Module:
-        with _imports_from(folder):
+        with imports_from(folder):
             return build(input_shape, num_classes, **hyperparameters)
 
     wrapped.__wrapped__ = build  # type: ignore[attr-defined]

@@ -171,7 +171,8 @@ class Record:
         timing also its ``operations`` and ``bytes``, the device's ``copy_bandwidth`` (bytes/s) and
         ``arithmetic_rate`` (operations/s), ``floor_seconds``, and ``achieved``, that over the median.
     card
-        Training: what the model says of itself: summary, reference, claims, expected failures. An attack
+        Training: what the model says of itself: summary, reference, claims, expected failures; ``files``, the
+        hashes of the files that its code has read. An attack
         whose examples are stored: ``adversarial``, their count and hash (see `examples_archive`). Audit:
         ``verdict``, ``sentence``, ``unit``, ``axes``, and ``exempt``, the reason for an expected flag.
     forwards, backwards

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +116,15 @@ class RecordFile:
                 keep = [line for n, line in enumerate(content.lines) if line and n not in bad | superseded]
                 write_atomically(self.path, b"".join(line + b"\n" for line in keep))
         return damages
+
+    def discard(self, drop: Callable[[Cell], bool]) -> None:
+        """Remove the records of the cells of which `drop` is true."""
+        with _locked(self.path):
+            gone = {line_key(record.cell) for record in self.load()[0] if drop(record.cell)}
+            content = self._read()
+            lines = {n for n, body in content.bodies.items() if body["key"] in gone}
+            keep = [line for n, line in enumerate(content.lines) if line and n not in lines]
+            write_atomically(self.path, b"".join(line + b"\n" for line in keep))
 
     def _record(self, content: _Content, number: int) -> Record:
         record = read_record(content.bodies[number], content.shared)

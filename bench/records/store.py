@@ -126,6 +126,13 @@ class Store:
         paths = [path for path in self._paths() if path.parent.name == name]
         return [record for path in paths for record in self._file(path).load()[0]]
 
+    def discard(self, training: Record) -> None:
+        """Drop a training and all that was asked of its weights. For the holder of `lock` alone."""
+        cell, sha256 = training.cell, training.card.get("checkpoint_sha256")
+        self._file(self.path(cell)).discard(
+            lambda c: c == cell or (c.checkpoint_sha256 == sha256 and c.variant() == cell.variant())
+        )
+
     def clear(self) -> list[Damage]:
         """Move damaged lines to ``set-aside/``, so that their cells are done again; what was moved.
 

@@ -11,11 +11,13 @@ from torch import nn
 
 from ..._errors import CheckpointError, ModelFailure
 from ...attacks.core.modes import training_mode
+from ..data import default_root
 from ..evaluation.accuracy import failed
 from ..records.checkpoint import Checkpoint, load_state, load_tensors, partial_path, stored_checkpoint
 from ..records.held_out import HELD_OUT
 from ..records.record import Record
 from ..runtime.device import CPU, environment
+from ..runtime.opened_files import FilesRead
 from ..runtime.time_limit import time_limit
 from ..training.check_statements import FEW_IMAGES, check_statements
 from ..training.load_trained import check_answers, rebuilt_model
@@ -37,6 +39,7 @@ class ModelWeights:
     def __init__(self, run: RunContext) -> None:
         self._run = run
         self._path = run.store.checkpoint_path(run.training)
+        self._files = FilesRead(run.spec, (run.store.folder.resolve(), default_root().resolve()))
         self._solver: str | None = None
 
     def obtain(self) -> tuple[nn.Module, Checkpoint] | None:
@@ -122,6 +125,7 @@ class ModelWeights:
             facts=facts,
             device=run.device,
             resume=resume,
+            files=self._files,
             on_batch=run.advance([run.training], epochs * len(run.data.train)),
         )
         self._check_statements(model, run.device)
@@ -137,7 +141,8 @@ class ModelWeights:
                 rebuilt_model(run.store, record, run.spec)
             except CheckpointError as error:
                 raise ModelFailure(str(error)) from None
-        return record
+        files = self._files.so_far()
+        return dataclasses.replace(record, card={**record.card, "files": files}) if files else record
 
     def _load_state(self, model: nn.Module) -> None:
         """Give `model` the stored weights, ready to be asked."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..._errors import RobustodeError
+from ..config.cells import training_cell
 from ..config.plan import Plan
 from ..config.run_request import RunRequest
 from ..data import Data
@@ -22,6 +23,7 @@ from ..records.record import Record
 from ..records.record_file import Damage
 from ..records.store import Store
 from ..runtime.progress import Quiet, Reporter
+from ..training.load_trained import changed_since
 from .batch_size import choose_batch_sizes
 from .model_run import ModelRun
 from .model_transfer import replay_all
@@ -76,6 +78,7 @@ def run_plan(
         if not fresh:
             refuse_taken_names(plan, data, store)
         result.damages = store.clear()
+        _discard_changed(plan, data, store, reporter)
         requested = _RequestedCells(plan, data, store)
         data = data.to(device)
         processes = count_processes(len(plan.model_runs), device, jobs) if request else 1
@@ -140,6 +143,16 @@ def run_plan(
             result.add(_transfer(plan, data, store, fresh, reporter))
         result.damages += store.clear()  # what this run superseded: a training, by what was asked after it
     return result
+
+
+def _discard_changed(plan: Plan, data: Data, store: Store, reporter: Reporter) -> None:
+    """Drop the trainings that read files which have changed since, and all that was asked of them."""
+    for spec, seed in plan.model_runs:
+        training = store.get(training_cell(plan, spec, seed, data))
+        changed = changed_since(training, spec)
+        if training is not None and changed:
+            store.discard(training)
+            reporter.line(f"{spec.name} seed {seed} · {changed}: it is trained and attacked anew")
 
 
 def _transfer(plan: Plan, data: Data, store: Store, fresh: bool, reporter: Reporter) -> RunSummary:

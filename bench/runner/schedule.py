@@ -22,6 +22,7 @@ from ..runtime.device import device_name
 from ..runtime.foreign_code import running
 from ..runtime.time_limit import time_limit
 from ..solvers.changed_model import solver_surrogates
+from ..training.load_trained import changed_since
 from ..training.provenance import solver_names
 from ..training.train import build_model
 from .cost_estimate import ESTIMATE_LIMIT, ESTIMATE_SAMPLES, Cost, makespan, measure_cost, torch_threads
@@ -87,7 +88,8 @@ def estimate_remaining(
         total, left, seconds_by_seed = 0, list[Cell](), dict[int, float]()
         for seed in plan.seeds_of(spec):
             training = training_cell(plan, spec, seed, data)
-            cells, missing = _missing_cells(plan, training, data, store, device, solver, fresh)
+            again = fresh or bool(changed_since(store.get(training), spec))
+            cells, missing = _missing_cells(plan, training, data, store, device, solver, again)
             total += len(cells)
             left += missing
             untimed = [cell for cell in missing if cell.kind != "throughput"]

@@ -17,6 +17,7 @@ from ..records.store import Store
 from ..runtime.construct import construct
 from ..runtime.foreign_code import running
 from ..runtime.network_hash import network_sha256
+from ..runtime.opened_files import changed_files
 from .check_statements import FEW_IMAGES, check_statements
 from .same_answers import TOLERANCE, answers_of, difference
 
@@ -61,6 +62,13 @@ def _as_trained(training: Record, spec: ModelSpec) -> ModelSpec:
     return spec
 
 
+def changed_since(training: Record | None, spec: ModelSpec) -> str:
+    """Say which files that the code of `spec` read for `training` have changed since; empty if none have."""
+    changed = changed_files(training.card.get("files", {}), spec) if training is not None else []
+    what = f"{spec.file or spec.name} read {', '.join(changed)}, which has changed or is gone since"
+    return what if changed else ""
+
+
 def trained_model(
     store: Store, training: Record, spec: ModelSpec, *, images: Tensor | None = None
 ) -> nn.Module:
@@ -74,8 +82,9 @@ def trained_model(
     Raises
     ------
     CheckpointError
-        When `spec` is not of the version that was trained or builds another network than it did, or the
-        weights are missing, do not match the hash in the record, or do not fit the model.
+        When `spec` is not of the version that was trained or builds another network than it did, a file that
+        it read has changed, or the weights are missing, do not match the hash in the record, or do not fit
+        the model.
     ContractBroken
         When the model contradicts what it states, see `check_statements`.
     """
@@ -88,6 +97,8 @@ def trained_model(
                 f"{spec.file or spec.name} builds another network than the one that was trained: what it "
                 "reads besides its own source has changed since; `robustode run` trains it anew"
             )
+    if changed := changed_since(training, spec):
+        raise CheckpointError(f"{changed}: put it back, or `robustode run` trains it anew")
     model = rebuilt_model(store, training, spec)
     if images is None:
         shape, _ = _shape_and_classes(training)

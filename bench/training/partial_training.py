@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..._errors import CheckpointError
 from ..records.checkpoint import load_state, load_tensors, partial_path, save_tensors
+from ..runtime.opened_files import FilesRead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +42,12 @@ class PartialTraining:
         Of the checkpoint that the training will write.
     facts
         Of the checkpoint; a state is loaded only for the same ``facts["cell"]``.
+    files
+        What the model's code reads; a state is loaded only while that is as it was.
     """
 
-    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
-        self.path = partial_path(path)
+    def __init__(self, path: Path, facts: Mapping[str, Any], files: FilesRead | None = None) -> None:
+        self.path, self.files = partial_path(path), files
         self.cell = json.loads(json.dumps(facts["cell"], sort_keys=True))
 
     def save(
@@ -55,7 +58,10 @@ class PartialTraining:
         tensors |= {f"best.{k}": v for k, v in best.items()}
         for index, state in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
-        body = json.dumps({"cell": self.cell, "history": vars(history)}, sort_keys=True).encode()
+        about = {"cell": self.cell, "history": vars(history)}
+        if self.files is not None:
+            about["files"] = self.files.so_far()
+        body = json.dumps(about, sort_keys=True).encode()
         tensors["about"] = torch.frombuffer(bytearray(body), dtype=torch.uint8)
         save_tensors(self.path, tensors)
 
@@ -73,6 +79,8 @@ class PartialTraining:
         except (CheckpointError, KeyError, ValueError):
             return empty
         if about["cell"] != self.cell:
+            return empty
+        if self.files is not None and not self.files.are_still(about.get("files", {})):
             return empty
 
         def tensors_of(prefix: str) -> dict[str, Tensor]:

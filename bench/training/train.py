@@ -29,6 +29,7 @@ from ..records.checkpoint import Checkpoint, load_state, save_checkpoint
 from ..runtime.checked_model import CheckedModel
 from ..runtime.construct import construct
 from ..runtime.foreign_code import running
+from ..runtime.opened_files import FilesRead
 from .partial_training import History, PartialTraining
 
 _SEED_STRIDE = 1_000_003
@@ -64,6 +65,7 @@ def train(
     facts: Mapping[str, Any],
     device: torch.device,
     resume: bool = True,
+    files: FilesRead | None = None,
     on_batch: Callable[[int], None] = lambda samples: None,
 ) -> tuple[Checkpoint, History]:
     """Train `model` in place, leave it in eval mode with the selected weights, and write its checkpoint.
@@ -77,6 +79,8 @@ def train(
         What the checkpoint's facts begin with; only a partial state of the same ``facts["cell"]`` is resumed.
     resume
         Whether to resume from a partial state, if there is one.
+    files
+        What the model's code reads: a partial state is resumed only while that has not changed.
     on_batch
         Called with the number of samples after each training batch.
 
@@ -92,7 +96,7 @@ def train(
     optimiser = torch.optim.Adam(
         model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    partial = PartialTraining(path, facts)
+    partial = PartialTraining(path, facts, files)
     if not resume:
         partial.remove()
     history, best = partial.load(model, optimiser)

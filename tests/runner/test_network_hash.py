@@ -407,7 +407,7 @@ def test_a_network_that_does_not_come_back_from_its_weights_is_a_failed_training
 
 
 UNSEEN = """
-from pathlib import Path
+import os
 import torch
 from torch import nn
 
@@ -418,7 +418,7 @@ class Net(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
     def forward(self, x):
-        scale = float((Path(__file__).parent / "scale.txt").read_text())
+        scale = float(os.environ["SCALE"])
         return self.head(torch.sin(scale * x.flatten(1)))
 
 def build(shape, classes):
@@ -426,13 +426,15 @@ def build(shape, classes):
 """
 
 
-def test_a_change_that_only_a_trained_network_shows_is_refused_and_made_again_with_fresh(tmp_path, few):
+def test_a_change_that_only_a_trained_network_shows_is_refused_and_made_again_with_fresh(
+    tmp_path, few, monkeypatch
+):
     (tmp_path / "net.py").write_text(UNSEEN)
     reference = f"{tmp_path}/net.py:build"
-    (tmp_path / "scale.txt").write_text("1.0")
+    monkeypatch.setenv("SCALE", "1.0")
     assert run(tmp_path, few, reference).failures == []
     assert run(tmp_path, few, reference).done == 0
-    (tmp_path / "scale.txt").write_text("9.0")
+    monkeypatch.setenv("SCALE", "9.0")
     done = run(tmp_path, few, reference)
     assert done.done == 0
     assert "answers otherwise" in done.failures[0]
