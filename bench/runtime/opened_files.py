@@ -76,12 +76,13 @@ class FilesRead:
 
 
 def forget_reads(sources: Collection[Path], but: Collection[Path] = ()) -> None:
-    """Forget what `sources` have read, and the modules among it; not of the code of `but`."""
-    gone = {str(file) for file in [*sources, *_reached(sources)] if file not in but}
-    for file in gone:
+    """Forget what `sources` have read, and the modules that were imported so; not of the code of `but`."""
+    read = {str(file) for file in _reached(sources) if file not in but}
+    for file in read | {str(file) for file in sources if file not in but}:
         _read.pop(file, None)
     for name, module in list(sys.modules.items()):
-        if getattr(module, "__file__", None) in gone and not is_ours(name):
+        place = getattr(module, "__file__", None)
+        if place in read and Path(place) not in sources and not is_ours(name):
             del sys.modules[name]
 
 
