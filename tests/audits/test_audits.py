@@ -153,7 +153,7 @@ def test_a_finer_solver_is_of_another_method_too(method, other):
 
 def test_a_loose_adaptive_solver_is_held_against_finer_grids():
     loose = fitted("node-dopri5", 0, layers=1, rtol=10.0, atol=10.0, gain=4.0, final_time=2.0)
-    found = look("solver-sensitivity", loose)
+    found = look("solver-sensitivity", loose, samples=128)
     assert found.verdict == "flag"
     assert found.axes[0].startswith("own solver, rk4 in ")
     assert "tight" not in found.axes[0]

@@ -240,7 +240,7 @@ def test_no_answer_for_any_sample_is_a_failure_of_the_model(name, fault, error, 
     [
         (TypeError("unsupported operand"), ModelFailure),
         (AttributeError("no attribute"), ModelFailure),
-        (IndexError("out of range"), ModelFailure),
+        (FileNotFoundError("no such file"), ModelFailure),
         (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
         (MemoryError(), MemoryError),
         (TimeLimitExceeded("took too long"), TimeLimitExceeded),
