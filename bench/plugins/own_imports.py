@@ -7,7 +7,6 @@ one's own on PYTHONPATH, is imported once, and anew when a file is loaded after 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..runtime.code_places import is_installed, is_ours
+from ..runtime.opened_files import file_sha256
 
 PREFIX = "_robustode_external_"
 """What the modules of model files themselves are called, before a hash."""
@@ -66,7 +66,7 @@ def imports_from(folder: Path) -> Iterator[Own]:
             if _lies_in(module, own.folders):
                 own.modules[name] = sys.modules.pop(name)
             elif (file := getattr(module, "__file__", None) or "").endswith(".py") and not is_installed(file):
-                _shared[name] = Path(file), _sha256(Path(file))
+                _shared[name] = Path(file), file_sha256(Path(file))
         sys.modules.update(hidden)
 
 
@@ -75,7 +75,7 @@ def share_later(name: str, file: Path) -> None:
 
     Where two files mean different modules by one name, neither is found then.
     """
-    known, _ = _shared.setdefault(name, (file, _sha256(file)))
+    known, _ = _shared.setdefault(name, (file, file_sha256(file)))
     if known != file:
         sys.modules.pop(name, None)
         for folder in [p for p in _added if known.is_relative_to(p) or file.is_relative_to(p)]:
@@ -93,7 +93,7 @@ def forget(folder: Path | None = None) -> None:
         _own.clear()
         _added.clear()
         _ambiguous.clear()
-    if folder is None or any(_sha256(file) != sha256 for file, sha256 in _shared.values()):
+    if folder is None or any(file_sha256(file) != sha256 for file, sha256 in _shared.values()):
         for name in _shared:
             sys.modules.pop(name, None)
         _shared.clear()
@@ -113,7 +113,3 @@ def _lies_in(module: ModuleType, folders: Sequence[str]) -> bool:
         for folder in folders
     )
     return inside and not module.__name__.startswith(PREFIX)
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""

@@ -93,6 +93,20 @@ def write(path: Path, name: str, examples: AdversarialExamples) -> None:
     write_atomically(path, buffer.getvalue())
 
 
+def remove(path: Path, gone: set[str]) -> None:
+    """Remove the examples of the attacks `gone` from the archive, and the archive where none are left."""
+    if not names(path) & gone:
+        return
+    buffer, others = io.BytesIO(), _readable(path, names(path) - gone)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        for name, kept in others.items():
+            _add(archive, name, kept)
+    if others:
+        write_atomically(path, buffer.getvalue())
+    else:
+        path.unlink()
+
+
 def _readable(path: Path, wanted: set[str]) -> dict[str, AdversarialExamples]:
     found = {}
     for name in sorted(wanted):

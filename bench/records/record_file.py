@@ -117,14 +117,15 @@ class RecordFile:
                 write_atomically(self.path, b"".join(line + b"\n" for line in keep))
         return damages
 
-    def discard(self, drop: Callable[[Cell], bool]) -> None:
-        """Remove the records of the cells of which `drop` is true."""
+    def discard(self, drop: Callable[[Cell], bool]) -> list[Cell]:
+        """Remove the records of the cells of which `drop` is true; these cells."""
         with _locked(self.path):
-            gone = {line_key(record.cell) for record in self.load()[0] if drop(record.cell)}
-            content = self._read()
-            lines = {n for n, body in content.bodies.items() if body["key"] in gone}
+            gone = [record.cell for record in self.load()[0] if drop(record.cell)]
+            keys, content = set(map(line_key, gone)), self._read()
+            lines = {n for n, body in content.bodies.items() if body["key"] in keys}
             keep = [line for n, line in enumerate(content.lines) if line and n not in lines]
             write_atomically(self.path, b"".join(line + b"\n" for line in keep))
+        return gone
 
     def _record(self, content: _Content, number: int) -> Record:
         record = read_record(content.bodies[number], content.shared)

@@ -129,9 +129,10 @@ class Store:
     def discard(self, training: Record) -> None:
         """Drop a training and all that was asked of its weights. For the holder of `lock` alone."""
         cell, sha256 = training.cell, training.card.get("checkpoint_sha256")
-        self._file(self.path(cell)).discard(
+        gone = self._file(self.path(cell)).discard(
             lambda c: c == cell or (c.checkpoint_sha256 == sha256 and c.variant() == cell.variant())
         )
+        examples_archive.remove(self.examples_path(cell), {label_in_file(c) for c in gone})
 
     def clear(self) -> list[Damage]:
         """Move damaged lines to ``set-aside/``, so that their cells are done again; what was moved.

@@ -46,7 +46,7 @@ def files_read(spec: ModelSpec, outside: Collection[Path] = ()) -> dict[str, str
         return {}
     found: dict[str, str] = {}
     for file, sha256 in _reached([*spec.sources, _code_file(spec.build)]).items():
-        now = _sha256(file)
+        now = file_sha256(file)
         kept = file not in _written and (file not in _updated or now == sha256) and (now or not sha256)
         if kept and file not in spec.sources and not any(file.is_relative_to(f) for f in outside):
             found[_label(file, _folder(spec))] = sha256
@@ -56,7 +56,7 @@ def files_read(spec: ModelSpec, outside: Collection[Path] = ()) -> dict[str, str
 def changed_files(files: Mapping[str, str], spec: ModelSpec) -> list[str]:
     """Return those of `files`, as `files_read` gives them, that are not as they were."""
     folder = _folder(spec)
-    return [name for name, known in files.items() if _sha256(folder / Path(name).expanduser()) != known]
+    return [name for name, known in files.items() if file_sha256(folder / Path(name).expanduser()) != known]
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _label(file: Path, folder: Path) -> str:
     return f"~/{file.relative_to(home).as_posix()}" if file.is_relative_to(home) else file.as_posix()
 
 
-def _sha256(file: Path) -> str:
+def file_sha256(file: Path) -> str:
     """The hash of a file, read where it has changed; empty where there is none."""
     try:
         stat = file.stat()
@@ -162,7 +162,7 @@ def _note(name: Any, flags: int, frame: FrameType | None) -> None:
         return
     reader = _reader(frame)
     if reader is not None:
-        known, sha256 = _read.setdefault(reader, {}), _sha256(file)
+        known, sha256 = _read.setdefault(reader, {}), file_sha256(file)
         if known.setdefault(file, sha256) != sha256:
             known[file] = hashlib.sha256(f"{known[file]} {sha256}".encode()).hexdigest()  # it was both
 

@@ -149,6 +149,8 @@ def test_a_file_that_was_read_and_changed_is_trained_and_attacked_anew(tmp_path,
     assert len([line for line in lines if "trained and attacked anew" in line and name in line]) == 1
     assert run(tmp_path, few, reference).done == 0
     robustode.load_model(tmp_path / "out", "net", model=reference)
+    found = verify(tmp_path / "out", models=[load_external(reference)]).findings
+    assert not any("no record that can be read" in finding.what for finding in found)
 
 
 def test_a_change_that_makes_the_same_weights_is_attacked_anew_too(tmp_path, few):
