@@ -63,6 +63,8 @@ class SampleAnswers(QueriedModel):
     has_answered
         Whether the model has answered for some sample. Until then, no answer for a whole batch is the
         failure of the model and not that of its samples.
+    failure
+        The first failure that was met; None without one.
     nonfinite_gradients
         How often a gradient was asked for and was NaN, infinite, or could not be had.
 
@@ -87,7 +89,7 @@ class SampleAnswers(QueriedModel):
         self.nonfinite_gradients = 0
         self._has_gradient = False
         self._gave_up: set[bytes] = set()
-        self._failure: ModelFailure | None = None
+        self.failure: ModelFailure | None = None
 
     # --- answers ----------------------------------------------------------------------------------
 
@@ -99,8 +101,8 @@ class SampleAnswers(QueriedModel):
         has_answer = answered(logits.detach())
         if bool(has_answer.any()):
             self.has_answered = True
-        elif len(images) and not self.has_answered and self._failure is not None:
-            raise self._failure
+        elif len(images) and not self.has_answered and self.failure is not None:
+            raise self.failure
         if images.requires_grad:
             own, cotangents = images.detach(), list[Tensor]()
             if logits.requires_grad:
@@ -124,8 +126,8 @@ class SampleAnswers(QueriedModel):
         except ModelFailure as error:
             if not may_concern_a_sample(error):
                 raise
-            if self._failure is None:
-                self._failure = type(error)(one_line(error))  # `error` holds on to the tensors of the try
+            if self.failure is None:
+                self.failure = type(error)(one_line(error))  # `error` holds on to the tensors of the try
         if len(images) == 1:
             self._gave_up.update(_digests(images))
             return self._no_answer(images)

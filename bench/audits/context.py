@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,36 +13,29 @@ from ...attacks.core.seeds import Purpose, stream_generator, stream_seeds
 from ...attacks.core.types import Norm
 from ...models import ModelSpec
 from ..evaluation.accuracy import frozen
-from ..evaluation.consistency import asked_with_gradients
 from ..records.record import Cell
-from ..runtime.checked_model import CheckedModel
 from ..runtime.foreign_code import attacking
 from ..solvers.changed_model import solved_as_forward
 from ..solvers.observe import observe
 from ..solvers.solver_call import SolverCall
 from ..solvers.without_solver import known_without_solver
 from ..training.provenance import solver_names
-from .measures import normalised
+from .asked_model import AskedModel
 from .registry import AuditResult, not_applicable, not_asked
 from .stored_records import StoredRecords
 
-T = TypeVar("T")
 DEFAULT_EPS = {"linf": 0.1, "l2": 0.5}
 """Where the leaderboard reports no strength."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
-    """One model in eval mode and what is known of it.
+class Context(AskedModel):
+    """One model and what is known of it; the attacks that audits share.
 
     Attributes
     ----------
-    model
-        In eval mode, on `device`.
-    images, labels
-        Test samples (N, C, H, W) and (N,), on `device`.
-    num_classes, dataset
-        Of the dataset.
+    dataset
+        What the samples are of.
     spec
         What the model says of itself.
     stored
@@ -58,19 +50,8 @@ class Context:
         Of APGD-CE and APGD-T.
     queries, spsa_steps
         Of Square and SPSA.
-    batch_size
-        Images that go through the model at once.
-    strict
-        Compare logits as `robustode check` does of an untrained model: passes must agree to the last bit, the
-        scale of the logits counts, and no difference is excused by ill-conditioned weights.
-    memo
-        Answers that several audits share.
     """
 
-    model: nn.Module
-    images: Tensor
-    labels: Tensor
-    num_classes: int
     dataset: str
     spec: ModelSpec
     stored: StoredRecords = field(default_factory=StoredRecords)
@@ -83,20 +64,6 @@ class Context:
     targets: int = 9
     queries: int = 1000
     spsa_steps: int = 10
-    batch_size: int = 128
-    strict: bool = False
-    memo: dict[Any, Any] = field(default_factory=dict, compare=False)
-
-    def first(self, count: int) -> Context:
-        """The same, with the first `count` samples and nothing remembered."""
-        return replace(self, images=self.images[:count], labels=self.labels[:count], memo={})
-
-    def once(self, what: Any, make: Callable[[], T]) -> T:
-        """``make()``, called once for each `what`."""
-        if what not in self.memo:
-            self.memo[what] = make()
-        found: T = self.memo[what]
-        return found
 
     def settings(self) -> dict[str, Any]:
         """What of it belongs in the cell of a check."""
@@ -114,11 +81,6 @@ class Context:
                 "spsa_steps": self.spsa_steps,
             },
         }
-
-    @property
-    def queried(self) -> CheckedModel:
-        """The model behind a counter that refuses NaN."""
-        return self.once("queried", lambda: CheckedModel(self.model, self.num_classes))
 
     def solver_calls(self) -> list[SolverCall]:
         """The solves of one forward pass on two of the images; observed once."""
@@ -142,41 +104,6 @@ class Context:
         """A generator on the CPU for one use `what` of random numbers: an audit's name, and where in it."""
         return stream_generator(Purpose.AUDIT, self.seed, *what)
 
-    def logits(self, images: Tensor, model: nn.Module | None = None) -> Tensor:
-        """Logits (N, K), without gradients, in batches of `batch_size`."""
-        asked = self.queried if model is None else CheckedModel(model, self.num_classes)
-        with frozen(asked.model), torch.no_grad():
-            return torch.cat([asked(part) for part in images.split(self.batch_size)])
-
-    def logits_with_gradients(self) -> Tensor:
-        """Logits (N, K) of the images, detached, as an attack asks: with gradients recorded. Asked once."""
-
-        def ask() -> Tensor:
-            with frozen(self.model):
-                parts = self.images.split(self.batch_size)
-                return torch.cat([asked_with_gradients(self.queried, part) for part in parts])
-
-        return self.once("logits with gradients", ask)
-
-    def distance(self, logits: Tensor, other: Tensor) -> Tensor:
-        """How far apart two answers (N, K) to the same images are, (N,): after normalisation, in l2.
-
-        If `strict`, in l-infinity and relative to `logits`, so that a change of scale counts too.
-        """
-        if not self.strict:
-            distance: Tensor = (normalised(logits) - normalised(other)).norm(dim=1)
-            return distance
-        size = logits.double().abs().amax(1).clamp_min(torch.finfo(torch.float64).tiny)
-        apart: Tensor = (logits.double() - other.double()).abs().amax(1) / size
-        return apart
-
-    def correct(self, images: Tensor | None = None, model: nn.Module | None = None) -> Tensor:
-        """Which samples are classified correctly as `images` (N, C, H, W), bool (N,)."""
-        if images is None:
-            name = ("correct", id(model))
-            return self.once(name, lambda: self.correct(self.images, model))
-        return self.logits(images, model).argmax(1) == self.labels
-
     def threat(self, name: str, **parameters: Any) -> Threat:
         """The threat `name` in the norm of the audit: ``pgd`` is ``pgd-linf`` or ``pgd-l2``."""
         full = name if name in THREATS else f"{name}-{self.norm}"
@@ -195,11 +122,12 @@ class Context:
         FGSM and PGD go on to the last step where `model` is another: its examples are for the audited one.
         """
         rows = torch.arange(len(self.images), device=self.device) if rows is None else rows
-        asked = self.queried if model is None else CheckedModel(model, self.num_classes)
+        asked = self._asked(model)
         images = self.images.clone()
         with frozen(asked.model):
             for part in rows.split(self.batch_size):
-                seeds = stream_seeds(Purpose.AUDIT, self.seed, 0, part.tolist())
+                numbers = [self.numbers[row] for row in part.tolist()]
+                seeds = stream_seeds(Purpose.AUDIT, self.seed, 0, numbers)
                 with (
                     attacking(threat.craft),
                     torch.set_grad_enabled(threat.needs_gradient),
@@ -230,7 +158,7 @@ class Context:
             return among.clone()
         images = self.perturbed(threat, rows=rows, model=model, eps=eps)
         survived = torch.zeros_like(among)
-        survived[rows] = self.logits(images[rows]).argmax(1) == self.labels[rows]
+        survived[rows] = self.predicted(images[rows]) == self.labels[rows]
         return survived
 
     def pgd(self) -> Tensor:
@@ -265,8 +193,9 @@ class Context:
         left = self.long_pgd() & self.apgd()[1]
         known = self.stored.broken(self.norm, self.eps)
         if known is not None:
-            count = min(len(known), len(left))
-            left[:count] &= ~torch.from_numpy(known[:count]).to(left)
+            numbers = torch.tensor(self.numbers)
+            inside = numbers < len(known)
+            left[inside] &= ~torch.from_numpy(known)[numbers[inside]].to(left)
         return left
 
     def attack_under_test(self) -> Threat:

@@ -97,6 +97,9 @@ class Audit:
     initialisations, extreme_images
         For such a model: at how many random initialisations it is run, and whether a black image, a white one
         and one of black and white pixels are among the images.
+    every_sample
+        Whether it is asked of samples without an answer too. Of other audits they are left out, and the
+        sentence says how many.
     remedy
         What to change in a model that is flagged, one sentence.
     reference
@@ -116,6 +119,7 @@ class Audit:
     untrained: bool = False
     initialisations: int = 1
     extreme_images: bool = False
+    every_sample: bool = False
     remedy: str = ""
     reference: str = ""
     version: int = 1
@@ -128,7 +132,9 @@ class Audit:
     def __call__(self, context: Any) -> AuditResult:
         """Run the audit; one that raises `NotAsked` returns ``not asked`` with the reason."""
         try:
-            return self.check(context)
+            whole = self.needs == "records" or self.every_sample
+            found: AuditResult = self.check(context) if whole else context.ask(self.check)
+            return found
         except NotAsked as reason:
             return not_asked(f"{reason}.")
 

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..._errors import ModelFailure, NonFinite
-from ...attacks.core.losses import answered
 from ...attacks.core.torch_settings import torch_random_states
-from ..runtime.checked_model import CheckedModel
+from ..runtime.checked_model import CheckedModel, answered_rows
 from ..runtime.foreign_code import asking
 from .accuracy import frozen
 
@@ -158,7 +157,7 @@ def inconsistencies(
 def _answered(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
     """Those of `images` (N, C, H, W) that have an answer."""
     try:
-        return images[answered(CheckedModel(model, num_classes, per_sample=True)(images))]
+        return images[answered_rows(model, images, num_classes)]
     except ModelFailure:
         return images[:0]
 

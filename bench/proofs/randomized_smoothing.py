@@ -27,7 +27,7 @@ from ..data import Split
 from ..evaluation.accuracy import frozen
 from ..evaluation.consistency import BATCH_INDEPENDENCE, DETERMINISM, inconsistencies
 from ..records.record import Cell, Record
-from ..runtime.checked_model import CheckedModel
+from ..runtime.checked_model import CheckedModel, answered_rows
 from ..solvers.observe import observe
 
 BATCH = 16
@@ -102,8 +102,7 @@ def unsuitable(model: nn.Module, images: Tensor, num_classes: int) -> str | None
 
     Images without an answer say nothing of it.
     """
-    with frozen(model), torch.no_grad():
-        images = images[answered(CheckedModel(model, num_classes, per_sample=True)(images))]
+    images = images[answered_rows(model, images, num_classes)]
     if any(call.couples_samples for call in observe(model, images)):
         return "an adaptive solver couples the samples of a batch: votes are not independent"
     found = inconsistencies(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from ...attacks.core.frozen_model import frozen
+from ...attacks.core.losses import answered
 from ...attacks.core.sample_answers import SampleAnswers
 from ..solvers.evaluations import evaluations_times_images
 from ..solvers.observe import count_nfe, is_compiled, solvers_seen
@@ -43,3 +46,19 @@ class CheckedModel(SampleAnswers):
     def field_evaluations(self) -> int | None:
         """Field evaluations of the last forward pass times its samples; None where no solver was seen."""
         return self._evaluations
+
+
+def answered_rows(
+    model: nn.Module, images: Tensor, num_classes: int, batch_size: int | None = None
+) -> Tensor:
+    """The rows (k,) of `images` (N, C, H, W) for which `model` gives an answer, asked in batches.
+
+    Raises
+    ------
+    ModelFailure, NonFinite
+        It gives none for any of them.
+    """
+    asked = CheckedModel(model, num_classes, per_sample=True)
+    with frozen(model), torch.no_grad():
+        found = [answered(asked(part)) for part in images.split(batch_size or max(1, len(images)))]
+    return torch.cat(found).nonzero().flatten()

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ....attacks.core.losses import answered
+from ...runtime.checked_model import CheckedModel
 from ..context import Context
 from ..measures import array, fraction
 from ..registry import AuditResult, measured, not_applicable, register_audit
@@ -42,7 +44,7 @@ def check(context: Context) -> AuditResult:
     backbone = getattr(context.model, "frozen_backbone", None)
     if not isinstance(backbone, nn.Module):
         return not_applicable("The model has no frozen part (an attribute frozen_backbone).")
-    substitute = _fit(context, backbone)
+    substitute = CheckedModel(_fit(context, backbone), context.num_classes, per_sample=True)
     own = fraction(context.pgd())
     threat = context.threat("pgd", steps=20, restarts=2)
     replayed = fraction(context.survives(threat, model=substitute))
@@ -66,9 +68,8 @@ def _fit(context: Context, backbone: nn.Module) -> nn.Module:
     generator = context.generator("backbone-transfer")
     noise = torch.rand(context.images.shape, generator=generator).to(context.images)
     images = torch.cat([context.images, (context.images + context.eps * (2 * noise - 1)).clamp(0, 1)])
-    with torch.no_grad():
-        features = torch.cat([backbone(part).flatten(1) for part in images.split(context.batch_size)])
-    targets = torch.cat([context.labels, context.labels])
+    features, rows = _features(context, backbone, images)
+    targets = torch.cat([context.labels, context.labels])[rows]
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(context.generator("backbone-transfer", "head").initial_seed())
         head = nn.Linear(features.shape[1], context.num_classes).to(features)
@@ -78,3 +79,14 @@ def _fit(context: Context, backbone: nn.Module) -> nn.Module:
             F.cross_entropy(head(features.detach()), targets).backward()
             optimiser.step()
     return _Head(backbone, head).eval()
+
+
+@torch.no_grad()
+def _features(context: Context, backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (k, F) of those of `images` that have some, and their rows (k,)."""
+    flat = nn.Sequential(backbone, nn.Flatten())
+    width = flat(images[:1]).shape[1]
+    asked = CheckedModel(flat.eval(), width, per_sample=True)
+    features = torch.cat([asked(part) for part in images.split(context.batch_size)])
+    rows = answered(features).nonzero().flatten()
+    return features[rows], rows

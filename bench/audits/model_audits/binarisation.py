@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ....attacks.core.losses import answered, misclassified
+from ....attacks.core.sample_answers import SampleAnswers
 from ....attacks.core.seeds import Purpose, stream_seeds
 from ...evaluation.accuracy import frozen
 from ..context import Context
@@ -57,19 +59,20 @@ def check(context: Context) -> AuditResult:
     queries = min(max(threat.queries(threat.parameters)[0], RANDOM[0]), RANDOM[1])
     found, lucky, tried = 0, 0.0, 0
     with frozen(context.model):
-        for index, image in enumerate(images):
+        for index, image in zip(context.numbers, images, strict=False):
             readout = _plant(context, image, index)
             if readout is None:
                 continue
             tried += 1
             seeds = stream_seeds(Purpose.AUDIT, context.seed, 0, [index])
             label = torch.zeros(1, dtype=torch.long, device=image.device)
+            asked = SampleAnswers(readout, 2, per_sample=True)
             with torch.set_grad_enabled(threat.needs_gradient):
-                attacked = threat(readout, image[None].clone(), label, context.eps, seeds)
+                attacked = threat(asked, image[None].clone(), label, context.eps, seeds)
             with torch.no_grad():
-                found += int(readout(attacked).argmax(1))
+                found += int(misclassified(asked(attacked), label))
                 tries = _border(context, image, queries, ("random search", index))
-                lucky += float(readout(tries).argmax(1).any())
+                lucky += float(misclassified(asked(tries), label).any())
     if not tried:
         return not_applicable(
             "No planted example can be separated from the points inside: the logits do not change."
@@ -117,6 +120,10 @@ def _plant(context: Context, image: Tensor, index: int) -> _Binary | None:
     inner = torch.cat([image[None], _border(context, image, INNER, ("inside", index), INSIDE)])
     planted = _border(context, image, 1, ("planted", index))
     inside, outside = context.logits(inner).double(), context.logits(planted).double()[0]
+    known = answered(inside)
+    if not known[0] or not outside.isfinite().all():
+        return None
+    inside = inside[known]
     size = inside.abs().amax().clamp_min(1e-300)
     inside, outside = inside / size, outside / size
     centred = inside - inside.mean(0)

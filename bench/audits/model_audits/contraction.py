@@ -44,9 +44,11 @@ def check(context: Context) -> AuditResult:
         return not_applicable("Neither the model nor its flow claims to contract.")
     if not rates:
         return context.without_solver()
+    context = context.first(SAMPLES)
     with in_float64(context.model, context.images) as double:
+        images = context.images.double()
         try:
-            flows = column_flows(double, context.images[:SAMPLES].double())
+            flows = column_flows(double, images[context.answered(images, double)])
         except CannotFollow as reason:
             raise NotAsked(f"The solve of the model cannot be followed: {reason}") from None
         found = [_measured(flow, context) for flow in flows if claims or _rate(flow.call) > 0]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ...evaluation.consistency import SAMPLES, RandomNumbers, draws_at_random
+from ...runtime.checked_model import CheckedModel
 from ..context import Context
 from ..measures import array
 from ..registry import AuditResult, measured, register_audit
@@ -31,17 +34,20 @@ def check(context: Context) -> AuditResult:
     that draws random numbers, two more passes are asked with torch's fixed at 0 and at almost 1.
     """
     limit = 0.0 if context.strict else LIMIT
-    passes = [context.logits(context.images) for _ in range(PASSES - 1)]
+    passes = [context.own_logits(), *(context.logits_at_once(context.images) for _ in range(PASSES - 2))]
     few = context.images[:SAMPLES]
-    random_numbers = draws_at_random(lambda: context.logits(few, context.model))
+    aside = CheckedModel(context.model, context.num_classes, per_sample=True)
+    random_numbers = draws_at_random(lambda: context.logits(few, aside))
     for fixed in RandomNumbers.EXTREMES if random_numbers else ():
         with RandomNumbers(fixed):
-            passes.append(context.logits(context.images))
+            passes.append(context.logits_at_once(context.images))
     apart = torch.stack([context.distance(one, passes[0]) for one in passes[1:]])
     value = float(apart.max())
     sentence = (
         f"Over {len(passes) + 1} passes the logits of an image move by at most {value:.2g} of their size."
     )
+    if math.isinf(value):
+        sentence = f"Over {len(passes) + 1} passes an image has an answer in one and none in another."
     if value > limit:
         sentence += " The model answers every query of an attack differently."
     with_gradients = float(context.distance(context.logits_with_gradients(), passes[0]).max())

@@ -18,19 +18,31 @@ from ..registry import AuditResult, measured, register_audit
 LIMIT, LAST = 0.05, 10
 
 
-class _LossRecorder(nn.Module):
-    """A model that records the loss of every query, (N,) each."""
+class _LossRecorder(CheckedModel):
+    """A model that records the loss of every query, (N,) each: NaN for a sample without an answer."""
 
-    def __init__(self, model: nn.Module, labels: Tensor) -> None:
-        super().__init__()
-        self.model, self.labels = model, labels
+    def __init__(self, model: nn.Module, num_classes: int, labels: Tensor) -> None:
+        super().__init__(model, num_classes, per_sample=True)
+        self.labels = labels
         self.losses: list[Tensor] = []
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images)
+        logits = super().forward(images)
         if len(images) == len(self.labels):
             self.losses.append(cross_entropy(logits.detach().double(), self.labels))
         return logits
+
+    def pull_back(self, x: Tensor, cotangent: Tensor) -> Tensor:
+        recorded = len(self.losses)
+        gradient = super().pull_back(x, cotangent)
+        del self.losses[recorded:]
+        return gradient
+
+    def retry(self, error: BaseException) -> bool:
+        again = super().retry(error)
+        if again:
+            self.losses.clear()
+        return again
 
 
 @register_audit(
@@ -61,14 +73,15 @@ def check(context: Context) -> AuditResult:
     survivors = context.correct()
     runs: list[Tensor] = []
     for restart in range(restarts):
-        recorder = _LossRecorder(context.model, context.labels)
-        whole = CheckedModel(recorder, context.num_classes)
-        seeds = stream_seeds(Purpose.AUDIT, context.seed, restart, range(len(context.images)))
+        recorder = _LossRecorder(context.model, context.num_classes, context.labels)
+        seeds = stream_seeds(Purpose.AUDIT, context.seed, restart, context.numbers)
         with torch.enable_grad():
-            given = (whole, context.images.clone(), context.labels, context.eps, seeds)
+            given = (recorder, context.images.clone(), context.labels, context.eps, seeds)
             attacked = once(*given, early_stopping=False)
-        survivors = survivors & (context.logits(attacked.detach()).argmax(1) == context.labels)
-        runs.append(torch.stack(recorder.losses))
+        losses = torch.stack(recorder.losses)
+        survivors = survivors & (context.predicted(attacked.detach()) == context.labels)
+        survivors &= ~losses.isnan().any(0)  # a step without an answer has broken the sample
+        runs.append(losses)
     if not bool(survivors.any()):
         sentence = f"PGD-{steps} breaks every sample, so it has converged."
         return measured(0.0, LIMIT, sentence, unit="of the loss's range")

@@ -43,7 +43,7 @@ def check(context: Context) -> AuditResult:
     """
     if not context.solver_calls():
         return context.without_solver()
-    own, accuracy = context.logits(context.images).argmax(1), fraction(context.correct())
+    own, accuracy = context.predicted(context.images), fraction(context.correct())
     found, fails = [("own solver", 0.0, 0.0)], False
     others, tight = chain(_of_grid(context), _of_adaptive(context)), _tight(context)
     for name, answer in (pair for answers in (others, tight) if not fails for pair in answers):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ...._errors import ModelFailure, NotAsked
 from ...solvers.changed_model import solver_surrogates
 from ...solvers.solver_call import CannotSolveOtherwise
 from ..context import Context
-from ..measures import array, exceeds, fraction, normalised
+from ..measures import array, exceeds, fraction
 from ..registry import AuditResult, measured, not_applicable, register_audit
 
 POINTS = 0.01
@@ -33,10 +35,10 @@ def check(context: Context) -> AuditResult:
     """
     apart = _modes(context)
     if apart > MODES:
-        sentence = (
-            f"With gradients recorded, normalised logits differ by up to {apart:.2g}: the attacked model "
-            "is not the scored one."
-        )
+        change = f"normalised logits differ by up to {apart:.2g}"
+        if math.isinf(apart):
+            change = "images have no answer that have one otherwise, or have one that have none"
+        sentence = f"With gradients recorded, {change}: the attacked model is not the scored one."
         return measured(apart, MODES, sentence, unit="distance")
     if not context.solver_calls():
         return context.without_solver()
@@ -75,5 +77,4 @@ def check(context: Context) -> AuditResult:
 
 def _modes(context: Context) -> float:
     """Largest distance of normalised logits between scoring and attacking."""
-    scored, attacked = context.logits(context.images), context.logits_with_gradients()
-    return float((normalised(scored) - normalised(attacked)).norm(dim=1).max())
+    return float(context.distance(context.logits(context.images), context.logits_with_gradients()).max())
