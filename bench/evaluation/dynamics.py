@@ -18,6 +18,7 @@ from ..._errors import NotAsked
 from ...models import StepMap
 from ..data import Split
 from ..records.record import Cell, Record
+from ..runtime.checked_model import answered_rows
 from ..runtime.float64 import in_float64
 from ..solvers.column_flow import CannotFollow, column_flows
 from ..solvers.observe import observe
@@ -36,13 +37,15 @@ def measure_dynamics(
     initial: nn.Module,
     split: Split,
     *,
+    num_classes: int,
     device: torch.device,
     environment: Mapping[str, Any],
 ) -> Record:
     """Follow trajectories of the model's flow; `initial` is the same model before training.
 
     A model that does not solve exactly one ODE in a forward pass, on a state of columns or with a row for
-    each image, gets a record that carries the reason and nothing else.
+    each image, gets a record that carries the reason and nothing else. Images without an answer are left out
+    and counted, by the measure ``left_out``.
     """
     started = time.perf_counter()
 
@@ -50,6 +53,7 @@ def measure_dynamics(
         return Record(cell=cell, seconds=time.perf_counter() - started, environment=environment, **rest)
 
     images = split.first(cell.samples).images.to(device)
+    images = images[answered_rows(model, images, num_classes)]
     calls = observe(model, images[:2])
     if len(calls) != 1:
         why = (
@@ -58,7 +62,11 @@ def measure_dynamics(
         return record(card={"no_dynamics": why})
     outcomes: dict[str, np.ndarray] = {}
     try:
-        for name, module in (("trained", model), ("initial", initial.to(device))):
+        initial = initial.to(device)
+        for module in (model, initial):
+            with in_float64(module, images):
+                images = images[answered_rows(module, images.double(), num_classes)]
+        for name, module in (("trained", model), ("initial", initial)):
             with in_float64(module, images):
                 (flow,) = column_flows(module, images.double())
                 states, maps = flow.states, flow.steps
@@ -73,7 +81,9 @@ def measure_dynamics(
     except (CannotFollow, NotAsked) as reason:
         return record(card={"no_dynamics": str(reason)})
     double_outcomes = {name: lines.astype(np.float64) for name, lines in outcomes.items()}
-    return record(outcomes=double_outcomes, forwards=2 * cell.samples)
+    missing = cell.samples - len(images)
+    left_out = {"left_out": float(missing)} if missing else {}
+    return record(outcomes=double_outcomes, measures=left_out, forwards=2 * len(images))
 
 
 @torch.no_grad()

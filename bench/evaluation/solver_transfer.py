@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from ..data import Split
 from ..records.adversarial_examples import AdversarialExamples
 from ..records.predictions import largest_norm, outcomes_of, predictions
 from ..records.record import NOT_STORED, Cell, Record
-from ..runtime.checked_model import CheckedModel
+from ..runtime.checked_model import CheckedModel, answered_rows
 from ..solvers.changed_model import solved_as_forward, solver_surrogates
 from ..solvers.observe import count_nfe
 from .accuracy import evaluate_cell
@@ -66,7 +67,10 @@ def evaluate_solver_transfer(
         As `evaluate_cell`, of the model itself and of the attack.
     """
     started = time.perf_counter()
-    sample = split.images[:1].to(device)
+    batch = split.images[: cell.batch_size].to(device)
+    sample = batch[:1]
+    with suppress(ModelFailure):  # a model that answers none of them is one for `evaluate_cell`
+        sample = batch[answered_rows(model, batch, num_classes)[:1]]
     surrogates = solver_surrogates(model, sample)
     if not surrogates:
         raise InvalidArgument(

@@ -167,9 +167,10 @@ class Record:
     measures
         Scalars by name (``samples_per_second``, ``peak_memory_bytes``, ``parameters``, ...). Of a bounded
         attack ``largest_norm``, the largest distance of a perturbed image, and ``nonfinite_gradients``, how
-        often a gradient was asked for and was none. Of a flow's
-        timing also its ``operations`` and ``bytes``, the device's ``copy_bandwidth`` (bytes/s) and
-        ``arithmetic_rate`` (operations/s), ``floor_seconds``, and ``achieved``, that over the median.
+        often a gradient was asked for and was none. Of a timing or trajectories ``left_out``, how many
+        samples have no answer and are not among those asked. Of a flow's timing also its ``operations`` and
+        ``bytes``, the device's ``copy_bandwidth`` (bytes/s) and ``arithmetic_rate`` (operations/s),
+        ``floor_seconds``, and ``achieved``, that over the median.
     card
         Training: what the model says of itself: summary, reference, claims, expected failures; ``files``, the
         hashes of the files that its code has read. An attack

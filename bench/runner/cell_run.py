@@ -65,7 +65,9 @@ class CellRunner:
             if cell.kind == "certificate":
                 record = certify_cell(cell, model, test, num_classes=classes, **common)
             elif cell.kind == "dynamics":
-                record = measure_dynamics(cell, model, self._untrained(cell), test, **common)
+                record = measure_dynamics(
+                    cell, model, self._untrained(cell), test, num_classes=classes, **common
+                )
             else:
                 record = measure_cell(cell, model, test, num_classes=classes, **common)
         advance(cell.samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from ...attacks.core.image_dtype import image_dtype
 from ...attacks.core.model_call import call_model
 from ...attacks.core.modes import set_mode
+from ...attacks.core.sample_answers import may_concern_a_sample
 from ..config.cells import FLOW_TIMINGS
 from ..data import Split
 from ..evaluation.accuracy import frozen
 from ..records.record import Cell, Record
+from ..runtime.checked_model import answered_rows
 from ..runtime.memory import peak_memory
 from ..runtime.module_copy import copy_module
 from ..solvers.observe import count_nfe
@@ -54,10 +57,38 @@ def measure_cell(
     """Time one throughput cell at ``cell.batch_size``: ``inference``, ``training-step`` or a flow timing.
 
     The record of a model of which no ODE block is called with a state alone carries, for a flow timing, the
-    reason and nothing else.
+    reason and nothing else. Where the model fails at a batch, samples without an answer are left out of it
+    and counted, by the measure ``left_out``.
     """
+    rest: dict[str, Any] = {"num_classes": num_classes, "device": device, "environment": environment}
+    rows = torch.arange(min(cell.batch_size, len(split)))
+    try:
+        return _measured(cell, model, split, rows, **rest)
+    except Exception as error:
+        if not may_concern_a_sample(error):
+            raise
+        failure = error
+    known = answered_rows(model, split.images[rows].to(device), num_classes).cpu()
+    if len(known) == len(rows):
+        raise failure
+    record = _measured(cell, model, split, known, **rest)
+    measures = {**record.measures, "left_out": float(len(rows) - len(known))}
+    return dataclasses.replace(record, measures=measures)
+
+
+def _measured(
+    cell: Cell,
+    model: nn.Module,
+    split: Split,
+    rows: Tensor,
+    *,
+    num_classes: int,
+    device: torch.device,
+    environment: Mapping[str, Any],
+) -> Record:
+    """The record of a cell whose batch holds the samples `rows` (k,) in turn."""
     started = time.perf_counter()
-    rows = torch.arange(cell.batch_size) % len(split)
+    rows = rows[torch.arange(cell.batch_size) % len(rows)]
     images, labels = split.images[rows].to(device), split.labels[rows].to(device)
     of_flow, gradient = cell.threat in FLOW_TIMINGS, cell.threat == "flow-gradient"
     floor: dict[str, float] = {}

@@ -20,17 +20,21 @@ from ..runtime.device import environment, module_device
 from ..solvers.observe import observe
 from .same_answers import answers_of
 
+MOST_ASKED = 8
+"""Images that are asked, two at a time, until a pass succeeds."""
+
 
 def solver_names(model: nn.Module, images: Tensor | None = None) -> str | None:
     """Return the solvers of the model's ODE blocks as text; None where none is seen.
 
-    With `images` (N, C, H, W), those of other libraries that a forward pass on them calls as well.
+    With `images` (N, C, H, W), those of other libraries that a forward pass on two of them calls as well.
     """
     solvers = [str(block.solver) for block in ode_blocks(model)]
-    if images is not None:
-        with suppress(Exception):  # of the model's own code; it is a failure where the model is evaluated
-            calls = observe(model, images[:2].to(module_device(model, images.device)))
+    for pair in () if images is None else images[:MOST_ASKED].split(2):
+        with suppress(Exception):  # of the model's own code, or of an image that it does not answer
+            calls = observe(model, pair.to(module_device(model, pair.device)))
             solvers += [call.name for call in calls if call.block is None]
+            break
     return "; ".join(solvers) or None
 
 

@@ -21,7 +21,7 @@ from robustode.bench.evaluation.solver_transfer import (
     evaluate_solver_transfer,
 )
 from robustode.bench.records.adversarial_examples import AdversarialExamples, add_steps
-from robustode.bench.records.predictions import NO_ANSWER, predictions, split_outcomes
+from robustode.bench.records.predictions import NO_ANSWER, predictions, split_outcomes, unanswered
 from robustode.bench.records.record import Record
 from robustode.bench.records.store import Store
 from robustode.bench.report.leaderboard.leaderboard import leaderboard
@@ -164,6 +164,25 @@ def test_a_sample_to_which_the_model_itself_answers_nan_is_broken(samples):
     assert record.accuracy == 0
     asked = samples.labels.numpy() == 0
     assert (stubs.predicted(record, samples)[0] == np.where(asked, NO_ANSWER, 0)).all()
+
+
+class GivesUp(Flow):
+    """Raises at an image whose first pixel is 0."""
+
+    def forward(self, images):
+        if bool((images[:, 0, 0, 0] == 0).any()):
+            raise AssertionError("underflow in dt 0.0")
+        return super().forward(images)
+
+
+def test_the_first_sample_need_not_have_an_answer(samples):
+    images = samples.images.clone()
+    images[0, 0, 0, 0] = 0.0
+    record = evaluated(GivesUp(), stubs.split_of(images, samples.labels))
+    expected = evaluated(Flow(), samples)
+    assert record.status == "ok"
+    assert unanswered(record.outcomes)[0].nonzero()[0].tolist() == [0]
+    np.testing.assert_array_equal(record.outcomes["correct"][:, 1:], expected.outcomes["correct"][:, 1:])
 
 
 def test_an_attack_that_leaves_its_budget_is_a_failure(samples):

@@ -12,6 +12,7 @@ import stubs
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from robustode._errors import ModelFailure
 from robustode.bench.data import Split
 from robustode.bench.evaluation.dynamics import (
     WIDEST,
@@ -70,11 +71,13 @@ def measure(
     model: nn.Module, initial: nn.Module | None = None, data: Split | None = None, **changes
 ) -> Record:
     cell = stubs.cell_for("clean", 0.0, IMAGES, kind="dynamics", family="dynamics", dtype="float64")
+    heads = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return measure_dynamics(
         dataclasses.replace(cell, **changes),
         model,
         model if initial is None else initial,
         split() if data is None else data,
+        num_classes=heads[-1].out_features,
         device=stubs.CPU,
         environment={"created": "now"},
     )
@@ -361,3 +364,45 @@ def test_a_flow_of_images_is_measured_or_says_why_not():
     record = measure(OnImages(), data=digit_like())
     assert record.status == "ok"
     assert record.outcomes or record.card["no_dynamics"]
+
+
+class GivesUp(nn.Module):
+    """Fails at images whose first pixel is 0, in float64 alone where it `needs_double`."""
+
+    def __init__(self, model: nn.Module, needs_double: bool) -> None:
+        super().__init__()
+        self.model, self.needs_double = model, needs_double
+
+    def forward(self, images: Tensor) -> Tensor:
+        asked = images.dtype == torch.float64 or not self.needs_double
+        if asked and bool((images[:, 0, 0, 0] == 0).any()):
+            raise AssertionError("underflow in dt 0.0")
+        return self.model(images)
+
+
+@pytest.mark.parametrize("needs_double", [False, True])
+@pytest.mark.parametrize("where", ["trained", "initial"])
+def test_images_without_an_answer_are_left_out_and_counted(where, needs_double):
+    if where == "initial" and not needs_double:
+        pytest.skip("the model before training is asked in float64 alone")
+    model, data = linear_flow(-torch.eye(4)), split()
+    marked = data.images.clone()
+    marked[[0, 2], 0, 0, 0] = 0.0
+    broken = GivesUp(model, needs_double)
+    trained, initial = (broken, model) if where == "trained" else (model, broken)
+    record = measure(trained, initial, stubs.split_of(marked, data.labels))
+    others = torch.tensor([i for i in range(IMAGES) if i not in (0, 2)])
+    fewer = stubs.split_of(data.images[others], data.labels[others])
+    expected = measure(model, model, fewer, samples=IMAGES - 2)
+    assert record.measures == {"left_out": 2.0}
+    assert expected.measures == {}
+    assert record.outcomes.keys() == expected.outcomes.keys()
+    for name, lines in record.outcomes.items():
+        np.testing.assert_array_equal(lines, expected.outcomes[name])
+
+
+def test_a_model_that_answers_no_image_has_no_trajectories():
+    data = split()
+    data = stubs.split_of(torch.zeros_like(data.images), data.labels)
+    with pytest.raises(ModelFailure, match="underflow in dt"):
+        measure(GivesUp(linear_flow(-torch.eye(4)), False), data=data)

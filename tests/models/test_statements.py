@@ -423,3 +423,30 @@ def test_the_bound_of_an_orthogonal_flow_follows_its_solver():
     with pytest.raises(NoCertificate, match="rk4"):
         flow.solver_bound()
     assert isinstance(flow.layers[0], OrthogonalLayer)
+
+
+class GivesUp(nn.Module):
+    """Raises at images whose first pixel is 0, after the flow was solved."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Tensor) -> Tensor:
+        if bool((batch[:, 0, 0, 0] == 0).any()):
+            raise AssertionError("underflow in dt 0.0")
+        return self.model(batch)
+
+
+@pytest.mark.parametrize(("layer", "agrees"), [(Twice, True), (Damped, False)])
+def test_images_without_an_answer_decide_nothing(layer, agrees):
+    marked = images()
+    marked[[0, 3], 0, 0, 0] = 0.0
+    model = GivesUp(network(layer()))
+    if agrees:
+        check_statements(model, marked)
+    else:
+        with pytest.raises(ContractBroken, match="differ by"):
+            check_statements(model, marked)
+    with pytest.raises(AssertionError, match="underflow in dt"):
+        check_statements(model, torch.zeros_like(marked))

@@ -149,7 +149,8 @@ class TwoSolves(stubs.Linear):
 )
 def test_the_reason_for_no_trajectories_is_on_the_sheet(page, model, reason):
     cell = synthetic.cell("node", kind="dynamics", threat="dynamics", family="dynamics", samples=4)
-    record = measure_dynamics(cell, model, model, load_data("digits").test, device=CPU, environment={})
+    test = load_data("digits").test
+    record = measure_dynamics(cell, model, model, test, num_classes=10, device=CPU, environment={})
     text, _ = page([*synthetic.records(("node",), samples=20), record])
     assert f"No trajectories: {reason}." in text
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import stubs
 import torch
-from robustode._errors import ContractBroken
+from robustode._errors import ContractBroken, ModelFailure
 from robustode.bench.runtime.memory import peak_memory
 from robustode.bench.throughput import clock as bench_clock
 from robustode.bench.throughput.clock import WARM_UP, time_passes
 from robustode.bench.throughput.measure import inference, measure_cell, train_once
 from robustode.models import MODELS
+from torch import nn
 
 
 class Clock:
@@ -198,3 +199,51 @@ def test_a_batch_larger_than_the_test_set_repeats_it(few):
     measure_cell(cell, model, few.test, num_classes=10, device=stubs.CPU, environment={})
     assert len(few.test) == 40
     assert set(sizes[1:]) == {100}
+
+
+class GivesUp(nn.Module):
+    """A network around an ODE block that has no answer for images whose first pixel is 1."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.model = MODELS.get("node").build((1, 8, 8), 10, **MODELS.get("node").resolve())
+        self.how = how
+
+    def forward(self, images):
+        bad = images[:, 0, 0, 0] == 1
+        if self.how == "raise" and bool(bad.any()):
+            raise AssertionError("underflow in dt 0.0")
+        return torch.where(bad[:, None], torch.nan, self.model(images))
+
+
+def timed(how: str, what: str, images: torch.Tensor, data):
+    cell = dataclasses.replace(
+        stubs.cell_for("clean", 0.0, 50),
+        kind="throughput", threat=what, family="timing", batch_size=50,
+        parameters={"seconds": 1e-6, "passes": 4},
+    )  # fmt: skip
+    split = stubs.split_of(images, data.test.labels[: len(images)])
+    return measure_cell(cell, GivesUp(how), split, num_classes=10, device=stubs.CPU, environment={})
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [*(("raise", what) for what in ("inference", "training-step", "flow", "flow-gradient")), ("nan", "flow")],
+)
+def test_samples_without_an_answer_are_left_out_of_a_timing_and_counted(few, how, what):
+    images = few.test.images[:20].clone()
+    images[[3, 11], 0, 0, 0] = 1.0
+    record = timed(how, what, images, few)
+    assert record.status == "ok"
+    assert record.measures["left_out"] == 2.0
+    assert record.measures["samples_per_second"] == pytest.approx(50 / record.measures["latency_median"])
+    assert "left_out" not in timed(how, what, few.test.images[:20], few).measures
+
+
+def test_a_model_that_answers_no_sample_is_not_timed(few):
+    images = few.test.images[:20].clone()
+    images[:, 0, 0, 0] = 1.0
+    with pytest.raises(ModelFailure, match="underflow in dt"):
+        timed("raise", "inference", images, few)

@@ -195,7 +195,7 @@ def test_dynamics_follow_the_flow_of_another_library():
     context = context_of(Case(model), 0, samples=16)
     cell: Cell = stubs.cell_for("clean", 0.0, 16)
     split = stubs.split_of(context.images, context.labels)
-    record = measure_dynamics(cell, model, model, split, device=stubs.CPU, environment={})
+    record = measure_dynamics(cell, model, model, split, num_classes=10, device=stubs.CPU, environment={})
     assert record.outcomes["growth_random"].shape == (9, 32)
     assert record.outcomes["time"][-1] == pytest.approx(1.0)
 

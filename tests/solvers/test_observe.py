@@ -542,10 +542,24 @@ def test_no_library_is_imported_that_the_model_does_not_import(monkeypatch):
 # --- what is said of a model --------------------------------------------------------------------
 
 
+class FailsAtTheFirst(nn.Module):
+    """Has no answer for the first of `IMAGES`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        if torch.equal(images[0], IMAGES[0]):
+            raise AssertionError("underflow in dt 0.0")
+        return self.model(images)
+
+
 def test_the_solver_of_another_library_is_named_without_what_weights_and_images_decide():
     assert solver_names(build(foreign.MODELS["step size"]), IMAGES) == "torchdiffeq rk4"
     assert solver_names(build(foreign.MODELS["odeint"]), IMAGES) == SEEN["odeint"]
     assert solver_names(build(foreign.HandWritten), IMAGES) is None
+    assert solver_names(FailsAtTheFirst(build(foreign.MODELS["odeint"])), IMAGES) == SEEN["odeint"]
 
     class Fails(nn.Module):
         def forward(self, images):

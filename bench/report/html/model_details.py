@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -96,7 +97,10 @@ def sheet(
 
 
 def _no_answer(records: Sequence[Record]) -> list[str]:
-    """How many samples the model gave no answer for, and how often no gradient, a line for each attack."""
+    """How many samples the model gave no answer for, and how often no gradient, a line for each attack.
+
+    And how many were left out of timings and trajectories.
+    """
     found: dict[tuple[str, float], list[int]] = {}
     for record in records:
         if record.cell.kind == "accuracy" and record.status == "ok":
@@ -111,7 +115,14 @@ def _no_answer(records: Sequence[Record]) -> list[str]:
             lines.append(f"{what}: no answer for {silent_count:,} of {size:,} samples, which count as broken")
         if gradients:
             lines.append(f"{what}: {gradients:,} gradients were not finite and taken for zero")
-    return lines
+    left_out: dict[str, int] = defaultdict(int)
+    for record in records:
+        if count := int(record.measures.get("left_out", 0)):
+            left_out[record.cell.threat] = max(left_out[record.cell.threat], count)
+    return lines + [
+        f"{what}: {count:,} sample{'s' * (count > 1)} without an answer left out"
+        for what, count in sorted(left_out.items())
+    ]
 
 
 def _absent(records: Sequence[Record], kind: str, entry: str) -> list[str]:
