@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from robustode.bench.records.headline import Headline
-from robustode.bench.records.predictions import predictions, split_outcomes
+from robustode.bench.records.predictions import NO_ANSWER, predictions, split_outcomes
 from robustode.bench.records.record import Cell, Record
 from robustode.bench.records.store import Store
 from sklearn.datasets import load_digits
@@ -267,6 +268,17 @@ def records(
                 for batch in (1, 64, 256):
                     made.append(throughput_record(model, threat, batch, device, created, **changes))
     return made
+
+
+def without_answers(made: Iterable[Record], models: Collection[str]) -> list[Record]:
+    """The records, where for every other misclassified sample of `models` the model gave no answer."""
+
+    def silent(record: Record) -> Record:
+        wrong = record.outcomes["misclassified_as"].astype(np.int16)
+        wrong[::2] = NO_ANSWER
+        return replace(record, outcomes={**record.outcomes, "misclassified_as": wrong})
+
+    return [silent(r) if r.cell.model in models and "correct" in r.outcomes else r for r in made]
 
 
 def write(folder: Path, made: Iterable[Record], headline: Headline | None = HEADLINE) -> Path:

@@ -60,14 +60,21 @@ const legendOf = (curves, label) => make("ul", { class: "legend", "aria-label": 
   "li", {}, make("span", { class: "item" }, swatch(curve), curve.label),
 )));
 
+// Samples without an answer lie above the accuracy, in the colour that they have in the figures.
+const SILENT = "#e9b949";
+const silentIn = (points) => points.some((point) => point.silent);
+const silentNote = () => make("p", { class: "axis silent" }, "no answer: counts as broken");
+
 // Draw curves with one axis. A curve is {label, row, points, dotted, faint, dash}; points as `curveOf` gives them.
 const draw = (host, { title, axis, symbol, curves, height = 176 }) => {
   const xs = [...new Set(curves.flatMap((curve) => curve.points.map((point) => point.x)))].sort((a, b) => a - b);
   // null is a failed or missing cell, and a gap; undefined is a strength that the curve was not asked at.
   const lookup = curves.map((curve) => new Map(curve.points.map((point) => [point.x, point])));
   const column = (i, name) => xs.map((x) => lookup[i].get(x)?.[name]);
-  const data = [xs], series = [{}], bands = [];
+  const data = [xs], series = [{}], bands = [], spans = [];
+  const ends = { width: 0, points: { show: false }, stroke: "transparent" };
   curves.forEach((curve, i) => {
+    spans.push(series.length);
     const stroke = () => colourOf(curve.row);
     data.push(column(i, "value"));
     series.push({
@@ -75,7 +82,12 @@ const draw = (host, { title, axis, symbol, curves, height = 176 }) => {
       alpha: curve.faint ? 0.75 : 1, points: { show: !curve.dotted, size: 5, fill: stroke, width: 0 },
     });
     if (curve.dotted || curve.faint) return;
-    const ends = { width: 0, points: { show: false }, stroke: "transparent" };
+    if (silentIn(curve.points)) {
+      const above = (point) => (point && point.value !== null ? point.value + (point.silent ?? 0) : point?.value);
+      data.push(xs.map((x) => above(lookup[i].get(x))));
+      series.push({ ...ends });
+      bands.push({ series: [data.length - 1, spans[i]], fill: `${SILENT}80` });
+    }
     data.push(column(i, "high"), column(i, "low"));
     series.push({ ...ends }, { ...ends });
     bands.push({ series: [data.length - 2, data.length - 1], fill: () => `${colourOf(curve.row)}24` });
@@ -86,6 +98,7 @@ const draw = (host, { title, axis, symbol, curves, height = 176 }) => {
   plot.setAttribute("aria-label", `${title}: accuracy against strength of ${names}. The numbers are in the table.`);
   const tip = make("div", { class: "tip", hidden: true });
   const chart = make("div", { class: "chart" }, make("h4", {}, title), plot, make("p", { class: "axis" }, axis), tip);
+  if (curves.some((curve) => !curve.dotted && !curve.faint && silentIn(curve.points))) chart.append(silentNote());
   host.append(chart);
 
   const showTip = (u) => {
@@ -99,6 +112,7 @@ const draw = (host, { title, axis, symbol, curves, height = 176 }) => {
     const rows = found.slice(0, 14).map(({ curve, point }) => make(
       "tr", {}, make("td", {}, curve.label), make("td", {}, percent(point.value)),
       make("td", {}, point.low === null ? "" : `${percent(point.low)} – ${percent(point.high)}`),
+      point.silent ? make("td", {}, `no answer ${percent(point.silent)}`) : null,
       counts.size > 1 ? make("td", {}, behind(point)) : null,
     ));
     tip.replaceChildren(
@@ -132,9 +146,8 @@ const draw = (host, { title, axis, symbol, curves, height = 176 }) => {
   sizes.observe(plot);
   u.over.addEventListener("mouseleave", () => { tip.hidden = true; });
   return { chart, show: (i, visible) => {
-    const first = 1 + curves.slice(0, i).reduce((sum, curve) => sum + (curve.dotted || curve.faint ? 1 : 3), 0);
-    const count = curves[i].dotted || curves[i].faint ? 1 : 3;
-    u.batch(() => { for (let k = first; k < first + count; k += 1) u.setSeries(k, { show: visible }); });
+    const end = spans[i + 1] ?? series.length;
+    u.batch(() => { for (let k = spans[i]; k < end; k += 1) u.setSeries(k, { show: visible }); });
   } };
 };
 

@@ -44,13 +44,16 @@ const drawSheet = (row, host) => {
 
 // The numbers of some panels of some rows, as a table.
 const numbersOf = (rows, panels, label) => {
+  const silent = panels.some((panel) => rows.some((row) => silentIn(curveOf(row, panel.number))));
   const body = panels.flatMap((panel) => rows.flatMap((row) => curveOf(row, panel.number).filter((point) => point.samples || point.x > 0).map((point) => make(
     "tr", {}, make("th", { scope: "row" }, rows.length > 1 ? row.label : panel.title), rows.length > 1 ? make("td", { class: "text" }, panel.title) : null,
     make("td", {}, point.x === 0 ? "clean" : `${panel.symbol} = ${point.x}`), make("td", {}, percent(point.value)),
     make("td", {}, point.low === null ? "" : `${percent(point.low)} – ${percent(point.high)}`),
+    silent ? make("td", {}, point.silent ? percent(point.silent) : "") : null,
     make("td", {}, point.samples ? point.samples.toLocaleString("en") : ""), make("td", {}, point.seeds || ""),
   ))));
-  const heads = ["Strength", "Accuracy (%)", "95% interval", "Samples", "Seeds"].map((text) => make("th", { scope: "col" }, text));
+  const columns = ["Strength", "Accuracy (%)", "95% interval", ...(silent ? ["No answer (%)"] : []), "Samples", "Seeds"];
+  const heads = columns.map((text) => make("th", { scope: "col" }, text));
   const names = (rows.length > 1 ? ["Model", "Threat"] : ["Threat"]).map((text) => make("th", { scope: "col", class: "text" }, text));
   const table = make("table", {}, make("thead", {}, make("tr", {}, ...names, ...heads)), make("tbody", {}, ...body));
   return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, table);

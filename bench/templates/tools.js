@@ -21,14 +21,14 @@ const ROWS = new Map();
 for (const set of DATA.charts) for (const row of set.rows) ROWS.set(row.id, { ...row, set });
 const lineOf = (id) => byId(`row-${id}`);
 
-// One curve as points: x, value, low, high, samples, seeds.
+// One curve as points: x, value, low, high, samples, seeds, and the share without an answer, null for none.
 const curveOf = (row, panel) => {
   const raw = row.curves[panel];
   if (!raw) return [];
-  const [values, lows, highs, samples, seeds] = raw;
+  const [values, lows, highs, samples, seeds, silent] = raw;
   const at = (counts, i) => (Array.isArray(counts) ? counts[i] : counts);
   return row.set.panels[panel].x.map((x, i) => ({
-    x, value: values[i], low: lows[i], high: highs[i], samples: at(samples, i), seeds: at(seeds, i),
+    x, value: values[i], low: lows[i], high: highs[i], samples: at(samples, i), seeds: at(seeds, i), silent: silent?.[i] || null,
   }));
 };
 

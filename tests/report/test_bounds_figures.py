@@ -9,12 +9,12 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+import stubs
 import synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from robustode.bench.records.headline import Headline
-from robustode.bench.records.predictions import NO_ANSWER
 from robustode.bench.records.record import Record
 from robustode.bench.report.figures import draw_all
 from robustode.bench.report.html.model_details import _no_answer
@@ -205,10 +205,7 @@ def test_the_frontier_is_what_no_other_beats(points: list[tuple[int, int]]) -> N
 
 def test_samples_without_an_answer_have_a_colour_of_their_own() -> None:
     records = made()
-    silent = [
-        dataclasses.replace(r, outcomes=without_an_answer(r.outcomes)) if r.cell.kind == "accuracy" else r
-        for r in records
-    ]
+    silent = synthetic.without_answers(records, ("node", "resnet"))
     table = summarise(silent).assign(label=lambda t: t["model"])
     shares = table[table["statistic"] == "no_answer"]
     assert 0 < shares["value"].min() <= shares["value"].max() < 1
@@ -232,8 +229,17 @@ def test_samples_without_an_answer_have_a_colour_of_their_own() -> None:
     assert _no_answer([r for r in records if r.cell.model == "node"]) == []
 
 
-def without_an_answer(outcomes):
-    """The first sample that is misclassified as it is, and every other misclassified one, gets no answer."""
-    wrong = outcomes["misclassified_as"].astype(np.int16)
-    wrong[::2] = NO_ANSWER
-    return {**outcomes, "misclassified_as": wrong}
+def test_samples_that_were_left_out_are_counted_on_the_sheet() -> None:
+    kinds = {"trajectories": (2.0, 1.0), "inference": (1.0,), "training-step": (None,)}
+    records = [
+        Record(
+            cell=dataclasses.replace(stubs.cell_for("clean", 0.0, 8), kind="throughput", threat=what),
+            measures={} if count is None else {"left_out": count},
+        )
+        for what, counts in kinds.items()
+        for count in counts
+    ]
+    assert _no_answer(records) == [
+        "inference: 1 sample without an answer left out",
+        "trajectories: 2 samples without an answer left out",
+    ]

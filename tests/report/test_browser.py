@@ -27,6 +27,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 def made() -> list[Record]:
     """Two datasets; on digits a failed cell, a recipe of its own, a check known to fail, and audits.
 
+    One of its models gives no answer for some samples.
+
     On mnist nobody was audited; on digits one flag, one that is explained, and one row that nobody asked.
     """
     failures = {("node", "fgsm-l2", 0.5): synthetic.FAILURE}
@@ -43,6 +45,7 @@ def made() -> list[Record]:
         ("ch-node", "zero-gradients"): ("flag", "tanh saturates"),
     }
     records += synthetic.audits(models, found=found)
+    records = synthetic.without_answers(records, ("sodef",))
     return records + synthetic.records(("node", "anode"), samples=60, threats=threats, dataset="mnist")
 
 
@@ -426,6 +429,48 @@ def test_the_figure_comes_alive_and_its_models_are_switched(page):
     page.wait_for_function(
         "(was) => document.querySelector('.explorer canvas').toDataURL() !== was", arg=before
     )
+
+
+YELLOW = """(plot) => {
+  const { width, height } = plot.querySelector("canvas");
+  const copy = Object.assign(document.createElement("canvas"), { width, height });
+  const context = copy.getContext("2d", { willReadFrequently: true });
+  context.drawImage(plot.querySelector("canvas"), 0, 0);
+  const { data } = context.getImageData(0, 0, width, height);
+  let count = 0;
+  for (let i = 0; i < data.length; i += 4) {
+    count += data[i + 3] > 80 && data[i] - data[i + 2] > 120 && data[i + 1] > 150;
+  }
+  return count;
+}"""
+
+
+def test_samples_without_an_answer_are_seen_in_charts_and_numbers(page):
+    figure = page.locator("figure[data-explorer=digits]")
+    figure.scroll_into_view_if_needed()
+    figure.locator(".u-wrap").first.wait_for()
+    charts = figure.locator(".chart")
+    assert charts.locator(".silent").all_inner_texts() == ["no answer: counts as broken"] * charts.count()
+    plot = charts.first.locator(".plot")
+    with_band = plot.evaluate(YELLOW)
+    assert with_band > 100
+    figure.get_by_role("button", name="sodef", exact=True).click()
+    page.wait_for_function(f"(plot) => ({YELLOW})(plot) < {with_band // 10}", arg=plot.element_handle())
+    for name, said in (("sodef", True), ("resnet", False)):
+        board(page).locator("tbody th a", has_text=name).click()
+        sheet = page.locator("#sheet")
+        sheet.locator(".u-wrap").first.wait_for()
+        heads = sheet.locator(".numbers thead th").all_inner_texts()
+        assert ("No answer (%)" in heads) == said
+        assert (sheet.locator(".silent").count() > 0) == said
+        numbers = [line.split("\t") for line in sheet.locator(".numbers tbody tr").all_inner_texts()]
+        assert all(len(line) == len(heads) for line in numbers)
+        if said:
+            shares = [float(line[heads.index("No answer (%)")] or 0) for line in numbers]
+            assert 0 < max(shares) <= 100
+            sheet.locator(".u-over").first.hover(position={"x": 200, "y": 60})
+            assert "no answer" in sheet.locator(".tip").first.inner_text()
+        sheet.locator(".close").click()
 
 
 @pytest.mark.parametrize("opened", [{"java_script_enabled": False}], indirect=True)

@@ -113,6 +113,25 @@ def test_json_says_what_the_leaderboard_says() -> None:
     assert rows[0]["expected_failures"] == ["batch-independence"]
 
 
+def test_a_share_without_an_answer_is_in_the_table_and_the_json() -> None:
+    records = synthetic.records(("node", "resnet"), samples=30, threats=("gaussian", "pgd-linf"))
+    plain = leaderboard(records, synthetic.HEADLINE)
+    board = leaderboard(synthetic.without_answers(records, ("node",)), synthetic.HEADLINE)
+    names = ["gaussian@0.2_no_answer", "linf@0.1_no_answer"]  # all are correct as they are
+    assert [name for name in board if name not in plain] == names
+    assert board.drop(columns=names).equals(plain)
+    body = json.loads(leaderboard_json(board, synthetic.HEADLINE))
+    validator().validate(body)
+    for row in body["rows"]:
+        line = board[board["model"] == row["model"]].iloc[0]
+        for each in row["accuracies"]:
+            share = line.get(f"{each['column']}_no_answer", 0.0)
+            assert each.get("no_answer", 0.0) == pytest.approx(share, rel=1e-9)
+            assert ("no_answer" in each) == (row["model"] == "node" and each["column"] != "clean")
+            assert each["value"] + share <= 1 + 1e-9
+    assert "no_answer" not in leaderboard_json(plain, synthetic.HEADLINE)
+
+
 def groups_balance(text: str) -> bool:
     """Whether every { that is not escaped has its }."""
     depth = 0

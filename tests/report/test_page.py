@@ -79,6 +79,29 @@ def test_curves_are_those_of_the_summary():
                 assert [value, bottom, top] == pytest.approx(100 * expected, abs=0.0051)
 
 
+def test_curves_say_what_share_has_no_answer():
+    made = synthetic.records(("node", "resnet"), samples=40, threats=("gaussian", "pgd-linf"))
+    silent = synthetic.without_answers(made, ("node",))
+    board = labelled(leaderboard(made, synthetic.HEADLINE))
+    summary = summarise(silent)
+    (data,) = chart_data(summary, board, anchors(board))
+    (before,) = chart_data(summarise(made), board, anchors(board))
+    assert data["panels"] == before["panels"]
+    shares = summary[summary["statistic"] == "no_answer"]
+    assert set(shares["threat"]) == {"pgd-linf", "gaussian", "worst-case"}
+    for row, old in zip(data["rows"], before["rows"], strict=True):
+        for number, curve in row["curves"].items():
+            assert curve[:5] == old["curves"][number]
+            if row["label"] == "resnet":
+                assert len(curve) == 5
+                continue
+            threat = ("worst-case", "pgd-linf", "gaussian")[int(number)]
+            for x, share, value in zip(data["panels"][int(number)]["x"], curve[5], curve[0], strict=True):
+                at = shares[(shares["threat"] == ("clean" if x == 0 else threat)) & (shares["strength"] == x)]
+                assert share == pytest.approx(100 * at["value"].sum(), abs=0.0051)
+                assert 0 <= share <= 100 - value + 0.01
+
+
 def test_an_attack_asked_at_one_strength_has_no_curve_and_the_worst_case_has_one():
     made = [
         r

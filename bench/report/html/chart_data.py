@@ -31,7 +31,7 @@ def chart_data(
     ``certified``), ``symbol``, ``axis``, and ``x``, its strengths, 0 for the clean test set. A row is one
     model: ``id``, ``label``, colours on light and dark, ``dash``, and ``curves``, by panel a list of values,
     low ends, high ends (percent; null where missing), samples and training seeds (one number where all are
-    equal).
+    equal); and where the model gave no answer for some samples, their share (percent).
 
     Parameters
     ----------
@@ -44,13 +44,24 @@ def chart_data(
     """
     certified = (summary["statistic"] == "certified_accuracy") & (summary["threat"] == CERTIFICATE)
     kept = pd.concat([traced(summary[summary["statistic"] == "accuracy"]), summary[certified]])
+    silent = summary[summary["statistic"] == "no_answer"].to_dict("records")
+    shares = {_place(figure): figure["value"] for figure in silent}
     by_dataset: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for figure in kept.to_dict("records"):
-        by_dataset[str(figure["dataset"])].append({str(k): v for k, v in figure.items()})
+        share = shares.get(_place(figure), 0.0) if figure["statistic"] == "accuracy" else 0.0
+        named = {str(k): v for k, v in figure.items()}
+        by_dataset[str(figure["dataset"])].append({**named, "no_answer": share})
     return [
         _dataset(str(name), by_dataset[str(name)], list(rows.itertuples()), anchors)
         for name, rows in board.groupby("dataset", sort=True)
     ]
+
+
+def _place(figure: Mapping[Any, Any]) -> tuple[Any, ...]:
+    """What an accuracy and a share without an answer are of."""
+    norm = "" if missing(figure["norm"]) else figure["norm"]
+    names = ("dataset", "protocol", "model", "recipe", "threat")
+    return *(figure[name] for name in names), norm, round(figure["strength"], 9)
 
 
 def _dataset(
@@ -116,7 +127,10 @@ def _panel(panel: tuple[Any, ...], grid: list[float]) -> dict[str, Any]:
 
 
 def _curve(line: Iterable[Mapping[str, Any] | None], seeds: int) -> list[Any]:
-    """Values, low ends, high ends, samples, seeds; a value that some training seed lacks is missing."""
+    """Values, low ends, high ends, samples, seeds; a value that some training seed lacks is missing.
+
+    Where some samples have no answer, their shares too.
+    """
     points = [None if p is None or missing(p["value"]) or p["seeds"] < seeds else p for p in line]
 
     def column(name: str) -> list[float | None]:
@@ -129,7 +143,9 @@ def _curve(line: Iterable[Mapping[str, Any] | None], seeds: int) -> list[Any]:
         some = {value for value in values if value}
         return some.pop() if len(some) == 1 else values
 
-    return [column("value"), column("low"), column("high"), counts("samples"), counts("seeds")]
+    found = [column("value"), column("low"), column("high"), counts("samples"), counts("seeds")]
+    silent = column("no_answer")
+    return [*found, silent] if any(silent) else found
 
 
 def on_dark(colour: str) -> str:

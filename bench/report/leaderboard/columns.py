@@ -59,6 +59,11 @@ class AccuracyColumn:
         return f"{self.name}_spread"
 
     @property
+    def no_answer(self) -> str:
+        """The column of the share of samples without an answer, where there are any."""
+        return f"{self.name}_no_answer"
+
+    @property
     def rank(self) -> str:
         """The column of the rank by it."""
         return f"rank@{self.name}"
@@ -108,11 +113,11 @@ def reported_column(key: str, strength: float) -> AccuracyColumn:
 
 
 def summary_column(row: Mapping[Any, Any]) -> AccuracyColumn | None:
-    """The column that a row of `summarise` belongs to, its accuracy or the spread of that.
+    """The column that a row of `summarise` belongs to: its accuracy, the spread of that, its ``no_answer``.
 
     None for other statistics, and for the certificate of another classifier, the smoothed one.
     """
-    statistic = str(row["statistic"]).removesuffix("_spread")
+    statistic = str(row["statistic"]).removesuffix("_spread").replace("no_answer", "accuracy")
     threat, strength = str(row["threat"]), round(row["strength"], 9)
     if statistic == "accuracy":
         if threat == "clean":

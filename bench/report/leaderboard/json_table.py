@@ -65,6 +65,8 @@ class Accuracy(_Part):
     """One reported accuracy: mean over training seeds, 95% Wilson interval over samples.
 
     `spread` is the standard deviation over training seeds, null for a single one; `rank` is by this accuracy.
+    `no_answer` is the share of samples for which the model gave no finite answer, part of those that are not
+    classified correctly; it is left out where all were answered.
     """
 
     column: Column
@@ -76,6 +78,7 @@ class Accuracy(_Part):
     high: Fraction | None
     spread: Fraction | None
     rank: Annotated[int, Field(ge=1)] | None
+    no_answer: Fraction = 0.0
 
 
 class Throughput(_Part):
@@ -181,6 +184,7 @@ def _row(row: dict[Any, Any], columns: BoardColumns) -> Row:
             high=_number(row[column.high]),
             spread=_number(row.get(column.spread)),
             rank=_whole(row.get(column.rank)),
+            **_no_answer(row.get(column.no_answer)),
         )
         for column in columns.accuracies
     ]
@@ -222,6 +226,11 @@ def _what(column: AccuracyColumn) -> dict[str, Any]:
         "of": column.of or None,
         "strength": column.strength,
     }
+
+
+def _no_answer(value: Any) -> dict[str, Any]:
+    share = _number(value)
+    return {"no_answer": share} if share else {}
 
 
 def _number(value: Any) -> float | None:

@@ -43,7 +43,8 @@ def leaderboard(
 
     Columns: rank, dataset, model, recipe, clean, ``<noise>@<strength>``, and ``<norm>@<eps>`` for the
     worst case, ``certified-<norm>@<eps>`` for its lower bound where any model has one, each with ``_low``
-    and ``_high`` and, where any model has several training seeds, ``_spread``, their standard deviation;
+    and ``_high`` and, where any model has several training seeds, ``_spread``, their standard deviation, and
+    where any gave no answer for some samples, ``_no_answer``, their share;
     ``inference@<device>`` and ``training-step@<device>`` (samples per second, best over
     batch sizes); nfe, parameters, seeds, samples, status, updated (the day of the newest record),
     reference, paper (its address), expected_failures (names of the checks the model is known to fail);
@@ -86,13 +87,15 @@ def leaderboard(
     ]
     values: dict[tuple[Entry, AccuracyColumn], Mapping[Any, Any]] = {}
     spreads: dict[tuple[Entry, AccuracyColumn], Mapping[Any, Any]] = {}
+    silent: dict[tuple[Entry, AccuracyColumn], Mapping[Any, Any]] = {}
     sizes: dict[tuple[Entry, str], float] = {}
     best: dict[tuple[Entry, TimingColumn], tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     for r in table.to_dict("records"):
         row: Entry = (r["dataset"], r["model"], r["recipe"])
         preferred = r["protocol"] == "pixel"
         if (column := summary_column(r)) is not None:
-            found = spreads if r["statistic"].endswith("_spread") else values
+            kind = str(r["statistic"])
+            found = spreads if kind.endswith("_spread") else silent if kind == "no_answer" else values
             if (row, column) not in found or preferred:
                 found[row, column] = r
         elif r["statistic"] in ("nfe", "parameters"):
@@ -112,14 +115,16 @@ def leaderboard(
         for column in accuracies:
             value = values.get((row, column))
             if value is None or value["seeds"] < seeds:
-                value, spread = _MISSING, np.nan
+                value, spread, share = _MISSING, np.nan, np.nan
             else:
                 spread = spreads.get((row, column), _MISSING)["value"]
+                share = silent.get((row, column), {"value": 0.0})["value"]
             line |= {
                 column.name: value["value"],
                 column.low: value["low"],
                 column.high: value["high"],
                 column.spread: spread,
+                column.no_answer: share,
             }
             if value["samples"] and (not samples or column == preferred_rank):
                 samples = value["samples"]
@@ -136,6 +141,7 @@ def leaderboard(
     without = [c for c in accuracies if c.kind == "certified" and board[c.name].isna().all()]
     dropped = [name for c in without for name in (c.name, c.low, c.high)]
     dropped += [c.spread for c in accuracies if board[c.spread].isna().all()]
+    dropped += [c.no_answer for c in accuracies if not (board[c.no_answer] > 0).any()]
     board = board.drop(columns=dropped)
     accuracies = [c for c in accuracies if c not in without]
     trainings: dict[Entry, list[Record]] = defaultdict(list)
