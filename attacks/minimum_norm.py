@@ -21,7 +21,7 @@ from .registry import THREATS, register_minimum_norm
 
 _FMN = "Pintor, Roli, Brendel, Biggio, NeurIPS 2021, arXiv 2102.12827, algorithm 1"
 _DDN = "Rony, Hafemann, Oliveira, Ben Ayed, Sabourin, Granger, CVPR 2019, arXiv 1811.09600, algorithm 1"
-_ALMA = "Rony, Granger, Pedersoli, Ben Ayed, ICCV 2021, arXiv 2011.11857, algorithm 1"
+_ALMA = "Rony, Granger, Pedersoli, Ben Ayed, ICCV 2021, arXiv 2011.11857"
 _CW = "Carlini, Wagner, IEEE S&P 2017, arXiv 1608.04644, f_6 and section VI-A"
 
 

@@ -1,4 +1,8 @@
-"""ALMA: augmented Lagrangian attack (Rony, Granger, Pedersoli, Ben Ayed, ICCV 2021, arXiv 2011.11857)."""
+"""ALMA: augmented Lagrangian attack (Rony, Granger, Pedersoli, Ben Ayed, ICCV 2021, arXiv 2011.11857).
+
+Written from the paper's algorithm of that name, part by part and not by its equation numbers. `CHECK` is M
+there.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ REACHES = (1.0, 1 / 3, 10 / 3)
 def alma(
     search: MinimumNormSearch, start: Tensor, target: Tensor | None, *, steps: int, reach: float
 ) -> None:
-    """Algorithm 1 in l2: minimise |delta|_2 subject to d(x + delta) < 0, d being `lead_ratio`.
+    """The attack in l2: minimise |delta|_2 subject to d(x + delta) < 0, d being `lead_ratio`.
 
     The constraint enters by the penalty-Lagrangian function P(d, rho, mu) of `slope_of_penalty`. Its
     multiplier mu is a moving average of P'(d, rho, mu), and delta follows RMSProp with momentum, clipped to
@@ -41,6 +45,10 @@ def alma(
     reach
         Length of the first step, epsilon in the paper: a share of the distance to the boundary of the
         linearised model, where the paper has one number for a dataset.
+
+    References
+    ----------
+    Rony, Granger, Pedersoli, Ben Ayed, ICCV 2021, arXiv 2011.11857: the ALMA attack with the penalty P_2.
     """
     x = start
     if search.runs < len(REACHES):
@@ -81,6 +89,11 @@ def lead_ratio(logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
 
     Negative where the image is adversarial by more than `TOLERANCE`. With two classes, where the ratio would
     be constant, the lead itself.
+
+    References
+    ----------
+    Croce, Hein, ICML 2020, arXiv 2003.01690: the difference of logits ratio, of which this is the
+    negative.
     """
     lead = logit_lead(logits, labels, target)
     if logits.shape[1] < 3:
@@ -94,6 +107,10 @@ def slope_of_penalty(d: Tensor, rho: Tensor, mu: Tensor) -> Tensor:
     """P'(d, rho, mu) of the penalty-Lagrangian function P_2 of Birgin, Castillo, Martinez (2005), (N,).
 
     P_2 is mu d + mu rho d^2 + rho^2 d^3 / 6 for d >= 0, and mu d / (1 - rho d) for d < 0.
+
+    References
+    ----------
+    Birgin, Castillo, Martinez, Computational Optimization and Applications 31, 2005.
     """
     outside = mu + 2 * mu * rho * d + rho.square() * d.square() / 2
     return torch.where(d >= 0, outside, mu / (1 - rho * d.clamp_max(0)).square())
