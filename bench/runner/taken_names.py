@@ -49,8 +49,8 @@ def refuse_taken_names(plan: Plan, data: Data, store: Store) -> None:
                 made_by = record.card.get("file") or record.card.get("plugin") or "this package"
                 raise InvalidArgument(
                     f"the name {spec.name!r} is taken in {store.folder} by another model, from {made_by}: "
-                    "rename the factory or its file, choose another folder with --out, or replace that model "
-                    "with --fresh"
+                    "give it another name (in @register_model, or by its factory and file), choose another "
+                    "folder with --out, or replace that model with --fresh"
                 )
 
 

@@ -327,7 +327,7 @@ def test_another_file_of_the_same_name_is_refused_and_nothing_is_lost(tmp_path, 
     one, two, out = make(tmp_path / "a/net.py"), make(tmp_path / "b/net.py", 5), tmp_path / "out"
     assert run(out, few, one).failures == []
     before = contents(out)
-    message = r"the name 'net' is taken in .*out by another model, from net\.py:build: rename the factory"
+    message = r"the name 'net' is taken in .*out by another model, from net\.py:build: give it another name"
     with pytest.raises(InvalidArgument, match=message):
         run(out, few, two)
     assert contents(out) == before
