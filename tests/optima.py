@@ -15,20 +15,24 @@ from scipy.optimize import linprog, nnls
 from torch import Tensor, nn
 
 
-def halfspace(w: np.ndarray, gap: float, x: np.ndarray, norm: str) -> float:
-    """Least length of d with w.d >= gap and x + d in [0, 1]; infinity when there is none."""
-    direction = np.sign(w) if norm == "linf" else w / np.linalg.norm(w)
+def halfspaces(w: np.ndarray, gap: np.ndarray, x: np.ndarray, norm: str) -> np.ndarray:
+    """Row by row the least length of d with w.d >= gap and x + d in [0, 1]; infinity where there is none."""
+    direction = np.sign(w) if norm == "linf" else w / np.linalg.norm(w, axis=1, keepdims=True)
 
-    def move(multiplier: float) -> np.ndarray:
-        return np.clip(x + multiplier * direction, 0, 1) - x
+    def move(multiplier: np.ndarray) -> np.ndarray:
+        return np.clip(x + multiplier[:, None] * direction, 0, 1) - x
 
-    low, high = 0.0, 1.0 if norm == "linf" else 1e6
-    if w @ move(high) < gap:
-        return np.inf
-    for _ in range(200):
+    def crosses(multiplier: np.ndarray) -> np.ndarray:
+        return (w * move(multiplier)).sum(1) >= gap
+
+    low, high = np.zeros(len(w)), np.full(len(w), 1.0 if norm == "linf" else 1e6)
+    reachable = crosses(high)
+    for _ in range(90):
         middle = (low + high) / 2
-        low, high = (low, middle) if w @ move(middle) >= gap else (middle, high)
-    return float(np.abs(move(high)).max() if norm == "linf" else np.linalg.norm(move(high)))
+        across = crosses(middle)
+        low, high = np.where(across, low, middle), np.where(across, middle, high)
+    length = np.linalg.norm(move(high), ord=np.inf if norm == "linf" else 2, axis=1)
+    return np.where(reachable, length, np.inf)
 
 
 def linear_distances(model: nn.Linear, images: Tensor, labels: Tensor, norm: str) -> np.ndarray:
@@ -38,7 +42,7 @@ def linear_distances(model: nn.Linear, images: Tensor, labels: Tensor, norm: str
     for x, y in zip(images.flatten(1).double().numpy(), labels.tolist(), strict=True):
         z = weight @ x + bias
         others = [k for k in range(len(z)) if k != y]
-        found.append(min(halfspace(weight[k] - weight[y], z[y] - z[k], x, norm) for k in others))
+        found.append(halfspaces(weight[others] - weight[y], z[y] - z[others], x, norm).min())
     return np.array(found)
 
 

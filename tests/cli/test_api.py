@@ -87,19 +87,8 @@ def test_evaluate_counts_right_predictions(module, digits):
     assert (row["low"], row["high"]) == pytest.approx((float(low), float(high)))
 
 
-def test_evaluate_takes_every_threat(module):
-    cheap = {
-        "clean",
-        "gaussian",
-        "salt-pepper",
-        "uniform",
-        "fgsm-linf",
-        "fmn-linf",
-        "fmn-l2",
-        "ddn-l2",
-        "cw-l2",
-        "alma-l2",
-    }
+def test_evaluate_takes_threats_of_every_kind(module):
+    cheap = {"clean", "gaussian", "salt-pepper", "uniform", "fgsm-linf", "fmn-linf", "fmn-l2", "ddn-l2"}
     found = accuracies(robustode.evaluate(module, threats=sorted(cheap), samples=4))
     assert set(found.index) == cheap
     assert found["value"].between(0, 1).all()

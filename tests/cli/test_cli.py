@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -191,7 +192,7 @@ def test_a_dry_run_says_which_model_cannot_be_asked(capsys, tmp_path, monkeypatc
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, list[str]]:
+def finished(tmp_path_factory, registries_of_module) -> tuple[Path, list[str]]:
     """A folder with a finished run of two models, one of which always fails, and its arguments."""
     folder = tmp_path_factory.mktemp("cli")
     bad = folder / "bad.py"
@@ -199,17 +200,14 @@ def finished(tmp_path_factory) -> tuple[Path, list[str]]:
     preset = stubs.preset_file(folder)
     argv = ["run", "--preset", str(preset), "--models", f"resnet,{bad}:build", "--device", "cpu"]
     argv += ["--out", str(folder / "out")]
-    done = subprocess.run(
-        [sys.executable, "-m", "robustode", *argv],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # a timing on other threads is other work
-    )
-    (folder / "stdout").write_text(done.stdout)
-    (folder / "stderr").write_text(done.stderr)
-    assert done.returncode == 1, done.stderr
+    with (
+        (folder / "stdout").open("w") as out,
+        (folder / "stderr").open("w") as err,
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        status = main(argv)
+    assert status == 1, (folder / "stderr").read_text()
     return folder, argv
 
 

@@ -467,7 +467,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(uninterrupted, tmp_pat
         while not any(content in path.read_bytes() for path in out.glob(pattern)):
             assert process.poll() is None, "it ended before the moment to kill it"
             assert time.monotonic() < deadline
-            time.sleep(0.002)
+            time.sleep(0.02)
     finally:
         process.kill()
         process.wait()

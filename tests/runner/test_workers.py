@@ -200,7 +200,7 @@ def test_processes_end_with_the_run_and_the_next_goes_on(tmp_path, how):
     while len(list(out.glob("checkpoints/*/*.partial.safetensors"))) < 2:
         assert process.poll() is None, "it ended before the moment to stop it"
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.05)
     if how == "SIGKILL":
         process.kill()
     else:
