@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import stubs
 import synthetic
+from appending import append_many
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from robustode._errors import InvalidArgument
@@ -240,15 +241,9 @@ def test_a_write_makes_folders_and_a_readable_file(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def append_many(folder: Path, seconds: float) -> None:
-    store = Store(folder)
-    for record in OURS * 3:
-        store.put(dataclasses.replace(record, seconds=seconds, environment={"process": seconds}))
-
-
 def test_two_processes_that_append_to_one_file_spoil_no_line(tmp_path):
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=append_many, args=(tmp_path, float(n))) for n in (1, 2)]
+    processes = [context.Process(target=append_many, args=(tmp_path, OURS, float(n))) for n in (1, 2)]
     for process in processes:
         process.start()
     for process in processes:

@@ -463,7 +463,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(uninterrupted, tmp_pat
         cwd=tmp_path,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not any(content in path.read_bytes() for path in out.glob(pattern)):
             assert process.poll() is None, "it ended before the moment to kill it"
             assert time.monotonic() < deadline

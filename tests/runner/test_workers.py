@@ -196,7 +196,7 @@ def test_processes_end_with_the_run_and_the_next_goes_on(tmp_path, how):
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(list(out.glob("checkpoints/*/*.partial.safetensors"))) < 2:
         assert process.poll() is None, "it ended before the moment to stop it"
         assert time.monotonic() < deadline
