@@ -41,21 +41,18 @@ _shared: dict[str, tuple[Path, str]] = {}  # files of modules of no folder, and 
 def imports_from(folder: Path) -> Iterator[Own]:
     """Import as a script in `folder` would, for a block, and take its own modules along afterwards.
 
-    No bytecode is written: Python takes it for current where a file is edited within a second to the same
-    length.
+    It stands within `foreign_code`, where no bytecode is written.
     """
     own = _own.setdefault(folder, Own(path=[str(folder)], folders=[str(folder)]))
-    base, writes_none = [p for p in sys.path if p not in _added], sys.dont_write_bytecode
+    base = [p for p in sys.path if p not in _added]
     elsewhere = [name for name in _shared if name in sys.modules and _lies_in(sys.modules[name], _added)]
     hidden = {name: sys.modules.pop(name) for name in elsewhere}
     before = set(sys.modules)
     sys.path[:] = [*own.path, *(p for p in base if p not in own.path)]
     sys.modules.update(own.modules)
-    sys.dont_write_bytecode = True
     try:
         yield own
     finally:
-        sys.dont_write_bytecode = writes_none
         own.path = list(sys.path)
         new = [os.path.abspath(p) for p in sys.path if p not in base and p != str(folder)]
         own.folders += [p for p in new if p not in own.folders]

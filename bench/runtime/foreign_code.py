@@ -104,6 +104,13 @@ OF_THE_PROCESS: tuple[Setting, ...] = (
         "the locale", lambda: locale.setlocale(locale.LC_ALL), lambda v: locale.setlocale(locale.LC_ALL, v)
     ),
     Setting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
+    # Python takes bytecode for current where a file is edited within a second to the same length.
+    Setting(
+        "the writing of bytecode",
+        lambda: not sys.dont_write_bytecode,
+        lambda writes: setattr(sys, "dont_write_bytecode", not writes),
+        False,
+    ),
     Setting(
         "garbage collection", gc.isenabled, lambda enabled: gc.enable() if enabled else gc.disable(), True
     ),

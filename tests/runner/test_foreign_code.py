@@ -67,6 +67,7 @@ def everything_global() -> dict[str, Any]:
         "filters": sorted(map(str, warnings.filters)),
         "folder": os.getcwd(),
         "streams": (sys.stdout, sys.stderr),
+        "bytecode": sys.dont_write_bytecode,
         "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)],
         "recursion": sys.getrecursionlimit(),
         "gc": gc.isenabled(),
@@ -100,6 +101,7 @@ CHANGES = {
     "signal handlers": lambda: signal.signal(signal.SIGALRM, signal.SIG_IGN),
     "the recursion limit": lambda: sys.setrecursionlimit(4321),
     "garbage collection": gc.disable,
+    "the writing of bytecode": lambda: setattr(sys, "dont_write_bytecode", False),
     "functions of torch, numpy or torchdiffeq": lambda: (
         setattr(nn.functional, "cross_entropy", lambda logits, labels: logits.sum()),
         setattr(nn.Linear, "forward", lambda self, x: x),
@@ -171,14 +173,18 @@ def test_a_field_that_is_compared_with_its_statement_changes_nothing_for_the_nex
             return TanhField(A=unit, B=self.K, b=torch.zeros_like(self.K[:, :1]))
 
     flow = ODEBlock([Layer(), Layer()], final_time=1.0, solver=Solver(method="heun2", steps=2))
-    model = PixelNetwork((1, 4, 4), 3, flow, width=4)
+    class Net(PixelNetwork):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images)
+
+    model = Net((1, 4, 4), 3, flow, width=4)
     images, lines = torch.rand(2, 1, 4, 4), []
     before = everything_global()
     with telling(lambda *changed: lines.append(sentence(*changed))):
         check_statements(model, images)
     assert everything_global() == before
     assert all(module.training for module in model.modules())
-    assert [line.partition(",")[0] for line in lines] == [f"pixel_network.py changed {name}"]
+    assert [line.partition(",")[0] for line in lines] == [f"test_foreign_code.py changed {name}"]
 
 
 def test_a_forward_pass_that_seeds_torch_does_not_repeat_the_noise_of_an_attack():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from robustode.bench.plugins.model_file import load_external, load_files
+from robustode.bench.runtime.foreign_code import asking, building
 from robustode.models import ModelSpec
 
 pytestmark = pytest.mark.usefixtures("registries")
@@ -66,10 +67,12 @@ def tree(folder: Path, how: str, factor: float = 1.0) -> str:
 
 def answer(spec: ModelSpec) -> float:
     """How far a constant network of the file scales its answer."""
-    model = spec.build((1, 8, 8), 10)
+    with building(spec.build, 0):
+        model = spec.build((1, 8, 8), 10)
     torch.nn.init.zeros_(model.head.weight)
     torch.nn.init.ones_(model.head.bias)
-    return float(model(torch.zeros(1, 1, 8, 8)).detach()[0, 0])
+    with asking(model, 0):
+        return float(model(torch.zeros(1, 1, 8, 8)).detach()[0, 0])
 
 
 @pytest.mark.parametrize("how", HOW)
