@@ -12,7 +12,7 @@ class Grey(nn.Module):
         self.net, self.repeats = net, 3 // channels
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.net(nn.functional.interpolate(images.repeat(1, self.repeats, 1, 1), scale_factor=4.0))
+        return self.net(nn.functional.interpolate(images.repeat(1, self.repeats, 1, 1), scale_factor=2.0))
 
 
 def build(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
