@@ -42,6 +42,10 @@ def show_report(out: Path) -> int:
             f"not fully audited: {unaudited} of {len(board)} rows; `robustode audit --out {out}` runs what "
             "is missing, with --models FILE.py:FACTORY for each model that comes from a file"
         )
+    if report.moved:
+        print(
+            f"moved to {out / 'set-aside' / 'report'}, no list says who wrote them: {len(report.moved)} files"
+        )
     if report.superseded:
         print(f"{report.superseded} records of older versions or checkpoints are not shown")
     print(f"page: {report.page.resolve()}")

@@ -2,28 +2,55 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import tempfile
+import re
+import secrets
 from pathlib import Path
 
-TEMPORARY = ".tmp-"
-"""How the name of a file begins that is not whole yet."""
+_TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{16})-([0-9a-f]{16})")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
+    temporary = path.parent / temporary_name()
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_name() -> str:
+    """A name for a file that is not whole yet; its second half follows from the first."""
+    begin = secrets.token_hex(8)
+    return f".tmp-{begin}-{_end(begin)}"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether `temporary_name` gave this name, rather than somebody else one that looks alike."""
+    found = _TEMPORARY.fullmatch(name)
+    return found is not None and found[2] == _end(found[1])
+
+
+def _end(begin: str) -> str:
+    return hashlib.sha256(f"robustode {begin}".encode()).hexdigest()[:16]
+
+
+def move_file(path: Path, target: Path) -> Path:
+    """Move a file to `target`, or to a name like it where that is taken; its new path."""
+    free, n = target, 1
+    while os.path.lexists(free):
+        n += 1
+        free = target.with_name(f"{target.stem}-{n}{target.suffix}")
+    free.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(path, free)
+    return free
 
 
 def append_durably(file: int, data: bytes) -> None:

@@ -7,7 +7,8 @@
 ``<out>/checkpoints/<model>/*.safetensors.xz``
     Weights: safetensors in xz (see `checkpoint`).
 ``<out>/plan.json``, ``<out>/report/``, ``<out>/set-aside/``
-    What the last runs asked for; tables, page and figures; damaged lines that were moved out of the way.
+    What the last runs asked for; tables, page and figures (see `report_files`); what was moved out of the
+    way: damaged lines, a plan that cannot be read, files that were in the way of a report.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from filelock import FileLock, Timeout
 from ..._errors import InvalidArgument
 from . import examples_archive
 from .adversarial_examples import AdversarialExamples
-from .atomic import TEMPORARY
+from .atomic import is_temporary, move_file
+from .foreign_files import FOLDERS, LOCK, holds_schema_1, refuse_foreign_files
 from .record import Cell, Record
 from .record_file import SUFFIX, Damage, RecordFile, path_of
 
@@ -145,6 +147,12 @@ class Store:
             damages += self._file(path).clear(self.folder / "set-aside" / path.parent.name / path.name)
         return damages
 
+    def set_aside(self, name: str) -> None:
+        """Move a file of the folder, where it is there, to ``set-aside/``."""
+        path = self.folder / name
+        if path.exists():
+            move_file(path, self.folder / "set-aside" / name)
+
     def check_schema(self) -> None:
         """Refuse a folder whose records are of schema 1, one JSON file each, or half way to this one."""
         if self._current:
@@ -152,7 +160,7 @@ class Store:
         how = f"run `robustode upgrade --out {self.folder}`"
         if (self.folder / UPGRADED / COMPLETE).exists():
             raise InvalidArgument(f"an upgrade of {self.folder} was interrupted: {how} again")
-        if next(self.records.glob("*/*.json"), None) is not None:
+        if holds_schema_1(self.folder):
             raise InvalidArgument(f"the records in {self.folder} are of schema 1: {how}")
         self._current = True
 
@@ -168,13 +176,16 @@ class Store:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for one writer; a second one is refused."""
+        """Hold the folder for one writer; a second one is refused.
+
+        So is a folder in which somebody else's files are in the way; nothing is written then.
+        """
         with locked(self.folder):
             self.check_schema()
             yield
 
     def _paths(self) -> list[Path]:
-        return sorted(p for p in self.records.glob(f"*/*{SUFFIX}") if not p.name.startswith("."))
+        return sorted(p for p in self.records.glob(f"*/seed*{SUFFIX}") if p.stem[4:].isdecimal())
 
     def _file(self, path: Path) -> RecordFile:
         return self._files.setdefault(path, RecordFile(path))
@@ -182,12 +193,19 @@ class Store:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a results folder of any schema; raises `InvalidArgument` where another process holds it."""
+    """Hold a results folder of any schema.
+
+    Raises
+    ------
+    InvalidArgument
+        Where another process holds it, or files that robustode did not write are in the way.
+    """
+    refuse_foreign_files(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InvalidArgument(f"{folder} is or lies in a file: choose a folder with --out") from None
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -195,11 +213,18 @@ def locked(folder: Path) -> Iterator[None]:
             f"another run is writing to {folder}: wait for it, or choose another --out"
         ) from None
     try:
-        for stale in folder.rglob(f"{TEMPORARY}*"):
-            stale.unlink(missing_ok=True)
+        _remove_temporary_files(folder)
         yield
     finally:
         lock.release()
+
+
+def _remove_temporary_files(folder: Path) -> None:
+    """Remove what a killed process left half written, where robustode writes."""
+    for pattern in ("*", *(f"{name}/*" for name in FOLDERS), *(f"{name}/*/*" for name in FOLDERS)):
+        for path in folder.glob(pattern):
+            if is_temporary(path.name):
+                path.unlink(missing_ok=True)
 
 
 def label_in_file(cell: Cell) -> str:

@@ -24,6 +24,7 @@ from ..._errors import InvalidArgument, RecordError
 from . import schema_1
 from .atomic import write_atomically
 from .examples_archive import FORMER_SHA256, content_sha256
+from .foreign_files import holds_schema_1
 from .headline import Headline, stated_headline
 from .lines import write_record
 from .predictions import largest_norm, split_outcomes
@@ -73,15 +74,17 @@ def upgrade(folder: Path, say: Callable[[str], None] = lambda line: None) -> Upg
     folder = Path(folder)
     if not folder.is_dir():
         raise InvalidArgument(f"no records in {folder}: pass --out")
-    if not (folder / "records").is_dir() and not (folder / UPGRADED).is_dir():
+    if not (folder / "records").is_dir() and not (folder / UPGRADED / COMPLETE).exists():
         Store(folder).require_records()  # before the lock, which is a file
     with locked(folder):
         done = Upgrade()
         room = folder / UPGRADED
         if not (room / COMPLETE).exists():
-            if next(folder.glob("records/*/*.json"), None) is None:
+            if not holds_schema_1(folder):
                 Store(folder).require_records()
                 return done
+            if room.exists() and {path.name for path in room.iterdir()} - {"new", "old"}:
+                raise InvalidArgument(f"{room} holds what robustode did not write: move it elsewhere")
             shutil.rmtree(room, ignore_errors=True)
             if next(folder.glob("records/*/*.jsonl"), None) is not None:
                 raise InvalidArgument(

@@ -45,10 +45,14 @@ def add_benchmarks(folder: Path, file: Path) -> None:
     Raises
     ------
     InvalidArgument
-        When it cannot be read or is no such file; nothing is written then.
+        When it cannot be read, is no such file, or has the name of another one there; nothing is written
+        then.
     """
     read_file(file)
-    write_atomically(folder / "benchmarks" / file.name, file.read_bytes())
+    target, data = folder / "benchmarks" / file.name, file.read_bytes()
+    if target.exists() and target.read_bytes() != data:
+        raise InvalidArgument(f"{target} is there already with other content: delete it, or rename {file}")
+    write_atomically(target, data)
 
 
 def read_benchmarks(folder: Path) -> tuple[list[BenchmarkFile], list[Damage]]:
@@ -170,10 +174,20 @@ def main(arguments: Sequence[str]) -> int:
     except InvalidArgument as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for name, text in tables(file).items():
+    made = tables(file)
+    if foreign := [name for name, text in made.items() if not _is_ours(path.with_name(name), text)]:
+        print(f"error: {path.with_name(foreign[0])} is another file: move it elsewhere", file=sys.stderr)
+        return 2
+    for name, text in made.items():
         write_atomically(path.with_name(name), text.encode())
         print(f"wrote {path.with_name(name)}")
     return 0
+
+
+def _is_ours(path: Path, text: str) -> bool:
+    """Whether nothing else than a table is at `path`: it begins as `text` does."""
+    begin = text.partition("\n")[0].encode()
+    return not path.exists() or path.read_bytes().startswith(begin)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ import pandas as pd
 
 from ..._errors import InvalidArgument, RecordError
 from ..audits.sheet import sheets
-from ..records.atomic import write_atomically
 from ..records.headline import Headline, headline_of
 from ..records.latest import current
 from ..records.record_file import Damage
+from ..records.report_files import write_report_files
 from ..records.store import Store
 from .benchmark_tables import benchmarks_markdown, benchmarks_page, read_benchmarks
 from .figures import Picture, draw_all, labelled
@@ -54,6 +54,8 @@ class Report:
         Files that were not used, and why.
     superseded
         Records left out because a newer one answers the same question.
+    moved
+        Where files are now that were in the way of the first report that lists what it writes.
     """
 
     page: Path
@@ -61,18 +63,20 @@ class Report:
     failures: list[str]
     problems: list[Damage]
     superseded: int
+    moved: list[Path]
 
 
 def write_report(folder: Path) -> Report:
     """Write ``<folder>/report/``: page, leaderboard, summary, model cards and figures.
 
-    The same records give the same bytes. What an earlier report wrote and this one does not is
-    removed. No logits are computed and no torch is loaded.
+    The same records give the same bytes. What an earlier report wrote and this one does not is removed, as
+    its list of files (``manifest.json``) says. No logits are computed and no torch is loaded.
 
     Raises
     ------
     InvalidArgument
-        When the folder holds no usable record; nothing is written then.
+        When the folder holds no usable record, or a file of the report is not as robustode wrote it; nothing
+        is written then.
     """
     folder = Path(folder)
     store = Store(folder)
@@ -88,24 +92,17 @@ def write_report(folder: Path) -> Report:
 def _write_report(folder: Path, render: Render) -> Report:
     store = Store(folder)
     made = _make(folder, render)
-    drawn = {f"{p.name}.svg": p.svg for p in made.pictures} | {f"{p.name}.png": p.png for p in made.pictures}
-    for name, data in drawn.items():
-        write_atomically(store.report / "figures" / name, data)
-    for name, text in made.texts.items():
-        write_atomically(store.report / name, text.encode())
-    optional = {"noise.md", "transfer.md", "attack_parts.csv", "benchmarks.html", "benchmarks.md"}
-    for absent in optional - made.texts.keys():
-        (store.report / absent).unlink(missing_ok=True)
-    for folder_of, written in (("figures", drawn), ("cards", {Path(name).name for name in made.texts})):
-        for stale in (store.report / folder_of).glob("*"):
-            if stale.name not in written and stale.is_file():
-                stale.unlink()
+    files = {name: text.encode() for name, text in made.texts.items()}
+    for picture in made.pictures:
+        files |= {f"figures/{picture.name}.svg": picture.svg, f"figures/{picture.name}.png": picture.png}
+    moved = write_report_files(store.report, files, folder / "set-aside" / "report")
     return Report(
         page=store.report / PAGE,
         leaderboard=made.board,
         failures=made.failures,
         problems=made.problems,
         superseded=made.superseded,
+        moved=moved,
     )
 
 

@@ -188,6 +188,8 @@ class _RequestedCells:
     def __init__(self, plan: Plan, data: Data, store: Store) -> None:
         self._store, self._dataset = store, data.name
         earlier = stated_headline(store.folder)
+        if earlier is None:
+            store.set_aside("plan.json")
         self._headline = dataclasses.replace(plan.headline(), cells=earlier.cells if earlier else {})
         self._before = dict(self._headline.cells)
         self._now: dict[ModelAndSeed, list[str]] = {}

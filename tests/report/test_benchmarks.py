@@ -171,6 +171,17 @@ def test_what_is_no_file_of_benchmarks_is_refused(tmp_path, capsys, content):
     assert not (tmp_path / "cpu.md").exists()
 
 
+def test_the_command_replaces_no_other_file(tmp_path, capsys):
+    path = tmp_path / "notes.json"
+    path.write_text('{"benchmarks": []}')
+    (tmp_path / "notes.md").write_text("# My notes\n")
+    assert main([str(path)]) == 2
+    assert "notes.md is another file: move it elsewhere" in capsys.readouterr().err
+    assert (tmp_path / "notes.md").read_text() == "# My notes\n"
+    (tmp_path / "notes.md").unlink()
+    assert [main([str(path)]), main([str(path)])] == [0, 0], "its own tables are replaced"
+
+
 def test_the_command_wants_one_file(capsys):
     assert main([]) == 2
     assert "usage" in capsys.readouterr().err

@@ -143,8 +143,6 @@ def test_verify_names_an_edited_card_and_notes_that_an_old_report_has_none(folde
     done = verify(copy, only=())
     assert done.disagreements == []
     assert {note.file for note in done.notes} == {"report/cards", "report/figures"}, "neither was drawn here"
-    path.parent.mkdir()
-    (path.parent / "stale.json").write_text("{}")
     assert main(["report", "--out", str(copy)]) == 0
     assert [file.name for file in path.parent.iterdir()] == ["resnet.json"]
     assert path.read_bytes() == (folder / "report" / "cards" / "resnet.json").read_bytes()

@@ -89,7 +89,7 @@ def test_a_flow_is_never_taken_for_the_model(tmp_path: Path):
         for name in files
         if (without.page.parent / name).read_bytes() != (flows.page.parent / name).read_bytes()
     }
-    assert changed == {"index.html", "summary.csv"}
+    assert changed == {"index.html", "summary.csv", "manifest.json"}
     old, new = (report.page.read_text(encoding="utf-8") for report in (without, flows))
     for text in ("Roofline time", "Roofline efficiency", "ODE blocks, forward", "GB/s", "GFLOP/s"):
         assert text in new
