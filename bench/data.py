@@ -9,10 +9,9 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
-import io
 import os
+import tempfile
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -23,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._errors import DataUnavailable
+from .._errors import InvalidArgument
 from .._registry import Registry
+from .dataset_files import CIFAR10, FASHION_MNIST, MNIST, Arrays
 from .runtime.foreign_code import foreign_code, source_of
 
 ENVIRONMENT_VARIABLE = "ROBUSTODE_DATA"
@@ -96,9 +96,6 @@ class Data:
         return dataclasses.replace(self, train=train, validation=validation, test=test)
 
 
-Arrays = tuple[np.ndarray, np.ndarray]
-
-
 @dataclass(frozen=True, kw_only=True)
 class DatasetSource:
     """The source of a dataset; ``DATASETS.register`` adds one to the benchmark.
@@ -137,8 +134,16 @@ DATASETS: Registry[DatasetSource] = Registry("dataset")
 
 
 def default_root() -> Path:
-    """Return the folder of the datasets: ``$ROBUSTODE_DATA``, or ``~/.cache/robustode``."""
-    return Path(os.environ.get(ENVIRONMENT_VARIABLE) or Path.home() / ".cache" / "robustode")
+    """Return the folder of the datasets: ``$ROBUSTODE_DATA``, or ``~/.cache/robustode``.
+
+    Where there is no home folder it lies in that of temporary files.
+    """
+    if named := os.environ.get(ENVIRONMENT_VARIABLE):
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "robustode"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / "robustode"
 
 
 def load_data(name: str, root: Path | None = None) -> Data:
@@ -161,11 +166,14 @@ def load_data(name: str, root: Path | None = None) -> Data:
     UnknownName
         When no dataset has this name.
     DataUnavailable
-        When it is neither in `root` nor downloadable.
+        When it is neither in `root` nor downloadable, or a file of it is damaged.
+    InvalidArgument
+        When what its source returns is no training and test set.
     """
     source = DATASETS.get(name)
     with foreign_code(source_of(source.load), seed=0):
-        (images, labels), test = source.load(root or default_root())
+        loaded = source.load(root or default_root())
+    (images, labels), test = _checked(source, loaded)
     order = np.array(
         sorted(range(len(labels)), key=lambda i: hashlib.sha256(f"{name}:{i}".encode()).digest()),
         dtype=np.int64,
@@ -197,45 +205,56 @@ def load_data(name: str, root: Path | None = None) -> Data:
     )
 
 
+def _checked(source: DatasetSource, loaded: object) -> tuple[Arrays, Arrays | None]:
+    """What a source returned, as arrays; raises `InvalidArgument` where it is not what `load` promises."""
+    try:
+        train, test = loaded  # type: ignore[misc]
+        parts = {"training": train} if test is None else {"training": train, "test": test}
+        arrays = {part: (np.asarray(images), np.asarray(labels)) for part, (images, labels) in parts.items()}
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(
+            f"dataset {source.name!r}: load must return ((images, labels), (images, labels) or None): {error}"
+        ) from None
+    for part, (images, labels) in arrays.items():
+        if problem := _problem(source, images, labels):
+            raise InvalidArgument(f"dataset {source.name!r}, {part} set: {problem}")
+    shapes = {images.shape[1:] for images, _ in arrays.values()}
+    if len(shapes) > 1:
+        raise InvalidArgument(f"dataset {source.name!r}: training and test images differ in shape: {shapes}")
+    held_out = source.validation + (0 if "test" in arrays else source.test)
+    if held_out >= (count := len(arrays["training"][1])) or ("test" not in arrays and source.test < 1):
+        raise InvalidArgument(
+            f"dataset {source.name!r}: validation={source.validation} and test={source.test} of {count} "
+            "samples leave none for training or testing"
+        )
+    return arrays["training"], arrays.get("test")
+
+
+def _problem(source: DatasetSource, images: np.ndarray, labels: np.ndarray) -> str:
+    """What is wrong with one part of a dataset; empty where nothing is."""
+    classes = source.num_classes
+    if images.ndim not in (3, 4):
+        return f"images have shape {images.shape}, should be (N, H, W) or (N, H, W, C)"
+    if labels.shape != images.shape[:1]:
+        return f"{len(images)} images and labels of shape {labels.shape}: there must be one label per image"
+    if not len(labels):
+        return "it has no samples"
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
+        return f"labels must be whole numbers from 0 to {classes - 1} (num_classes={classes})"
+    if images.dtype.kind not in "iuf":
+        return f"images have the type {images.dtype}, should be uint8 or float"
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0 and high <= source.scale * 1.000001):  # NaN compares false
+        return f"pixels lie between {low:g} and {high:g}, should be in [0, scale={source.scale:g}]"
+    return ""
+
+
 def _digits(_root: Path) -> tuple[Arrays, None]:
     """Read from the file of scikit-learn, whose import takes a second of every process."""
     package = Path(str(cast(ModuleSpec, find_spec("sklearn")).origin)).parent
     with gzip.open(package / "datasets" / "data" / "digits.csv.gz", "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.float32)
     return (table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)), None
-
-
-def _torchvision(class_name: str, where: str) -> Callable[[Path], tuple[Arrays, Arrays]]:
-    def load(root: Path) -> tuple[Arrays, Arrays]:
-        import torchvision
-
-        dataset_class = getattr(torchvision.datasets, class_name)
-
-        def part(train: bool) -> Arrays:
-            dataset = dataset_class(root, train=train, download=False)
-            return np.asarray(dataset.data), np.asarray(dataset.targets, dtype=np.int64)
-
-        try:
-            return part(True), part(False)
-        except Exception as absent:
-            try:
-                with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                    dataset_class(root, download=True)
-                return part(True), part(False)
-            except Exception as error:
-                lines = (
-                    str(error).strip().splitlines()
-                    or str(absent).strip().splitlines()
-                    or [type(error).__name__]
-                )
-                reason = lines[0][:120].rstrip(" :")
-                raise DataUnavailable(
-                    f"{class_name} is not usable in {root} and could not be downloaded ({reason}): "
-                    f"put its files into {root / where}, or name another folder with --data-root or "
-                    f"{ENVIRONMENT_VARIABLE}"
-                ) from None
-
-    return load
 
 
 DATASETS.register(
@@ -248,20 +267,18 @@ DATASETS.register(
         test=450,
     )
 )
-DATASETS.register(
-    DatasetSource(name="mnist", summary="28x28 grey digits, 70,000", load=_torchvision("MNIST", "MNIST/raw"))
-)
+DATASETS.register(DatasetSource(name="mnist", summary="28x28 grey digits, 70,000", load=MNIST))
 DATASETS.register(
     DatasetSource(
         name="fashion-mnist",
         summary="28x28 grey articles of clothing, 70,000",
-        load=_torchvision("FashionMNIST", "FashionMNIST/raw"),
+        load=FASHION_MNIST,
     )
 )
 DATASETS.register(
     DatasetSource(
         name="cifar10",
         summary="32x32 colour images, 60,000",
-        load=_torchvision("CIFAR10", "cifar-10-batches-py"),
+        load=CIFAR10,
     )
 )
