@@ -6,12 +6,14 @@ instructions. The functions release the GIL: threads work on disjoint ranges of 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import njit
 
+from .kernel_cache import njit_cached
 from .rational_tanh import SATURATED, P, Q
 
 TILE = 256
@@ -24,8 +26,13 @@ _P0, _P1, _P2, _P3, _P4 = (np.float32(c) for c in P)
 _Q1, _Q2, _Q3, _Q4 = (np.float32(c) for c in Q)
 
 # error_model="numpy": Python's own check for a division by zero would prevent LLVM from vectorising tanh.
-compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
-compiled_helper = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
+_OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"contract", "reassoc", "nsz", "arcp"},
+}
+compiled = partial(njit_cached, **_OPTIONS)
+compiled_helper = njit(**_OPTIONS)
 
 SOURCES = ("rational_tanh.py", "cpu_tiles.py", "cpu_loops.py", "dopri5_loops.py", "initial_step_loops.py")
 """Files that a compiled kernel depends on."""
