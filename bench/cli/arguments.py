@@ -20,11 +20,16 @@ class _Parser(argparse.ArgumentParser):
             import difflib
 
             typed = message.split("'")[1]
-            known = [name for action in self._actions for name in action.choices or ()]
+            known = self._commands()
             near = difflib.get_close_matches(typed, known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             message = f"unknown command {typed!r}: {hint}"
+        if message.endswith("required: COMMAND"):
+            message = f"no command: give one of {', '.join(self._commands())}"
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+    def _commands(self) -> list[str]:
+        return [name for action in self._actions for name in action.choices or ()]
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -6,10 +6,10 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from io import TextIOWrapper
 
 from ..._errors import RobustodeError
 from ..runtime.announcements import sentence, telling
+from ..runtime.printed import each_line_once, replace_unknown_characters
 from . import model_commands, results_commands
 from .arguments import command_line
 from .shared import load_plugins_with_warnings, show_report, show_warning
@@ -45,9 +45,7 @@ HANDLERS: dict[str, Callable[[Namespace], int]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 something failed, 2 wrong arguments."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without ℓ shows ? instead
+    replace_unknown_characters()
     arguments = command_line().parse_args(argv)
     # Read when torch is loaded: idle OpenMP threads soon sleep instead of spinning, which on a machine that
     # does anything else besides is up to 20 times faster.
@@ -55,8 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Read when numba is loaded: else its error messages start colorama, which at exit writes an escape
     # sequence to every terminal, with TERM=dumb and NO_COLOR too.
     os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
+    # Read when matplotlib is loaded: a notebook hands on a backend that may not be installed here, and
+    # figures are only written to files.
+    os.environ["MPLBACKEND"] = "agg"
     try:
-        with telling(lambda source, names: show_warning(sentence(source, names))):
+        with telling(lambda source, names: show_warning(sentence(source, names))), each_line_once():
             return HANDLERS[arguments.command](arguments)
     except RobustodeError as error:
         print(f"robustode: error: {' '.join(str(error).split())}", file=sys.stderr)

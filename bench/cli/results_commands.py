@@ -16,8 +16,10 @@ from .shared import load_plugins_with_warnings, show_report
 def report_command(arguments: Namespace) -> int:
     """Write the report from records and show it."""
     if arguments.benchmarks:
+        from ..records.store import Store
         from ..report.benchmark_tables import add_benchmarks
 
+        Store(arguments.out).require_records()
         add_benchmarks(arguments.out, arguments.benchmarks)
     return show_report(arguments.out)
 
@@ -77,6 +79,7 @@ def audit_command(arguments: Namespace) -> int:
 def submit_attack_command(arguments: Namespace) -> int:
     """Take in adversarial examples from a file; 1 where none succeeds."""
     from ..report.report import write_report
+    from ..verification.screening import REMEDIES
     from ..verification.submit import submit
     from ..verification.submitted_file import read_submission
 
@@ -94,6 +97,8 @@ def submit_attack_command(arguments: Namespace) -> int:
     cell = result.cell
     for reason, count in sorted(result.rejected.items()):
         print(f"rejected {count}: {reason}")
+        for begin in filter(reason.startswith, REMEDIES):
+            print(f"  {REMEDIES[begin]}")
     others = [norm for norm in result.norms if norm != cell.norm and arguments.norm is None]
     if others and any(reason.startswith("out of budget") for reason in result.rejected):
         print(f"the norm was {cell.norm}; --norm {others[0]} uses {others[0]}")

@@ -19,6 +19,7 @@ from ..config.preset import Preset
 from ..config.pretrained import PretrainedWeights
 from ..config.run_request import RunRequest
 from ..data import Data
+from ..records.foreign_files import refuse_foreign_files
 from ..records.record import Record
 from ..records.store import Store
 from ..runner.batch_size import known_batch_sizes
@@ -28,6 +29,7 @@ from ..runner.taken_names import refuse_taken_names
 from ..runner.workers import count_processes
 from ..runtime.device import pick_device
 from ..runtime.progress import Quiet, Reporter, Terminal, duration
+from ..throughput.machine_load import BUSY
 from ..training.train import build_model
 from .arguments import names_in
 from .run_lines import result_line
@@ -49,8 +51,11 @@ def run_preset(arguments: argparse.Namespace, preset: Preset, show: Callable[[Pa
     Raises
     ------
     RobustodeError
-        For arguments that cannot be run, data that are not there and a results folder in use.
+        For arguments that cannot be run, data that are not there, a results folder in use, and one in which
+        other files are in the way.
     """
+    out = arguments.out or Path("results") / preset.name
+    refuse_foreign_files(out)
     check_names(preset.audits or ())
     request = _request(arguments, preset)
     plan = request.plan()
@@ -62,7 +67,6 @@ def run_preset(arguments: argparse.Namespace, preset: Preset, show: Callable[[Pa
     if plan.pretrained:
         spec = plan.specs[0]
         plan.pretrained.check(build_model(spec.build, data, plan.arguments(spec), 0))
-    out = arguments.out or Path("results") / preset.name
     if arguments.dry_run:
         return _dry_run(arguments, plan, data, out, device)
     with reporter_of(arguments) as reporter:
@@ -83,6 +87,11 @@ def run_preset(arguments: argparse.Namespace, preset: Preset, show: Callable[[Pa
         )
     if not arguments.quiet:
         print(f"{outcome.done} cells done, {outcome.skipped} stored already")
+        if outcome.others_load > BUSY:
+            print(
+                f"other processes used up to {outcome.others_load:.0%} of the machine during the timings: "
+                "those marked * are not reliable"
+            )
     status = show(out)
     for line in outcome.failures:
         print(f"failed: {line}", file=sys.stderr)

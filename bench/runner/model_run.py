@@ -13,7 +13,6 @@ from ..records.checkpoint import Checkpoint
 from ..records.record import Cell, Record
 from ..runtime.foreign_code import foreign_code, source_of
 from ..runtime.time_limit import time_limit
-from ..throughput.machine_load import BUSY
 from ..training.provenance import environment_of, solver_names, summary_line
 from .cell_run import CellRunner
 from .example_selection import ExampleSelection
@@ -70,10 +69,8 @@ class ModelRun:
             new = self._grid(list(curve), model)
             if new:
                 run.reporter.detail(f"{run.name} · {threat}: {summary_line(new)}")
-            if (others := max((r.measures.get("others_load", 0.0) for r in new), default=0.0)) > BUSY:
-                run.reporter.detail(
-                    f"  other processes used up to {others:.0%} of the machine: this timing is not reliable"
-                )
+            others = [r.measures.get("others_load", 0.0) for r in new]
+            run.summary.others_load = max([run.summary.others_load, *others])
         return cells
 
     def _grid(self, cells: list[Cell], model: nn.Module) -> list[Record]:

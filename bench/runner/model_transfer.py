@@ -117,9 +117,8 @@ def replay_all(
             if record.status == "ok":
                 say(f"{cell.label()}: {_summary(record)}")
             else:
-                line = f"{cell.label()}: {record.status}: {record.error}"
-                done.failures.append(line)
-                say(f"failed: {line}")
+                done.failures.append(f"{cell.label()}: {record.status}: {record.error}")
+                say(f"{cell.label()}: {record.status}")
     if not found_any:
         raise InvalidArgument(
             f"{store.folder} holds no adversarial examples of another model: train and attack at least two"

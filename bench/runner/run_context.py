@@ -77,16 +77,15 @@ class RunContext:
         return build_model(self.spec.build, self.data, self.plan.arguments(self.spec), self.seed)
 
     def put(self, record: Record) -> None:
-        """Store a record, count it, and name it where it failed."""
+        """Store a record and count it, also among the failures where it is one."""
         self.store.put(record)
         self.summary.done += 1
         if record.status != "ok":
             self.fail(failure_line(record))
 
     def fail(self, line: str) -> None:
-        """Count and show a failure."""
+        """Count a failure; all of them are shown when the run ends."""
         self.summary.failures.append(line)
-        self.reporter.line(f"failed: {line}")
 
     def seconds_for(self, cells: Iterable[Cell]) -> float:
         """Estimated seconds of `cells`."""

@@ -9,17 +9,22 @@ from ..records.record import Record
 
 @dataclass(kw_only=True)
 class RunSummary:
-    """Cells done, cells skipped because they were stored, and what failed, a line each."""
+    """Cells done, cells skipped because they were stored, and what failed, a line each.
+
+    `others_load` is the largest share of the machine that other processes took during a timing.
+    """
 
     done: int = 0
     skipped: int = 0
     failures: list[str] = field(default_factory=list)
+    others_load: float = 0.0
 
     def add(self, other: RunSummary) -> None:
         """Count what another part of the run did."""
         self.done += other.done
         self.skipped += other.skipped
         self.failures += other.failures
+        self.others_load = max(self.others_load, other.others_load)
 
 
 def failure_line(record: Record) -> str:

@@ -27,6 +27,7 @@ from ..records.store import Store
 from ..runtime.announcements import announce, telling
 from ..runtime.device import environment
 from ..runtime.machine import free_memory
+from ..runtime.printed import show_line
 from ..runtime.processes import Died, Message, Raised, Returned, Send, run_jobs
 from ..runtime.progress import Reporter
 from .cost_estimate import Cost
@@ -131,7 +132,7 @@ def run_in_processes(
             case Message("announcement", content):
                 announce(*content)
             case Message("printed", content):
-                print(content)
+                show_line(content)
             case Message(_, content):
                 reporter.line(content)
             case Raised(error):
@@ -168,14 +169,13 @@ def _after_death(
     error = ModelFailure(f"its process {reason}")
     if not state.cells:
         line = f"{job.model} seed {job.seed}: {error}"
-        reporter.line(f"failed: {line}")
         return sorted(job.already_begun), RunSummary(failures=[line])
     described = environment(torch.device("cpu"), processes=job.processes)
     for cell in state.present:
         store.put(failed(cell, error, seconds=0.0, environment=described))
     done = [store.get(cell) for cell in state.cells]
     lines = [failure_line(record) for record in done if record is not None and record.status != "ok"]
-    reporter.line(f"failed: {lines[-1]}" if lines else f"{job.model} seed {job.seed}: {error}")
+    reporter.line(f"{job.model} seed {job.seed}: {error}; another process goes on after it")
     begun = dict.fromkeys([*sorted(job.already_begun), *(cell.key() for cell in state.cells)])
     return list(begun), RunSummary(done=len(done), failures=lines)
 

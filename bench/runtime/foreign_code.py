@@ -48,6 +48,7 @@ from ...models import get_ode_backend, set_ode_backend
 from .announcements import announce, sentence, telling
 from .library_functions import put_functions_back, replaced_functions
 from .own_generators import as_first_seen, generators_of, seeded_generators
+from .printed import printing_once
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -207,7 +208,7 @@ def asking(model: nn.Module, seed: int) -> Iterator[None]:
 @contextmanager
 def building(build: Callable[..., nn.Module], seed: int) -> Iterator[None]:
     """Call a factory within `foreign_code`: it draws from `seed`, or from its file's own seeds."""
-    with foreign_code(source_of(build), seed=seed), as_first_seen(generators_of(build)):
+    with printing_once(), foreign_code(source_of(build), seed=seed), as_first_seen(generators_of(build)):
         yield
 
 

@@ -125,22 +125,25 @@ def summary_line(records: Sequence[Record]) -> str:
     """Return the results of one threat in one line, strength by strength."""
     parts = []
     for record in records:
+        cell = record.cell
+        at = f"{cell.strength:g} " if cell.kind == "accuracy" and cell.family != "clean" else ""
         if record.status != "ok":
-            parts.append(f"{record.cell.strength:g} {record.status}")
-        elif record.cell.kind == "certificate":
+            parts.append(f"{at}{record.status}")
+        elif cell.kind == "certificate":
             radius = record.outcomes.get("radius")
             none = f"none: {record.card.get('no_certificate', '')}"
-            parts.append(none if radius is None else f"median l2 radius {np.median(radius):.3g}")
-        elif record.cell.kind == "dynamics":
+            parts.append(none if radius is None else f"half are certified to l2 {np.median(radius):.3g}")
+        elif cell.kind == "dynamics":
             growth = record.outcomes.get("growth_adversarial")
             reason = str(record.card.get("no_dynamics", ""))
-            parts.append(reason if growth is None else f"distances grow by up to {growth[-1].max():.3g}")
-        elif record.cell.kind == "throughput":
+            apart = "the flow takes attacked images up to {:.3g} times as far from the clean ones"
+            parts.append(reason if growth is None else apart.format(growth[-1].max()))
+        elif cell.kind == "throughput":
             rate, achieved = (record.measures.get(name) for name in ("samples_per_second", "achieved"))
             reason = str(record.card.get("no_flow", ""))
-            parts.append(reason if rate is None else f"{rate:,.0f}/s at {record.cell.batch_size}")
+            parts.append(reason if rate is None else f"{rate:,.0f} samples/s in batches of {cell.batch_size}")
             if achieved is not None:
                 parts.append(f"roofline efficiency {achieved:.0%}")
         else:
-            parts.append(f"{record.cell.strength:g} {record.accuracy:.1%}")
+            parts.append(f"{at}{record.accuracy:.1%}")
     return ", ".join(parts)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..._errors import InvalidArgument, RobustodeError
+from ..runtime.printed import replace_unknown_characters
 
 OF_MODELS = ("records", "checkpoints", "adversarial")
 """Folders inside a results folder that have one folder per model."""
@@ -75,6 +76,7 @@ def changed_entries(root: Path, paths: Sequence[str]) -> dict[Path, set[str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Verify what has changed; the exit status."""
+    replace_unknown_characters()
     parser = argparse.ArgumentParser(
         prog="python -m robustode.bench.verification.ci_gate", description=__doc__
     )

@@ -37,6 +37,17 @@ class ScreenedExamples:
     rejected: Counter[str]
 
 
+REMEDIES: Mapping[str, str] = {
+    "not among": "index holds the numbers of samples in their source, as "
+    "robustode.bench.data.load_data(NAME).test.indices has them",
+    "outside the box": "clip the pixels to [0, 1] after the perturbation",
+    "out of budget": "shrink each perturbation until its norm is within the budget",
+    "still classified": "the stored weights decide, image by image and in batches: attack "
+    "robustode.load_model(FOLDER, NAME, seed=SEED)",
+    "NaN": "leave such images out",
+}
+"""What to do about a rejection, by how its reason begins."""
+
 Known: TypeAlias = Mapping[int, Sequence[NDArray[np.int32]]]
 """By a sample's number the perturbations of it that are stored, in steps, each (c, h, w)."""
 

@@ -55,19 +55,43 @@ def read_submission(path: Path) -> Sent:
         raise InvalidArgument(f"{path} holds no examples: index is empty")
     if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer):
         raise InvalidArgument(
-            f"{path}: index must be a list of whole numbers, not {index.dtype} {index.shape}"
+            f"{path}: index must be a list of whole numbers, not {index.dtype} {index.shape}: "
+            "index.ravel().astype(np.int64) makes one"
         )
     if image.ndim != 4 or len(image) != len(index):
+        channel = "; image[:, None] adds the channel" if image.ndim == 3 else ""
         raise InvalidArgument(
-            f"{path}: image must be ({len(index)}, c, h, w), one an index, not {image.shape}"
+            f"{path}: image must be ({len(index)}, c, h, w), one an index, not {image.shape}{channel}"
         )
     if image.dtype in (np.uint8, np.uint16):
         image = image / np.iinfo(image.dtype).max
     elif not np.issubdtype(image.dtype, np.floating):
-        raise InvalidArgument(f"{path}: image must be float, uint8 or uint16, not {image.dtype}")
+        raise InvalidArgument(
+            f"{path}: image must be float, uint8 or uint16, not {image.dtype}: for values of 0 to 255, "
+            "image.astype(np.uint8)"
+        )
+    elif problem := _scale_problem(image):
+        raise InvalidArgument(f"{path}: {problem}")
     return Sent(
         index=index.astype(np.int64),
         images=np.clip(image, -2, 2).astype(np.float32),  # what float32 cannot hold is out of the box anyway
         origin=" ".join(origin.split())[:LONGEST_ORIGIN] or path.name,
         sha256=hashlib.sha256(content).hexdigest(),
     )
+
+
+def _scale_problem(image: NDArray[np.floating]) -> str:
+    """What is wrong where most images are on another scale than [0, 1], and what to do; else empty.
+
+    A few that are out of the box are rejected one by one.
+    """
+    with np.errstate(invalid="ignore"):
+        largest = np.max(image, axis=(1, 2, 3), initial=0)
+        smallest = np.min(image, axis=(1, 2, 3), initial=0)
+    span = f"pixels must be in [0, 1], and go from {np.nanmin(smallest):.3g} to {np.nanmax(largest):.3g}"
+    if np.median(largest) > 2:
+        bytes_ = 128 < np.nanmax(largest) < 256
+        return f"{span}: divide by {'255' if bytes_ else 'the value of a white pixel'}"
+    if np.median(smallest) < -0.5 and np.median(largest) > 0.5:
+        return f"{span}: undo the normalisation of the model, which images must not have"
+    return ""

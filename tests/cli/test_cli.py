@@ -49,7 +49,7 @@ def error(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "the following arguments are required: COMMAND"),
+        ([], "no command: give one of run, list, new-model, check, report, verify"),
         (["rn"], "unknown command 'rn': did you mean 'run'?"),
         (["zzzzzz"], "unknown command 'zzzzzz': known: run, list, new-model, check, report, verify"),
         (["run", "--preset", "quik"], "unknown preset 'quik': did you mean quick"),
@@ -211,6 +211,13 @@ def finished(tmp_path_factory, registries_of_module) -> tuple[Path, list[str]]:
     return folder, argv
 
 
+def test_a_failure_is_told_once(finished):
+    folder, _ = finished
+    told = (folder / "stdout").read_text() + (folder / "stderr").read_text()
+    assert told.count("no model today") == 1
+    assert "bad seed 0: 1 failed in" in told
+
+
 def test_a_run_with_a_failure_ends_with_status_1_and_names_it_last(finished):
     folder, _ = finished
     out, err = (folder / "stdout").read_text(), (folder / "stderr").read_text()
@@ -270,6 +277,25 @@ def test_data_that_is_not_there_is_one_line(error, tmp_path, monkeypatch):
     assert "MNIST is not usable" in line
     assert "--data-root" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_figures_do_not_depend_on_the_backend_that_a_notebook_hands_on(monkeypatch, capsys):
+    """In `!robustode run`, matplotlib-inline may not be installed where robustode is."""
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline_that_is_not_there.backend_inline")
+    assert main(["list", "presets"]) == 0
+    assert os.environ["MPLBACKEND"] == "agg"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_console_that_cannot_show_a_sign_gets_another(finished, monkeypatch, encoding):
+    """The leaderboard has signs that Windows' console does not know."""
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding))
+    assert main(["report", "--out", str(finished[0] / "out")]) == 0
+    sys.stdout.flush()
+    text = written.getvalue().decode(encoding)
+    assert "resnet" in text
+    assert "?" in text
 
 
 def test_stopping_a_run_is_not_an_error_message_of_python(monkeypatch, capsys):

@@ -406,3 +406,20 @@ def test_a_model_that_answers_no_image_has_no_trajectories():
     data = stubs.split_of(torch.zeros_like(data.images), data.labels)
     with pytest.raises(ModelFailure, match="underflow in dt"):
         measure(GivesUp(linear_flow(-torch.eye(4)), False), data=data)
+
+
+def test_a_line_of_details_says_what_its_numbers_are():
+    def line(kind: str, threat: str, family: str, **changes) -> str:
+        cell = stubs.cell_for("clean", 0.0, 2)
+        cell = dataclasses.replace(cell, kind=kind, threat=threat, family=family)
+        return summary_line([Record(cell=cell, **changes)])
+
+    correct = {"correct": np.array([[True, False]])}
+    assert line("accuracy", "clean", "clean", outcomes=correct) == "50.0%"
+    assert line("accuracy", "clean", "clean", status="error", error="no") == "error"
+    assert line("accuracy", "pgd-linf", "gradient", outcomes=correct) == "0 50.0%"
+    radius = {"radius": np.array([0.1, 0.3])}
+    assert line("certificate", "lipschitz", "proof", outcomes=radius) == "half are certified to l2 0.2"
+    growth = {"growth_adversarial": np.array([[1.0, 1.0], [2.5, 0.5]])}
+    told = "the flow takes attacked images up to 2.5 times as far from the clean ones"
+    assert line("dynamics", "dynamics", "dynamics", outcomes=growth) == told

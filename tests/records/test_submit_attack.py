@@ -305,6 +305,8 @@ def test_each_refused_example_is_counted_by_its_reason(folder, stronger, tmp_pat
     out, err = capsys.readouterr()
     assert all(f"rejected 1: {reason}\n" in out for reason in cases)
     assert "accepted 0 of 6, from sent.npz" in out
+    assert "outside the box [0, 1]\n  clip the pixels to [0, 1]" in out
+    assert "exceeded by up to 0.01\n  shrink each perturbation" in out
     assert "--norm" not in out, "it was not attacked in another norm"
     assert "resnet in linf 0.1" in err
     assert robust(folder) == before
@@ -419,8 +421,21 @@ def test_one_that_holds_is_kept_among_others_that_do_not(folder, stronger, tmp_p
         ({"index": np.arange(2.0), "image": np.zeros((2, 1, 8, 8))}, "index must be a list of whole numbers"),
         (
             {"index": np.arange(2), "image": np.zeros((2, 1, 8, 8), int)},
-            "image must be float, uint8 or uint16",
+            "image must be float, uint8 or uint16, not int64: for values of 0 to 255, image.astype(np.uint8)",
         ),
+        (
+            {"index": np.arange(2), "image": np.linspace(0, 255, 128).reshape(2, 1, 8, 8)},
+            "pixels must be in [0, 1], and go from 0 to 255: divide by 255",
+        ),
+        (
+            {
+                "index": np.arange(2),
+                "image": np.tile(np.linspace(-1, 1.5, 64).reshape(1, 8, 8), (2, 1, 1, 1)),
+            },
+            "go from -1 to 1.5: undo the normalisation",
+        ),
+        ({"index": np.arange(2), "image": np.zeros((2, 8, 8))}, "image[:, None] adds the channel"),
+        ({"index": np.ones((2, 1)), "image": np.zeros((2, 1, 8, 8))}, "index.ravel().astype(np.int64) makes"),
         ({"index": np.arange(2), "image": np.array([{}, {}])}, "is not an .npz file of plain arrays"),
         (
             {"index": np.arange(2), "image": np.zeros((2, 1, 9, 9))},

@@ -244,9 +244,7 @@ def test_nothing_to_report(tmp_path: Path, damaged: bool) -> None:
     if damaged:
         (tmp_path / "records" / "node").mkdir(parents=True)
         (tmp_path / "records" / "node" / "seed0.jsonl").write_text("{")
-    with pytest.raises(
-        InvalidArgument, match=r"seed0\.jsonl line 1" if damaged else "run `robustode run` first"
-    ):
+    with pytest.raises(InvalidArgument, match=r"seed0\.jsonl" if damaged else "run `robustode run` first"):
         write_report(tmp_path)
     assert not (tmp_path / "report").exists()
 
@@ -288,6 +286,20 @@ def test_terminal_table_fits_and_marks_the_best() -> None:
     cells = list(table.columns[column].cells)
     assert [str(cell.style) for cell in cells].count("bold") == 1
     assert cells[0].style == "bold"
+
+
+def test_terminal_table_shows_how_far_training_seeds_differ() -> None:
+    made = [*small(("node",), seeds=(0, 1, 2)), *small(("resnet",))]
+    board = leaderboard(made, synthetic.HEADLINE)
+    table = terminal_table(board, None)
+    clean = {str(c.header).split()[0]: c for c in table.columns}["Clean"]
+    cells = dict(zip(board["model"], map(str, clean.cells), strict=True))
+    value, spread = (board.set_index("model").loc["node", name] for name in ("clean", "clean_spread"))
+    assert cells["node"] == f"{100 * value:.1f} ±{100 * spread:.1f}"
+    assert "±" not in cells["resnet"]
+    assert "± standard deviation over training seeds" in str(table.caption)
+    heads = [word for column in table.columns for word in str(column.header).split()]
+    assert "Parameters" in heads, "no heading is broken inside a word"
 
 
 def test_terminal_table_marks_shared_ranks() -> None:

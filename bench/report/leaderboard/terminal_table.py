@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from rich import box
@@ -11,6 +12,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from ..text import missing, percent
 from .columns import board_columns
 from .ranking import ALPHA
 from .row_status import UNTRAINED_NOTE, is_trained
@@ -38,7 +40,7 @@ def terminal_table(board: pd.DataFrame, width: int | None = WIDTH) -> Table:
         columns.insert(1, Field(name="dataset", group="", title="Dataset", kind="text"))
     heads = {f.name: _head(f) for f in columns}
     rows = [row for _, row in board.iterrows()]
-    texts = {f.name: [_shortened(written(f, row)) for row in rows] for f in columns}
+    texts = {f.name: [_shortened(written(f, row)) + _spread(f, row) for row in rows] for f in columns}
     shared = board.duplicated(["dataset", "rank"], keep=False).tolist() if columns else []
     if columns:
         texts["rank"] = [f"={text}" if tie else text for text, tie in zip(texts["rank"], shared, strict=True)]
@@ -54,6 +56,11 @@ def terminal_table(board: pd.DataFrame, width: int | None = WIDTH) -> Table:
     ranking = board_columns(board).ranking
     notes = [f"ranked by {' at '.join(filter(None, (ranking.title, ranking.at)))}"] if columns else []
     notes += [tied] if any(shared) else []
+    notes += (
+        ["± standard deviation over training seeds"]
+        if any(_spread(f, r) for f in visible for r in rows)
+        else []
+    )
     notes += [f"* {BUSY_NOTE}"] if any_busy(visible, board) else []
     notes += [UNTRAINED_NOTE] if columns and not is_trained(board).all() else []
     if left_out := len(columns) - len(visible):
@@ -106,12 +113,19 @@ def _tops(board: pd.DataFrame, field: Field) -> set[int]:
 
 def _head(field: Field) -> str:
     """A heading on narrow lines: the strength below the name, the device below the timing."""
-    lines = textwrap.wrap(field.title.replace("Worst case", "Worst"), 9)
+    title = field.title.replace("Worst case", "Worst")
+    lines = textwrap.wrap(title, 9, break_long_words=False, break_on_hyphens=False)
     if field.kind == "rate":
         lines += [_shortened(field.note, 14), "samples/s"]
     elif field.kind == "fraction":
         lines.append(field.note or "%")
     return "\n".join(lines)
+
+
+def _spread(field: Field, row: pd.Series[Any]) -> str:
+    """How far the training seeds of a row differ; empty for one seed."""
+    value = row.get(field.accuracy.spread) if field.accuracy else None
+    return "" if missing(value) else f" ±{percent(value)}"
 
 
 def _shortened(text: str, longest: int = _LONGEST) -> str:
