@@ -43,8 +43,14 @@ def verify_command(arguments: Namespace) -> int:
     )
     for note in done.notes:
         print(f"note: {note}")
+    of = f" of {done.models + len(done.unrun)}" if done.unrun else ""
+    if done.unrun:
+        print(
+            f"not run again: {', '.join(done.unrun)}; of them records, tables and files were checked, not "
+            "weights and examples: see the notes, and name model files with --models FILE.py:FACTORY"
+        )
     print(
-        f"checked: records {done.records}, models {done.models}, adversarial examples {done.predicted}; "
+        f"checked: records {done.records}, models {done.models}{of}, adversarial examples {done.predicted}; "
         f"disagreements: {len(done.disagreements)}, notes: {len(done.notes)}"
     )
     for finding in done.disagreements:

@@ -17,7 +17,7 @@ class RunSummary:
     done: int = 0
     skipped: int = 0
     failures: list[str] = field(default_factory=list)
-    others_load: float = 0.0
+    others_load: float = field(default=0.0, compare=False)
 
     def add(self, other: RunSummary) -> None:
         """Count what another part of the run did."""

@@ -29,7 +29,7 @@ from robustode.bench.report.report import write_report
 from robustode.bench.runner import cell_run as measure
 from robustode.bench.runner.run import run_plan
 from robustode.bench.verification import recompute as recheck
-from robustode.bench.verification.report_consistency import without_pictures
+from robustode.bench.verification.report_consistency import Finding, without_pictures
 from robustode.bench.verification.verify import Verification, verify
 
 CELLS = stubs.CELLS + stubs.FLOW_CELLS
@@ -546,3 +546,14 @@ def test_a_file_of_examples_damaged_anywhere_is_no_file_of_examples(sound, tmp_p
             examples_archive.read(path, name)
             read += 1
     assert read < len(places) / 2, "most damage is seen, and as a RecordError alone"
+
+
+def test_models_that_could_not_be_run_are_named_and_counted(monkeypatch, capsys):
+    note = Finding(file="records/mine/seed0.jsonl", what="not run again: no file", note=True)
+    done = Verification(records=9, models=2, unrun=["mine seed 0"], findings=[note])
+    monkeypatch.setattr("robustode.bench.verification.verify.verify", lambda *_, **__: done)
+    assert main(["verify"]) == 0
+    noted, passed, last = capsys.readouterr().out.splitlines()
+    assert noted == f"note: {note}"
+    assert passed.startswith("not run again: mine seed 0; ")
+    assert "models 2 of 3," in last
