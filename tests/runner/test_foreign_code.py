@@ -173,6 +173,7 @@ def test_a_field_that_is_compared_with_its_statement_changes_nothing_for_the_nex
             return TanhField(A=unit, B=self.K, b=torch.zeros_like(self.K[:, :1]))
 
     flow = ODEBlock([Layer(), Layer()], final_time=1.0, solver=Solver(method="heun2", steps=2))
+
     class Net(PixelNetwork):
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(images)
