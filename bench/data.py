@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -205,10 +205,10 @@ def load_data(name: str, root: Path | None = None) -> Data:
     )
 
 
-def _checked(source: DatasetSource, loaded: object) -> tuple[Arrays, Arrays | None]:
+def _checked(source: DatasetSource, loaded: Any) -> tuple[Arrays, Arrays | None]:
     """What a source returned, as arrays; raises `InvalidArgument` where it is not what `load` promises."""
     try:
-        train, test = loaded  # type: ignore[misc]
+        train, test = loaded
         parts = {"training": train} if test is None else {"training": train, "test": test}
         arrays = {part: (np.asarray(images), np.asarray(labels)) for part, (images, labels) in parts.items()}
     except (TypeError, ValueError) as error:

@@ -32,8 +32,9 @@ def refuse_foreign_files(folder: Path) -> None:
     report = folder / "report"
     found = [name for name in FOLDERS if (folder / name).exists() and not (folder / name).is_dir()]
     found += [name for name in (LOCK,) if (folder / name).is_dir() or _size(folder / name)]
+    if not found and not is_results_folder(folder):
+        found += _in_the_way(folder)
     if not found:
-        found += [] if is_results_folder(folder) else _in_the_way(folder)
         found += [f"report/{name}" for name in foreign_report_files(report)]
     if found:
         raise InvalidArgument(

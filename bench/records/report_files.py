@@ -92,7 +92,7 @@ def write_report_files(report: Path, files: Mapping[str, bytes], aside: Path) ->
     """
     new = {name: (_hash(data),) for name, data in files.items()}
     refuse_changed(report, new)
-    old, moved = read_manifest(report), []
+    old, moved = read_manifest(report), list[Path]()
     if old is None:
         for name in sorted({MANIFEST, *files}):
             if os.path.lexists(report / name) and _hash_of(report / name) not in new.get(name, ()):

@@ -73,7 +73,7 @@ def test_a_card_says_what_the_model_is_and_what_makes_it_again(folder, few):
     for checkpoint in card["checkpoints"]:
         data = load_bytes(folder / checkpoint["file"])
         assert hashlib.sha256(data).hexdigest() == checkpoint["sha256"]
-    assert card["command"] == "robustode run --preset tiny.toml --models resnet --seeds 2"
+    assert card["command"] == "robustode run --preset tiny.toml --models resnet --seeds 2 --out again"
     assert card["parameters"] > 0
 
 
@@ -120,7 +120,7 @@ def test_a_model_with_two_recipes_has_two_cards(folder, tmp_path):
     assert (given["weights"], given["file"]) == ("given", "my net.py:build")
     weights = store.checkpoint_path(cell).relative_to(copy).as_posix()
     assert given["command"] == (
-        f"robustode run --preset tiny.toml --models 'my net.py:build' --weights {weights}"
+        f"robustode run --preset tiny.toml --models 'my net.py:build' --weights {weights} --out again"
     )
 
 

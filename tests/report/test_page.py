@@ -215,25 +215,27 @@ def of(model: str = "node", seeds: tuple[int, ...] = (0,), **changes: object) ->
 
 def test_the_command_names_preset_model_and_seeds():
     line, note = command(Headline(preset="quick"), of(seeds=(0, 1, 2)))
-    assert line == "robustode run --preset quick --models node --seeds 3"
+    assert line == "robustode run --preset quick --models node --seeds 3 --out again"
     assert "cpu: Intel Xeon" in note
 
 
 def test_the_command_says_what_it_cannot_know():
     assert command(Headline(), of())[0] == ""
     line, note = command(Headline(preset="mine"), of(seeds=(2,)))
-    assert line == "robustode run --preset mine.toml --models node --seeds 3"
+    assert line == "robustode run --preset mine.toml --models node --seeds 3 --out again"
     assert "mine.toml" in note
     assert "seeds 2" in note
     card = {"summary": "x' = tanh(x)", "file": "my_node.py:build", "given": {"file": "my.safetensors"}}
     given = [dataclasses.replace(r, card=card) if r.card else r for r in of()]
     line, note = command(Headline(preset="quick"), given)
-    assert line == "robustode run --preset quick --models my_node.py:build --weights my.safetensors"
+    assert (
+        line == "robustode run --preset quick --models my_node.py:build --weights my.safetensors --out again"
+    )
     assert "my_node.py" in note
     assert "checkpoint" in note
     made = [dataclasses.replace(r, card={"summary": "my_node.py:build"}) if r.card else r for r in of()]
     line, note = command(Headline(preset="quick"), made)
-    assert line == "robustode run --preset quick --models my_node.py:build --seeds 1"
+    assert line == "robustode run --preset quick --models my_node.py:build --seeds 1 --out again"
     assert "my_node.py" in note
 
 

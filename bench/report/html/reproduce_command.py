@@ -11,6 +11,9 @@ from ...records.headline import Headline
 from ...records.latest import training_card
 from ...records.record import Record
 
+AGAIN = "again"
+"""The folder that the command makes: in this one nothing would be left to do."""
+
 _FILE = re.compile(r"^[\w./-]+\.py:\w+$")
 
 
@@ -29,7 +32,7 @@ def command(headline: Headline, records: Sequence[Record]) -> tuple[str, str]:
     """
     if not headline.preset:
         return "", "The results folder does not record its preset."
-    notes = []
+    notes = [f"The row is made anew in a folder {AGAIN}/; compare it with this one."]
     if headline.preset not in preset_names():
         notes.append(f"Replace {headline.preset}.toml by the path of that preset file.")
     if file := _file(records):
@@ -66,7 +69,7 @@ def run_line(preset: str, records: Sequence[Record], weights: str | None = None)
     chosen = preset if preset in preset_names() else f"{preset}.toml"
     model = _file(records) or records[0].cell.model
     how = ["--weights", weights] if weights else ["--seeds", str(max(_seeds(records)) + 1)]
-    return shlex.join(["robustode", "run", "--preset", chosen, "--models", model, *how])
+    return shlex.join(["robustode", "run", "--preset", chosen, "--models", model, *how, "--out", AGAIN])
 
 
 def _file(records: Sequence[Record]) -> str:
