@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -50,6 +51,15 @@ def _batch_size(text: str) -> int | Literal["auto"]:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number above 0 nor auto")
     return int(text)
+
+
+def _width(text: str) -> float:
+    """A length in inches."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(in|cm|mm|pt)", text)
+    inches = float(found[1]) / {"in": 1.0, "cm": 2.54, "mm": 25.4, "pt": 72.27}[found[2]] if found else 0.0
+    if not 1.5 <= inches <= 40:
+        raise argparse.ArgumentTypeError(f"{text!r} is no length from 1.5in to 40in, such as 3.4in or 86mm")
+    return inches
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -184,7 +194,8 @@ def _add_results_commands(commands: Any) -> None:
         "report",
         "write tables, figures and page again from records",
         "Write leaderboard, figures and page from the stored records; runs no model.",
-        "--out results/quick",
+        "--out results/quick\n"
+        "  robustode report --models node,ch-node --figures accuracy --width 3.4in --format pdf",
     )
     report.add_argument(
         "--benchmarks",
@@ -192,6 +203,18 @@ def _add_results_commands(commands: Any) -> None:
         metavar="FILE.json",
         help="add a pytest-benchmark file, as `tox -e bench` writes it",
     )
+    paper = report.add_argument_group("for a paper", "any of these writes DIR/paper, and no report")
+    paper.add_argument("--models", metavar="A,B", help="rows of these models (default: all)")
+    paper.add_argument(
+        "--threats", metavar="A,B", help="threats or norms: pgd-l2, linf, worst-case, gaussian"
+    )
+    paper.add_argument("--figures", metavar="A,B", help="accuracy, gap, sandwich, heatmap, critical, ...")
+    paper.add_argument("--format", metavar="A,B", help="pdf, svg, png (default: pdf)")
+    paper.add_argument("--width", type=_width, metavar="LENGTH", help="of a figure: 3.4in, 86mm, 246pt")
+    paper.add_argument("--dpi", type=int, metavar="N", help="resolution of pixels (default: 300)")
+    paper.add_argument("--style", type=Path, metavar="FILE.mplstyle", help="matplotlib style over ours")
+    paper.add_argument("--columns", metavar="A,B", help="of leaderboard.tex, named as in leaderboard.csv")
+    paper.add_argument("--intervals", action="store_true", help="95%% intervals in leaderboard.tex")
     verify = _command(
         commands,
         "verify",

@@ -14,7 +14,11 @@ from .shared import load_plugins_with_warnings, show_report
 
 
 def report_command(arguments: Namespace) -> int:
-    """Write the report from records and show it."""
+    """Write the report from records and show it; with options for a paper, figures and a table for one."""
+    paper = ("models", "threats", "figures", "format", "width", "dpi", "style", "columns", "intervals")
+    asked = (getattr(arguments, name) for name in paper)
+    if any(value is not None and value is not False for value in asked):
+        return _write_paper(arguments)
     if arguments.benchmarks:
         from ..records.store import Store
         from ..report.benchmark_tables import add_benchmarks
@@ -22,6 +26,32 @@ def report_command(arguments: Namespace) -> int:
         Store(arguments.out).require_records()
         add_benchmarks(arguments.out, arguments.benchmarks)
     return show_report(arguments.out)
+
+
+def _write_paper(arguments: Namespace) -> int:
+    from ..report.paper import FORMATS, PaperOptions, write_paper
+
+    if arguments.benchmarks:
+        raise InvalidArgument("--benchmarks is of the report: leave it out with options for a paper")
+    lists = {name: names_in(getattr(arguments, name)) for name in ("models", "threats", "figures", "columns")}
+    formats = names_in(arguments.format) or FORMATS[:1]
+    dpi = 300 if arguments.dpi is None else arguments.dpi
+    for name, value in lists.items():
+        if getattr(arguments, name) is not None and not value:
+            raise InvalidArgument(f"--{name} names none")
+    if not 30 <= dpi <= 2400:
+        raise InvalidArgument(f"--dpi must be from 30 to 2400, not {dpi}")
+    options = PaperOptions(
+        **lists,
+        formats=formats,
+        dpi=dpi,
+        width=arguments.width,
+        style=arguments.style,
+        intervals=arguments.intervals,
+    )
+    for path in write_paper(arguments.out, options):
+        print(path)
+    return 0
 
 
 def verify_command(arguments: Namespace) -> int:

@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 from matplotlib.figure import Figure
 
-Draw: TypeAlias = Callable[[], Figure]
-"""Draws a figure: who wants only what is said of it does not call this."""
+Draw: TypeAlias = Callable[..., Figure]
+"""Draws a figure, ``width=`` inches wide where given; who wants only what is said of it does not call it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,11 +84,11 @@ def draw_all(
         What makes bytes of figures, which takes most of the time.
     """
     with house_style():
-        rendered = render(_all_figures(records, summary, board, headline))
+        rendered = render(all_figures(records, summary, board, headline))
     return lambda: [Picture(**words, svg=svg, png=png) for words, (svg, png) in rendered()]
 
 
-def _all_figures(
+def all_figures(
     records: list[Record], summary: pd.DataFrame, board: pd.DataFrame, headline: Headline
 ) -> Iterator[tuple[Words, Draw]]:
     """How to draw every figure, dataset by dataset, each after the words of its `Picture`."""

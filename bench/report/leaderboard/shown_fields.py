@@ -147,3 +147,13 @@ def best(board: pd.DataFrame, field: Field) -> set[int]:
         for i, (is_best, clear) in enumerate(zip(best_shown, cleared(board), strict=True))
         if is_best and clear
     }
+
+
+def single_best(board: pd.DataFrame, field: Field) -> set[int]:
+    """The position of the row in bold: where `best` names one alone that is neither busy nor 0; else none."""
+    found = best(board, field)
+    if len(found) != 1:
+        return set()
+    row = board.iloc[next(iter(found))]
+    worthless = shown(field, row[field.name]) == shown(field, 0.0)
+    return set() if worthless or is_busy(field, row) else found

@@ -7,18 +7,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from ..canvas import grid, legend_columns, new_figure, panels
 from ..style import INK, NAMED_MODELS, OTHER, Style, strength_name, threat_name
 from ..worst_case import WORST_CASE
 
 
 def draw_curves(
-    table: pd.DataFrame, board: pd.DataFrame, looks: dict[str, Style], certified: pd.DataFrame | None = None
+    table: pd.DataFrame,
+    board: pd.DataFrame,
+    looks: dict[str, Style],
+    certified: pd.DataFrame | None = None,
+    *,
+    width: float | None = None,
 ) -> Figure:
     """Accuracy against strength: one panel per threat, one row per family, 95% bands.
 
@@ -31,23 +36,21 @@ def draw_curves(
         key=lambda pair: (pair[1] is not None, pair[1] or "", pair[0] != WORST_CASE, pair[0]),
     ):
         rows.setdefault((norm is not None, norm or ""), []).append((threat, norm))
-    width = min(3, max(len(row) for row in rows.values()))
-    places: list[tuple[int, int, str, str | None]] = []
-    line = 0
-    for _, row in sorted(rows.items(), key=lambda item: (item[0][0], item[0][1] != "linf", item[0][1])):
-        places += [(line + i // width, i % width, *panel) for i, panel in enumerate(row)]
-        line += -(-len(row) // width)
+    across = grid(min(3, max(len(row) for row in rows.values())), 3.1, 0.5, width)
+    columns = across.columns
+    families = [row for _, row in sorted(rows.items(), key=lambda i: (i[0][0], i[0][1] != "linf", i[0][1]))]
+    heights = [-(-len(row) // columns) for row in families]
     shown = board[board["label"].isin(table["label"])]
     named = list(shown["label"].head(NAMED_MODELS))
-    figure = Figure(figsize=(3.1 * width + 0.5, 2.35 * line + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(line, width, squeeze=False, sharey=True)
-    for ax in axes.flat:
-        ax.set_visible(False)
+    figure = new_figure(across.width, 2.35 * across.scale * sum(heights) + 0.6)
+    axes = figure.subplots(sum(heights), columns, squeeze=False, sharey=True)
+    places = []
+    for row, height in zip(families, heights, strict=True):
+        places += zip(panels(axes[:height], len(row)), row, strict=True)
+        axes = axes[height:]
     clean = table[table["threat"] == "clean"]
-    for r, c, threat, norm in places:
-        ax = axes[r, c]
-        ax.set_visible(True)
+    for panel, (threat, norm) in places:
+        ax = panel.ax
         mine = table[(table["threat"] == threat) & (table["norm"].fillna("") == (norm or ""))]
         # A protocol that clips elsewhere changes images at strength 0 too: its lines do not start clean.
         same = clean["protocol"].isin(mine["protocol"])
@@ -55,20 +58,23 @@ def draw_curves(
         _curve(ax, pd.concat([start, mine], ignore_index=True), named, looks)
         if threat == WORST_CASE and certified is not None:
             _lower_bounds(ax, certified[certified["norm"] == norm], start, named, looks)
-        ax.set_title(threat_name(threat, norm))
-        ax.set_xlabel(strength_name(threat, norm)[1])
+        ax.set_title(across.title(threat_name(threat, norm)))
+        ax.set_xlabel(across.folded(strength_name(threat, norm)[1]))
         ax.set_xlim(left=0)
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        ax.tick_params(labelleft=c == 0, labelbottom=True)
-        ax.set_ylabel("accuracy (%)" if c == 0 else "")
-    axes[0, 0].set_ylim(-2, 103)
-    axes[0, 0].set_yticks(range(0, 101, 20))
+        ax.tick_params(labelleft=panel.left, labelbottom=True)
+        ax.set_ylabel("accuracy (%)" if panel.left else "")
+    places[0][0].ax.set_ylim(-2, 103)
+    places[0][0].ax.set_yticks(range(0, 101, 20))
     handles = [_handle(looks[label], label) for label in named]
     if len(shown) > len(named):
         handles.append(Line2D([], [], color=OTHER, lw=1, label=f"{len(shown) - len(named)} other models"))
     if certified is not None and not certified.empty:
         handles.append(Line2D([], [], color=INK, ls=":", lw=1.3, label="certified"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3 * width - 3 or 2))
+    entries = 3 * columns - 3 or 2
+    if width is not None:
+        entries = legend_columns((str(handle.get_label()) for handle in handles), width)
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), entries))
     return figure
 
 

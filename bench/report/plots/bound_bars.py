@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ...records.headline import Headline
+from ..canvas import font_size, legend_columns, new_figure
 from ..described_figure import Draw
 from ..style import INK, NORMS, QUIET, Style, darker, mixed
 from .bound_curves import BROKEN, CERTIFIED, NO_ANSWER, UNDECIDED, any_unanswered, areas
@@ -49,21 +49,27 @@ def _draw(
     rows: Sequence[str],
     looks: Mapping[str, Style],
     headline: Headline,
+    *,
+    width: float | None = None,
 ) -> Figure:
-    height = 0.27 * len(rows) + 1.0
-    figure = Figure(figsize=(1.9 + 3.2 * len(norms), height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(norms), squeeze=False, sharey=True)[0]
+    lines = len(norms) if width is not None and width < 1.4 + 2.2 * len(norms) else 1
+    height = 0.27 * len(rows) * lines + 1.0 + 0.55 * (lines - 1)
+    figure = new_figure(width or 1.9 + 3.2 * len(norms), height)
+    axes = figure.subplots(lines, len(norms) // lines, squeeze=False, sharey=True).ravel()
     for ax, norm in zip(axes, norms, strict=True):
         _column(ax, found[norm], rows, looks, headline.reported[norm])
         ax.set_xlabel(f"{NORMS[norm]} accuracy (%), ε = {headline.reported[norm]:g}")
     axes[0].set_yticks(range(len(rows)), rows)
-    for tick, label in zip(axes[0].get_yticklabels(), rows, strict=True):
-        tick.set_color(darker(looks[label].color))
+    for ax in axes[:lines]:
+        for tick, label in zip(ax.get_yticklabels(), rows, strict=True):
+            tick.set_color(darker(looks[label].color))
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
     broken = "broken, or misclassified clean"
     handles = areas("certified", "undecided", broken, no_answer=any_unanswered(found, rows))
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    entries = len(handles)
+    if width is not None:
+        entries = legend_columns((str(handle.get_label()) for handle in handles), width)
+    figure.legend(handles=handles, loc="outside upper center", ncols=entries)
     return figure
 
 
@@ -83,7 +89,14 @@ def _column(
         ax.barh(place, high, 0.72, color=mixed(color, UNDECIDED))
         ax.barh(place, low, 0.72, color=mixed(color, CERTIFIED))
         known = f"{low:.1f} – {high:.1f}" if one.radii is not None else f"? – {high:.1f}"
-        ax.text(102, place, known, va="center", fontsize=7.5, color=INK if one.radii is not None else QUIET)
+        ax.text(
+            102,
+            place,
+            known,
+            va="center",
+            fontsize=font_size(7.5),
+            color=INK if one.radii is not None else QUIET,
+        )
     ax.set_xlim(0, 100)
     ax.tick_params(left=False)
     for side in ("left", "top", "right"):

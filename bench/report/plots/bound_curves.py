@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from ...records.headline import Headline
+from ..canvas import Panel, font_size, grid, legend_columns, new_figure, panels
 from ..described_figure import Draw
 from ..style import INK, NORMS, Style, darker, mixed, strength_name
 from ..worst_case import WORST_CASE
@@ -58,32 +58,34 @@ def _draw(
     labels: Sequence[str],
     looks: Mapping[str, Style],
     headline: Headline,
+    *,
+    width: float | None = None,
 ) -> Figure:
-    panels = {norm: [label for label in labels if label in found[norm]] for norm in norms}
-    most = max(map(len, panels.values()))
+    shown = {norm: [label for label in labels if label in found[norm]] for norm in norms}
+    most = max(map(len, shown.values()))
     # A single model has its norms side by side; else each norm has lines of its own.
-    width = len(norms) if most == 1 else min(WIDE, most)
-    lines = {norm: 1 if most == 1 else -(-len(panels[norm]) // width) for norm in norms}
-    total = 1 if most == 1 else sum(lines.values())
-    figure = Figure(figsize=(max(2.1 * width + 0.7, 4.9), 1.95 * total + 0.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(total, width, squeeze=False, sharey=True)
-    for ax in axes.flat:
-        ax.set_visible(False)
+    across = grid(len(norms) if most == 1 else min(WIDE, most), 2.1, 0.7, width, 4.9)
+    single = most == 1 and across.columns == len(norms)
+    lines = {norm: -(-len(shown[norm]) // across.columns) for norm in norms}
+    total = 1 if single else sum(lines.values())
+    figure = new_figure(across.width, 1.95 * across.scale * total + 0.8)
+    axes = figure.subplots(total, across.columns, squeeze=False, sharey=True)
     start = 0
     for column, norm in enumerate(norms):
         # One range of eps per norm, so that panels can be compared: until no sample is robust.
         at = headline.reported.get(norm, 0.0)
-        end = 1.05 * max(at, *(_end(found[norm][label]) for label in panels[norm]))
-        for i, label in enumerate(panels[norm]):
-            ax = axes[0, column] if most == 1 else axes[start + i // width, i % width]
-            first = i % width == 0
-            ax.set_visible(True)
+        end = 1.05 * max(at, *(_end(found[norm][label]) for label in shown[norm]))
+        if single:
+            places = [Panel(ax=axes[0, column], left=True, bottom=True)]
+        else:
+            places = panels(axes[start : start + lines[norm]], len(shown[norm]))
+        for place, label in zip(places, shown[norm], strict=True):
+            ax, first = place.ax, place.left
             _panel(ax, found[norm][label], end, looks[label], at)
-            ax.set_title(label, color=darker(looks[label].color), fontsize=9)
+            ax.set_title(across.title(label), color=darker(looks[label].color), fontsize=font_size(9))
             ax.tick_params(left=first, labelleft=first, labelbottom=True)
             ax.set_ylabel(f"{NORMS[norm]} accuracy (%)" if first else "")
-            ax.set_xlabel(strength_name(WORST_CASE, norm)[1] if i + width >= len(panels[norm]) else "")
+            ax.set_xlabel(across.folded(strength_name(WORST_CASE, norm)[1]) if place.bottom else "")
         start += lines[norm]
     axes[0, 0].set_ylim(0, 100)
     axes[0, 0].set_yticks(range(0, 101, 25))
@@ -92,7 +94,10 @@ def _draw(
         Line2D([], [], color=INK, lw=1.4, label="worst-case accuracy", **line),
         *reversed(areas("certified", "undecided", "broken", no_answer=any_unanswered(found, labels))),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles) if width > 2 else 2)
+    entries = len(handles) if across.columns > 2 else 2
+    if width is not None:
+        entries = legend_columns((str(handle.get_label()) for handle in handles), width)
+    figure.legend(handles=handles, loc="outside upper center", ncols=entries)
     return figure
 
 
@@ -162,10 +167,18 @@ def _panel(ax: Axes, one: Bounds, end: float, look: Style, at: float) -> None:
             textcoords="offset points",
             ha="right" if left else "left",
             va="center",
-            fontsize=7.5,
+            fontsize=font_size(7.5),
             color=INK,
             bbox={"fc": "white", "alpha": 0.7, "lw": 0, "pad": 1.2},
             zorder=5,
         )
     if one.radii is None:
-        ax.text(0.96, 0.93, "no certificate", transform=ax.transAxes, ha="right", va="top", fontsize=7.5)
+        ax.text(
+            0.96,
+            0.93,
+            "no certificate",
+            transform=ax.transAxes,
+            ha="right",
+            va="top",
+            fontsize=font_size(7.5),
+        )

@@ -8,10 +8,10 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ...records.record import Record
+from ..canvas import folded, legend_columns, new_figure
 from ..described_figure import Draw
 from ..leaderboard.columns import board_columns
 from ..style import sns
@@ -49,9 +49,8 @@ def _families(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, fl
     return found
 
 
-def _draw(rows: pd.DataFrame, family: str) -> Figure:
-    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+def _draw(rows: pd.DataFrame, family: str, *, width: float | None = None) -> Figure:
+    figure = new_figure(width or 7.2, 3.8)
     ax = figure.subplots()
     shown = [c for c in board_columns(rows).accuracies if rows[c.name].notna().any()]
     colors = sns.color_palette("colorblind", len(shown))
@@ -69,8 +68,13 @@ def _draw(rows: pd.DataFrame, family: str) -> Figure:
             label=label,
         )
     ax.set_xscale("log")
-    ax.set_xlabel(f"contraction rate ρ of the trained {family} (per unit of time)")
+    label = f"contraction rate ρ of the trained {family} (per unit of time)"
+    ax.set_xlabel(label if width is None else folded(label, width - 0.5))
     ax.set_ylabel("accuracy (%)")
     ax.set_ylim(-2, 102)
-    figure.legend(loc="outside right upper")
+    if width is not None and width < 6:
+        entries = legend_columns((str(line.get_label()) for line in ax.lines), width)
+        figure.legend(loc="outside lower center", ncols=entries)
+    else:
+        figure.legend(loc="outside right upper")
     return figure

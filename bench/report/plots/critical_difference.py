@@ -7,10 +7,10 @@ from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..canvas import folded, font_size, new_figure
 from ..described_figure import Draw
 from ..leaderboard.ranking import ALPHA, Outcomes, alike, p_values
 from ..style import INK, QUIET, Style, darker
@@ -51,6 +51,8 @@ def _draw(
     found: Mapping[str, Outcomes],
     xlabel: str,
     looks: Mapping[str, Style],
+    *,
+    width: float | None = None,
 ) -> Figure:
     runs = alike(p_values([found[label] for label in labels]))
     x = np.array([100 * values[label] for label in labels])
@@ -58,8 +60,10 @@ def _draw(
     half = -(-len(labels) // 2)
     bars = 1 + max(levels, default=-1)
     depth = 0.42 * bars + 0.75 + 0.62 * (half - 1) + 0.5
-    figure = Figure(figsize=(7.6, 0.42 * depth + 0.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    note = _note(runs, len(labels), len(values))
+    if width is not None:
+        note = folded(note, width, 7.5)
+    figure = new_figure(width or 7.6, 0.42 * depth + 0.8 + 0.12 * note.count("\n"))
     ax = figure.subplots()
     low, high = _limits(x)
     ax.set_xlim(low, high)
@@ -76,14 +80,16 @@ def _draw(
         y = -(0.42 * bars + 0.75 + 0.62 * order)
         _leader(ax, x[i], y, best, label, f"{x[i]:.1f}", darker(looks[label].color))
     _axis(ax, xlabel)
+    figure.text(0.5, 0.005, note, ha="center", va="bottom", fontsize=font_size(7.5), color=QUIET)
+    return figure
+
+
+def _note(runs: Sequence[tuple[int, int]], shown: int, models: int) -> str:
     if runs:
         note = f"a bar joins models that do not differ significantly (McNemar's exact test, p ≥ {ALPHA:g})"
     else:
         note = f"all models differ significantly (McNemar's exact test, p < {ALPHA:g})"
-    if len(values) > len(labels):
-        note += f" · {len(labels)} of {len(values)} models"
-    figure.text(0.5, 0.005, note, ha="center", va="bottom", fontsize=7.5, color=QUIET)
-    return figure
+    return note + (f" · {shown} of {models} models" if models > shown else "")
 
 
 def _levels(runs: Sequence[tuple[int, int]]) -> list[int]:
@@ -119,7 +125,7 @@ def _leader(
         ha="left" if right else "right",
         va="center",
         color=color,
-        fontsize=8.5,
+        fontsize=font_size(8.5),
         annotation_clip=False,
     )
     ax.annotate(
@@ -130,7 +136,7 @@ def _leader(
         ha="right" if right else "left",
         va="bottom",
         color=QUIET,
-        fontsize=7,
+        fontsize=font_size(7),
         annotation_clip=False,
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from ...records.headline import Headline
 from ...records.predictions import NO_ANSWER
 from ...records.record import Record
+from ..canvas import font_size, new_figure
 from ..described_figure import Draw
 from ..style import QUIET, WRONG, strength_name, threat_name
 
@@ -35,28 +35,39 @@ def draw_examples(records: list[Record], headline: Headline, title: str) -> Draw
     return partial(_draw, rows, title) if rows else None
 
 
-def _draw(rows: list[Record], title: str) -> Figure:
+def _draw(rows: list[Record], title: str, *, width: float | None = None) -> Figure:
     count = min(COLUMNS, max(record.examples["image"].shape[0] for record in rows))
     height = len(rows) * (1 + _GAP)
     pixels = rows[0].examples["image"].shape[-1]
     apart = max(1, round(0.1 * pixels))  # between images, in pixels, so that a row of them is one image
     step = 1 + apart / pixels
-    inch = 0.72
-    figure = Figure(figsize=(inch * (count * step + 2.55), inch * (height + 0.95)))
-    FigureCanvasAgg(figure)
+    inch, names = 0.72, 2.45  # an image in inches, and the room for names in images
+    if width is not None:
+        count = max(1, min(count, int((width - 1.6) / (0.45 * step))))
+        inch = min(0.72, (width - 1.6) / (count * step + 0.1))
+        names = width / inch - count * step - 0.1
+    figure = new_figure(width or inch * (count * step + 2.55), inch * (height + 0.95), layout=None)
     ax = figure.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(-2.45, count * step + 0.1), ylim=(height + 0.05, -0.9))
+    ax.set(xlim=(-names, count * step + 0.1), ylim=(height + 0.05, -0.9))
     ax.axis("off")
-    ax.text(-2.35, -0.55, title, fontsize=9.5, fontweight="bold", va="center")
+    start = 0.1 - names
+    ax.text(start, -0.55, title, fontsize=font_size(9.5), fontweight="bold", va="center")
     labels: dict[int, int] = {}
     for r, record in enumerate(rows):
         top = r * (1 + _GAP)
         cell, examples = record.cell, record.examples
         name = threat_name(cell.threat, cell.norm).replace(" noise, paper-exact", " (paper)")
-        ax.text(-2.35, top + 0.38, name, va="center", fontsize=8.5)
+        ax.text(start, top + 0.38, name, va="center", fontsize=font_size(8.5))
         if cell.family != "clean":
             symbol = strength_name(cell.threat, cell.norm)[0]
-            ax.text(-2.35, top + 0.68, f"{symbol} = {cell.strength:g}", va="center", fontsize=8, color=QUIET)
+            ax.text(
+                start,
+                top + 0.68,
+                f"{symbol} = {cell.strength:g}",
+                va="center",
+                fontsize=font_size(8),
+                color=QUIET,
+            )
         images = examples["image"][:count]
         strip = _strip(images, apart)
         right_end = strip.shape[1] / pixels
@@ -70,11 +81,18 @@ def _draw(rows: list[Record], title: str) -> Figure:
             text = f"{said}" if right else f"✗ {'none' if said == NO_ANSWER else said}"
             ink, bold = (QUIET, "normal") if right else (WRONG, "bold")
             ax.text(
-                left + 0.5, top + 1.16, text, ha="center", va="center", color=ink, fontweight=bold, fontsize=8
+                left + 0.5,
+                top + 1.16,
+                text,
+                ha="center",
+                va="center",
+                color=ink,
+                fontweight=bold,
+                fontsize=font_size(8),
             )
-    for i, label in labels.items():
-        ax.text(i * step + 0.5, -0.18, f"true {label}", ha="center", va="center", fontsize=8)
-    ax.set(xlim=(-2.45, count * step + 0.1), ylim=(height + 0.05, -0.9))
+    for i, label in list(labels.items())[:count]:
+        ax.text(i * step + 0.5, -0.18, f"true {label}", ha="center", va="center", fontsize=font_size(8))
+    ax.set(xlim=(-names, count * step + 0.1), ylim=(height + 0.05, -0.9))
     return figure
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ...records.record import Record
+from ..canvas import Grid, Panel, font_size, grid, legend_columns, new_figure, panels
 from ..described_figure import DescribedFigure
 from ..style import INK, QUIET, Style
 
@@ -69,11 +69,16 @@ def _first(records: Sequence[Record], kind: str, outcome: str) -> Record | None:
 
 
 def _contraction(
-    flows: Mapping[str, Record], rates: Mapping[str, float | None], looks: Mapping[str, Style]
+    flows: Mapping[str, Record],
+    rates: Mapping[str, float | None],
+    looks: Mapping[str, Style],
+    *,
+    width: float | None = None,
 ) -> Figure:
     """Random pairs as a band from the smallest to the largest, the adversarial maximum, exp(-rho t)."""
-    figure, axes = _panels(len(flows), share=True)
-    for ax, (label, record) in zip(axes, flows.items(), strict=True):
+    figure, places, across = _panels(len(flows), width, share=True)
+    for place, (label, record) in zip(places, flows.items(), strict=True):
+        ax = place.ax
         time, color = record.outcomes["time"], looks[label].color
         random, worst = record.outcomes["growth_random"], record.outcomes["growth_adversarial"]
         ax.axhline(1, color=QUIET, lw=0.7)
@@ -86,10 +91,12 @@ def _contraction(
         if rho is not None and rho > 0:
             smooth = np.linspace(0, time[-1], 50)
             ax.plot(smooth / time[-1], np.exp(-rho * smooth), color=INK, ls=":", lw=1.3)
-        ax.set_title(label + ("" if rho is None else f"\nρ = {rho:.2g}"))
+        ax.set_title(across.title(label) + ("" if rho is None else f"\nρ = {rho:.2g}"))
         _log(ax, np.concatenate([worst.max(1), random.min(1)]))
-    _label(figure, axes, "distance / initial distance")
-    figure.legend(*_contraction_legend(), loc="outside lower center", ncols=min(3, len(flows)))
+    _label(figure, places, "distance / initial distance")
+    handles, names = _contraction_legend()
+    entries = min(3, len(flows)) if width is None else legend_columns(names, width)
+    figure.legend(handles, names, loc="outside lower center", ncols=entries)
     return figure
 
 
@@ -109,11 +116,13 @@ def _contraction_legend() -> tuple[list[Any], list[str]]:
     ]
 
 
-def _sensitivity(flows: Mapping[str, Record], looks: Mapping[str, Style]) -> Figure:
+def _sensitivity(
+    flows: Mapping[str, Record], looks: Mapping[str, Style], *, width: float | None = None
+) -> Figure:
     """The largest norm over the states, one line per model."""
-    figure = Figure(figsize=(8.2, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2, sharey=True)
+    narrow = width is not None and width < 6
+    figure = new_figure(width or 8.2, 4.8 if narrow else 3.4)
+    axes = figure.subplots(*((2, 1) if narrow else (1, 2)), sharey=True)
     for ax, (name, title) in zip(
         axes, (("initial", "At initialisation"), ("trained", "After training")), strict=True
     ):
@@ -130,16 +139,21 @@ def _sensitivity(flows: Mapping[str, Record], looks: Mapping[str, Style]) -> Fig
         ax.set_title(title)
         ax.set_xlabel(_TIME)
         _log(ax, np.concatenate(values))
-    axes[0].set_ylabel("largest |∂x(T)/∂x(t)|₂")
+    for ax in axes if narrow else axes[:1]:
+        ax.set_ylabel("largest |∂x(T)/∂x(t)|₂")
     handles, labels = axes[1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper")
+    if width is not None and narrow:
+        figure.legend(handles, labels, loc="outside lower center", ncols=legend_columns(labels, width))
+    else:
+        figure.legend(handles, labels, loc="outside right upper")
     return figure
 
 
-def _energy(flows: Mapping[str, Record], looks: Mapping[str, Style]) -> Figure:
+def _energy(flows: Mapping[str, Record], looks: Mapping[str, Style], *, width: float | None = None) -> Figure:
     """Median and range over the states, layer by layer: each begins anew, with an energy of its own."""
-    figure, axes = _panels(len(flows), share=False)
-    for ax, (label, record) in zip(axes, flows.items(), strict=True):
+    figure, places, across = _panels(len(flows), width, share=False)
+    for place, (label, record) in zip(places, flows.items(), strict=True):
+        ax = place.ax
         time, drift = record.outcomes["time"], 100 * record.outcomes["energy_drift"]
         number, color = record.outcomes["layer"], looks[label].color
         ax.axhline(0, color=QUIET, lw=0.7)
@@ -151,27 +165,25 @@ def _energy(flows: Mapping[str, Record], looks: Mapping[str, Style]) -> Figure:
             ax.plot(at, np.median(mine, 1), color=color, marker=".", ms=4)
         if np.abs(drift).max() > 1000:
             ax.set_yscale("symlog", linthresh=10)
-        ax.set_title(label)
-    _label(figure, axes, "change of H in its layer (%)")
+        ax.set_title(across.title(label))
+    _label(figure, places, "change of H in its layer (%)")
     return figure
 
 
-def _panels(count: int, *, share: bool) -> tuple[Figure, list[Axes]]:
-    columns = min(COLUMNS, count)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(max(2.5 * columns + 0.5, 4.2), 2.2 * rows + 0.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=share, sharex=True)
-    for ax in axes.flat[count:]:
-        ax.set_visible(False)
-    return figure, list(axes.flat[:count])
+def _panels(count: int, width: float | None, *, share: bool) -> tuple[Figure, list[Panel], Grid]:
+    across = grid(min(COLUMNS, count), 2.5, 0.5, width, 4.2)
+    rows = -(-count // across.columns)
+    figure = new_figure(across.width, 2.2 * across.scale * rows + 0.8)
+    axes = figure.subplots(rows, across.columns, squeeze=False, sharey=share, sharex=True)
+    return figure, panels(axes, count), across
 
 
-def _label(figure: Figure, axes: Sequence[Axes], what: str) -> None:
-    figure.supylabel(what, fontsize=8.5)
-    for ax in axes[-min(COLUMNS, len(axes)) :]:
-        ax.set_xlabel(_TIME)
-        ax.tick_params(labelbottom=True)
+def _label(figure: Figure, places: Sequence[Panel], what: str) -> None:
+    figure.supylabel(what, fontsize=font_size(8.5))
+    for place in places:
+        if place.bottom:
+            place.ax.set_xlabel(_TIME)
+            place.ax.tick_params(labelbottom=True)
 
 
 def _log(ax: Axes, values: NDArray[np.float64]) -> None:

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
+from ..canvas import folded, font_size, new_figure, panels
 from ..described_figure import Draw
+from ..leaderboard.columns import TimingColumn, entries
+from ..leaderboard.shown_fields import BUSY_NOTE
 from ..style import INK, OTHER, QUIET, Style, darker
 
 FRONTIER: Any = {"color": QUIET, "ls": (0, (3, 2)), "lw": 0.9}
@@ -26,7 +28,8 @@ def draw_tradeoff(
 ) -> Draw | None:
     """`board[by]` (a fraction, shown in percent) against the best throughput of each device.
 
-    A dashed line is the Pareto frontier: the highest value among all models at least that fast.
+    A dashed line is the Pareto frontier: the highest value among all models at least that fast. A star and a
+    hollow mark tell a timing that was taken while other work took the machine.
 
     Parameters
     ----------
@@ -42,36 +45,52 @@ def draw_tradeoff(
     """
     fastest = rates.sort_values(["protocol", "label", "value"], kind="stable")
     fastest = fastest.drop_duplicates(["protocol", "label"], keep="last")
-    points = fastest.merge(board[["label", by, f"{by}_low", f"{by}_high"]], on="label").dropna(subset=[by])
+    crowded = board["busy"] if "busy" in board else pd.Series("", index=board.index)
+    points = board[["label", by, f"{by}_low", f"{by}_high"]].assign(crowded=crowded)
+    points = fastest.merge(points, on="label").dropna(subset=[by])
     if points.empty:
         return None
+    points["busy"] = [
+        TimingColumn(task="inference", device=device).name in entries(names)
+        for device, names in zip(points["protocol"], points["crowded"], strict=True)
+    ]
     return partial(_draw, points, list(board["label"].head(named)), by, ylabel, looks)
 
 
-def _draw(points: pd.DataFrame, chosen: list[str], by: str, ylabel: str, looks: dict[str, Style]) -> Figure:
+def _draw(
+    points: pd.DataFrame,
+    chosen: list[str],
+    by: str,
+    ylabel: str,
+    looks: dict[str, Style],
+    *,
+    width: float | None = None,
+) -> Figure:
     points = points.assign(y=100 * points[by], y0=100 * points[f"{by}_low"], y1=100 * points[f"{by}_high"])
     devices = sorted(points["protocol"].unique())
-    columns = min(2, len(devices))
+    columns = min(2, len(devices)) if width is None or width >= 6 else 1
     lines = -(-len(devices) // columns)
-    figure = Figure(figsize=(4.9 * columns + (1.1 if columns == 1 else 0), 3.7 * lines), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width or 4.9 * columns + (1.1 if columns == 1 else 0), 3.7 * lines)
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
-    for ax, device in zip(axes.flat, devices, strict=False):
+    places = [panel.ax for panel in panels(axes, len(devices))]
+    room = float("inf") if width is None else width / columns - 0.6
+    for ax, device in zip(places, devices, strict=True):
         here = points[points["protocol"] == device].set_index("label")
         _panel(ax, here, [label for label in chosen if label in here.index], looks)
-        ax.set_title(device)
-        ax.set_xlabel("inference throughput (samples / s, best batch size)")
+        ax.set_title(folded(device, room))
+        ax.set_xlabel(folded("inference throughput (samples / s, best batch size)", room))
         ax.tick_params(labelleft=True)
-    for ax in axes.flat[len(devices) :]:
-        ax.set_visible(False)
     for row in axes:
         row[0].set_ylabel(ylabel)
     figure.legend(handles=[Line2D([], [], label="Pareto frontier", **FRONTIER)], loc="outside upper right")
+    if points["busy"].any():
+        note = folded(f"* {BUSY_NOTE}", float("inf") if width is None else width, 7.5)
+        figure.supxlabel(note, fontsize=font_size(7.5), color=QUIET)
     span = float(points["y1"].max() - points["y0"].min())
     bottom, top = points["y0"].min() - 0.08 * span - 1, points["y1"].max() + 0.08 * span + 1
     axes[0, 0].set_ylim(max(-2.0, bottom), min(103.0, top))
     figure.draw_without_rendering()  # settle the layout before the labels look for room
-    for ax, device in zip(axes.flat, devices, strict=False):
+    for ax, device in zip(places, devices, strict=True):
         here = points[points["protocol"] == device].set_index("label")
         _labels(ax, here, [label for label in chosen if label in here.index], looks)
     return figure
@@ -90,7 +109,8 @@ def _panel(ax: Axes, points: pd.DataFrame, named: list[str], looks: dict[str, St
     y = [edge["y"].iloc[0], *edge["y"], -100.0]
     ax.plot(x, y, drawstyle="steps-pre", zorder=0.9, **FRONTIER)
     others = points[~points.index.isin(named)]
-    ax.scatter(others["value"], others["y"], s=12, color=OTHER, zorder=1)
+    faces = ["white" if busy else OTHER for busy in others["busy"]]
+    ax.scatter(others["value"], others["y"], s=12, c=faces, edgecolors=OTHER, zorder=1)
     for label in named:
         p, look = points.loc[label], looks[label]
         dx = np.array([[max(p["value"] - p["low"], 0)], [max(p["high"] - p["value"], 0)]])
@@ -103,8 +123,9 @@ def _panel(ax: Axes, points: pd.DataFrame, named: list[str], looks: dict[str, St
             fmt=look.marker,
             color=look.color,
             markersize=7,
-            markeredgecolor="white",
-            markeredgewidth=0.8,
+            markeredgecolor=look.color if p["busy"] else "white",
+            markerfacecolor="white" if p["busy"] else look.color,
+            markeredgewidth=1.2 if p["busy"] else 0.8,
             elinewidth=1.2,
             zorder=3,
         )
@@ -139,12 +160,13 @@ def _labels(ax: Axes, points: pd.DataFrame, named: list[str], looks: dict[str, S
             taken.append((x0, y - 1.5 * scale, x1, y + 1.5 * scale))
     for label in named:
         others = np.array([centre for name, centre in centres.items() if name != label]).reshape(-1, 2)
+        shown = f"{label}*" if points.loc[label, "busy"] else label
         text = ax.annotate(
-            label,
+            shown,
             (0, 0),
             xycoords="figure pixels",
             color=INK,
-            fontsize=8.5,
+            fontsize=font_size(8.5),
             va="center",
             ha="center",
             zorder=5,
@@ -174,14 +196,14 @@ def _labels(ax: Axes, points: pd.DataFrame, named: list[str], looks: dict[str, S
         # Offsets in points from the mark, so that they hold at any resolution.
         text.remove()
         ax.annotate(
-            label,
+            shown,
             (points.loc[label, "value"], points.loc[label, "y"]),
             xytext=((x - cx) / scale, (y - cy) / scale),
             textcoords="offset points",
             ha="center",
             va="center",
             color=darker(looks[label].color),
-            fontsize=8.5,
+            fontsize=font_size(8.5),
             zorder=5,
             arrowprops={"arrowstyle": "-", "color": QUIET, "lw": 0.6, "shrinkA": 1, "shrinkB": 5}
             if leader

@@ -8,11 +8,11 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ...records.record import REPLAY, Record
+from ..canvas import font_size, new_figure
 from ..described_figure import DescribedFigure
 from ..leaderboard.side_tables import SideTable
 from ..markdown import markdown_escaped, markdown_table
@@ -114,10 +114,10 @@ def draw_transfer(records: Sequence[Record], board: pd.DataFrame) -> Iterator[De
         )
 
 
-def _draw(share: pd.DataFrame) -> Figure:
+def _draw(share: pd.DataFrame, *, width: float | None = None) -> Figure:
     size = 0.55 * len(share)
-    figure = Figure(figsize=(max(4.2, size + 3.0), max(2.4, 0.36 * len(share) + 1.5)), layout="constrained")
-    FigureCanvasAgg(figure)
+    narrow = width is not None and width < size + 2.4
+    figure = new_figure(width or max(4.2, size + 3.0), max(2.4, 0.36 * len(share) + 1.5))
     ax = figure.subplots()
     sns.heatmap(
         share.astype(float),
@@ -129,7 +129,8 @@ def _draw(share: pd.DataFrame) -> Figure:
         mask=share.isna(),
         linewidths=1.2,
         linecolor="white",
-        annot_kws={"fontsize": 8.5},
+        annot_kws={"fontsize": font_size(8.5)},
+        cbar=not narrow,
         cbar_kws={"label": "examples that break the target (%)", "aspect": 14, "pad": 0.015},
         ax=ax,
     )
@@ -138,7 +139,7 @@ def _draw(share: pd.DataFrame) -> Figure:
     ax.xaxis.tick_top()
     ax.xaxis.set_label_position("top")
     ax.tick_params(length=0)
-    ax.set_xticklabels(list(share.columns), rotation=35, ha="left")
+    ax.set_xticklabels(list(share.columns), rotation=90 if narrow else 35, ha="center" if narrow else "left")
     ax.set_yticklabels(list(share.index), rotation=0)
     ax.set_xlabel("target model", color=QUIET)
     ax.set_ylabel("source model", color=QUIET)
