@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from ._errors import ForeignCodeWarning, InconsistentModelWarning, UntrainedModelWarning
     from .attacks import Threat, register_threat
     from .bench.api import evaluate, load_model
+    from .bench.report.frame_plot import plot
+    from .bench.results_frame import load_results
     from .models import (
         LipschitzParts,
         MatrixField,
@@ -33,6 +35,8 @@ _HOME = {
     "UntrainedModelWarning": "_errors",
     "evaluate": "bench.api",
     "load_model": "bench.api",
+    "load_results": "bench.results_frame",
+    "plot": "bench.report.frame_plot",
     "LipschitzParts": "models",
     "MatrixField": "models",
     "ModelSpec": "models",
@@ -62,6 +66,8 @@ __all__ = [
     "convolution_bound",
     "evaluate",
     "load_model",
+    "load_results",
+    "plot",
     "register_model",
     "register_threat",
     "use_ode_backend",

@@ -30,10 +30,13 @@ class WorstCase:
     no_answer
         Which are broken because the model gave no answer, and by no wrong class of any attack, bool
         (samples,).
+    seed
+        The training seed of the network.
     """
 
     robust: NDArray[np.bool_]
     no_answer: NDArray[np.bool_]
+    seed: int
 
 
 def worst_case(outcomes: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
@@ -107,7 +110,7 @@ def worst_cases(records: list[Record]) -> Iterator[tuple[Entry, str, str, dict[f
                 every = required.get((row[0], protocol, norm, strength), ())
                 asked = {threat for threat, solver in every if not solver or row in solved}
                 if asked and by_threat.keys() >= asked:
-                    found[strength].append(WorstCase(robust[0], not_wrong[0] & ~robust[0]))
+                    found[strength].append(WorstCase(robust[0], not_wrong[0] & ~robust[0], seed))
         yield row, protocol, norm, found
 
 
