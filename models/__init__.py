@@ -19,7 +19,7 @@ from .ode.block import ODEBlock, ode_blocks
 from .ode.field_agreement import check_field_agreement
 from .ode.kernels.fixed_step import flow_implementation
 from .ode.lipschitz import LipschitzParts, NoCertificate, convolution_bound
-from .ode.solver import Field, Solver, SolverFailure, StepMap
+from .ode.solver import CheckedField, Field, Solver, SolverFailure, StepMap
 from .ode.stated_bounds import check_stated_bounds
 from .ode.statement import stated_lipschitz_parts
 from .ode.tanh_field import MatrixField, TanhField
@@ -33,6 +33,7 @@ __all__ = [
     "CLAIMS",
     "MODELS",
     "ODE_BACKENDS",
+    "CheckedField",
     "Field",
     "LipschitzParts",
     "MatrixField",

@@ -50,7 +50,7 @@ class CellVerification:
         self.prediction = np.empty((cell.draws, cell.samples), np.int16)
         self._norm = np.zeros((cell.draws, cell.samples), np.float32)
         self._shown = split.images[:EXAMPLES].cpu().clone()
-        self._steps: dict[int, NDArray[np.int32]] = {}
+        self._steps: dict[int, NDArray[np.int16] | NDArray[np.int32]] = {}
         self._predictions, self._norms, self._first = _DeferredCopies(), _DeferredCopies(), _DeferredCopies()
 
     def verify_batch(
@@ -76,7 +76,7 @@ class CellVerification:
                 if len(broken := np.flatnonzero(found.numpy() != labels)):
                     found[broken] = ask(model, perturbed[torch.from_numpy(broken).to(perturbed.device)]).cpu()
             for i in np.flatnonzero(found.numpy() != labels):
-                self._steps.setdefault(int(batch[i]), steps[i])
+                self._steps.setdefault(int(batch[i]), _compact(steps[i]))
         self._predictions.copy(self.prediction[draw], batch, found)
         if cell.norm is not None and self.threat.norm is not None:
             self._norms.copy(self._norm[draw], batch, distance(perturbed, images, self.threat.norm))
@@ -110,6 +110,10 @@ class CellVerification:
         """`Record.measures` of an accuracy: of a bounded attack ``largest_norm``."""
         return largest_norm(self._norm) if self.cell.norm is not None else {}
 
+    def forget_breaks(self) -> None:
+        """Drop the adversarial examples of a cell of which none are stored."""
+        self._steps.clear()
+
     def breaks(self) -> AdversarialExamples:
         """The samples that were broken, and their adversarial examples; empty unless `stored`."""
         broken = sorted(self._steps)
@@ -117,7 +121,7 @@ class CellVerification:
         return AdversarialExamples(
             index=np.asarray(self.split.indices[broken], np.int64),
             label=self.labels[broken],
-            steps=np.stack([self._steps[row] for row in broken]) if broken else none,
+            steps=np.stack([self._steps[row].astype(np.int32) for row in broken]) if broken else none,
         )
 
     def examples(self) -> dict[str, np.ndarray]:
@@ -165,6 +169,12 @@ class _DeferredCopies:
         for array, rows, _ in waiting:
             array[rows] = fetched[start : start + len(rows)]
             start += len(rows)
+
+
+def _compact(steps: NDArray[np.int32]) -> NDArray[np.int16] | NDArray[np.int32]:
+    """One perturbation (c, h, w) as a copy that does not keep its batch, in two bytes a pixel if these do."""
+    small = np.abs(steps).max(initial=0) <= np.iinfo(np.int16).max
+    return steps.astype(np.int16) if small else steps.copy()
 
 
 def _as_stored(perturbed: Tensor, images: Tensor) -> tuple[Tensor, np.ndarray]:

@@ -35,6 +35,7 @@ def evaluate_curve(
     environment: Mapping[str, Any],
     clean: np.ndarray | None = None,
     keep: Callable[[Cell, AdversarialExamples], None] | None = None,
+    kept: Callable[[Cell], bool] = lambda cell: True,
     on_samples: Callable[[int], None] = lambda samples: None,
     deferred: bool = False,
 ) -> list[Record]:
@@ -55,6 +56,8 @@ def evaluate_curve(
         As in `evaluate_cell`.
     keep
         Called with each cell and its broken samples.
+    kept
+        Of which cells `keep` wants broken samples; those of the others are dropped after each batch.
     on_samples
         Called with the number of samples after each batch.
 
@@ -104,6 +107,9 @@ def evaluate_curve(
                         )
                     broken = verification.prediction[0, batch] != verification.labels[batch]
                     asked[number] += queried.forwards - before
+                for cell, verification in zip(grid, verifications, strict=True):
+                    if keep is None or not kept(cell):
+                        verification.forget_breaks()
                 on_samples(len(batch))
     seconds = time.perf_counter() - started
     parts = list(costs.parts.values())
@@ -118,7 +124,7 @@ def evaluate_curve(
     for cell in cells:
         number, own = strengths.index(cell.strength), costs.at(cell.strength)
         verification = verifications[number]
-        if keep is not None:
+        if keep is not None and kept(cell):
             keep(cell, verification.breaks())
         records.append(
             Record(

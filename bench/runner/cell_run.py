@@ -79,8 +79,9 @@ class CellRunner:
         model: nn.Module,
         described: Mapping[str, Any],
         advance: Callable[[int], None],
+        kept: Callable[[Cell], bool],
     ) -> list[tuple[Record, AdversarialExamples | None]]:
-        """What `run` returns, of all strengths of one threat in one run."""
+        """What `run` returns, of all strengths of one threat in one run; broken samples where `kept`."""
         breaks: dict[str, AdversarialExamples] = {}
         records = evaluate_curve(
             cells,
@@ -92,6 +93,7 @@ class CellRunner:
             environment=described,
             clean=self._known(cells[0]),
             keep=lambda cell, found: breaks.update({cell.key(): found}),
+            kept=kept,
             on_samples=advance,
         )
         return [(record, breaks.get(record.cell.key())) for record in records]

@@ -87,7 +87,7 @@ class ModelRun:
         advance = run.advance(missing, first.samples)
         try:
             with time_limit(limit, first.label(), f"{ADVICE}, once for each strength"):
-                found = self._cell_runner.run_curve(missing, model, described, advance)
+                found = self._cell_runner.run_curve(missing, model, described, advance, self._examples.wanted)
         except Exception as error:
             share = (time.perf_counter() - began) / len(missing)
             found = [(failed(cell, error, seconds=share, environment=described), None) for cell in missing]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint_adjoint
 
-from ...models import Field, ODEBlock, Solver, SolverFailure
+from ...models import CheckedField, Field, ODEBlock, Solver
+from ...models.ode.solver import derivative_of, field_later
 from .recording import FunctionCall, SolverFunction
 from .solver_call import CannotSolveOtherwise, SolverCall, SolverChange
 
@@ -37,7 +38,8 @@ class ODEBlockForward(SolverFunction):
 
         def field(time: Tensor, x: Tensor) -> Tensor:
             part = int(float(time) / block.final_time * len(layers))
-            return layers[min(max(part, 0), len(layers) - 1)](x)
+            part = min(max(part, 0), len(layers) - 1)
+            return field_later(layers[part], float(time) - part * block.final_time / len(layers))(x)
 
         times = torch.tensor([0.0, block.final_time], dtype=state.dtype, device=state.device)
         steps = None if solver.adaptive else block.steps_per_layer() * len(layers)
@@ -127,16 +129,13 @@ def _solve_adjoint(block: ODEBlock, state: Tensor) -> Tensor:
 
 
 def _layer(field: Field, state: Tensor, solver: Solver, duration: float, steps: int) -> Tensor:
-    def derivative(_time: Tensor, x: Tensor) -> Tensor:
-        return field(x)
-
+    derivative: Any = derivative_of(field)
     how = {} if solver.adaptive else {"options": {"step_size": duration / steps}}
     ends = torch.tensor([0.0, duration], dtype=state.dtype, device=state.device)
     tolerances = {"rtol": solver.rtol, "atol": solver.atol}
-    try:
-        path: Tensor = odeint_adjoint(
-            derivative, state, ends, method=solver.method, adjoint_params=(), **tolerances, **how
-        )
-    except AssertionError as error:
-        raise SolverFailure(f"{solver.method} failed: {error}") from None
+    if solver.adaptive:
+        derivative = CheckedField(derivative, solver.method)
+    path: Tensor = odeint_adjoint(
+        derivative, state, ends, method=solver.method, adjoint_params=(), **tolerances, **how
+    )
     return path[-1]

@@ -16,7 +16,8 @@ from torch import Tensor
 from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.solvers import FixedGridODESolver
 
-from ...models import SolverFailure
+from ...models import CheckedField, SolverFailure
+from ...models.ode.solver import ADAPTIVE
 from .recording import CountedField, FunctionCall, SolverFunction
 from .solver_call import CannotSolveOtherwise, Derivative, SolverCall, SolverChange, State
 
@@ -114,6 +115,8 @@ def solve_changed(arguments: Mapping[str, Any], change: SolverChange, *, adjoint
     elif method != (asked["method"] or "dopri5"):
         asked["options"] = _kept(asked, method)
     asked["method"] = method
+    if method in ADAPTIVE:
+        asked["func"] = CheckedField(asked["func"], method)
     for name, tolerance in (("rtol", change.rtol), ("atol", change.atol)):
         if tolerance is not None:
             asked[name] = tolerance

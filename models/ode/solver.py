@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torchdiffeq import odeint
+from torchdiffeq import odeint, odeint_adjoint
 
 from ..._errors import InvalidArgument, ModelFailure
 from ..._registry import unknown_name
@@ -27,6 +27,8 @@ ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 
 SHU_OSHER_ALPHAS = {"euler": (0.0,), "heun2": (0.0, 1 / 2), "ssprk3": (0.0, 3 / 4, 1 / 3)}
 """Convex combinations of Euler steps: stage i is alpha_i x + (1 - alpha_i) Euler(stage i - 1); by method."""
+SHU_OSHER_TIMES = (0.0, 1.0, 1 / 2)
+"""Time of each stage's Euler step, in steps."""
 
 
 class SolverFailure(ModelFailure):
@@ -99,6 +101,71 @@ class Solver:
         return f"{self.method} {self.steps} steps"
 
 
+class CheckedField:
+    """A field that ends an adaptive solve of torchdiffeq which cannot go on.
+
+    torchdiffeq's own checks are assertions, which ``python -O`` leaves out: a solve would never end. This one
+    asks before each step, as torchdiffeq's callback.
+
+    Raises
+    ------
+    SolverFailure
+        When the step size underflows or the state is not finite.
+    """
+
+    def __init__(self, field: Callable[..., Any], method: str) -> None:
+        self._field, self._method = field, method
+
+    def __call__(self, *args: Any) -> Any:
+        """Evaluate the field."""
+        return self._field(*args)
+
+    def callback_step(self, time: Tensor, state: Any, step: Tensor) -> None:
+        """Called before each step, of this length, from `state`, a tensor or a tuple of them."""
+        own = getattr(self._field, "callback_step", None)
+        if own is not None:
+            own(time, state, step)
+        parts = (state,) if isinstance(state, Tensor) else state
+        finite = torch.stack([part.isfinite().all() for part in parts]).all()
+        if bool((time + step > time) & finite):
+            return
+        why = f"underflow in dt {step.item()}" if finite else "non-finite values in state `y`"
+        raise SolverFailure(f"{self._method} failed: {why}")
+
+    callback_step_adjoint = callback_step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._field, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedField:
+    """A field that depends on time, from `start` on: maps a state and the time since then to a derivative."""
+
+    layer: Callable[[Tensor, Tensor], Tensor]
+    start: float = 0.0
+
+    def __call__(self, state: Tensor, time: Tensor | float = 0.0) -> Tensor:
+        """The derivative at `state`, any shape, `time` after `start`; same shape."""
+        return self.layer(torch.as_tensor(self.start + time, dtype=state.dtype, device=state.device), state)
+
+    def later(self, time: float) -> TimedField:
+        """The same field from `time` after `start` on."""
+        return TimedField(layer=self.layer, start=self.start + time)
+
+
+def field_later(field: Field, time: float) -> Field:
+    """`field` from `time` on, which is the field itself where it is autonomous."""
+    return field.later(time) if isinstance(field, TimedField) else field
+
+
+def derivative_of(field: Field) -> Callable[[Tensor, Tensor], Tensor]:
+    """`field` as torchdiffeq asks it, by time and state."""
+    if isinstance(field, TimedField):
+        return lambda time, state: field(state, time)
+    return lambda _time, state: field(state)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepMap:
     """One step of a solver inside one layer.
@@ -130,15 +197,23 @@ def shu_osher(field: Field, state: Tensor, *, method: str, h: float, steps: int)
     Shu, Osher, "Efficient implementation of essentially non-oscillatory shock-capturing schemes",
     J. Comput. Phys. 77, 1988, eq. 2.1, with the coefficients of 2.16 and 2.18.
     """
-    for _ in range(steps):
+    for step in range(steps):
         stage = state
-        for alpha in SHU_OSHER_ALPHAS[method]:
-            stage = alpha * state + (1 - alpha) * (stage + h * field(stage))
+        for alpha, time in zip(SHU_OSHER_ALPHAS[method], SHU_OSHER_TIMES, strict=False):
+            stage = alpha * state + (1 - alpha) * (stage + h * field_later(field, (step + time) * h)(stage))
         state = stage
     return state
 
 
-def solve(field: Field, state: Tensor, *, solver: Solver, duration: float, steps: int) -> Tensor:
+def solve(
+    field: Field,
+    state: Tensor,
+    *,
+    solver: Solver,
+    duration: float,
+    steps: int,
+    adjoint: Sequence[Tensor] | None = None,
+) -> Tensor:
     """Return the state after `duration` of x' = field(x), by torchdiffeq or, for ``ssprk3``, `shu_osher`.
 
     Parameters
@@ -151,6 +226,9 @@ def solve(field: Field, state: Tensor, *, solver: Solver, duration: float, steps
         In the model's own time.
     steps
         Steps of a method on a fixed grid; an adaptive method ignores it.
+    adjoint
+        The parameters of the field, where gradients are to come from the adjoint equation, solved backwards
+        by the same solver; None to differentiate through the steps.
 
     Raises
     ------
@@ -160,21 +238,22 @@ def solve(field: Field, state: Tensor, *, solver: Solver, duration: float, steps
     if solver.method == "ssprk3":  # torchdiffeq has none
         return shu_osher(field, state, method="ssprk3", h=duration / steps, steps=steps)
 
-    def derivative(_time: Tensor, x: Tensor) -> Tensor:
-        return field(x)
-
+    derivative: Any = derivative_of(field)
     interval = torch.tensor([0.0, duration], dtype=state.dtype, device=state.device)
+    how: dict[str, Any] = {"method": solver.method}
     if solver.adaptive:
-        tolerances = {"rtol": solver.rtol, "atol": solver.atol}
-        try:
-            path = odeint(derivative, state, interval, method=solver.method, **tolerances)
-        except AssertionError as error:
-            raise SolverFailure(f"{solver.method} failed: {error}") from None
+        derivative = CheckedField(derivative, solver.method)
+        how |= {"rtol": solver.rtol, "atol": solver.atol}
     else:
         grid = torch.linspace(0.0, duration, steps + 1, dtype=state.dtype)
         grid = grid.to(state.device)
         grid[-1] = interval[-1]
-        options = {"grid_constructor": lambda *_: grid}
-        path = odeint(derivative, state, interval, method=solver.method, options=options)
+        how["options"] = {"grid_constructor": lambda *_: grid}
+        if adjoint is not None:
+            how["adjoint_options"] = {"grid_constructor": lambda *_: grid.flip(0)}
+    if adjoint is None:
+        path = odeint(derivative, state, interval, **how)
+    else:
+        path = odeint_adjoint(derivative, state, interval, adjoint_params=tuple(adjoint), **how)
     final: Tensor = path[-1]
     return final

@@ -17,6 +17,7 @@ from robustode.attacks.core.curve_search import CurveSearch
 from robustode.bench.config.cells import accuracy_cells, training_cell
 from robustode.bench.config.plan import make_plan
 from robustode.bench.config.preset import load_preset
+from robustode.bench.evaluation.attack_verification import CellVerification, _compact
 from robustode.bench.evaluation.curve import evaluate_curve
 from robustode.bench.records.adversarial_examples import add_steps
 from robustode.bench.records.predictions import unanswered
@@ -63,7 +64,7 @@ def grid_cells(threat, strengths, samples: int, reported=(), **changes):
 
 
 def run(model, split, threat, strengths, reported=(), *, classes: int = 4, **changes):
-    options = {k: changes.pop(k) for k in ("clean", "keep", "only") if k in changes}
+    options = {k: changes.pop(k) for k in ("clean", "keep", "kept", "only") if k in changes}
     cells = grid_cells(threat, strengths, len(split), reported, **changes)
     cells = [cells[i] for i in options.pop("only", range(len(cells)))]
     return evaluate_curve(
@@ -447,3 +448,44 @@ def test_what_float32_oversteps_is_kept_as_the_harness_allows(radius, over, kept
     assert curve.broken.tolist() == [[kept]]
     assert torch.equal(curve.best[0], found if kept else images)
     assert kept == (float(violation(found, images, radius, "l2")) <= BUDGET_TOLERANCE * max(1.0, radius) / 2)
+
+
+def test_what_is_broken_is_kept_only_where_it_is_stored_and_without_its_batch():
+    """Memory grows with the samples that are stored, not with the batches and strengths they come from."""
+    model, images, labels, _ = linear(30)
+    split = stubs.split_of(images, labels)
+    threat, grid = small("l2"), GRIDS["l2"]
+    every, one = {}, {}
+    records = run(model, split, threat, grid, keep=lambda c, b: every.update({c.strength: b}))
+    held: list[int] = []
+    original = CellVerification.forget_breaks
+
+    def forget(self):
+        original(self)
+        held.append(len(self._steps))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CellVerification, "forget_breaks", forget)
+        again = run(
+            model,
+            split,
+            threat,
+            grid,
+            keep=lambda c, b: one.update({c.strength: b}),
+            kept=lambda c: c.strength == grid[2],
+        )
+    assert list(one) == [grid[2]]
+    for name in ("index", "label", "steps"):
+        np.testing.assert_array_equal(getattr(one[grid[2]], name), getattr(every[grid[2]], name))
+    assert one[grid[2]].steps.dtype == np.int32
+    for record, other in zip(records, again, strict=True):
+        np.testing.assert_array_equal(record.outcomes["correct"], other.outcomes["correct"])
+    assert held
+    assert not any(held)
+    batch = np.zeros((9, 1, 4, 4), np.int32)
+    batch[0, 0, 0, 0], batch[1, 0, 0, 0] = -40000, 30000
+    large, little = _compact(batch[0]), _compact(batch[1])
+    assert (large.dtype, little.dtype) == (np.int32, np.int16)
+    assert large.base is None
+    assert little.base is None
+    assert (large[0, 0, 0], little[0, 0, 0]) == (-40000, 30000)

@@ -444,15 +444,25 @@ def test_the_package_imports_without_numba():
 
 
 def test_compiled_loops_are_stored_under_the_state_of_every_file_they_come_from():
-    from robustode.models.ode.kernels import cpu_loops, dopri5_loops, initial_step_loops
+    """Those that others call, too: numba would take them as they were when `rational_tanh` was another."""
+    from robustode.models.ode.kernels import cpu_loops, cpu_tiles, dopri5_loops, initial_step_loops
 
-    for kernel in (
-        cpu_loops.forward,
-        cpu_loops.backward,
-        dopri5_loops.trial,
-        dopri5_loops.vjp_step,
-        initial_step_loops.vjp_norms,
-    ):
-        file = kernel._cache._cache_file
-        assert len(file._source_stamp) == len(SOURCES)
-        assert file._load_index(), "the stamp that was saved is the one that is compared"
+    found = 0
+    for module in (cpu_tiles, cpu_loops, dopri5_loops, initial_step_loops):
+        for kernel in vars(module).values():
+            file = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
+            if file is not None:
+                assert len(file._source_stamp) == len(SOURCES), kernel
+                found += 1
+    assert found > 15
+    tanh = cpu_tiles.tanh
+    tanh(np.zeros((1, 4), np.float32), 4)
+    file = tanh._cache._cache_file
+    assert file._load_index(), "the stamp that was saved is the one that is compared"
+    kept = file._source_stamp
+    rational = SOURCES.index("rational_tanh.py")
+    file._source_stamp = [(0.0, 1) if i == rational else stamp for i, stamp in enumerate(kept)]
+    try:
+        assert not file._load_index(), "of an edited rational_tanh nothing is taken"
+    finally:
+        file._source_stamp = kept

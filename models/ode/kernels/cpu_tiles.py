@@ -51,7 +51,7 @@ def compiled_kernel(function: Any) -> Any:
     return kernel
 
 
-@compiled
+@compiled_kernel
 def tanh(x, width):
     """x = tanh(x), elementwise, by `rational_tanh`."""
     for i in range(x.shape[0]):
@@ -66,7 +66,7 @@ def tanh(x, width):
             x[i, p] = -_ONE if t < -_ONE or z <= -_SATURATED else t  # NaN stays NaN: it compares false
 
 
-@compiled
+@compiled_kernel
 def mix(a, x, b, y, out, width):
     """out = a x + b y."""
     for i in range(out.shape[0]):
@@ -74,7 +74,7 @@ def mix(a, x, b, y, out, width):
             out[i, p] = a * x[i, p] + b * y[i, p]
 
 
-@compiled
+@compiled_kernel
 def read_columns(x, start, out, width):
     """Columns start .. start + width of x into out."""
     for i in range(min(x.shape[0], out.shape[0])):
@@ -83,7 +83,7 @@ def read_columns(x, start, out, width):
             out[i, p] = row[p]
 
 
-@compiled
+@compiled_kernel
 def write_columns(x, out, start, width):
     """The columns of x into start .. start + width of out."""
     for i in range(out.shape[0]):
@@ -92,7 +92,7 @@ def write_columns(x, out, start, width):
             row[p] = x[i, p]
 
 
-@compiled
+@compiled_kernel
 def tanh_vjp(t, y, width):
     """y = y (1 - t^2), elementwise: through tanh."""
     for i in range(y.shape[0]):
@@ -100,7 +100,7 @@ def tanh_vjp(t, y, width):
             y[i, p] *= _ONE - t[i, p] * t[i, p]
 
 
-@compiled
+@compiled_kernel
 def set_dense_product(M, b, x, y, width):
     """y = M x + b, the columns of M taken by the block."""
     for i in range(M.shape[0]):
@@ -116,14 +116,14 @@ def set_dense_product(M, b, x, y, width):
         add_dense_block(M[:, k : k + BLOCK], x[k : k + BLOCK], y, width)
 
 
-@compiled
+@compiled_kernel
 def add_dense_product(M, x, y, width):
     """y += M x."""
     for k in range(0, M.shape[1], BLOCK):
         add_dense_block(M[:, k : k + BLOCK], x[k : k + BLOCK], y, width)
 
 
-@compiled
+@compiled_kernel
 def add_dense_block(M, x, y, width):
     """y += M x, for M of `BLOCK` columns."""
     for i in range(M.shape[0]):
@@ -135,7 +135,7 @@ def add_dense_block(M, x, y, width):
             )
 
 
-@compiled
+@compiled_kernel
 def set_sparse_product(index, value, x, y, width):
     """y = M x, where row i of M holds value[i, 0] and value[i, 1] at columns index[i, 0] and index[i, 1]."""
     for i in range(index.shape[0]):
@@ -144,7 +144,7 @@ def set_sparse_product(index, value, x, y, width):
             y[i, p] = a * x[j, p] + b * x[k, p]
 
 
-@compiled
+@compiled_kernel
 def add_sparse_product(index, value, x, y, width):
     """y += M x, M as in `set_sparse_product`."""
     for i in range(index.shape[0]):
@@ -153,7 +153,7 @@ def add_sparse_product(index, value, x, y, width):
             y[i, p] += a * x[j, p] + b * x[k, p]
 
 
-@compiled
+@compiled_kernel
 def set_matrix_product(M, layer, x, y, zeros, width):
     """y = M x, for a matrix as `cpu` hands it over: dense, and where it has few entries, as pairs."""
     dense, index, value, sparse = M
@@ -163,7 +163,7 @@ def set_matrix_product(M, layer, x, y, zeros, width):
         set_dense_product(dense[layer], zeros, x, y, width)
 
 
-@compiled
+@compiled_kernel
 def add_matrix_product(M, layer, x, y, width):
     """y += M x, M as in `set_matrix_product`."""
     dense, index, value, sparse = M
@@ -173,14 +173,14 @@ def add_matrix_product(M, layer, x, y, width):
         add_dense_product(dense[layer], x, y, width)
 
 
-@compiled
+@compiled_kernel
 def add_outer(x, y, total, width):
     """total += x y^T."""
     for k in range(0, y.shape[0], BLOCK):
         add_outer_block(x, y[k : k + BLOCK], total[:, k : k + BLOCK], width)
 
 
-@compiled
+@compiled_kernel
 def add_outer_block(x, y, total, width):
     """total += x y^T, for y of `BLOCK` rows."""
     for i in range(total.shape[0]):
@@ -205,7 +205,7 @@ def add_outer_block(x, y, total, width):
         total[i, 7] += s7
 
 
-@compiled
+@compiled_kernel
 def add_row_sums(x, total, width):
     """total += the sums of the rows of x."""
     for i in range(total.shape[0]):
