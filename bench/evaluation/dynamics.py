@@ -155,7 +155,9 @@ def _ratio(state: Tensor, other: Tensor, offset: Tensor) -> Tensor:
 
 
 def sensitivity(maps: Sequence[StepMap], path: list[Tensor]) -> np.ndarray:
-    """Norms |dx(T)/dx(t)|_2 of the backward sensitivity matrix, shape (steps + 1, M); empty for a wide state.
+    """Norms |dx(T)/dx(t)|_2 of the backward sensitivity matrix, shape (steps + 1, M).
+
+    Those of a wide state are found by power iteration, which gives a little less at most.
 
     References
     ----------
@@ -163,12 +165,26 @@ def sensitivity(maps: Sequence[StepMap], path: list[Tensor]) -> np.ndarray:
     """
     n, columns = path[0].shape
     if n > WIDEST:
-        return np.empty((0, columns))
+        return _wide_sensitivity(maps, path)
     total = torch.eye(n).to(path[0]).expand(columns, n, n)
     norms = [torch.linalg.matrix_norm(total, ord=2)]
     for step, states in zip(reversed(maps), reversed(path[:-1]), strict=True):
         total = total @ jacobians(step, states)
         norms.append(torch.linalg.matrix_norm(total, ord=2))
+    return torch.stack(norms[::-1]).cpu().numpy()
+
+
+def _wide_sensitivity(maps: Sequence[StepMap], path: list[Tensor]) -> np.ndarray:
+    """Norms along directions sought anew for each time, each from that of the time after it."""
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(path[0].shape, dtype=path[0].dtype, generator=generator).to(path[0])
+    v = v / v.norm(dim=0)
+    norms = [torch.ones_like(path[0][0])]
+    for k in reversed(range(len(maps))):
+        flow = _compose(maps[k:])
+        v = worst_direction(flow, path[k], v, POWER_ITERATIONS[k < len(maps) - 1])
+        with torch.no_grad():
+            norms.append((flow(path[k] + 1e-6 * v) - flow(path[k])).norm(dim=0) / 1e-6)
     return torch.stack(norms[::-1]).cpu().numpy()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint
 
-from ...models import Field, ODEBlock, SolverFailure, StepMap
+from ...models import CheckedField, Field, ODEBlock, SolverFailure, StepMap
+from ...models.ode.solver import ADAPTIVE, field_later
 from ...models.ode.spread import evenly_spread
+from ...models.ode.statement import statement_of
 from .observe import observe
 from .solver_call import SolverCall, State
 
@@ -33,8 +36,8 @@ class ColumnFlow:
     Attributes
     ----------
     states
-        Initial states (n, M). Of an `ODEBlock` different columns of its own state, at most `COLUMNS`; else
-        one column for each image, its parts below one another.
+        Initial states (n, M). Of an `ODEBlock` on columns different ones of its own state, at most `COLUMNS`;
+        else one column for each image, its parts below one another.
     steps
         The steps in order; each maps states (n, M) to states (n, M).
     fields
@@ -68,20 +71,64 @@ def column_flows(model: nn.Module, images: Tensor) -> list[ColumnFlow]:
     calls = observe(model, images)
     if not calls:
         raise CannotFollow("no solver was seen in it")
+    by_image = _has_rows(model, images, calls)
     return [
-        _of_block(call) if isinstance(call.block, ODEBlock) else _of_call(call, len(images)) for call in calls
+        _of_block(call, rows) if isinstance(call.block, ODEBlock) else _of_call(call, len(images))
+        for call, rows in zip(calls, by_image, strict=True)
     ]
 
 
-def _of_block(call: SolverCall) -> ColumnFlow:
-    if not isinstance(call.state, Tensor) or call.state.ndim != 2:
-        raise CannotFollow("the flow's states are not columns (n, M)")
+def _has_rows(model: nn.Module, images: Tensor, calls: list[SolverCall]) -> list[bool]:
+    """Whether the state of each call to an `ODEBlock` has a row for each image, rather than columns (n, M).
+
+    Layers that state matrices act on columns; of others two numbers of images tell.
+    """
+    doubtful = [
+        isinstance(call.block, ODEBlock)
+        and isinstance(call.state, Tensor)
+        and (call.state.ndim != 2 or any(statement_of(layer) == "forward" for layer in call.block.layers))
+        for call in calls
+    ]
+    if not any(doubtful):
+        return doubtful
+    more = observe(model, torch.cat([images, images[:1]]))
+    if len(more) != len(calls):
+        raise CannotFollow("the number of its solves depends on the number of images")
+    return [
+        doubt
+        and call.state.ndim > 0
+        and len(other.state) - len(call.state) == 1
+        and len(call.state) == len(images)
+        for doubt, call, other in zip(doubtful, calls, more, strict=True)
+    ]
+
+
+def _of_block(call: SolverCall, by_image: bool) -> ColumnFlow:
     block: ODEBlock = call.block
-    by_layer = dict(zip(map(id, block.layers), block.fields(), strict=True))
-    steps = block.step_maps()
-    states = torch.unique(call.state, dim=1)  # most pixels of a digit are the same background
-    states = states[:, evenly_spread(states.shape[1], COLUMNS)]
-    return ColumnFlow(states=states, steps=steps, fields=[by_layer[id(s.layer)] for s in steps], call=call)
+    if not isinstance(call.state, Tensor) or (call.state.ndim != 2 and not by_image):
+        raise CannotFollow("the flow's states are neither columns (n, M) nor one for each image")
+    if not by_image:
+        states = torch.unique(call.state, dim=1)  # most pixels of a digit are the same background
+        states = states[:, evenly_spread(states.shape[1], COLUMNS)]
+        return ColumnFlow(states=states, steps=block.step_maps(), fields=_step_fields(block), call=call)
+    shape = call.state.shape[1:]
+
+    def of_columns(field: Field) -> Field:
+        return lambda columns: field(columns.T.reshape(-1, *shape)).flatten(1).T
+
+    return ColumnFlow(
+        states=call.state.flatten(1).T,
+        steps=[dataclasses.replace(step, map=of_columns(step.map)) for step in block.step_maps()],
+        fields=[of_columns(field) for field in _step_fields(block)],
+        call=call,
+    )
+
+
+def _step_fields(block: ODEBlock) -> list[Field]:
+    """The field before each step."""
+    steps, fields = block.step_maps(), block.fields()
+    count = len(steps) // len(fields)
+    return [field_later(fields[i // count], i % count * step.duration) for i, step in enumerate(steps)]
 
 
 def _of_call(call: SolverCall, count: int) -> ColumnFlow:
@@ -109,8 +156,11 @@ def _of_call(call: SolverCall, count: int) -> ColumnFlow:
         return columns_of(call.field(time, state_of(columns)))
 
     def step(ends: Tensor, columns: Tensor) -> Tensor:
+        field = call.field
+        if call.equivalent in ADAPTIVE:
+            field = CheckedField(field, call.equivalent)
         try:
-            path = odeint(call.field, state_of(columns), ends, method=call.equivalent, **tolerances)
+            path = odeint(field, state_of(columns), ends, method=call.equivalent, **tolerances)
         except AssertionError as error:
             raise SolverFailure(f"{call.equivalent} failed: {error}") from None
         return columns_of(path[-1] if single else tuple(part[-1] for part in path))

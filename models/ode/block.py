@@ -25,11 +25,19 @@ class ODEBlock(SolvedFlow):
     Parameters
     ----------
     layers
-        One autonomous field f_j per part; each maps a state, any shape, to its derivative, same shape.
+        One field f_j per part; each maps a state, any shape, to its derivative, same shape: columns (n, M),
+        rows (N, d), images (N, C, H, W). Trajectories, contraction and sensitivity are followed for each
+        column of a layer that states its matrices, and else for each image, whose state may have any shape.
     final_time
         T > 0, in units of the model's own time.
     solver
         How the ODE is solved. On a fixed grid every layer takes ``solver.steps / len(layers)`` steps.
+    time_dependent
+        Whether layers take the time too, as ``layer(time, state)``: a tensor () from 0 to `final_time`.
+    adjoint
+        Whether gradients come from the adjoint equation, solved backwards by the same solver: they need no
+        memory for the steps, and are those of the exact flow rather than of the solver's map. Such a block
+        is solved by torchdiffeq.
 
     Attributes
     ----------
@@ -39,7 +47,8 @@ class ODEBlock(SolvedFlow):
     Raises
     ------
     InvalidArgument
-        When ``solver.steps`` is no multiple of ``len(layers)``, or `final_time` is not positive.
+        When ``solver.steps`` is no multiple of ``len(layers)``, `final_time` is not positive, a layer that
+        states its matrices is to depend on time, or ``ssprk3`` is to have an adjoint.
 
     References
     ----------

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -11,7 +12,17 @@ from torch import Tensor, nn
 from ..._errors import InvalidArgument
 from .kernels.adaptive import METHOD, adaptive_flow, supports_adaptive
 from .kernels.fixed_step import fixed_step_flow, flow_implementation, supports
-from .solver import SHU_OSHER_ALPHAS, Field, Solver, SolverFailure, StepMap, shu_osher, solve
+from .solver import (
+    SHU_OSHER_ALPHAS,
+    Field,
+    Solver,
+    SolverFailure,
+    StepMap,
+    TimedField,
+    field_later,
+    shu_osher,
+    solve,
+)
 from .statement import statement_of
 from .tanh_field import TanhField
 
@@ -19,7 +30,15 @@ from .tanh_field import TanhField
 class SolvedFlow(nn.Module):
     """Maps x(0) to x(T), and knows no bound of that map: the part of an `ODEBlock` that solves."""
 
-    def __init__(self, layers: Sequence[nn.Module], *, final_time: float, solver: Solver) -> None:
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        *,
+        final_time: float,
+        solver: Solver,
+        time_dependent: bool = False,
+        adjoint: bool = False,
+    ) -> None:
         super().__init__()
         if not solver.adaptive and solver.steps != "contractive" and solver.steps % len(layers):
             raise InvalidArgument(
@@ -28,7 +47,16 @@ class SolvedFlow(nn.Module):
             )
         if not final_time > 0:
             raise InvalidArgument(f"final_time must be positive, not {final_time}")
+        if time_dependent and (stating := [layer for layer in layers if statement_of(layer) != "forward"]):
+            raise InvalidArgument(
+                f"{type(stating[0]).__name__} states matrices, which do not depend on time: give a "
+                "time-dependent field as forward(time, state) alone"
+            )
+        if adjoint and solver.method == "ssprk3":
+            raise InvalidArgument("ssprk3 has no adjoint solve: choose another method, or adjoint=False")
         self.layers = nn.ModuleList(layers)
+        self.time_dependent = time_dependent
+        self.adjoint = adjoint
         self.final_time = final_time
         self.solver = solver
         self.nfe = 0
@@ -56,14 +84,18 @@ class SolvedFlow(nn.Module):
         steps = 0 if self.solver.adaptive else self.steps_per_layer()
         duration, evaluations = self.final_time / len(self.layers), 0
 
-        def counted(x: Tensor, field: Field) -> Tensor:
+        def counted(*where: Tensor, field: Callable[..., Tensor]) -> Tensor:
             nonlocal evaluations
             evaluations += 1
-            return field(x)
+            return field(*where)
 
         try:
             for field in self.fields():
-                state = self.integrate(partial(counted, field=field), state, duration=duration, steps=steps)
+                if isinstance(field, TimedField):
+                    each: Field = replace(field, layer=partial(counted, field=field.layer))
+                else:
+                    each = partial(counted, field=field)
+                state = self.integrate(each, state, duration=duration, steps=steps)
         finally:
             self.nfe = evaluations
         return state
@@ -82,9 +114,16 @@ class SolvedFlow(nn.Module):
     def fields(self) -> Sequence[Field]:
         """Return one field per part of [0, T], with the tensors of `shared`.
 
-        A layer that states its matrices is their `TanhField`, evaluated once; another is called as it is.
+        A layer that states its matrices is their `TanhField`, evaluated once; another is called as it is. One
+        that depends on time is a `TimedField` from the start of its part.
         """
         shared = self.shared()
+        if self.time_dependent:
+            part = self.final_time / len(self.layers)
+            return [
+                TimedField(layer=partial(layer, **shared), start=i * part)
+                for i, layer in enumerate(self.layers)
+            ]
         return [
             layer.tanh_field(**shared)  # type: ignore[operator]
             if statement_of(layer) == "matrices"
@@ -122,9 +161,9 @@ class SolvedFlow(nn.Module):
             return partial(self.integrate, field, duration=h, steps=1)
 
         return [
-            StepMap(layer=layer, duration=h, map=step(field))
+            StepMap(layer=layer, duration=h, map=step(field_later(field, i * h)))
             for layer, field in zip(self.layers, self.fields(), strict=True)
-            for _ in range(count)
+            for i in range(count)
         ]
 
     @torch.no_grad()
@@ -159,6 +198,8 @@ class SolvedFlow(nn.Module):
 
     def has_tanh_fields(self) -> bool:
         """Whether every layer states its matrices, and nothing overrides how the block uses them."""
+        if self.time_dependent or self.adjoint:
+            return False
         if any(statement_of(layer) == "forward" for layer in self.layers):
             return False
         used = ("fields", "integrate", "tanh_fields")
@@ -201,7 +242,13 @@ class SolvedFlow(nn.Module):
         SolverFailure
             When an adaptive method underflows its step size or meets a non-finite state.
         """
-        return solve(field, state, solver=self.solver, duration=duration, steps=steps)
+        adjoint = None
+        if self.adjoint:
+            shared = [tensor for tensor in self.shared().values() if tensor.requires_grad]
+            if shared:
+                raise InvalidArgument("layers that share computed tensors have no adjoint: adjoint=False")
+            adjoint = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return solve(field, state, solver=self.solver, duration=duration, steps=steps, adjoint=adjoint)
 
     def extra_repr(self) -> str:
         """Show T and the solver in the module's repr."""

@@ -38,7 +38,7 @@ def private_names(source: str) -> Iterator[tuple[str, str]]:
 
 def _private(name: str) -> Iterator[tuple[str, str]]:
     library, *rest = name.split(".")
-    if library in LIBRARIES and any(re.match(r"_[a-z_]+|_C$", part) for part in rest):
+    if library in LIBRARIES and any(re.match(r"_[a-zA-Z]", part) for part in rest):
         yield library, name
 
 

@@ -10,7 +10,6 @@ from .cpu_tiles import (
     add_matrix_product,
     add_outer,
     add_row_sums,
-    compiled,
     compiled_kernel,
     mix,
     read_columns,
@@ -24,7 +23,7 @@ from .cpu_tiles import (
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
-@compiled
+@compiled_kernel
 def euler_step(u, t, B, b, G, E, linear, layer, zeros, out, width):
     """t = tanh(B u + b); out = E u + G t, where E = I unless `linear`."""
     set_dense_product(B[layer], b[layer], u, t, width)
