@@ -31,7 +31,7 @@ _OPTIONS: dict[str, Any] = {
     "error_model": "numpy",
     "fastmath": {"contract", "reassoc", "nsz", "arcp"},
 }
-compiled = partial(njit_cached, **_OPTIONS)
+compiled: Any = partial(njit_cached, **_OPTIONS)
 compiled_helper = njit(**_OPTIONS)
 
 SOURCES = ("rational_tanh.py", "cpu_tiles.py", "cpu_loops.py", "dopri5_loops.py", "initial_step_loops.py")

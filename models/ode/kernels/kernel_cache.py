@@ -8,7 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from numba import config, njit
+from numba import config as numba_config
+from numba import njit
+
+config: Any = numba_config  # its values have no Python types
 
 
 def njit_cached(function: Any, **options: Any) -> Any:
