@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -12,17 +12,18 @@ from typing import Any, cast
 from ..._errors import InvalidArgument, RobustodeError, one_line
 from ...attacks.core.frozen_model import freeze
 from ...attacks.core.types import Norm
-from ...models import ModelSpec, ODEBackend, get_ode_backend
+from ...models import ODEBackend, get_ode_backend
 from ..data import load_data
 from ..evaluation.accuracy import failed
 from ..plugins.model_file import load_files
 from ..records.headline import headline_of, preferred_keys
 from ..records.latest import Entry, current, entry
-from ..records.record import Record
+from ..records.record import Cell, Record
 from ..records.store import Store
 from ..runtime.foreign_code import running
 from ..runtime.time_limit import time_limit
-from ..training.load_trained import model_of, trained_model
+from ..training.find_model import ModelFinder
+from ..training.load_trained import trained_model
 from ..training.provenance import environment_of
 from .audit_record import audit_cell, audit_record, stored_result
 from .context import DEFAULT_EPS, Context
@@ -32,7 +33,8 @@ from .registry import Audit
 from .stored_records import StoredRecords
 
 LIMIT = 300.0
-"""Seconds for one audit of one model."""
+"""Seconds for loading a model, and for one audit of it."""
+ADVICE = " (--time-limit)"
 
 
 @dataclass(kw_only=True)
@@ -56,7 +58,8 @@ class Audited:
 class Task:
     """One model and training seed to audit; small, so that it can be sent to another process.
 
-    `files` are the ``FILE.py:factory`` that may hold this model.
+    `files` are the ``FILE.py:factory`` named by the caller that may hold this model, `time_limit` the seconds
+    for loading it and for each audit.
     """
 
     folder: Path
@@ -67,8 +70,14 @@ class Task:
     checks: tuple[str, ...]
     samples: int
     fresh: bool
+    time_limit: float = LIMIT
     ode_backend: ODEBackend = field(default_factory=get_ode_backend)
     """``compiled`` or ``torchdiffeq``; by default that of the process that makes the task."""
+
+    @property
+    def label(self) -> str:
+        """Model, seed and recipe in words."""
+        return f"{self.row[1]} seed {self.seed} ({self.row[2]})"
 
     def audits(self) -> list[Audit]:
         """The audits named in `checks`."""
@@ -108,11 +117,21 @@ def budget(reported: Mapping[str, float], rank: str) -> tuple[Norm, float]:
 def audit_trained_model(
     task: Task,
     say: Callable[[str], None] = lambda line: None,
-    loaded: Mapping[str, ModelSpec] | None = None,
+    finder: ModelFinder | None = None,
+    on_start: Callable[[Cell], None] = lambda cell: None,
 ) -> Audited:
     """Run the audits of one model and training seed, and store their records.
 
-    `loaded` are models from files, by reference; without it the task's files are imported.
+    Whatever the model does is a failure of its own: it is stored or named, and nothing is raised.
+
+    Parameters
+    ----------
+    say
+        Called with each result, one line each.
+    finder
+        Finds the model; without it the task's files are imported.
+    on_start
+        Called with the cell of each audit before it is run.
     """
     store, done = Store(task.folder), Audited()
     headline = headline_of(store.folder, store.load()[0])
@@ -121,13 +140,14 @@ def audit_trained_model(
     training = training_of(records)
     label = f"{task.row[1]} seed {task.seed}"
     try:
-        specs = load_files(task.files) if loaded is None else loaded
-        spec = model_of(training, {spec.name: spec for spec in specs.values()})
-        if training.cell.index_sha256 != data.index_sha256:
-            raise InvalidArgument(f"it was trained on other samples than {data.name} here")
-        model = freeze(trained_model(store, training, spec, images=data.train.images))
-    except RobustodeError as error:
-        done.failures.append(f"{label} ({task.row[2]}): not audited: {one_line(error)}")
+        with time_limit(task.time_limit, "loading the model", ADVICE):
+            finder = finder or ModelFinder(store.folder, load_files(task.files).values())
+            spec = finder.find(training)
+            if training.cell.index_sha256 != data.index_sha256:
+                raise InvalidArgument(f"it was trained on other samples than {data.name} here")
+            model = freeze(trained_model(store, training, spec, images=data.train.images))
+    except Exception as error:  # of the model's own code too
+        done.failures.append(f"{task.label}: not audited: {in_words(error)}")
         return done
     norm, eps = budget(headline.reported, headline.rank)
     test = data.test.first(task.samples)
@@ -145,7 +165,7 @@ def audit_trained_model(
     for line in unknown_expected_failures(spec.expected_failures, spec.claims).values():
         done.lines.append(f"{label}: warning: {line}")
         say(done.lines[-1])
-    for record in _records(store, training, task.audits(), context, task.fresh, done):
+    for record in _records(store, training, task, context, done, on_start):
         found = stored_result(record)
         if record.status != "ok":
             done.failures.append(f"{record.cell.label()}: {record.status}: {record.error}")
@@ -155,38 +175,47 @@ def audit_trained_model(
     return done
 
 
+def in_words(error: Exception) -> str:
+    """An error in one line, with its type where it is not one of this package."""
+    kind = "" if isinstance(error, RobustodeError) else f"{type(error).__name__}: "
+    return f"{kind}{one_line(error)}"
+
+
 def _records(
     store: Store,
     training: Record,
-    audits: Iterable[Audit],
+    task: Task,
     context: Context,
-    fresh: bool,
     done: Audited,
+    on_start: Callable[[Cell], None],
 ) -> Iterator[Record]:
     """The records of all audits; those that are not stored are run and stored."""
     sha256, settings = str(training.card["checkpoint_sha256"]), context.settings()
     described = environment_of(context.model, context.device)
-    for audit in audits:
+    for audit in task.audits():
         cell = audit_cell(training.cell, sha256, audit, settings)
-        stored = None if fresh else store.get(cell)
+        stored = None if task.fresh else store.get(cell)
         if stored is not None and stored.status == "ok":
             done.skipped += 1
             yield stored
             continue
-        record = run_audit(audit, context, cell, described)
+        on_start(cell)
+        record = run_audit(audit, context, cell, described, task.time_limit)
         store.put(record)
         done.done += 1
         yield record
 
 
-def run_audit(audit: Audit, context: Context, cell: Any, described: Mapping[str, Any]) -> Record:
+def run_audit(
+    audit: Audit, context: Context, cell: Cell, described: Mapping[str, Any], limit: float = LIMIT
+) -> Record:
     """Run one audit; an exception becomes a failed record and never a pass."""
     began = time.perf_counter()
     queried = context.queried
     forwards, backwards = queried.forwards, queried.backwards
     try:
         seed = context.generator(audit.name, "model").initial_seed()
-        with time_limit(LIMIT, f"audit {audit.name}"), running(context.model, seed):
+        with time_limit(limit, f"audit {audit.name}", ADVICE), running(context.model, seed):
             result = audit(context)
         return audit_record(
             cell,

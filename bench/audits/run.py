@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from ..._errors import InvalidArgument
+from ..._errors import InvalidArgument, ModelFailure
 from ..._registry import unknown_name
 from ...models import ModelSpec, set_ode_backend
 from ..data import load_data
+from ..evaluation.accuracy import failed
 from ..plugins.model_file import named_models
 from ..records.headline import headline_of
-from ..records.record import Record
+from ..records.record import Cell, Record
 from ..records.store import Store
 from ..runtime.announcements import announce, telling
+from ..runtime.device import CPU, environment
 from ..runtime.machine import count_cores
 from ..runtime.processes import Died, Message, Raised, Returned, Send, run_jobs
+from ..training.find_model import ModelFinder
 from .audit_model import (
+    LIMIT,
     Audited,
     Task,
     audit_trained_model,
+    in_words,
     records_by_training,
     training_of,
 )
@@ -42,6 +48,7 @@ def audit_folder(
     seeds: int | None = None,
     fresh: bool = False,
     jobs: int | None = None,
+    time_limit: float = LIMIT,
     say: Callable[[str], None] = lambda line: None,
 ) -> Audited:
     """Run the model audits on every trained model of a results folder, on the CPU.
@@ -53,7 +60,8 @@ def audit_folder(
     data_root
         Folder of the datasets.
     models
-        Names of the models to audit, all of them by default; ``FILE.py:factory`` says where a model is.
+        Names of the models to audit, all of them by default; ``FILE.py:factory`` says where a model is that
+        does not lie where it was last run.
     checks
         Names of the audits; by default those of the folder's preset, or all.
     samples
@@ -63,7 +71,10 @@ def audit_folder(
     fresh
         Run every audit again.
     jobs
-        Models audited at once, each in a process of its own; by default one per core.
+        Models audited at once, each in a process of its own: what ends it costs its model one audit. By
+        default one per core; 1 audits in this process.
+    time_limit
+        Seconds for one audit of one model, and for loading it.
     say
         Called with each result, one line each.
 
@@ -93,19 +104,27 @@ def audit_folder(
     for dataset in sorted({row[0] for row, _ in chosen}):
         load_data(dataset, data_root)
     tasks = [
-        Task(Path(folder), data_root, *where, _files_of(trained[where], specs), names, samples, fresh)
-        for where in chosen
-    ]
-    workers = min(jobs or count_cores(), len(tasks))
-    with store.lock():
-        found = (
-            _audit_in_processes(tasks, workers, say)
-            if workers > 1
-            else [audit_trained_model(task, say, specs) for task in tasks]
+        Task(
+            folder=Path(folder),
+            data_root=data_root,
+            row=row,
+            seed=seed,
+            files=_files_of(trained[row, seed], specs),
+            checks=names,
+            samples=samples,
+            fresh=fresh,
+            time_limit=time_limit,
         )
+        for row, seed in chosen
+    ]
     done = Audited()
-    for one in found:
-        done.add(one)
+    with store.lock():
+        if jobs == 1:
+            finder = ModelFinder(store.folder, specs.values())
+            for task in tasks:
+                done.add(audit_trained_model(task, say, finder))
+        else:
+            _audit_in_processes(tasks, jobs or count_cores(), say, done)
     return done
 
 
@@ -116,27 +135,56 @@ def _files_of(records: Sequence[Record], specs: Mapping[str, ModelSpec]) -> tupl
     return tuple(reference for reference, spec in specs.items() if spec.name in names)
 
 
-def _audit_in_processes(tasks: Sequence[Task], processes: int, say: Callable[[str], None]) -> list[Audited]:
-    """What `audit_trained_model` returns for each of `tasks`; a task whose process dies is a failure."""
-    found: dict[Task, Audited] = {}
-    for task, answer in run_jobs(_audit_task, deque(tasks), processes=processes, preload=[__name__]):
+def _audit_in_processes(
+    tasks: Sequence[Task], processes: int, say: Callable[[str], None], done: Audited
+) -> None:
+    """Add to `done` what was done of `tasks`.
+
+    An audit in which the process of its model dies has failed, and another process goes on after it.
+    """
+    queue, begun = deque(tasks), dict[Task, list[Cell]]()
+    for task, answer in run_jobs(_audit_task, queue, processes=processes, preload=[__name__]):
         match answer:
             case Message("announcement", changed):
                 announce(*changed)
+            case Message("audit", cell):
+                begun.setdefault(task, []).append(cell)
             case Message(_, line):
                 say(line)
             case Returned(audited):
-                found[task] = audited
-            case Raised(error):
+                done.add(audited)
+            case Raised(OSError() as error):
                 raise error
+            case Raised(error):
+                done.failures.append(f"{task.label}: not audited further: {in_words(error)}")
             case Died(reason):
-                line = f"{task.row[1]} seed {task.seed} ({task.row[2]}): not audited: its process {reason}"
-                found[task] = Audited(failures=[line])
-    return [found[task] for task in tasks]
+                rest = _after_death(task, begun.get(task, []), reason, done)
+                if rest is not None:
+                    queue.appendleft(rest)
+
+
+def _after_death(task: Task, begun: Sequence[Cell], reason: str, done: Audited) -> Task | None:
+    """Store a failure for the last of the audits that a process had begun, when it died.
+
+    Returns the audits after it, None without any.
+    """
+    error = ModelFailure(f"its process {reason}")
+    if not begun:
+        done.failures.append(f"{task.label}: not audited: {error}")
+        return None
+    store = Store(task.folder)
+    store.put(failed(begun[-1], error, seconds=0.0, environment=environment(CPU)))
+    for record in filter(None, map(store.get, begun)):
+        done.done += 1
+        if record.status != "ok":
+            done.failures.append(f"{record.cell.label()}: {record.status}: {record.error}")
+    names = [audit.name for audit in task.audits()]
+    left = names[names.index(begun[-1].threat) + 1 :]
+    return replace(task, checks=tuple(left)) if left else None
 
 
 def _audit_task(send: Send, task: Task) -> Audited:
     set_ode_backend(task.ode_backend)
     torch.set_num_threads(1)
     with telling(lambda *changed: send("announcement", changed)):
-        return audit_trained_model(task, partial(send, "line"))
+        return audit_trained_model(task, partial(send, "line"), on_start=partial(send, "audit"))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from ... import __version__
+from .values import batch_size, seconds, width
 
 LISTS = ("models", "threats", "datasets", "presets", "audits")
 MODELS = "A,B|FILE.py:FACTORY"
+AUDIT_COST = "30 s to 3 min for each model and seed on digits, 1 to 9 min on MNIST"
+"""What all audits take on one core, by the stored records of `results/`."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,23 +45,6 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     def _format_action(self, action: argparse.Action) -> str:
         text = super()._format_action(action)
         return text.split("\n", 1)[1] if isinstance(action, argparse._SubParsersAction) else text
-
-
-def _batch_size(text: str) -> int | Literal["auto"]:
-    if text == "auto":
-        return "auto"
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number above 0 nor auto")
-    return int(text)
-
-
-def _width(text: str) -> float:
-    """A length in inches."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(in|cm|mm|pt)", text)
-    inches = float(found[1]) / {"in": 1.0, "cm": 2.54, "mm": 25.4, "pt": 72.27}[found[2]] if found else 0.0
-    if not 1.5 <= inches <= 40:
-        raise argparse.ArgumentTypeError(f"{text!r} is no length from 1.5in to 40in, such as 3.4in or 86mm")
-    return inches
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -136,7 +121,7 @@ def _add_run(commands: Any) -> None:
     )
     run.add_argument(
         "--batch-size",
-        type=_batch_size,
+        type=batch_size,
         metavar="N|auto",
         help="samples at once; GPU default: auto (measured)",
     )
@@ -210,7 +195,7 @@ def _add_results_commands(commands: Any) -> None:
     )
     paper.add_argument("--figures", metavar="A,B", help="accuracy, gap, sandwich, heatmap, critical, ...")
     paper.add_argument("--format", metavar="A,B", help="pdf, svg, png (default: pdf)")
-    paper.add_argument("--width", type=_width, metavar="LENGTH", help="of a figure: 3.4in, 86mm, 246pt")
+    paper.add_argument("--width", type=width, metavar="LENGTH", help="of a figure: 3.4in, 86mm, 246pt")
     paper.add_argument("--dpi", type=int, metavar="N", help="resolution of pixels (default: 300)")
     paper.add_argument("--style", type=Path, metavar="FILE.mplstyle", help="matplotlib style over ours")
     paper.add_argument("--columns", metavar="A,B", help="of leaderboard.tex, named as in leaderboard.csv")
@@ -258,14 +243,21 @@ def _add_results_commands(commands: Any) -> None:
         "check trained models for known ways a number can mislead",
         "Run the audits that need a model (see `robustode list audits`) on every trained\n"
         "model of a results folder, store each outcome, and write the report. A stored\n"
-        "outcome is not computed again.",
+        "outcome is not computed again. All of them take\n"
+        f"{AUDIT_COST};\n"
+        "--checks and --samples make it shorter.",
         "--out results/quick --checks finite,determinism",
     )
-    audit.add_argument("--models", metavar=MODELS, help="these models only, and where models from files are")
+    audit.add_argument(
+        "--models", metavar=MODELS, help="these models only; FILE.py:FACTORY also says where a moved file is"
+    )
     audit.add_argument("--checks", metavar="A,B", help="these audits only")
     audit.add_argument("--samples", type=int, default=128, metavar="N", help="test images (default: 128)")
     audit.add_argument("--seeds", type=int, metavar="N", help="training seeds 0 .. N-1 only (default: all)")
     audit.add_argument("--jobs", type=int, metavar="N", help="models audited at once (default: one per core)")
+    audit.add_argument(
+        "--time-limit", type=seconds, default=300.0, metavar="TIME", help="for each audit (default: 5m)"
+    )
     audit.add_argument("--fresh", action="store_true", help="run every audit again, stored or not")
     upgrade = _command(
         commands,

@@ -94,6 +94,7 @@ def audit_command(arguments: Namespace) -> int:
 
     if arguments.jobs is not None and arguments.jobs < 1:
         raise InvalidArgument(f"--jobs must be at least 1, not {arguments.jobs}")
+    load_plugins_with_warnings()
     done = audit_folder(
         arguments.out,
         arguments.data_root,
@@ -103,6 +104,7 @@ def audit_command(arguments: Namespace) -> int:
         seeds=arguments.seeds,
         fresh=arguments.fresh,
         jobs=arguments.jobs,
+        time_limit=arguments.time_limit,
         say=lambda line: print(line, flush=True),
     )
     print(f"{done.done} checks done, {done.skipped} stored already")
@@ -160,6 +162,7 @@ def transfer_command(arguments: Namespace) -> int:
 
     store = Store(arguments.out)
     store.require_records()
+    load_plugins_with_warnings()
     names, specs = named_models(names_in(arguments.models))
     if arguments.models is not None and not names:
         raise InvalidArgument("--models names no model")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from .arguments import AUDIT_COST
+
 _UNLIMITED = 10_000  # characters of a line in a pipe or a file
 
 
@@ -24,6 +26,7 @@ def show_report(out: Path) -> int:
     """Write the report and print the leaderboard and the page's path."""
     from rich.console import Console
 
+    from ..records.headline import stated_headline
     from ..report.leaderboard.terminal_table import terminal_table
     from ..report.report import write_report
 
@@ -40,12 +43,16 @@ def show_report(out: Path) -> int:
     if unaudited := int((complete["audit_missing"] != "").sum()):
         print(
             f"not fully audited: {unaudited} of {len(board)} rows; `robustode audit --out {out}` runs what "
-            "is missing, with --models FILE.py:FACTORY for each model that comes from a file"
+            f"is missing ({AUDIT_COST})"
         )
     if report.moved:
         print(
             f"moved to {out / 'set-aside' / 'report'}, no list says who wrote them: {len(report.moved)} files"
         )
+    stated = stated_headline(out)
+    for name, file in sorted(stated.files.items()) if stated else ():
+        if name in set(board["model"]) and (problem := file.problem(out)):
+            print(f"note: {name}: {problem}; what is shown is as it was when it was run", file=sys.stderr)
     if report.superseded:
         print(f"{report.superseded} records of older versions or checkpoints are not shown")
     print(f"page: {report.page.resolve()}")

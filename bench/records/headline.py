@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..._errors import RecordError
 from .atomic import write_atomically
 from .latest import current
+from .model_files import ModelFile, read_model_files
 from .record import Record
 
 SCHEMA_VERSION = 1
@@ -35,6 +37,8 @@ class Headline:
     cells
         Keys of the cells that the last run of each model asked for, by ``dataset/model/seed``: these
         records count, whatever else the folder holds.
+    files
+        Where the models that come from files lie, by the models' names.
     """
 
     preset: str = ""
@@ -43,6 +47,7 @@ class Headline:
     rank: str = ""
     audits: Sequence[str] | None = None
     cells: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    files: Mapping[str, ModelFile] = field(default_factory=dict)
 
     @property
     def preferred(self) -> frozenset[str]:
@@ -83,6 +88,7 @@ class Headline:
                 rank=rank,
                 audits=None if audits is None else [str(name) for name in audits],
                 cells=cells,
+                files=read_model_files(body.get("files")),
             )
         except RecordError:
             raise
@@ -102,7 +108,7 @@ class Headline:
 
     def write(self, folder: Path) -> None:
         """Write ``<folder>/plan.json``, whole or not at all."""
-        body = {
+        body: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "preset": self.preset,
             "title": self.title,
@@ -110,6 +116,11 @@ class Headline:
             "rank": self.rank,
             **({} if self.audits is None else {"audits": list(self.audits)}),
             "cells": {where: list(keys) for where, keys in sorted(self.cells.items())},
+            **(
+                {"files": {name: vars(file) for name, file in sorted(self.files.items())}}
+                if self.files
+                else {}
+            ),
         }
         text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write_atomically(Path(folder) / "plan.json", text.encode())

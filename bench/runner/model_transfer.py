@@ -23,7 +23,8 @@ from ..records.latest import current, entry
 from ..records.predictions import predictions
 from ..records.record import REPLAY, REPLAYS, Cell, Record, digest
 from ..records.store import Store
-from ..training.load_trained import model_of, trained_model
+from ..training.find_model import ModelFinder
+from ..training.load_trained import trained_model
 from .replay import ModelAndSeed, Source, replay_cell
 from .run_summary import RunSummary
 
@@ -60,7 +61,8 @@ def replay_all(
     names
         Models to replay on; all of the folder unless given. Sources are always all others.
     specs
-        Models from files that the folder's records speak of; without them these are not replayed on.
+        Models from files that the folder's records speak of; others are sought where they lay at their last
+        run, and not replayed on where they are not there.
     datasets
         Those that are loaded already.
 
@@ -85,7 +87,7 @@ def replay_all(
         raise InvalidArgument(
             f"{store.folder} holds no adversarial examples at a reported strength: run `robustode run` first"
         )
-    loaded, specs_by_name = dict(datasets or {}), {spec.name: spec for spec in specs}
+    loaded, finder = dict(datasets or {}), ModelFinder(store.folder, specs)
     found_any = False
     for model_and_seed, ours in sorted(by_model_and_seed.items(), key=lambda item: item[0]):
         if names is not None and model_and_seed[0][1] not in names:
@@ -104,7 +106,7 @@ def replay_all(
         training = next(r for r in ours if r.cell.kind == "training")
         data = loaded.get(model_and_seed[0][0]) or load_data(model_and_seed[0][0], data_root)
         loaded[model_and_seed[0][0]] = data
-        model = _model(store, training, specs_by_name, data, done)
+        model = _model(store, training, finder, data, done)
         if model is None:
             continue
         unperturbed = next(r for r in ours if r.cell.family == "clean")
@@ -193,7 +195,7 @@ def _stored(store: Store, cell: Cell) -> bool:
 
 
 def _model(
-    store: Store, training: Record, specs_by_name: Mapping[str, ModelSpec], data: Data, done: TransferResult
+    store: Store, training: Record, finder: ModelFinder, data: Data, done: TransferResult
 ) -> nn.Module | None:
     """The trained model; None, with a note, where it cannot be had."""
     cell = training.cell
@@ -202,7 +204,7 @@ def _model(
         done.notes.append(f"{what}: {cell.dataset} here is another one (index_sha256 differs)")
         return None
     try:
-        spec = model_of(training, specs_by_name)
+        spec = finder.find(training)
         return trained_model(store, training, spec, images=data.train.images)
     except Exception as error:  # of the model's own code too
         kind = "" if isinstance(error, RobustodeError) else f"{type(error).__name__}: "

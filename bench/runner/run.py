@@ -18,7 +18,8 @@ from ..config.cells import training_cell
 from ..config.plan import Plan
 from ..config.run_request import RunRequest
 from ..data import Data
-from ..records.headline import stated_headline
+from ..records.headline import Headline, stated_headline
+from ..records.model_files import ModelFile
 from ..records.record import Record
 from ..records.record_file import Damage
 from ..records.store import Store
@@ -190,7 +191,10 @@ class _RequestedCells:
         earlier = stated_headline(store.folder)
         if earlier is None:
             store.set_aside("plan.json")
-        self._headline = dataclasses.replace(plan.headline(), cells=earlier.cells if earlier else {})
+            earlier = Headline()
+        others = {n: f for n, f in earlier.files.items() if n not in {spec.name for spec in plan.specs}}
+        files = {**others, **_files_of(plan, store)}
+        self._headline = dataclasses.replace(plan.headline(), cells=earlier.cells, files=files)
         self._before = dict(self._headline.cells)
         self._now: dict[ModelAndSeed, list[str]] = {}
         self._headline.write(store.folder)
@@ -208,6 +212,16 @@ class _RequestedCells:
 
     def _key(self, name: ModelAndSeed) -> str:
         return f"{self._dataset}/{name[0]}/{name[1]}"
+
+
+def _files_of(plan: Plan, store: Store) -> dict[str, ModelFile]:
+    """Where the models that come from files lie, so that later commands find them by themselves."""
+    found = {}
+    for spec in plan.specs:
+        if spec.file and spec.folder:
+            name, _, factory = spec.file.rpartition(":")
+            found[spec.name] = ModelFile.of(spec.folder / name, factory, store.folder)
+    return found
 
 
 def _compare(store: Store, old: Sequence[str], new: Sequence[str], reporter: Reporter) -> None:

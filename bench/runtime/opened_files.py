@@ -22,6 +22,7 @@ from typing import Any
 
 from ...attacks.core.torch_settings import guard
 from ...models import ModelSpec
+from ..records.model_files import label_from
 from .code_places import is_installed, is_ours
 
 _WRITING = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
@@ -49,7 +50,7 @@ def files_read(spec: ModelSpec, outside: Collection[Path] = ()) -> dict[str, str
         now = file_sha256(file)
         kept = file not in _written and (file not in _updated or now == sha256) and (now or not sha256)
         if kept and file not in spec.sources and not any(file.is_relative_to(f) for f in outside):
-            found[_label(file, _folder(spec))] = sha256
+            found[label_from(file, _folder(spec))] = sha256
     return dict(sorted(found.items()))
 
 
@@ -105,15 +106,6 @@ def _code_file(build: Callable[..., Any]) -> Path:
 
 def _folder(spec: ModelSpec) -> Path:
     return spec.folder or _code_file(spec.build).parent
-
-
-def _label(file: Path, folder: Path) -> str:
-    """The name of a file from `folder`, unless they have only the root or the home in common."""
-    home = Path.home()
-    common = Path(os.path.commonpath([file, folder])) if file.drive == folder.drive else None
-    if common is not None and common not in (home, *home.parents):
-        return Path(os.path.relpath(file, folder)).as_posix()
-    return f"~/{file.relative_to(home).as_posix()}" if file.is_relative_to(home) else file.as_posix()
 
 
 def file_sha256(file: Path) -> str:

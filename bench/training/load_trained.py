@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ..._errors import CheckpointError, UnknownName
+from ..._errors import CheckpointError
 from ...attacks.core.modes import training_mode
-from ...models import MODELS, ModelSpec
+from ...models import ModelSpec
 from ..records.checkpoint import load_state, load_tensors
 from ..records.record import Record
 from ..records.store import Store
@@ -22,44 +21,20 @@ from .check_statements import FEW_IMAGES, check_statements
 from .same_answers import TOLERANCE, answers_of, difference
 
 
-def model_of(
-    training: Record, specs: Mapping[str, ModelSpec] | None = None, *, how: str = "--models {}"
-) -> ModelSpec:
-    """Return the spec that `training` used: the one of its name in `specs`, else the registered one.
-
-    Parameters
-    ----------
-    specs
-        Specs of models from files, by name.
-    how
-        How the caller accepts a file, for the error message.
-
-    Raises
-    ------
-    UnknownName
-        When neither exists.
-    CheckpointError
-        When the model's code has changed since.
-    """
-    specs, cell = specs or {}, training.cell
-    name, file = str(training.card.get("architecture", cell.model)), training.card.get("file")
-    spec = specs.get(cell.model) or specs.get(name) or (MODELS.get(name) if name in MODELS else None)
-    if spec is None:
-        package = training.card.get("plugin")
-        where = how.format(f"FOLDER/{file}" if file else "FILE.py:factory")
-        advice = f"install {package}, which it came from" if package else f"give its file with {where}"
-        raise UnknownName(f"{name} is no registered model: {advice}")
-    return _as_trained(training, spec)
-
-
-def _as_trained(training: Record, spec: ModelSpec) -> ModelSpec:
+def check_version(training: Record, spec: ModelSpec) -> None:
+    """Raise `CheckpointError` where `spec` is not of the version that was trained."""
     made = training.cell.model_version
-    if spec.full_version != made:
+    if spec.full_version == made:
+        return
+    if spec.file and spec.folder:
         raise CheckpointError(
-            f"{training.cell.model} was made by version {made} of {spec.name}, which is {spec.full_version} "
-            "here: its code has changed since; `robustode run` trains it anew"
+            f"{training.cell.model}: its code has changed since; `robustode run --models "
+            f"{spec.folder / spec.file}` trains it anew"
         )
-    return spec
+    raise CheckpointError(
+        f"{training.cell.model} was made by version {made} of {spec.name}, which is {spec.full_version} "
+        "here: its code has changed since; `robustode run` trains it anew"
+    )
 
 
 def changed_since(training: Record | None, spec: ModelSpec) -> str:
@@ -88,7 +63,7 @@ def trained_model(
     ContractBroken
         When the model contradicts what it states, see `check_statements`.
     """
-    _as_trained(training, spec)
+    check_version(training, spec)
     cell = training.cell
     if cell.network_sha256 is not None:
         shape, classes = _shape_and_classes(training)

@@ -16,7 +16,8 @@ from ..records.headline import preferred_keys
 from ..records.latest import newest_training
 from ..records.store import Store
 from ..runtime.foreign_code import independent_of_caller
-from .load_trained import model_of, trained_model
+from .find_model import ModelFinder
+from .load_trained import trained_model
 
 
 @independent_of_caller
@@ -36,7 +37,7 @@ def load_model(
     recipe
         Name of the training recipe, for a model that was trained by several; by default that of the last run.
     model
-        ``FILE.py:factory``, for a model that is defined in a file.
+        ``FILE.py:factory``, for a model that is defined in a file which has moved since it was last run.
 
     Returns
     -------
@@ -72,4 +73,5 @@ def load_model(
             f"{folder} holds no trained {name} with seed {seed}: train it with `robustode run`, or use one "
             f"of these models and seeds: {have}"
         )
-    return trained_model(store, newest, external or model_of(newest, how="model='{}'"))
+    finder = ModelFinder(store.folder, how="model='{}'")
+    return trained_model(store, newest, external or finder.find(newest))

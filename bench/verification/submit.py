@@ -25,7 +25,8 @@ from ..records.predictions import largest_norm, predictions
 from ..records.record import SUBMISSION, UNASKED, Cell, Record
 from ..records.store import Store
 from ..report.worst_case import worst_case
-from ..training.load_trained import model_of, trained_model
+from ..training.find_model import ModelFinder
+from ..training.load_trained import trained_model
 from ..training.provenance import environment_of
 from .screening import screen_examples, stored_before
 from .submitted_file import Sent
@@ -169,7 +170,7 @@ def _submit(
         attack_seed=0,
         samples=min(base.samples, clean.cell.samples),
     )
-    spec = spec or model_of(target.training, how="--model {}")
+    spec = spec or ModelFinder(store.folder, how="--model {}").find(target.training)
     net = trained_model(store, target.training, spec, images=data.train.images)
     known_before = stored_before(store, [r.cell for r in attacks if submission(r.cell) != submission(cell)])
     labels = data.test.first(clean.cell.samples).labels.numpy()

@@ -7,7 +7,7 @@ it, a record when its weights give it again, a break when the stored image break
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from ..._errors import InvalidArgument, RobustodeError, one_line
 from ..._registry import unknown_name
 from ...models import ModelSpec
 from ..data import Data, load_data
-from ..plugins.entry_points import load_plugins
 from ..records.headline import headline_of
 from ..records.latest import Entry, current, entry
 from ..records.record import Record
 from ..records.store import Store
-from ..training.load_trained import model_of, trained_model
+from ..training.find_model import ModelFinder
+from ..training.load_trained import trained_model
 from .recompute import Recheck, check_checkpoint
 from .report_consistency import Finding, check_listed, check_orphans, check_tables
 
@@ -64,6 +64,7 @@ def verify(
     models: Sequence[ModelSpec] = (),
     *,
     only: Collection[str] | None = None,
+    search: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Verification:
     """Check everything that a results folder claims against its own files, on the CPU.
@@ -73,10 +74,13 @@ def verify(
     data_root
         Where datasets lie.
     models
-        Models from files that the folder's records speak of; without them these are not run.
+        Models from files that the folder's records speak of; others are sought where they lay at their last
+        run, and not run where they are not there.
     only
         Names of the models whose weights and examples are checked; all unless given. Records and tables
         are checked in any case.
+    search
+        Import the files of models from where the folder's plan says that they lie.
     say
         Called with what is being checked.
 
@@ -87,7 +91,6 @@ def verify(
     DataUnavailable
         When a dataset that the records speak of is not there.
     """
-    load_plugins()
     store = Store(folder)
     records, problems = store.load()
     if not records and not problems:
@@ -102,7 +105,7 @@ def verify(
         done.findings += check_tables(store)
     headline = headline_of(folder, records)
     used, _ = current(records, headline.preferred)
-    specs_by_name = {spec.name: spec for spec in models}
+    finder = ModelFinder(store.folder, models, search=search)
     datasets: dict[str, Data] = {}
     units: dict[tuple[Entry, int], list[Record]] = defaultdict(list)
     for record in used:
@@ -119,7 +122,7 @@ def verify(
             what = f"it speaks of other samples than {row[0]} here (index_sha256 differs): not re-checked"
             done.findings.append(Finding(file=_file(store, other), what=what))
             continue
-        model = None if wrong else _model(store, ours, specs_by_name, data, done)
+        model = None if wrong else _model(store, ours, finder, data, done)
         recheck = Recheck(store, ours, data, dict(headline.reported), model, say)
         done.findings += recheck.findings()
         done.models += model is not None
@@ -135,7 +138,7 @@ def verify(
 def _model(
     store: Store,
     records: Sequence[Record],
-    specs_by_name: Mapping[str, ModelSpec],
+    finder: ModelFinder,
     data: Data,
     done: Verification,
 ) -> nn.Module | None:
@@ -145,7 +148,7 @@ def _model(
         return None
     file = _file(store, training)
     try:
-        spec = model_of(training, specs_by_name)
+        spec = finder.find(training)
     except RobustodeError as error:
         done.findings.append(Finding(file=file, what=f"not run again: {error}", note=True))
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,7 @@ def test_only_the_first_seeds_are_audited_where_so_many_are_asked_for(folder, mo
     for record in store.load()[0]:
         store.put(dataclasses.replace(record, cell=dataclasses.replace(record.cell, training_seed=1)))
 
-    def audit_trained_model(task, say, loaded):
+    def audit_trained_model(task, say, finder):
         audited.append(task.seed)
         return Audited()
 
@@ -159,6 +160,77 @@ def test_a_check_that_crashes_is_a_failed_record_and_no_pass(folder, monkeypatch
         "a failed audit is run again"
     )
     assert records(folder) == {"finite": "ok"}
+
+
+FAILING = """
+import os, signal
+from pathlib import Path
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, size, classes):
+        super().__init__()
+        self.head = nn.Linear(size, classes)
+
+    def forward(self, images):
+        if Path(__file__).with_name("dies").exists() and images.requires_grad:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.head(images.flatten(1))
+
+def dying(shape, classes):
+    return Net(shape[0] * shape[1] * shape[2], classes)
+
+def raising(shape, classes):
+    if Path(__file__).with_name("raises").exists():
+        raise ZeroDivisionError("no")
+    return Net(shape[0] * shape[1] * shape[2], classes)
+"""
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model that will kill its process, one whose factory will raise, and a sound one."""
+    folder = tmp_path_factory.mktemp("failing")
+    (folder / "nets.py").write_text(FAILING)
+    models = f"{folder}/nets.py:dying,{folder}/nets.py:raising,resnet"
+    preset = str(stubs.preset_file(folder, stubs.PRESET.replace("epochs = 2", "epochs = 1")))
+    assert main(["run", "--preset", preset, "--models", models, "--out", str(folder / "out"), "--quiet"]) == 0
+    (folder / "dies").touch()
+    (folder / "raises").touch()
+    return folder / "out"
+
+
+def statuses(folder: Path, model: str) -> dict[str, str]:
+    return {
+        r.cell.threat: r.status
+        for r in Store(folder).load()[0]
+        if (r.cell.kind, r.cell.model) == ("audit", model)
+    }
+
+
+def test_what_a_model_does_in_an_audit_is_its_own_failure(failing):
+    checks = ["logits", "zero-gradients", "step-counts"]
+    done = audit_folder(failing, checks=checks, samples=4, jobs=2)
+    killed = "error: its process was killed by signal 9"
+    assert sorted(done.failures) == [
+        f"dying seed 0 · step-counts: {killed}",
+        f"dying seed 0 · zero-gradients: {killed}",
+        "raising seed 0 (plain): not audited: the model cannot be built: ZeroDivisionError: no (nets.py:21)",
+    ]
+    assert statuses(failing, "dying") == {"logits": "ok", "zero-gradients": "error", "step-counts": "error"}
+    assert statuses(failing, "resnet") == dict.fromkeys(checks, "ok")
+    assert done.done == 6
+    Path(failing.parent / "dies").unlink()
+    again = audit_folder(failing, checks=checks, samples=4, jobs=1)
+    assert (again.done, again.skipped) == (2, 4), "what failed is asked again; in this process, too"
+    assert [line.partition(":")[0] for line in again.failures] == ["raising seed 0 (plain)"]
+
+
+def test_a_model_that_takes_too_long_to_load_is_stopped(folder, monkeypatch):
+    monkeypatch.setattr("robustode.bench.audits.audit_model.trained_model", lambda *_, **__: time.sleep(60))
+    done = audit_folder(folder, checks=["finite"], samples=4, jobs=1, time_limit=0.1)
+    (line,) = done.failures
+    assert "not audited: loading the model took longer than its limit of 0.1 s (--time-limit)" in line
 
 
 def test_weights_that_are_gone_are_named(folder, capsys):

@@ -489,12 +489,12 @@ def test_a_model_from_a_file_is_judged_by_the_code_that_was_trained(tmp_path, di
     run_plan(plan, digits, Store(out), device=stubs.CPU)
     np.savez(sent, index=digits.test.indices[:5], image=digits.test.images[:5].numpy())
     argv = ["submit-attack", str(sent), "--out", str(out), "--model"]
+    elsewhere = path.rename(tmp_path / "elsewhere.py")
     assert main([*argv, "flat"]) == 2
-    assert (
-        "flat is no registered model: give its file with --model FOLDER/net.py:flat"
-        in capsys.readouterr().err
-    )
-    assert main([*argv, f"{path}:flat"]) == 1, "clean images break nothing"
+    assert "say where it is with --model FOLDER/net.py:flat" in capsys.readouterr().err
+    elsewhere.rename(path)
+    assert main([*argv, "flat"]) == 1, "clean images break nothing"
+    assert main([*argv, f"{path}:flat"]) == 1
     assert isinstance(robustode.load_model(out, "flat", model=f"{path}:flat"), torch.nn.Module)
     path.write_text(path.read_text() + "# edited\n")
     capsys.readouterr()

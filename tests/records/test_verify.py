@@ -422,11 +422,13 @@ def test_a_model_from_a_file_needs_its_file(tmp_path, few, capsys):
     plan = make_plan(load_preset(str(stubs.preset_file(tmp_path))), models=[load_external(f"{path}:flat")])
     run_plan(plan, few, Store(tmp_path / "out"), device=stubs.CPU)
     write_report(tmp_path / "out")
+    elsewhere = path.rename(tmp_path / "moved.py")
     found = verify(tmp_path / "out")
     assert lines(found) == [UNRUN]
     assert found.models == 0
-    assert re.search("flat .*--models", str(found.notes[0]))
+    assert re.search("net.py is not there any more, and flat .*--models", str(found.notes[0]))
     capsys.readouterr()
+    elsewhere.rename(path)
     assert main(["verify", "--out", str(tmp_path / "out"), "--models", f"{path}:flat"]) == 0
     assert "models 1, " in capsys.readouterr().out
 
