@@ -144,7 +144,7 @@ class Listening(Quiet):
         self.total = self.done = 0.0
         self.lines: list[str] = []
 
-    def start(self, total: float) -> None:
+    def start(self, total: float, seconds: float | None = None) -> None:
         self.total = total
 
     def advance(self, work: float) -> None:

@@ -13,6 +13,7 @@ import torch
 from ..._errors import InvalidArgument, ModelFailure
 from ..._registry import unknown_name
 from ...models import ModelSpec, set_ode_backend
+from ..config.training_seeds import chosen_seeds
 from ..data import load_data
 from ..evaluation.accuracy import failed
 from ..plugins.model_file import named_models
@@ -45,7 +46,7 @@ def audit_folder(
     models: Sequence[str] = (),
     checks: Sequence[str] = (),
     samples: int = SAMPLES,
-    seeds: int | None = None,
+    seeds: int | Sequence[int] | None = None,
     fresh: bool = False,
     jobs: int | None = None,
     time_limit: float = LIMIT,
@@ -67,7 +68,7 @@ def audit_folder(
     samples
         Most test images that an audit uses.
     seeds
-        Audit training seeds 0 .. seeds - 1; all of them by default.
+        Audit training seeds 0 .. seeds - 1, or those named; all of them by default.
     fresh
         Run every audit again.
     jobs
@@ -86,8 +87,7 @@ def audit_folder(
     check_names(checks)
     if samples < 2:
         raise InvalidArgument(f"--samples must be at least 2, not {samples}")
-    if seeds is not None and seeds < 1:
-        raise InvalidArgument(f"--seeds must be at least 1, not {seeds}")
+    wanted_seeds = chosen_seeds(seeds)
     store = Store(folder)
     trained = records_by_training(store)
     names = tuple(checks or headline_of(store.folder, store.load()[0]).audits or names_of("model"))
@@ -99,7 +99,7 @@ def audit_folder(
     chosen = [
         (row, seed)
         for row, seed in trained
-        if (not wanted or row[1] in wanted) and (seeds is None or seed < seeds)
+        if (not wanted or row[1] in wanted) and (wanted_seeds is None or seed in wanted_seeds)
     ]
     for dataset in sorted({row[0] for row, _ in chosen}):
         load_data(dataset, data_root)

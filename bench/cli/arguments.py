@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ... import __version__
-from .values import batch_size, seconds, width
+from .values import batch_size, seconds, time_limits, training_seeds, width
 
 LISTS = ("models", "threats", "datasets", "presets", "audits")
 MODELS = "A,B|FILE.py:FACTORY"
@@ -105,8 +105,8 @@ def _add_run(commands: Any) -> None:
         metavar="FILE.safetensors",
         help="weights of the one model: it is not trained",
     )
-    run.add_argument("--seeds", type=int, metavar="N", help="training seeds 0 .. N-1, not the preset's")
-    run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    _add_seeds(run, "not the preset's")
+    run.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda or cuda:N")
     run.add_argument(
         "--jobs",
         type=int,
@@ -129,11 +129,23 @@ def _add_run(commands: Any) -> None:
         "--data-root", type=Path, metavar="DIR", help="default: $ROBUSTODE_DATA or ~/.cache/robustode"
     )
     run.add_argument("--out", type=Path, metavar="DIR", help="results folder (default: results/<preset>)")
+    run.add_argument(
+        "--time-limit",
+        type=time_limits,
+        metavar="T[,T]",
+        help="for a training, and for each other cell: 2h,10m",
+    )
     run.add_argument("--fresh", action="store_true", help="do everything again, stored or not")
     run.add_argument("--dry-run", action="store_true", help="show what is left and its time, then stop")
     shown = run.add_mutually_exclusive_group()
     shown.add_argument("--quiet", action="store_true", help="only the leaderboard and failures")
     shown.add_argument("--verbose", action="store_true", help="a line for each threat and timing too")
+
+
+def _add_seeds(command: argparse.ArgumentParser, otherwise: str) -> None:
+    which = command.add_mutually_exclusive_group()
+    which.add_argument("--seeds", type=int, metavar="N", help=f"training seeds 0 .. N-1 ({otherwise})")
+    which.add_argument("--seed", type=training_seeds, metavar="K[,K]", help="training seeds by name")
 
 
 def _add_model_commands(commands: Any) -> None:
@@ -248,12 +260,10 @@ def _add_results_commands(commands: Any) -> None:
         "--checks and --samples make it shorter.",
         "--out results/quick --checks finite,determinism",
     )
-    audit.add_argument(
-        "--models", metavar=MODELS, help="these models only; FILE.py:FACTORY also says where a moved file is"
-    )
+    audit.add_argument("--models", metavar=MODELS, help="these models only, or where a moved file is")
     audit.add_argument("--checks", metavar="A,B", help="these audits only")
     audit.add_argument("--samples", type=int, default=128, metavar="N", help="test images (default: 128)")
-    audit.add_argument("--seeds", type=int, metavar="N", help="training seeds 0 .. N-1 only (default: all)")
+    _add_seeds(audit, "default: all")
     audit.add_argument("--jobs", type=int, metavar="N", help="models audited at once (default: one per core)")
     audit.add_argument(
         "--time-limit", type=seconds, default=300.0, metavar="TIME", help="for each audit (default: 5m)"
@@ -268,6 +278,17 @@ def _add_results_commands(commands: Any) -> None:
         "files. Stopped half way, the same command goes on.",
         "--out results/mine",
     )
+    merging = _command(
+        commands,
+        "merge",
+        "make one results folder of several",
+        "Put the records, weights and adversarial examples of folders of one preset, made\n"
+        "apart, into a new folder, and write its report. The folders stay as they are.",
+        "results/a results/b --out results/both",
+        "DIR DIR... --out DIR",
+    )
+    merging.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders, two or more")
+    merging.add_argument("--out", required=True, type=Path, metavar="DIR", help="the new folder")
     for command in (report, verify, submit, transfer, audit, upgrade):
         command.add_argument(
             "--out",

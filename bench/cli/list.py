@@ -37,7 +37,7 @@ def entries(what: str) -> list[dict[str, Any]]:
                 "reference": t.reference,
             }
             for t in THREATS
-        ]
+        ] + _of_no_preset()
     if what == "audits":
         from ..audits.library import all_audits
 
@@ -91,6 +91,32 @@ def listing(what: str, *, as_json: bool) -> str:
             for k, v in entry.get("expected_failures", {}).items()
         ]
     return "\n".join(lines)
+
+
+def _of_no_preset() -> list[dict[str, Any]]:
+    """The threats in records that no preset lists: what is stored or sent is shown to a model as it is."""
+    from ..records.record import REPLAY, REPLAYS, SUBMISSION
+    from ..runner.model_transfer import TRANSFER_VERSION
+
+    replayed = "stored examples of all other models, by `robustode transfer` or `transfer = true` in a preset"
+    about: list[tuple[str, str, str | None, int, str]] = [
+        (name, REPLAY, norm, TRANSFER_VERSION, replayed) for norm, name in REPLAYS.items()
+    ]
+    sent = "examples that someone sent, by `robustode submit-attack`"
+    about.append(("submitted-*", SUBMISSION, None, 1, sent))
+    return [
+        {
+            "name": name,
+            "family": family,
+            "norm": norm,
+            "strength": "eps",
+            "parameters": {},
+            "version": version,
+            "reference": "",
+            "summary": summary,
+        }
+        for name, family, norm, version, summary in about
+    ]
 
 
 def _threat(entry: Mapping[str, Any]) -> str:

@@ -101,7 +101,7 @@ def audit_command(arguments: Namespace) -> int:
         models=names_in(arguments.models),
         checks=names_in(arguments.checks),
         samples=arguments.samples,
-        seeds=arguments.seeds,
+        seeds=arguments.seed or arguments.seeds,
         fresh=arguments.fresh,
         jobs=arguments.jobs,
         time_limit=arguments.time_limit,
@@ -181,6 +181,17 @@ def transfer_command(arguments: Namespace) -> int:
     for line in done.failures:
         print(f"failed: {line}", file=sys.stderr)
     return 1 if done.failures else status
+
+
+def merge_command(arguments: Namespace) -> int:
+    """Make one results folder of several, then its report."""
+    from ..records.merge import merge
+
+    done = merge(arguments.folders, arguments.out)
+    for note in done.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"{done.records} records of {done.models} models in {arguments.out}")
+    return show_report(arguments.out)
 
 
 def upgrade_command(arguments: Namespace) -> int:

@@ -15,7 +15,7 @@ from rich.console import Console
 from ..._errors import InvalidArgument
 from ..audits.library import check_names
 from ..config.plan import Plan
-from ..config.preset import Preset
+from ..config.preset import Preset, TimeLimits
 from ..config.pretrained import PretrainedWeights
 from ..config.run_request import RunRequest
 from ..data import Data
@@ -24,7 +24,8 @@ from ..records.record import Record
 from ..records.store import Store
 from ..runner.batch_size import known_batch_sizes
 from ..runner.run import run_plan
-from ..runner.schedule import estimate_duration, estimate_remaining
+from ..runner.schedule import RemainingWork, estimate_duration, estimate_remaining
+from ..runner.slow_training import slow_training
 from ..runner.taken_names import refuse_taken_names
 from ..runner.workers import count_processes
 from ..runtime.device import pick_device
@@ -60,6 +61,8 @@ def run_preset(arguments: argparse.Namespace, preset: Preset, show: Callable[[Pa
     request = _request(arguments, preset)
     plan = request.plan()
     device = pick_device(arguments.device)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # what names no device is on the same one
     if arguments.batch_size is None and device.type == "cuda":
         request = dataclasses.replace(request, batch_size="auto")
         plan = request.plan()
@@ -111,14 +114,25 @@ def _request(arguments: argparse.Namespace, preset: Preset) -> RunRequest:
         raise InvalidArgument("--models names no model")
     if arguments.jobs is not None and arguments.jobs < 1:
         raise InvalidArgument(f"--jobs must be at least 1, not {arguments.jobs}")
+    limits = arguments.time_limit
     return RunRequest(
         preset=preset,
         models=tuple(dict.fromkeys(names)) if names else None,
-        seeds=arguments.seeds,
+        seeds=arguments.seed or arguments.seeds,
         data_root=arguments.data_root,
         batch_size=arguments.batch_size,
         pretrained=PretrainedWeights.read(arguments.weights) if arguments.weights else None,
+        time_limits=TimeLimits(training=limits[0], cell=limits[1]) if limits else None,
     )
+
+
+def _limits(work: RemainingWork, plan: Plan) -> str:
+    """How long a training and each other cell may take; empty where nothing is left."""
+    if not work.left or work.cost.failed:
+        return ""
+    training = plan.allowed(plan.limits.training, work.training or 0.0)
+    cell = plan.allowed(plan.limits.cell, work.longest)
+    return f" (limits: training {duration(training)}, a cell {duration(cell)})"
 
 
 def _dry_run(arguments: argparse.Namespace, plan: Plan, data: Data, out: Path, device: torch.device) -> int:
@@ -137,7 +151,9 @@ def _dry_run(arguments: argparse.Namespace, plan: Plan, data: Data, out: Path, d
         todo = f"{work.left} of {work.cells} cells to do"
         problem = work.cost.problem if work.left else ""
         time = f"cannot be timed: {problem}" if problem else f"about {duration(work.seconds)}"
-        print(f"{work.model:<24} {todo:>24}  {time}")
+        print(f"{work.model:<24} {todo:>24}  {time}{_limits(work, plan)}")
+    for slow in filter(None, (slow_training(work, plan) for work in remaining)):
+        print(slow)
     preset = plan.preset
     print(f"{preset.name}: {preset.title}; the preset says: {preset.cost}")
     how = "one after the other" if processes == 1 else f"{processes} at once"

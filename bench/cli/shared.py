@@ -51,8 +51,8 @@ def show_report(out: Path) -> int:
         )
     stated = stated_headline(out)
     for name, file in sorted(stated.files.items()) if stated else ():
-        if name in set(board["model"]) and (problem := file.problem(out)):
-            print(f"note: {name}: {problem}; what is shown is as it was when it was run", file=sys.stderr)
+        if name in set(board["model"]) and (change := file.problem(out)):
+            print(f"note: {name}: {change}; what is shown is as it was when it was run", file=sys.stderr)
     if report.superseded:
         print(f"{report.superseded} records of older versions or checkpoints are not shown")
     print(f"page: {report.page.resolve()}")

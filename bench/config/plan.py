@@ -18,13 +18,17 @@ from ...attacks.core.types import Norm
 from ...models import ModelSpec
 from ..data import DATASETS, Data
 from ..records.headline import Headline
+from ..records.record import REPLAYS
 from ..runtime.network_hash import network_sha256
 from ..runtime.time_limit import time_limit
 from .model_selection import find_model, preset_models, select_models, variant_specs
 from .perturbation import training_threat
-from .preset import Preset, Recipe, ThreatPlan, first_line
+from .preset import Preset, Recipe, ThreatPlan, TimeLimits, first_line
 from .pretrained import PRETRAINED_RECIPE, PretrainedWeights
+from .training_seeds import chosen_seeds
 
+MARGIN = 4.0
+"""How many times its estimate a unit of work may take, where that is more than the preset's limit."""
 BATCH_SIZE = 100
 """Batch size where "auto" has not measured one yet."""
 
@@ -57,41 +61,56 @@ class Plan:
     specs
         The models.
     seeds
-        Training seeds 0 .. seeds - 1.
+        The training seeds, ascending.
     fewer
-        Number of training seeds of models with fewer than `seeds`, by name.
+        Of models that are trained from seeds 0 .. n - 1 alone: n, by name.
     attacks
         The threats with their grids.
     batch_sizes
         Measured batch sizes by model, where the preset says "auto".
     pretrained
         Weights to evaluate instead of training; None to train.
+    time_limits
+        What the user has set instead of the preset's limits; None where limits follow the estimate.
     networks
         Hashes of the networks that were built so far, by model; None of one that cannot be built.
     """
 
     preset: Preset
     specs: tuple[ModelSpec, ...]
-    seeds: int
+    seeds: tuple[int, ...]
     fewer: Mapping[str, int] = field(default_factory=dict)
     attacks: tuple[Attack, ...]
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
     pretrained: PretrainedWeights | None = None
+    time_limits: TimeLimits | None = None
     networks: dict[str, str | None] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def limits(self) -> TimeLimits:
+        """The seconds that the user has set, or at least those that a unit of work may take."""
+        return self.time_limits or self.preset.time_limit
+
+    def allowed(self, least: float, estimate: float) -> float:
+        """Seconds that a unit of work may take: `least`, or several times its `estimate` where that is more.
+
+        What the user has set stays.
+        """
+        return least if self.time_limits else max(least, MARGIN * estimate)
 
     def batch_size(self, model: str) -> int:
         """Batch size of `model` for threats without one of their own."""
         size = self.preset.batch_size
         return self.batch_sizes.get(model, BATCH_SIZE) if size == "auto" else size
 
-    def seeds_of(self, spec: ModelSpec) -> range:
+    def seeds_of(self, spec: ModelSpec) -> tuple[int, ...]:
         """The training seeds of `spec`."""
-        return range(min(self.seeds, self.fewer.get(spec.name, self.seeds)))
+        return tuple(seed for seed in self.seeds if seed < self.fewer.get(spec.name, math.inf))
 
     @property
     def model_runs(self) -> list[tuple[ModelSpec, int]]:
-        """Every pair of model and training seed; seed 0 of all models comes first."""
-        return [(s, seed) for seed in range(self.seeds) for s in self.specs if seed in self.seeds_of(s)]
+        """Every pair of model and training seed; the first seed of all models comes first."""
+        return [(s, seed) for seed in self.seeds for s in self.specs if seed in self.seeds_of(s)]
 
     def hyperparameters(self, spec: ModelSpec) -> dict[str, object]:
         """Every hyperparameter of `spec` under this preset, as records hold them."""
@@ -118,7 +137,7 @@ class Plan:
             self.networks[spec.name] = None
             arguments = self.arguments(spec)
             try:
-                with time_limit(self.preset.time_limit.training, f"building {spec.name}"):
+                with time_limit(self.limits.training, f"building {spec.name}"):
                     self.networks[spec.name] = network_sha256(
                         spec, data.input_shape, data.num_classes, arguments
                     )
@@ -170,12 +189,13 @@ def make_plan(
     preset: Preset,
     *,
     models: Sequence[ModelSpec] | None = None,
-    seeds: int | None = None,
+    seeds: int | Sequence[int] | None = None,
     pretrained: PretrainedWeights | None = None,
+    time_limits: TimeLimits | None = None,
 ) -> Plan:
     """Resolve every name and check every value of `preset`, with `models` and `seeds` over it.
 
-    `pretrained` weights need one model and one seed.
+    `seeds` are training seeds 0 .. seeds - 1, or those named. `pretrained` weights need one model and seed.
 
     Raises
     ------
@@ -184,13 +204,17 @@ def make_plan(
     """
     DATASETS.get(preset.dataset)
     specs = tuple(models) if models is not None else tuple(select_models(preset, preset_models(preset)))
-    if seeds is not None and seeds < 1:
-        raise InvalidArgument(f"--seeds must be at least 1, not {seeds}")
+    asked = chosen_seeds(seeds)
     for name in preset.overrides:
         if name not in preset.all_variants():
             find_model(name, variant_specs(preset))
     attacks: list[Attack] = []
     for grid in preset.threats:
+        if grid.name in REPLAYS.values():
+            raise InvalidArgument(
+                f"preset {preset.name}: {grid.name} is no attack: `transfer = true` replays the stored "
+                "examples of other models"
+            )
         threat = THREATS.get(grid.name).configure(**grid.parameters)
         for strength in (*grid.strengths, *([grid.reported] if grid.reported is not None else [])):
             threat.check_strength(strength)
@@ -214,14 +238,24 @@ def make_plan(
     twice = [name for name, count in Counter(spec.name for spec in specs).items() if count > 1]
     if twice:
         raise InvalidArgument(f"two models are called {twice[0]!r}: rename one of the factories or files")
-    if pretrained and (len(specs) != 1 or (seeds or 1) != 1):
-        what = f"these are {len(specs)} models" if len(specs) != 1 else f"not --seeds {seeds}"
+    if pretrained and (len(specs) != 1 or len(asked or (0,)) != 1):
+        what = (
+            f"these are {len(specs)} models"
+            if len(specs) != 1
+            else f"not seeds {', '.join(map(str, asked or ()))}"
+        )
         raise InvalidArgument(f"--weights belong to one model and one seed, {what}: name one with --models")
-    count = 1 if pretrained else seeds or preset.seeds
+    chosen = asked or tuple(range(1 if pretrained else preset.seeds))
     rows = {**preset.overrides, **preset.all_variants()} if seeds is None else {}
     fewer = {name: row.seeds for name, row in rows.items() if row.seeds is not None}
     plan = Plan(
-        preset=preset, specs=specs, seeds=count, fewer=fewer, attacks=tuple(attacks), pretrained=pretrained
+        preset=preset,
+        specs=specs,
+        seeds=chosen,
+        fewer=fewer,
+        attacks=tuple(attacks),
+        pretrained=pretrained,
+        time_limits=time_limits,
     )
     reported = plan.headline().reported
     if preset.rank not in reported:

@@ -101,7 +101,10 @@ class Smoothing(_Table):
 
 
 class TimeLimits(_Table):
-    """Seconds after which a unit of work is stopped and stored as a timeout."""
+    """Seconds that a training and a cell may take at least; what takes longer is stored as a timeout.
+
+    Where the estimate asks for more they may take several times that, see `Plan.allowed`.
+    """
 
     training: PositiveFloat
     cell: PositiveFloat

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from ..plugins.entry_points import load_plugins
 from ..plugins.model_file import load_files
 from .model_selection import select_models
 from .plan import Plan, make_plan
-from .preset import Preset
+from .preset import Preset, TimeLimits
 from .pretrained import PretrainedWeights
 
 
@@ -36,18 +36,21 @@ class RunRequest:
         Hashes of networks by model, see `Plan.network_sha256`: another process does not build these again.
     pretrained
         Weights to evaluate; None to train.
+    time_limits
+        Overrides the limits, which follow the estimate otherwise.
     ode_backend
         ``compiled`` or ``torchdiffeq``; by default that of the process that makes the request.
     """
 
     preset: Preset
     models: tuple[str, ...] | None = None
-    seeds: int | None = None
+    seeds: int | Sequence[int] | None = None
     data_root: Path | None = None
     batch_size: int | Literal["auto"] | None = None
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
     networks: Mapping[str, str | None] = field(default_factory=dict)
     pretrained: PretrainedWeights | None = None
+    time_limits: TimeLimits | None = None
     ode_backend: ODEBackend = field(default_factory=get_ode_backend)
 
     def plan(self) -> Plan:
@@ -58,7 +61,13 @@ class RunRequest:
         preset = self.preset
         if self.batch_size is not None:
             preset = preset.model_copy(update={"batch_size": self.batch_size})
-        plan = make_plan(preset, models=models, seeds=self.seeds, pretrained=self.pretrained)
+        plan = make_plan(
+            preset,
+            models=models,
+            seeds=self.seeds,
+            pretrained=self.pretrained,
+            time_limits=self.time_limits,
+        )
         return dataclasses.replace(plan, batch_sizes=self.batch_sizes, networks=dict(self.networks))
 
     def data(self) -> Data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,12 +31,14 @@ ESTIMATE_SAMPLES = 30
 class Cost:
     """Seconds per sample, forwards and backwards, of one model on one device.
 
-    `surrogates` are those of its solver surrogates, all of them together. `problem` says why a model could
-    not be timed, which then costs nothing; it has `failed`, unless it only took too long.
+    `training` are those in a batch of its recipe's size, where another one was timed too; `surrogates` those
+    of its solver surrogates, all of them together. `problem` says why a model could not be timed, which then
+    costs nothing; it has `failed`, unless it only took too long.
     """
 
     forward: float
     backward: float
+    training: tuple[float, float] | None = None
     surrogates: tuple[float, float] = (0.0, 0.0)
     problem: str = ""
     failed: bool = False
@@ -51,7 +54,8 @@ class Cost:
         """Estimated seconds for `cell`."""
         if cell.kind == "training":
             forwards, backwards = training_queries(cell.recipe)
-            return cell.samples * (forwards * self.forward + backwards * self.backward)
+            forward, backward = self.training or (self.forward, self.backward)
+            return cell.samples * (forwards * forward + backwards * backward)
         if cell.kind == "throughput":
             timing = plan.preset.throughput
             return 1.5 * timing.seconds if timing else 0.0
@@ -89,9 +93,10 @@ def torch_threads(threads: int | None) -> Iterator[None]:
 
 
 def measure_cost(model: nn.Module, data: Data, batch_size: int, device: torch.device) -> Cost:
-    """Time forward and backward passes of `model` on a batch of training images; the fastest counts.
+    """Time forward and backward passes of `model` on a batch of training images, and take the median.
 
-    A model that fails here costs nothing and says why.
+    The first of several passes does not count: it may compile. A model that fails here costs nothing and says
+    why.
     """
     images = data.train.images[:batch_size].clone().to(device)
     trained: list[torch.Tensor] = [p for p in model.parameters() if p.requires_grad]
@@ -100,7 +105,7 @@ def measure_cost(model: nn.Module, data: Data, batch_size: int, device: torch.de
     times: list[tuple[float, float]] = []
     try:
         with time_limit(ESTIMATE_LIMIT, "one batch"):
-            while len(times) < 2 or (len(times) < 5 and sum(map(sum, times)) < 1.0):
+            while len(times) < 2 or (len(times) < 6 and sum(map(sum, times)) < 1.0):
                 begin = time.perf_counter()
                 loss = F.cross_entropy(call_model(model, images, data.num_classes), labels)
                 _synchronise(device)
@@ -110,7 +115,7 @@ def measure_cost(model: nn.Module, data: Data, batch_size: int, device: torch.de
                 times.append((middle - begin, time.perf_counter() - middle))
     except Exception as error:  # of the model's own code
         return Cost.unknown(error)
-    forward, backward = min(times, key=sum)
+    forward, backward = (statistics.median(parts) for parts in zip(*times[1:], strict=True))
     return Cost(forward=forward / len(images), backward=backward / len(images))
 
 

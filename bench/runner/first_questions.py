@@ -26,6 +26,8 @@ from ..runtime.time_limit import time_limit
 from .run_context import ADVICE, RunContext
 
 HELD_OUT_SAMPLES = 500
+QUESTIONS = 4
+"""About how often each of them is asked in all, for an estimate."""
 
 
 def count_held_out(model: nn.Module, data: Data, *, batch_size: int, device: torch.device) -> dict[str, int]:
@@ -94,7 +96,9 @@ def ask_first_questions(run: RunContext, training: Record, model: nn.Module) -> 
     run.on_start([])  # a process that dies here costs no cell
     size = run.plan.batch_size(run.spec.name)
     try:
-        with time_limit(run.plan.preset.time_limit.cell, f"first questions to {run.name}", ADVICE):
+        estimate = run.pace * QUESTIONS * HELD_OUT_SAMPLES * (run.cost.forward + run.cost.backward)
+        limit = run.plan.allowed(run.plan.limits.cell, estimate)
+        with time_limit(limit, f"first questions to {run.name}", ADVICE):
             asked = with_answers(training, model, run.data, batch_size=size, device=run.device)
     except RobustodeError:
         return

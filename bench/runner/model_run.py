@@ -79,18 +79,18 @@ class ModelRun:
         if not missing or missing[0].kind != "accuracy" or self._cell_runner.threat(missing[0]).curve is None:
             return [self._cell(cell, model) for cell in missing]
         run, first = self.context, missing[0]
-        limit = len(missing) * run.plan.preset.time_limit.cell
         run.reporter.activity(f"{first.label()} … {missing[-1].strength:g}" if missing[1:] else first.label())
         run.on_start(missing)
         began = time.perf_counter()
         described = environment_of(model, run.device, processes=run.processes)
         advance = run.advance(missing, first.samples)
         try:
-            with time_limit(limit, first.label(), f"{ADVICE}, once for each strength"):
+            with time_limit(run.limit(missing), first.label(), f"{ADVICE}, once for each strength"):
                 found = self._cell_runner.run_curve(missing, model, described, advance, self._examples.wanted)
         except Exception as error:
             share = (time.perf_counter() - began) / len(missing)
             found = [(failed(cell, error, seconds=share, environment=described), None) for cell in missing]
+        run.measured(run.seconds_for(missing), time.perf_counter() - began)
         records = [self._examples.store(record, breaks) for record, breaks in found]
         for record in records:
             run.put(record)
@@ -123,11 +123,13 @@ class ModelRun:
         described = environment_of(model, run.device, processes=run.processes)
         advance = run.advance([cell], cell.samples * cell.draws)
         try:
-            with time_limit(run.plan.preset.time_limit.cell, cell.label(), ADVICE):
+            with time_limit(run.limit([cell]), cell.label(), ADVICE):
                 record, breaks = self._cell_runner.run(cell, model, described, advance)
         except Exception as error:
             seconds = time.perf_counter() - began
             record, breaks = failed(cell, error, seconds=seconds, environment=described), None
+        if cell.kind != "throughput":
+            run.measured(run.seconds_for([cell]), time.perf_counter() - began)
         record = self._examples.store(record, breaks)
         run.put(record)
         self._remember(record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from ..records.held_out import HELD_OUT
 from ..records.record import Record
 from ..runtime.device import CPU, environment
 from ..runtime.opened_files import FilesRead
-from ..runtime.time_limit import time_limit
+from ..runtime.progress import duration
+from ..runtime.time_limit import Limit, time_limit
 from ..training.check_statements import FEW_IMAGES, check_statements
 from ..training.load_trained import check_answers, rebuilt_model
 from ..training.provenance import flow_implementations, solver_names, training_record
@@ -41,6 +43,7 @@ class ModelWeights:
         self._path = run.store.checkpoint_path(run.training)
         self._files = FilesRead(run.spec, (run.store.folder.resolve(), default_root().resolve()))
         self._solver: str | None = None
+        self._limit = Limit(run.limit([run.training]), "")
 
     def obtain(self) -> tuple[nn.Module, Checkpoint] | None:
         """Return the trained model, from its checkpoint or by training; None when that failed."""
@@ -52,7 +55,7 @@ class ModelWeights:
         if not begun:
             run.on_start([cell])
         try:
-            with time_limit(run.plan.preset.time_limit.training, f"training {run.spec.name}", ADVICE):
+            with time_limit(run.limit([cell]), f"training {run.spec.name}", self._advice()) as self._limit:
                 model, checkpoint, record = self._make(described, fresh=fresh)
         except Exception as error:
             cells = cells_of(run.plan, cell, None, run.data, run.device, self._solver)
@@ -126,10 +129,38 @@ class ModelWeights:
             device=run.device,
             resume=resume,
             files=self._files,
+            on_epoch=self._follow(epochs),
             on_batch=run.advance([run.training], epochs * len(run.data.train)),
         )
         self._check_statements(model, run.device)
         return checkpoint
+
+    def _follow(self, epochs: int) -> Callable[[int, float], None]:
+        """What is called after each epoch: the limit follows what is measured, where nobody has set it.
+
+        A solver that chooses its steps takes more and more of them as its network is trained, so the last
+        epoch counts.
+        """
+        run, begun = self._run, time.monotonic()
+        estimate = run.seconds_for([run.training]) / epochs
+
+        def follow(done: int, seconds: float) -> None:
+            run.measured(estimate, seconds)
+            whole = time.monotonic() - begun + (epochs - done) * seconds
+            if done == epochs or run.plan.allowed(self._limit.seconds, whole / 2) <= self._limit.seconds:
+                return
+            self._limit.set(run.plan.allowed(self._limit.seconds, whole))
+            run.reporter.line(
+                f"{run.name} · training takes longer than was estimated: epoch {done} of {epochs} took "
+                f"{duration(seconds)}, all of it about {duration(whole)}; it may take "
+                f"{duration(self._limit.seconds)}"
+            )
+
+        return follow
+
+    def _advice(self) -> str:
+        again = "" if self._run.plan.pretrained else "; the same command goes on after the last whole epoch"
+        return f"{ADVICE}{again}"
 
     def _training_record(self, model: nn.Module, checkpoint: Checkpoint) -> Record:
         """The record of a training; raises `ModelFailure` where it does not bring the network back."""

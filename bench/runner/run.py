@@ -30,7 +30,8 @@ from .model_run import ModelRun
 from .model_transfer import replay_all
 from .run_context import RunContext
 from .run_summary import RunSummary
-from .schedule import estimate_remaining
+from .schedule import estimate_duration, estimate_remaining
+from .slow_training import slow_training
 from .taken_names import refuse_taken_names
 from .workers import ModelRunJob, count_processes, run_in_processes
 
@@ -93,9 +94,13 @@ def run_plan(
             work.model: work
             for work in estimate_remaining(plan, data, store, device, fresh=fresh, threads=threads)
         }
-        reporter.start(sum(work.seconds for work in remaining.values()))
+        duration = estimate_duration(list(remaining.values()), processes)
+        reporter.start(sum(work.seconds for work in remaining.values()), duration)
         left, total = (sum(getattr(work, name) for work in remaining.values()) for name in ("left", "cells"))
         reporter.line(f"{left} cells to do, {total - left} stored already; results in {store.folder}")
+        for work in remaining.values():
+            if slow := slow_training(work, plan):
+                reporter.line(slow)
         runs = {
             (spec.name, seed): ModelRun(
                 RunContext(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +19,7 @@ from ..training.train import build_model
 from .cost_estimate import Cost
 from .run_summary import RunSummary, failure_line
 
-ADVICE = " (time_limit in the preset)"
+ADVICE = " (--time-limit sets it)"
 """What a time limit says besides."""
 
 
@@ -63,6 +63,7 @@ class RunContext:
     training: Cell = field(init=False)
     summary: RunSummary = field(default_factory=RunSummary, init=False)
     can_be_timed: bool = field(default=True, init=False)
+    _work: tuple[float, float] = field(default=(0.0, 0.0), init=False)
 
     def __post_init__(self) -> None:
         self.training = training_cell(self.plan, self.spec, self.seed, self.data)
@@ -86,6 +87,23 @@ class RunContext:
     def fail(self, line: str) -> None:
         """Count a failure; all of them are shown when the run ends."""
         self.summary.failures.append(line)
+
+    def limit(self, cells: Sequence[Cell]) -> float:
+        """Seconds that `cells`, done at once, may take; what was measured so far scales their estimate."""
+        limits = self.plan.limits
+        least = limits.training if cells[0].kind == "training" else len(cells) * limits.cell
+        return self.plan.allowed(least, self.pace * self.seconds_for(cells))
+
+    @property
+    def pace(self) -> float:
+        """How many times their estimate the cells done so far have taken; at least 1."""
+        estimated, taken = self._work
+        return max(1.0, taken / estimated) if estimated else 1.0
+
+    def measured(self, estimate: float, seconds: float) -> None:
+        """Note how many seconds something took, and its estimate."""
+        estimated, taken = self._work
+        self._work = estimated + estimate, taken + seconds
 
     def seconds_for(self, cells: Iterable[Cell]) -> float:
         """Estimated seconds of `cells`."""

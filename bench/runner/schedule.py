@@ -22,6 +22,7 @@ from ..runtime.device import device_name
 from ..runtime.foreign_code import running
 from ..runtime.time_limit import time_limit
 from ..solvers.changed_model import solver_surrogates
+from ..solvers.observe import adaptive_evaluations
 from ..training.load_trained import changed_since
 from ..training.provenance import solver_names
 from ..training.train import build_model
@@ -36,6 +37,12 @@ class RemainingWork:
     ----------
     seconds_by_seed
         Estimated seconds of all but timings, by training seed; only of seeds with something of that left.
+    training
+        Estimated seconds of the training of one seed; None where none is left, or it could not be timed.
+    longest
+        Estimated seconds of the longest of the other cells that are left.
+    adaptive
+        Field evaluations of a pass by solvers that choose their steps; None where there is none.
     """
 
     model: str
@@ -44,6 +51,9 @@ class RemainingWork:
     left: int
     seconds: float
     seconds_by_seed: Mapping[int, float] = field(default_factory=dict)
+    training: float | None = None
+    longest: float = 0.0
+    adaptive: int | None = None
 
 
 def cells_of(
@@ -96,6 +106,8 @@ def estimate_remaining(
             if untimed:
                 seconds_by_seed[seed] = sum(cost.seconds_for(cell, plan) for cell in untimed)
         seconds = sum(cost.seconds_for(cell, plan) for cell in left)
+        trainings = [cost.seconds_for(cell, plan) for cell in left if cell.kind == "training"]
+        others = [cost.seconds_for(cell, plan) for cell in left if cell.kind != "training"]
         remaining.append(
             RemainingWork(
                 model=spec.name,
@@ -104,9 +116,18 @@ def estimate_remaining(
                 left=len(left),
                 seconds=seconds,
                 seconds_by_seed=seconds_by_seed,
+                training=max(trainings, default=None) if not cost.problem else None,
+                longest=max(others, default=0.0),
+                adaptive=_adaptive(model, data, device) if model and trainings else None,
             )
         )
     return remaining
+
+
+def _adaptive(model: nn.Module, data: Data, device: torch.device) -> int | None:
+    with suppress(Exception):  # of the model's own code, which its training will say
+        return adaptive_evaluations(model, data.train.images[:2].to(device))
+    return None
 
 
 def estimate_duration(remaining: Sequence[RemainingWork], processes: int) -> float:
@@ -147,9 +168,13 @@ def _try(spec: ModelSpec, plan: Plan, data: Data, device: torch.device) -> tuple
             model = build_model(spec.build, data, plan.arguments(spec), 0).to(device)
     except Exception as error:  # of the model's own code
         return None, Cost.unknown(error)
-    size = plan.batch_size(spec.name)
+    size, of_training = plan.batch_size(spec.name), plan.recipe(spec).batch_size
     with running(model, 0):
         cost = measure_cost(model, data, size, device)
+        if of_training != size and not cost.problem and not plan.pretrained:
+            small = measure_cost(model, data, of_training, device)
+            if not small.problem:
+                cost = dataclasses.replace(cost, training=(small.forward, small.backward))
     if any(attack.threat.crafted_on == "solvers" for attack in plan.attacks):
         # An error is of the model's own code, and a failure where it is attacked.
         with suppress(Exception), running(model, 0):

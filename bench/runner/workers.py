@@ -187,7 +187,7 @@ class _RemoteReporter:
         self._send = send
         self._work, self._sent = 0.0, time.monotonic()
 
-    def start(self, total: float) -> None:
+    def start(self, total: float, seconds: float | None = None) -> None:
         """Ignore: the total is known where the jobs come from."""
 
     def activity(self, what: str) -> None:

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -23,11 +24,22 @@ _PACKAGES = ("robustode", "torch", "torchdiffeq", "torchattacks", "torchvision",
 
 
 def pick_device(name: str) -> torch.device:
-    """Turn ``auto``, ``cpu`` or ``cuda`` into a device; raise `InvalidArgument` when there is none."""
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device.
+
+    Raises
+    ------
+    InvalidArgument
+        For another name, and where there is no such device.
+    """
+    found = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", name, re.ASCII)
+    if found is None:
+        raise InvalidArgument(f"--device {name}: choose auto, cpu, cuda or cuda:N")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InvalidArgument("--device cuda: torch sees no CUDA device here; use --device cpu")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise InvalidArgument(f"--device {name}: torch sees no CUDA device here; use --device cpu")
+    if found[1] and int(found[1]) >= (count := torch.cuda.device_count()):
+        raise InvalidArgument(f"--device {name}: torch sees {count} here, cuda:0 to cuda:{count - 1}")
     return torch.device(name)
 
 

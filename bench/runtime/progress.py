@@ -16,8 +16,8 @@ from rich.text import Text
 class Reporter(Protocol):
     """Receives what a run does. Work is measured in estimated seconds."""
 
-    def start(self, total: float) -> None:
-        """Announce the whole work."""
+    def start(self, total: float, seconds: float | None = None) -> None:
+        """Announce the whole work, and how long it takes where parts of it are done side by side."""
 
     def activity(self, what: str) -> None:
         """Name what is being done now."""
@@ -35,7 +35,7 @@ class Reporter(Protocol):
 class Quiet:
     """Shows nothing; for ``--quiet``, notebooks and tests."""
 
-    def start(self, total: float) -> None:
+    def start(self, total: float, seconds: float | None = None) -> None:
         """Ignore."""
 
     def activity(self, what: str) -> None:
@@ -51,25 +51,30 @@ class Quiet:
         """Ignore."""
 
 
+PRIOR = 20.0
+"""Seconds for which the estimate counts as much as what is measured."""
+
+
 class _Clock:
     """Time left from the work done so far and the time it took."""
 
     def __init__(self) -> None:
-        self.total = 0.0
-        self.done = 0.0
-        self.began = time.monotonic()
+        self.start(0.0)
 
-    def start(self, total: float) -> None:
+    def start(self, total: float, seconds: float | None = None) -> None:
         self.total, self.done, self.began = total, 0.0, time.monotonic()
+        self.seconds = total if seconds is None else seconds
 
     @property
     def fraction(self) -> float:
         return min(self.done / self.total, 1.0) if self.total else 1.0
 
     def left(self) -> str:
-        """Estimated work left, at the pace seen so far; early on the estimate itself counts most."""
-        elapsed, prior = time.monotonic() - self.began, 0.05 * self.total
-        pace = (elapsed + prior) / (self.done + prior) if self.total else 1.0
+        """Estimated time left, at the pace seen so far; early on the estimate itself counts most."""
+        if not self.total:
+            return duration(0.0)
+        elapsed, prior = time.monotonic() - self.began, min(0.05 * self.seconds, PRIOR)
+        pace = (elapsed + prior) / (self.done + prior * self.total / max(self.seconds, 1e-9))
         return duration(pace * max(self.total - self.done, 0))
 
 
@@ -118,9 +123,9 @@ class Terminal:
         if self._bar:
             self._bar.stop()
 
-    def start(self, total: float) -> None:
-        """Announce the whole work, in estimated seconds."""
-        self._clock.start(total)
+    def start(self, total: float, seconds: float | None = None) -> None:
+        """Announce the whole work, in estimated seconds, and how long it takes from now on."""
+        self._clock.start(total, seconds)
         if self._bar:
             self._bar.update(self._task, total=total, completed=0, left=self._clock.left())
 

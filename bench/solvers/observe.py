@@ -56,6 +56,12 @@ def count_nfe(model: nn.Module, images: Tensor) -> int | None:
     return None if total is None else -(-total // len(images))
 
 
+def adaptive_evaluations(model: nn.Module, images: Tensor) -> int | None:
+    """Field evaluations of a pass of `images` in solves that choose their steps; None where none does."""
+    calls = [call for call in observe(model, images) if call.adaptive]
+    return sum(call.evaluations for call in calls) if calls else None
+
+
 @contextmanager
 def solvers_seen(observer: Observer) -> Iterator[None]:
     """Tell `observer` of every solve in a ``with`` block; no number changes by it."""

@@ -66,6 +66,7 @@ def train(
     device: torch.device,
     resume: bool = True,
     files: FilesRead | None = None,
+    on_epoch: Callable[[int, float], None] = lambda done, seconds: None,
     on_batch: Callable[[int], None] = lambda samples: None,
 ) -> tuple[Checkpoint, History]:
     """Train `model` in place, leave it in eval mode with the selected weights, and write its checkpoint.
@@ -81,6 +82,8 @@ def train(
         Whether to resume from a partial state, if there is one.
     files
         What the model's code reads: a partial state is resumed only while that has not changed.
+    on_epoch
+        Called after each epoch with how many are done and the seconds of the last.
     on_batch
         Called with the number of samples after each training batch.
 
@@ -121,6 +124,7 @@ def train(
                 best = {name: t.detach().clone() for name, t in model.state_dict().items()}
         history.seconds.append(time.perf_counter() - began)
         partial.save(model, optimiser, history, best)
+        on_epoch(epoch + 1, history.seconds[-1])
     load_state(model, best, path)
     checkpoint = save_checkpoint(
         path,

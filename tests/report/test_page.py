@@ -222,7 +222,7 @@ def test_the_command_names_preset_model_and_seeds():
 def test_the_command_says_what_it_cannot_know():
     assert command(Headline(), of())[0] == ""
     line, note = command(Headline(preset="mine"), of(seeds=(2,)))
-    assert line == "robustode run --preset mine.toml --models node --seeds 3 --out again"
+    assert line == "robustode run --preset mine.toml --models node --seed 2 --out again"
     assert "mine.toml" in note
     assert "seeds 2" in note
     card = {"summary": "x' = tanh(x)", "file": "my_node.py:build", "given": {"file": "my.safetensors"}}

@@ -32,7 +32,24 @@ def test_an_absent_gpu_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InvalidArgument, match="torch sees no CUDA device here; use --device cpu"):
         pick_device("cuda")
+    with pytest.raises(InvalidArgument, match="--device cuda:1: torch sees no CUDA device here"):
+        pick_device("cuda:1")
     assert pick_device("auto").type == "cpu"
+
+
+def test_a_gpu_is_picked_by_its_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    assert pick_device("cuda") == torch.device("cuda")
+    with pytest.raises(InvalidArgument, match="--device cuda:2: torch sees 2 here, cuda:0 to cuda:1"):
+        pick_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "cuda:x", "cuda:1 ", "mps", "", "cpu:0", "CUDA"])
+def test_what_is_no_device_is_one_line(name):
+    with pytest.raises(InvalidArgument, match="choose auto, cpu, cuda or cuda:N"):
+        pick_device(name)
 
 
 class OnlyBuffers(nn.Module):

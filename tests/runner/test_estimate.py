@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import stubs
 import torch
@@ -23,6 +25,8 @@ def test_costs_multiply_out(plan, few):
     assert cost.seconds_for(training, plan) == 2 * 200 * 101
     accuracy = [cost.seconds_for(cell, plan) for cell in accuracy_cells(plan, training, "", None, few)]
     assert accuracy == [40, 2 * 40, 2 * 40, 40 * (6 + 300)]
+    small = dataclasses.replace(cost, training=(2.0, 3.0))
+    assert small.seconds_for(training, plan) == 2 * 200 * 5, "in batches of the recipe's size"
     timing = [cost.seconds_for(cell, plan) for cell in throughput_cells(plan, training, "", None, "cpu")]
     assert timing == [1.5 * 0.001] * 2
 
@@ -31,6 +35,17 @@ def test_a_sound_model_costs_something(few):
     cost = measure_cost(stubs.Linear((1, 8, 8), 10), few, 20, stubs.CPU)
     assert cost.forward > 0
     assert cost.backward > 0
+
+
+def test_the_first_pass_may_compile_and_does_not_count(few, monkeypatch):
+    times = iter([0.0, 100.0, 300.0, *(300.0 + x for x in (2, 6, 6, 7, 8, 8))])
+
+    class Clock:
+        perf_counter = staticmethod(lambda: next(times))
+
+    monkeypatch.setattr("robustode.bench.runner.cost_estimate.time", Clock)
+    cost = measure_cost(stubs.Linear((1, 8, 8), 10), few, 20, stubs.CPU)
+    assert (cost.forward, cost.backward) == (4.0 / 20, 0.0)
 
 
 def test_a_failing_model_costs_nothing_and_stops_nothing(plan, few):

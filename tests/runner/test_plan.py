@@ -166,12 +166,23 @@ def test_all_means_every_registered_model(tmp_path):
     assert [s.name for s in with_text(tmp_path, '["resnet"]', '["all"]').specs] == MODELS.names()
 
 
+def test_a_threat_that_replays_stored_examples_is_no_attack_of_a_preset(tmp_path):
+    with pytest.raises(InvalidArgument, match="transfer-linf is no attack: `transfer = true` replays"):
+        with_text(tmp_path, 'name = "pgd-linf"', 'name = "transfer-linf"')
+
+
 def test_arguments_go_over_the_preset(plan):
     specs = [stubs.spec("other")]
     changed = make_plan(plan.preset, models=specs, seeds=3)
     assert changed.specs == tuple(specs)
-    assert changed.seeds == 3
-    assert make_plan(plan.preset).seeds == 1
+    assert changed.seeds == (0, 1, 2)
+    assert make_plan(plan.preset).seeds == (0,)
+    named = make_plan(plan.preset, models=specs, seeds=(4, 2))
+    assert [(spec.name, seed) for spec, seed in named.model_runs] == [
+        (spec.name, seed) for seed in (2, 4) for spec in named.specs
+    ]
+    with pytest.raises(InvalidArgument, match="whole numbers from 0"):
+        make_plan(plan.preset, seeds=())
     for seeds in (0, -1):
         with pytest.raises(InvalidArgument, match=f"--seeds must be at least 1, not {seeds}"):
             make_plan(plan.preset, seeds=seeds)

@@ -319,7 +319,7 @@ def test_a_cell_that_takes_too_long_is_a_timeout(few, tmp_path):
     outcome = do(plan_of(tmp_path, stubs.faulty("slow", fault), text=text), few, tmp_path / "out")
     assert outcome.failures == [
         "slow seed 0 · pgd-linf 0.05: timeout: slow seed 0 · pgd-linf 0.05 took longer than its limit of "
-        "0.5 s (time_limit in the preset)"
+        "0.5 s (--time-limit sets it)"
     ]
 
 

@@ -68,7 +68,7 @@ def run_line(preset: str, records: Sequence[Record], weights: str | None = None)
         return ""
     chosen = preset if preset in preset_names() else f"{preset}.toml"
     model = _file(records) or records[0].cell.model
-    how = ["--weights", weights] if weights else ["--seeds", str(max(_seeds(records)) + 1)]
+    how = ["--weights", weights] if weights else _seed_options(_seeds(records))
     return shlex.join(["robustode", "run", "--preset", chosen, "--models", model, *how, "--out", AGAIN])
 
 
@@ -77,6 +77,12 @@ def _file(records: Sequence[Record]) -> str:
     card = training_card(records)
     summary = str(card.get("summary") or "")  # where older versions noted it
     return str(card.get("file") or (summary if _FILE.match(summary) else ""))
+
+
+def _seed_options(seeds: list[int]) -> list[str]:
+    if seeds == list(range(len(seeds))):
+        return ["--seeds", str(len(seeds))]
+    return ["--seed", ",".join(map(str, seeds))]
 
 
 def _seeds(records: Sequence[Record]) -> list[int]:
