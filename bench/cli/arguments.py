@@ -191,16 +191,15 @@ def _add_results_commands(commands: Any) -> None:
         "report",
         "write tables, figures and page again from records",
         "Write leaderboard, figures and page from the stored records; runs no model.",
-        "--out results/quick\n"
-        "  robustode report --models node,ch-node --figures accuracy --width 3.4in --format pdf",
+        "--models node,ch-node --figures accuracy --width 3.4in",
     )
     report.add_argument(
         "--benchmarks",
         type=Path,
         metavar="FILE.json",
-        help="add a pytest-benchmark file, as `tox -e bench` writes it",
+        help="add results of `tox -e bench` to the page",
     )
-    paper = report.add_argument_group("for a paper", "any of these writes DIR/paper, and no report")
+    paper = report.add_argument_group("for a paper; any of these writes DIR/paper, and no report")
     paper.add_argument("--models", metavar="A,B", help="rows of these models (default: all)")
     paper.add_argument(
         "--threats", metavar="A,B", help="threats or norms: pgd-l2, linf, worst-case, gaussian"
