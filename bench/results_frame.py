@@ -205,14 +205,16 @@ def _frame(lines: list[_Lines]) -> pd.DataFrame:
         values = [each.texts[name] for each in lines]
         categories = sorted({value for value in values if value is not None})
         codes = [-1 if value is None else categories.index(value) for value in values]
-        columns[name] = pd.Categorical.from_codes(np.repeat(np.array(codes, int), counts), categories)
+        columns[name] = pd.Categorical.from_codes(
+            np.repeat(np.array(codes, int), counts), pd.Index(categories)
+        )
     classes = joined((each.classes for each in lines), np.int16)
     columns |= {
         "seed": np.repeat(np.array([each.seed for each in lines], np.int32), counts),
         "strength": np.repeat(np.array([each.strength for each in lines], float), counts),
         "draw": joined((np.repeat(np.arange(d), s) for d, s in shapes), np.int16),
         "sample": joined((np.tile(np.arange(s), d) for d, s in shapes), np.int32),
-        "outcome": pd.Categorical.from_codes(joined((e.outcome for e in lines), np.int8), list(OUTCOMES)),
+        "outcome": pd.Categorical.from_codes(joined((e.outcome for e in lines), np.int8), pd.Index(OUTCOMES)),
         "misclassified_as": pd.arrays.IntegerArray(classes, classes == NO_ANSWER),
         "distance": np.full(sum(counts), np.nan),
         "bound": joined((each.bound for each in lines), float),
@@ -244,7 +246,7 @@ def _add_distances(frame: pd.DataFrame, lines: list[_Lines], store: Store, used:
         norms = _norms(examples.steps / STEPS, cell.norm)
         worst = smallest.setdefault(_network(cell), np.full(samples, np.nan))
         for index, norm in zip(examples.index.tolist(), norms.tolist(), strict=True):
-            at = index if known is None else known.get(index, samples)
+            at: int = index if known is None else known.get(index, samples)
             if at < samples:
                 draw = int(np.argmin(record.outcomes["correct"][:, at]))  # the first that broke it
                 if cell.key() in mine:

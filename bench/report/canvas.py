@@ -117,7 +117,7 @@ def panels(axes: NDArray[Any], count: int) -> list[Panel]:
             found.append(Panel(ax=ax, left=column == 0, bottom=column >= below and not fills))
     if alone and columns == 2:
         last = found[-1].ax
-        place = last.get_subplotspec()
+        place: Any = last.get_subplotspec()
         last.set_subplotspec(place.get_gridspec()[place.rowspan.start, :])
     return found
 

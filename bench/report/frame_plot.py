@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -102,4 +101,5 @@ def _summary(frame: pd.DataFrame) -> pd.DataFrame:
     )
     values, samples = found["value"].to_numpy(float), found["samples"].to_numpy(float)
     found["low"], found["high"] = wilson(values * samples, samples)
-    return found.replace({"norm": {np.nan: None}})[[*_PLACE, *_NUMBERS]]
+    found["norm"] = found["norm"].astype(object).where(found["norm"].notna(), None)
+    return found[[*_PLACE, *_NUMBERS]]

@@ -95,12 +95,13 @@ def _has_rows(model: nn.Module, images: Tensor, calls: list[SolverCall]) -> list
     if len(more) != len(calls):
         raise CannotFollow("the number of its solves depends on the number of images")
     return [
-        doubt
-        and call.state.ndim > 0
-        and len(other.state) - len(call.state) == 1
-        and len(call.state) == len(images)
+        doubt and (_length_of(call.state), _length_of(other.state)) == (len(images), len(images) + 1)
         for doubt, call, other in zip(doubtful, calls, more, strict=True)
     ]
+
+
+def _length_of(state: State) -> int:
+    return len(state) if isinstance(state, Tensor) and state.ndim else 0
 
 
 def _of_block(call: SolverCall, by_image: bool) -> ColumnFlow:

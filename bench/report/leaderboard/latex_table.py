@@ -132,7 +132,7 @@ def _table(
     return [*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}", ""]
 
 
-def _groups(columns: list[Field]) -> list[str]:
+def _groups(columns: Sequence[Field]) -> list[str]:
     """Headings over the columns that stand together, each with its rule."""
     heads, rules, at = [], [], 1
     for group, members in groupby(columns, key=lambda f: f.group):

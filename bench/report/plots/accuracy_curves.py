@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ..canvas import grid, legend_columns, new_figure, panels
+from ..canvas import Panel, grid, legend_columns, new_figure, panels
 from ..style import INK, NAMED_MODELS, OTHER, Style, strength_name, threat_name
 from ..worst_case import WORST_CASE
 
@@ -44,7 +44,7 @@ def draw_curves(
     named = list(shown["label"].head(NAMED_MODELS))
     figure = new_figure(across.width, 2.35 * across.scale * sum(heights) + 0.6)
     axes = figure.subplots(sum(heights), columns, squeeze=False, sharey=True)
-    places = []
+    places: list[tuple[Panel, tuple[str, str | None]]] = []
     for row, height in zip(families, heights, strict=True):
         places += zip(panels(axes[:height], len(row)), row, strict=True)
         axes = axes[height:]
