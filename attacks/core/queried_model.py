@@ -106,12 +106,21 @@ class QueriedModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of `images` (N, C, H, W) in one batch, differentiable where the images are."""
         if images.requires_grad:
-            images.register_hook(lambda gradient: self.require_finite(gradient, "the input gradient is"))
+            images.register_hook(self.checked_gradient)
         return self.answer(images)
 
+    def checked_gradient(self, gradient: Tensor) -> Tensor:
+        """The input gradient (N, C, H, W), finite and in the layout of images, whatever the model's is."""
+        self.require_finite(gradient, "the input gradient is")
+        return gradient.contiguous()
+
     def answer(self, images: Tensor) -> Tensor:
-        """What `forward` returns; the gradient is not checked."""
-        logits = self.ask(images)
+        """What `forward` returns; the gradient is not checked.
+
+        Without a graph where the images require no gradient, whatever the parameters require.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and images.requires_grad):
+            logits = self.ask(images)
         self.require_finite(logits.detach(), "logits are")
         self.forwards += len(images)
         evaluations = self.field_evaluations()
@@ -275,4 +284,4 @@ class QueriedModel(nn.Module):
 
 def _by_sample(finite: Tensor) -> Tensor:
     """Bool (N, ...) to (N,)."""
-    return finite.view(len(finite), -1).all(1) if finite.ndim > 1 else finite
+    return finite.flatten(1).all(1) if finite.ndim > 1 else finite

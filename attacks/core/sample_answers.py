@@ -107,7 +107,9 @@ class SampleAnswers(QueriedModel):
             own, cotangents = images.detach(), list[Tensor]()
             if logits.requires_grad:
                 logits.register_hook(cotangents.append)
-            images.register_hook(lambda gradient: self._settled(own, cotangents[-1], gradient, has_answer))
+            images.register_hook(
+                lambda gradient: self._settled(own, cotangents[-1], gradient.contiguous(), has_answer)
+            )
         return logits
 
     def _answers(self, images: Tensor) -> Tensor:

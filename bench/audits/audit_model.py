@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..._errors import InvalidArgument, RobustodeError, one_line
-from ...attacks.core.frozen_model import freeze
 from ...attacks.core.types import Norm
 from ...models import ODEBackend, get_ode_backend
 from ..data import load_data
@@ -145,7 +144,7 @@ def audit_trained_model(
             spec = finder.find(training)
             if training.cell.index_sha256 != data.index_sha256:
                 raise InvalidArgument(f"it was trained on other samples than {data.name} here")
-            model = freeze(trained_model(store, training, spec, images=data.train.images))
+            model = trained_model(store, training, spec, images=data.train.images)
     except Exception as error:  # of the model's own code too
         done.failures.append(f"{task.label}: not audited: {in_words(error)}")
         return done

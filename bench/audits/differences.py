@@ -38,7 +38,7 @@ def central_differences(
     """Slopes (N, k) of `function`, from images (N, C, H, W) to values (N,), along the rows of `basis`."""
     columns = []
     for direction in basis:
-        move = step * direction.view(images[0].shape).to(images)
+        move = step * direction.reshape(images[0].shape).to(images)
         columns.append((function(images + move) - function(images - move)) / (2 * step))
     return torch.stack(columns, 1)
 

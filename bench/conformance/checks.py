@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ..._errors import ContractBroken, NotAsked, TimeLimitExceeded, one_line
-from ...attacks.core.frozen_model import freeze
 from ...attacks.core.model_call import call_model
 from ...attacks.core.modes import training_mode
 from ...models import ModelSpec
@@ -152,7 +151,7 @@ def check_audit(spec: ModelSpec, audit: Audit) -> None:
         images[-3:] = torch.stack([torch.zeros(SHAPE), torch.ones(SHAPE), images[-1].round()])
     for seed in range(audit.initialisations):
         context = Context(
-            model=freeze(_build(spec, seed=seed)),
+            model=_build(spec, seed=seed),
             images=images,
             labels=torch.arange(len(images)) % NUM_CLASSES,
             num_classes=NUM_CLASSES,

@@ -95,7 +95,7 @@ def _slopes(model: nn.Module, images: Tensor, scale: Tensor, ascents: int, class
             break
         steepest = ratios.argmax(1)
         i, j = steepest // classes, steepest % classes
-        direction = (jacobian[torch.arange(len(x)), i] - jacobian[torch.arange(len(x)), j]).view(x.shape)
+        direction = (jacobian[torch.arange(len(x)), i] - jacobian[torch.arange(len(x)), j]).reshape(x.shape)
         # Along its own gradient a logit difference is steepest: a step there finds where it is steeper still.
         length = direction.flatten(1).norm(dim=1).clamp_min(1e-300).view(-1, 1, 1, 1)
         sign = 1.0 if ascent % 2 else -1.0

@@ -118,13 +118,15 @@ def test_modes_and_flags_are_put_back_module_by_module():
     def fail():
         with frozen(model):
             assert not any(module.training for module in model.modules())
-            assert not any(parameter.requires_grad for parameter in model.parameters())
+            assert [p.requires_grad for p in model.parameters()] == [True, False, True, True]
+            model(torch.rand(2, 2)).sum().backward()
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
     assert [module.training for module in model.modules()] == [True, True, True, False]
     assert [parameter.requires_grad for parameter in model.parameters()] == [True, False, True, True]
+    assert all(parameter.grad is None for parameter in model.parameters())
     with frozen(lambda images: images):
         pass
 

@@ -118,7 +118,8 @@ class Normed(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         assert not any(module.training for module in self.modules())
-        assert not any(parameter.requires_grad for parameter in self.parameters())
+        bias = self.inner[1].bias
+        assert all(p.requires_grad == (p is not bias) for p in self.parameters()), "left as they are"
         self.asked += 1
         if self.asked == self.last:
             raise KeyError("no logits today")
@@ -209,6 +210,69 @@ def test_an_image_that_is_not_finite_is_an_error_whatever_the_model_makes_of_it(
     images[1, 0, 2, 2] = worth
     with pytest.raises(NonFinite, match="pixels"):
         threat(lambda x: model(x.nan_to_num(0.5, 0.5, 0.5)), images, torch.zeros(3).long(), 0.1, 0)
+
+
+# --- other people's backward passes ---------------------------------------------------------------
+
+
+class ByParameters(torch.autograd.Function):
+    """A linear map whose backward pass differentiates by its weight too, as torchdyn's adjoint does."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = (tensor.detach().requires_grad_(True) for tensor in ctx.saved_tensors)
+        weight.requires_grad_(ctx.needs_input_grad[1])
+        with torch.enable_grad():
+            return torch.autograd.grad(x @ weight, (x, weight), gradient)
+
+
+class OtherLayout(torch.autograd.Function):
+    """Nothing but a gradient that is laid out channels last, as convolutions with such weights return it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        found = gradient.contiguous(memory_format=torch.channels_last)
+        assert not found.is_contiguous()
+        return found
+
+
+class Backward(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, generator = kind, torch.Generator().manual_seed(4)
+        self.weight = nn.Parameter(torch.randn(12, 3, generator=generator))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.kind == "channels last":
+            images = OtherLayout.apply(images)
+        flat = images.flatten(1)
+        return torch.tanh(
+            ByParameters.apply(flat, self.weight) if self.kind == "adjoint" else flat @ self.weight
+        )
+
+
+@every
+@pytest.mark.parametrize("deferred", [False, True])
+@pytest.mark.parametrize("kind", ["adjoint", "channels last"])
+def test_any_backward_pass_gives_what_a_plain_one_gives(threat, kind, deferred):
+    """`deferred` is how a GPU is asked."""
+    images = torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(5))
+    labels = Backward("")(images).argmax(1)
+    found, expected = (
+        threat(CheckedModel(Backward(k), 3, deferred=deferred), x, labels, EPS[threat.norm], 0)
+        for k, x in ((kind, images.contiguous(memory_format=torch.channels_last)), ("", images))
+    )
+    torch.testing.assert_close(found, expected)
+    assert found.is_contiguous()
 
 
 # --- queries --------------------------------------------------------------------------------------

@@ -387,12 +387,18 @@ def test_modes_flags_and_gradients_are_restored(problem, fails):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_inside_a_frozen_block_nothing_trains(problem):
+def test_inside_a_frozen_block_no_gradient_reaches_a_parameter(problem):
     model = problem[0].train()
+    kept = [torch.ones_like(p) for p in model.parameters()]
+    for parameter, gradient in zip(model.parameters(), kept, strict=True):
+        parameter.grad = gradient
     with frozen(model):
         assert not model.training
-        assert not any(p.requires_grad for p in model.parameters())
+        assert all(p.requires_grad for p in model.parameters()), "an adjoint may need it"
+        model(problem[1].images).sum().backward()
     assert model.training
+    assert all(p.grad is g for p, g in zip(model.parameters(), kept, strict=True))
+    assert all(bool((gradient == 1).all()) for gradient in kept)
 
 
 def test_progress_is_reported_in_samples(problem):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from robustode.models import (
 from robustode.models.node import TanhLayer
 from robustode.models.ode import solved_flow as ode
 from robustode.models.ode.backend import ENVIRONMENT_VARIABLE, _initial_backend
+from robustode.models.ode.kernels import fixed_step
 from robustode.models.ode.kernels.cpu import matrix_operand, run_on_threads
 from robustode.models.ode.kernels.cpu_tiles import TILE
 from robustode.models.ode.kernels.fixed_step import fixed_step_flow, supports
@@ -562,3 +564,30 @@ def test_the_path_that_is_named_is_the_one_that_is_taken(overrides, change, expe
     state = normal(len(B), 3, dtype=B.dtype).requires_grad_(True)
     assert flow.implementation(torch.device("cpu")) == expected
     assert (type(flow(state).grad_fn).__name__ == "_FixedStepFlowBackward") == (expected == "numba")
+
+
+def test_gradients_of_matrices_are_computed_where_they_are_asked_for(monkeypatch):
+    """An attack asks for that of the images alone, though parameters require theirs."""
+    wanted, cpu = [], import_module("robustode.models.ode.kernels.cpu")
+
+    class Spy:
+        forward = staticmethod(cpu.forward)
+
+        @staticmethod
+        def backward(*args, needs_grad, **settings):
+            wanted.append(any(needs_grad))
+            return cpu.backward(*args, needs_grad=needs_grad, **settings)
+
+    monkeypatch.setattr(fixed_step, "_kernels", lambda device: Spy)
+    model, x = build("node"), images().requires_grad_(True)
+    weight = next(model.flow.parameters())
+    assert weight.requires_grad
+    (one,) = torch.autograd.grad(model(x).sum(), x)
+    two, other = torch.autograd.grad(model(x).sum(), (x, weight))
+    (alone,) = torch.autograd.grad(model(x).sum(), weight)
+    model(x).sum().backward()
+    assert wanted == [False, True, True, True]
+    assert torch.equal(one, two)
+    assert torch.equal(other, alone)
+    assert torch.equal(weight.grad, other)
+    assert bool(other.any())

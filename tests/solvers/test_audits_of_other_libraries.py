@@ -9,7 +9,6 @@ import pytest
 import torch
 import torchdiffeq
 from gallery.base import Case, context_of, fit, shorten_audits
-from robustode.attacks.core.frozen_model import freeze
 from robustode.bench.audits.context import Context
 from robustode.bench.audits.library import all_audits
 from robustode.bench.audits.registry import AUDITS, AuditResult
@@ -39,7 +38,7 @@ all_audits()  # registers every check
 def model_of(flow: object) -> nn.Module:
     model = foreign.build(flow, 64, 10)
     fit(model, model.head)
-    return freeze(model)
+    return model
 
 
 def look(name: str, model: nn.Module, **changes: object) -> AuditResult:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..tanh_field import TanhField
-from .fixed_step import NO_SECOND_DERIVATIVE, supports_state
+from .fixed_step import NO_SECOND_DERIVATIVE, supports_state, wanted_gradients
 
 METHOD = "dopri5"
 """The one adaptive method with compiled steps."""
@@ -96,7 +96,7 @@ class _AdaptiveFlow(torch.autograd.Function):
             raise RuntimeError(NO_SECOND_DERIVATIVE)
         solver, operands = _modules()
         _, *matrices = ctx.saved_tensors  # the state too, for autograd to see that nothing changed it
-        needs_grad = ctx.needs_input_grad[1:5]
+        needs_grad = wanted_gradients(ctx)[1:5]
         field = operands.Operands(matrices, **ctx.settings, needs_grad=needs_grad)
         g_in = g_out.clone(memory_format=torch.contiguous_format)
         totals = solver.vjp_all_steps(ctx.steps, g_in.numpy(), field)

@@ -135,11 +135,28 @@ class _FixedStepFlow(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError(NO_SECOND_DERIVATIVE)
         saved, *matrices = ctx.saved_tensors
-        needs_grad = ctx.needs_input_grad[1:5]
+        needs_grad = wanted_gradients(ctx)[1:5]
         g_in, totals = _kernels(g_out.device).backward(
             g_out.contiguous(), saved, matrices, **ctx.settings, needs_grad=needs_grad
         )
         return g_in, *(totals or [None] * 4), None, None
+
+
+def wanted_gradients(ctx: Any) -> list[bool]:
+    """Of each tensor that a function took first, in its backward pass: whether its gradient is asked for.
+
+    Autograd says of an input only whether it requires a gradient. An attack asks for that of the images
+    alone, and the gradients of matrices, which are no leaves of the graph, need not be computed.
+    """
+    will_run = getattr(torch._C, "_will_engine_execute_node", None)
+    return [
+        needed and (will_run is None or node is None or _is_leaf(node) or will_run(node))
+        for needed, (node, _) in zip(ctx.needs_input_grad, ctx.next_functions, strict=False)
+    ]
+
+
+def _is_leaf(node: Any) -> bool:
+    return hasattr(node, "variable")
 
 
 def _kernels(device: torch.device) -> Kernels:
