@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ._errors import ForeignCodeWarning, InconsistentModelWarning, UntrainedModelWarning
     from .attacks import Threat, register_threat
     from .bench.api import evaluate, load_model
+    from .bench.data import load_data
     from .bench.report.frame_plot import plot
     from .bench.results_frame import load_results
     from .models import (
@@ -35,6 +36,7 @@ _HOME = {
     "UntrainedModelWarning": "_errors",
     "evaluate": "bench.api",
     "load_model": "bench.api",
+    "load_data": "bench.data",
     "load_results": "bench.results_frame",
     "plot": "bench.report.frame_plot",
     "LipschitzParts": "models",
@@ -65,6 +67,7 @@ __all__ = [
     "UntrainedModelWarning",
     "convolution_bound",
     "evaluate",
+    "load_data",
     "load_model",
     "load_results",
     "plot",

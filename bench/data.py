@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._arguments import checked
 from .._errors import InvalidArgument
 from .._registry import Registry
 from .dataset_files import CIFAR10, FASHION_MNIST, MNIST, Arrays
@@ -146,7 +147,8 @@ def default_root() -> Path:
         return Path(tempfile.gettempdir()) / "robustode"
 
 
-def load_data(name: str, root: Path | None = None) -> Data:
+@checked
+def load_data(name: str, root: str | Path | None = None) -> Data:
     """Load a dataset.
 
     Parameters
@@ -168,11 +170,11 @@ def load_data(name: str, root: Path | None = None) -> Data:
     DataUnavailable
         When it is neither in `root` nor downloadable, or a file of it is damaged.
     InvalidArgument
-        When what its source returns is no training and test set.
+        When an argument is of another type, or what its source returns is no training and test set.
     """
     source = DATASETS.get(name)
     with foreign_code(source_of(source.load), seed=0):
-        loaded = source.load(root or default_root())
+        loaded = source.load(Path(root) if root else default_root())
     (images, labels), test = _checked(source, loaded)
     order = np.array(
         sorted(range(len(labels)), key=lambda i: hashlib.sha256(f"{name}:{i}".encode()).digest()),

@@ -6,8 +6,9 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from .._arguments import check_value, is_scalar, plain
 from .._errors import InvalidArgument, one_line
 from .._registry import unknown_name
 from .default_types import like_default
@@ -30,6 +31,9 @@ class Hyperparameters:
         self.defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         self.open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
         factory = inspect.unwrap(build)
+        self.kinds: dict[str, Any] = {}
+        with suppress(Exception):  # of annotations that cannot be resolved
+            self.kinds = get_type_hints(factory, include_extras=True)
         code = getattr(factory, "__code__", None)
         self.codec = Codec(
             str(getattr(factory, "__module__", "")),
@@ -44,8 +48,20 @@ class Hyperparameters:
                 raise unknown_name(f"hyperparameter of {self.model}", name, sorted(values))
             with self._naming(name, f"cannot be {value!r}"):
                 values[name] = like_default(value, self.defaults.get(name))
+            self._check_scalar(name, values[name])
         self.record(values)
         return values
+
+    def _check_scalar(self, name: str, value: Any) -> None:
+        """Raise `InvalidArgument` where a number, text or boolean is not what the factory's annotation says.
+
+        Without an annotation a boolean cannot take the place of a number.
+        """
+        kind, default = self.kinds.get(name), plain(self.defaults.get(name))
+        if kind is None and isinstance(default, int | float) and not isinstance(default, bool):
+            kind = Any if not isinstance(plain(value), bool) else type(default)
+        if kind is not None and is_scalar(kind):
+            check_value(f"model {self.model}: hyperparameter {name!r}", value, kind)
 
     def record(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return `values` as JSON."""

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from .._arguments import Count, Names, check_fields
 from .._errors import InvalidArgument
 from .._registry import Registry, check_name, unknown_name
 from .hyperparameters import Hyperparameters
@@ -86,9 +87,9 @@ class ModelSpec:
     reference: str = ""
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    claims: frozenset[str] = frozenset()
+    claims: Names = frozenset()
     expected_failures: Mapping[str, str] = field(default_factory=dict)
-    version: int = 1
+    version: Count = 1
     source: str | None = None
     file: str | None = None
     folder: Path | None = None
@@ -98,6 +99,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         check_name(self.name, "model")
+        check_fields(self, f"model {self.name}")
         expected = {_dashed(name): reason for name, reason in self.expected_failures.items()}
         object.__setattr__(self, "expected_failures", expected)
         for claim in self.claims:

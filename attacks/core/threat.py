@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from ..._arguments import Count, Flag, Number, Positive, check_fields, check_value, plain
 from ..._errors import InvalidArgument
 from ..._registry import check_name, unknown_name
 from .types import Family, Model, Norm, Seed
@@ -88,26 +89,27 @@ class Threat:
     craft: Craft
     closest: Closest | None = None
     curve: CraftCurve | None = None
-    pooled: bool = False
-    optional_early_stopping: bool = False
-    grid_matters: bool = False
+    pooled: Flag = False
+    optional_early_stopping: Flag = False
+    grid_matters: Flag = False
     norm: Norm | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     strength_name: str = "strength"
-    max_strength: float = math.inf
-    stochastic: bool = False
-    needs_gradient: bool = False
+    max_strength: Number = math.inf
+    stochastic: Flag = False
+    needs_gradient: Flag = False
     crafted_on: Literal["model", "solvers"] = "model"
     queries: Callable[[Mapping[str, Any]], tuple[int, int]] = lambda _: (0, 0)
     protocol: str = "pixel"
-    box: tuple[float, float] = (0.0, 1.0)
+    box: tuple[Number, Number] = (0.0, 1.0)
     reference: str = ""
-    version: int = 1
+    version: Count = 1
 
     def __post_init__(self) -> None:
         check_name(self.name, "threat")
         if self.family not in get_args(Family):
             raise unknown_name("family of threats", self.family, list(get_args(Family)))
+        check_fields(self, f"threat {self.name}")
 
     @property
     def minimal(self) -> bool:
@@ -128,7 +130,7 @@ class Threat:
 
         With ``early_stopping=False`` a threat of `optional_early_stopping` goes on with broken samples.
         """
-        self.check_strength(strength)
+        strength, images = self.check_strength(strength), images.contiguous()
         if not len(images) or (strength == 0 and self.box == (0.0, 1.0)):
             return images.clone()
         options = {"early_stopping": False} if self.optional_early_stopping and not early_stopping else {}
@@ -154,6 +156,7 @@ class Threat:
             raise InvalidArgument(f"threat {self.name} does one strength at a time")
         if list(strengths) != sorted({self.check_strength(strength) for strength in strengths}):
             raise InvalidArgument(f"threat {self.name}: strengths must ascend, not {list(strengths)}")
+        images = images.contiguous()
         positive = [strength for strength in strengths if strength > 0]
         same = images.expand(len(strengths) - (len(positive) if len(images) else 0), *images.shape)
         if not positive or not len(images):
@@ -166,6 +169,7 @@ class Threat:
 
         In L-infinity more than 1, the whole range of a pixel, is taken for a mistake of units.
         """
+        strength = check_value(f"threat {self.name}: {self.strength_name}", strength, Number)
         in_pixels = self.norm == "linf" and self.protocol == "pixel"
         most = min(self.max_strength, 1.0) if in_pixels else self.max_strength
         if not (math.isfinite(strength) and 0 <= strength <= most):
@@ -177,16 +181,25 @@ class Threat:
         return strength
 
     def configure(self, **overrides: Any) -> Threat:
-        """Return this threat with other parameters; raise `UnknownName` for one it does not take."""
+        """Return this threat with other parameters, each of the present one's type; numbers are positive.
+
+        Raises
+        ------
+        UnknownName
+            For a parameter that it does not take.
+        InvalidArgument
+            For a value of another type, or a number that is not positive.
+        """
         for name, value in overrides.items():
             if name not in self.parameters:
                 raise unknown_name(f"parameter of threat {self.name}", name, sorted(self.parameters))
-            whole = isinstance(self.parameters[name], int)
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int if whole else int | float)
-                or not value > 0
-            ):
-                kind = "whole number" if whole else "number"
-                raise InvalidArgument(f"threat {self.name}: {name} must be a positive {kind}, not {value!r}")
+            overrides[name] = check_value(
+                f"threat {self.name}: {name}", value, _kind_of(self.parameters[name])
+            )
         return dataclasses.replace(self, parameters={**self.parameters, **overrides})
+
+
+def _kind_of(default: Any) -> Any:
+    """What may take the place of a parameter's default; numbers must be positive."""
+    kinds = {bool: Flag, int: Count, float: Positive, str: str}
+    return kinds.get(type(plain(default)), Any)

@@ -8,17 +8,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    PlainValidator,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
+from ..._arguments import Count, Flag, NonNegative, Positive, Real, Whole, plain
 from ..._errors import InvalidArgument
 from ..._registry import check_name, unknown_name
 
@@ -35,9 +27,9 @@ class Perturbation(_Table):
     """
 
     threat: str
-    strength: PositiveFloat
+    strength: Positive
     parameters: dict[str, Any] = {}
-    ramp: NonNegativeFloat = 0.0
+    ramp: NonNegative = 0.0
 
 
 class Recipe(_Table):
@@ -48,11 +40,11 @@ class Recipe(_Table):
     """
 
     name: str = "plain"
-    epochs: PositiveInt
-    batch_size: PositiveInt = 100
-    learning_rate: PositiveFloat = 0.01
-    decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    weight_decay: NonNegativeFloat = 0.0
+    epochs: Count
+    batch_size: Count = 100
+    learning_rate: Positive = 0.01
+    decay: Annotated[Real, Field(gt=0, le=1)] = 1.0
+    weight_decay: NonNegative = 0.0
     select: Literal["validation", "last"] = "validation"
     perturb: Perturbation | None = None
 
@@ -65,13 +57,13 @@ class ThreatPlan(_Table):
     """
 
     name: str
-    strengths: Annotated[list[NonNegativeFloat], Field(min_length=1)]
-    reported: NonNegativeFloat | None = None
-    draws: PositiveInt = 1
-    samples: PositiveInt | None = None
-    samples_on_gpu: PositiveInt | None = None
-    batch_size: PositiveInt | None = None
-    seed: int = 0
+    strengths: Annotated[list[NonNegative], Field(min_length=1)]
+    reported: NonNegative | None = None
+    draws: Count = 1
+    samples: Count | None = None
+    samples_on_gpu: Count | None = None
+    batch_size: Count | None = None
+    seed: Whole = 0
     parameters: dict[str, Any] = {}
 
     def samples_on(self, *, gpu: bool) -> int | None:
@@ -82,9 +74,9 @@ class ThreatPlan(_Table):
 class ThroughputPlan(_Table):
     """Which batch sizes are timed, for at least so many seconds and passes each."""
 
-    batch_sizes: Annotated[list[PositiveInt], Field(min_length=1)]
-    seconds: PositiveFloat = 0.5
-    passes: PositiveInt = 10
+    batch_sizes: Annotated[list[Count], Field(min_length=1)]
+    seconds: Positive = 0.5
+    passes: Count = 10
 
 
 class Smoothing(_Table):
@@ -93,11 +85,11 @@ class Smoothing(_Table):
     `n0` copies choose the class, `n` others certify it with probability 1 - `alpha`, on the first `samples`.
     """
 
-    sigma: PositiveFloat
-    samples: PositiveInt = 100
-    n0: PositiveInt = 100
-    n: PositiveInt = 100_000
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    sigma: Positive
+    samples: Count = 100
+    n0: Count = 100
+    n: Count = 100_000
+    alpha: Annotated[Real, Field(gt=0, lt=1)] = 0.001
 
 
 class TimeLimits(_Table):
@@ -106,14 +98,14 @@ class TimeLimits(_Table):
     Where the estimate asks for more they may take several times that, see `Plan.allowed`.
     """
 
-    training: PositiveFloat
-    cell: PositiveFloat
+    training: Positive
+    cell: Positive
 
 
 class ModelOverride(_Table):
     """What a preset changes in one model; `seeds`, where it is trained from fewer than the others."""
 
-    seeds: PositiveInt | None = None
+    seeds: Count | None = None
     hyperparameters: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
 
@@ -126,6 +118,7 @@ class Variant(ModelOverride):
 
 def _number(value: Any) -> int | float:
     """Let whole numbers stay whole: a hyperparameter may count layers."""
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError("input should be a finite number")
     return value
@@ -173,15 +166,15 @@ class Preset(_Table):
     cost: str
     dataset: str
     models: Annotated[list[str], Field(min_length=1)]
-    seeds: PositiveInt = 1
-    batch_size: PositiveInt | Literal["auto"] = 100
+    seeds: Count = 1
+    batch_size: Count | Literal["auto"] = 100
     rank: str
     audits: Annotated[list[str], Field(min_length=1)] | None = None
     recipe: Recipe
     threats: Annotated[list[ThreatPlan], Field(min_length=1)]
     throughput: ThroughputPlan | None = None
     smoothing: Smoothing | None = None
-    transfer: bool = False
+    transfer: Flag = False
     time_limit: TimeLimits
     overrides: dict[str, ModelOverride] = {}
     variants: dict[str, Variant] = {}
@@ -248,7 +241,8 @@ def parse_preset(body: dict[str, Any], *, origin: str) -> Preset:
 def first_line(error: ValidationError, table: type[BaseModel] | None = None) -> str:
     """The first mistake in one line; `table` is what was validated, a `Preset` unless given."""
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    parts = [part for part in first["loc"] if isinstance(part, int) or "[" not in part]  # without unions
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
     if first["type"] == "extra_forbidden":
         *parents, key = first["loc"]
         known = _keys(table or Preset, parents)

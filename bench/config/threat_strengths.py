@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ..._errors import InvalidArgument
 from ...attacks import THREATS, Threat
@@ -30,7 +31,7 @@ DEFAULT_STRENGTHS: Mapping[str, float] = {
 """Strength of a threat that is named without one, in the unit of its ``strength_name``."""
 
 
-def threat_and_strength(item: str | tuple[str, float]) -> tuple[Threat, float]:
+def threat_and_strength(item: Any) -> tuple[Threat, float]:
     """The threat that `item` names, and its strength, checked."""
     name, strength = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
     if not isinstance(name, str):
@@ -40,8 +41,4 @@ def threat_and_strength(item: str | tuple[str, float]) -> tuple[Threat, float]:
         strength = DEFAULT_STRENGTHS.get(item)
     if strength is None:
         raise InvalidArgument(f"threat {name}: give its strength, as ({name!r}, {threat.strength_name})")
-    try:
-        number = float(strength)
-    except (TypeError, ValueError):
-        raise InvalidArgument(f"threat {name}: its strength is one number, not {strength!r}") from None
-    return threat, threat.check_strength(number)
+    return threat, threat.check_strength(strength)

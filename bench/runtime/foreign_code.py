@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..._arguments import ArgumentCheck
 from ..._errors import ForeignCodeWarning, RobustodeWarning
 from ...attacks.core.seeds import derive
 from ...attacks.core.torch_settings import (
@@ -222,14 +223,17 @@ def running(model: nn.Module, seed: int) -> Iterator[None]:
 def independent_of_caller(function: Callable[P, T]) -> Callable[P, T]:
     """Have `function` of the Python interface give the same whatever its caller has set, and leave it so.
 
-    What foreign code changed meanwhile is a `ForeignCodeWarning` once it has returned.
+    Its arguments are checked by their annotations first. What foreign code changed meanwhile is a
+    `ForeignCodeWarning` once it has returned.
     """
+    check = ArgumentCheck(function)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         lines: list[str] = []
+        bound = check(args, kwargs)
         with telling(lambda source, names: lines.append(sentence(source, names))), foreign_code(""):
-            result = function(*args, **kwargs)
+            result = function(*bound.args, **bound.kwargs)
         for line in lines:
             warnings.warn(line, ForeignCodeWarning, stacklevel=2)
         return result

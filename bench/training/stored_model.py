@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ..._arguments import Whole
 from ..._errors import InvalidArgument
 from ..._registry import unknown_name
 from ...models import MODELS
@@ -22,7 +23,7 @@ from .load_trained import trained_model
 
 @independent_of_caller
 def load_model(
-    folder: str | Path, name: str, *, seed: int = 0, recipe: str | None = None, model: str | None = None
+    folder: str | Path, name: str, *, seed: Whole = 0, recipe: str | None = None, model: str | None = None
 ) -> nn.Module:
     """Load a trained model from a results folder.
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Annotated
 
 import torch
+from pydantic import Field as Limits
 from torch import Tensor, nn
 
+from ..._arguments import Flag, Positive, check_value
 from ..._errors import InvalidArgument
 from .kernels.adaptive import METHOD, adaptive_flow, supports_adaptive
 from .kernels.fixed_step import fixed_step_flow, flow_implementation, supports
@@ -40,13 +43,17 @@ class SolvedFlow(nn.Module):
         adjoint: bool = False,
     ) -> None:
         super().__init__()
+        layers = list(layers) if isinstance(layers, Iterable) else layers
+        check_value("layers", layers, Annotated[list[nn.Module], Limits(min_length=1)])
+        final_time = check_value("final_time", final_time, Positive)
+        check_value("solver", solver, Solver)
+        time_dependent = check_value("time_dependent", time_dependent, Flag)
+        adjoint = check_value("adjoint", adjoint, Flag)
         if not solver.adaptive and solver.steps != "contractive" and solver.steps % len(layers):
             raise InvalidArgument(
                 f"{solver.steps} solver steps cannot be shared equally by {len(layers)} layers: "
                 f"choose a multiple of {len(layers)}"
             )
-        if not final_time > 0:
-            raise InvalidArgument(f"final_time must be positive, not {final_time}")
         if time_dependent and (stating := [layer for layer in layers if statement_of(layer) != "forward"]):
             raise InvalidArgument(
                 f"{type(stating[0]).__name__} states matrices, which do not depend on time: give a "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
+from ..._arguments import Count, Positive, check_fields
 from ..._errors import InvalidArgument, ModelFailure
 from ..._registry import unknown_name
 from .lipschitz import CONVEX_COMBINATIONS
@@ -17,7 +18,7 @@ from .lipschitz import CONVEX_COMBINATIONS
 Field = Callable[[Tensor], Tensor]
 """An autonomous field: maps a state, any shape, to its derivative, same shape."""
 
-Steps: TypeAlias = int | Literal["contractive"]
+Steps: TypeAlias = Count | Literal["contractive"]
 """Number of solver steps over [0, T], or the smallest number whose steps are contractive."""
 
 FIXED_GRID = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "ssprk3": 3}
@@ -59,7 +60,8 @@ class Solver:
     UnknownName
         For an unknown method.
     InvalidArgument
-        For fewer than 1 step, or ``"contractive"`` with a method that is no combination of Euler steps.
+        For fewer than 1 step, tolerances that are not positive, or ``"contractive"`` with a method that is
+        no combination of Euler steps.
 
     References
     ----------
@@ -74,20 +76,16 @@ class Solver:
 
     method: str = "heun2"
     steps: Steps = 8
-    rtol: float = 1e-3
-    atol: float = 1e-3
+    rtol: Positive = 1e-3
+    atol: Positive = 1e-3
 
     def __post_init__(self) -> None:
         if self.method not in FIXED_GRID and self.method not in ADAPTIVE:
-            raise unknown_name("solver", self.method, [*FIXED_GRID, *ADAPTIVE])
-        if self.steps == "contractive":
-            if self.method not in CONVEX_COMBINATIONS:
-                raise InvalidArgument(
-                    f"solver {self.method}: steps = 'contractive' needs {' or '.join(CONVEX_COMBINATIONS)}"
-                )
-        elif isinstance(self.steps, str) or self.steps < 1:
+            raise unknown_name("solver", str(self.method), [*FIXED_GRID, *ADAPTIVE])
+        check_fields(self, f"solver {self.method}")
+        if self.steps == "contractive" and self.method not in CONVEX_COMBINATIONS:
             raise InvalidArgument(
-                f"solver {self.method}: steps must be at least 1 or 'contractive', not {self.steps!r}"
+                f"solver {self.method}: steps = 'contractive' needs {' or '.join(CONVEX_COMBINATIONS)}"
             )
 
     @property

@@ -176,8 +176,8 @@ def test_progress_is_shown_in_a_notebook(monkeypatch, capsys, widgets, bar):
         ({"threats": ["gausian"]}, "did you mean gaussian"),
         ({"threats": [("gaussian", -1.0)]}, "sigma must be at least 0"),
         ({"threats": ["clean", ("salt-pepper", 2.0)]}, "at most 1"),
-        ({"threats": [("pgd-l2", "a")]}, "threat pgd-l2: its strength is one number, not 'a'"),
-        ({"threats": [("pgd-l2", [0.1, 0.5])]}, r"its strength is one number, not \[0.1, 0.5\]"),
+        ({"threats": [("pgd-l2", "a")]}, "threat pgd-l2: eps must be a number, not 'a'"),
+        ({"threats": [("pgd-l2", [0.1, 0.5])]}, r"eps must be a number, not \[0.1, 0.5\]"),
         ({"threats": [("pgd-l2", 0.1, 3)]}, r"a name or a pair \(name, strength\), not \('pgd-l2', 0.1, 3\)"),
         ({"threats": [3]}, r"a name or a pair \(name, strength\), not 3"),
         ({"dataset": "digit"}, "did you mean digits"),
@@ -199,7 +199,7 @@ def test_wrong_arguments_are_refused_before_anything_is_computed(options, messag
 
 
 def test_what_is_no_module_is_refused():
-    with pytest.raises(InvalidArgument, match=r"takes a torch\.nn\.Module, not function"):
+    with pytest.raises(InvalidArgument, match="module must be a Module, not function"):
         robustode.evaluate(stubs.linear)
 
 

@@ -74,7 +74,7 @@ MISTAKES = {
     "no strengths": (change("strengths = [0.05]", "strengths = []"), r"threats\[2\]\.strengths = \[\]"),
     "zero epochs": (
         change("epochs = 2", "epochs = 0"),
-        r"recipe\.epochs = 0: input should be greater than 0",
+        r"recipe\.epochs = 0: input should be greater than or equal to 1",
     ),
     "text epochs": (change("epochs = 2", 'epochs = "two"'), r"recipe\.epochs = 'two'"),
     "half epochs": (change("epochs = 2", "epochs = 2.5"), r"recipe\.epochs = 2\.5"),
@@ -104,7 +104,7 @@ PLAN_MISTAKES = {
     "model": (change('["resnet"]', '["resnets"]'), "unknown model 'resnets': did you mean resnet"),
     "threat": (change('"gaussian"', '"gausian"'), "unknown threat 'gausian': did you mean gaussian"),
     "parameter": (change("restarts = 1", "restart = 1"), "'restart': did you mean restarts"),
-    "zero steps": (change("steps = 3", "steps = 0"), "steps must be a positive whole number, not 0"),
+    "zero steps": (change("steps = 3", "steps = 0"), "steps must be at least 1, not 0"),
     "reported": (change("reported = 0.1", "reported = 0.2"), "reported = 0.2 is not among its strengths"),
     "rank": (
         change('rank = "linf"', 'rank = "l2"'),
