@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from .._arguments import Count, Flag, Names, Whole
 from .._errors import InvalidArgument, ModelFailure, one_line
 from .._registry import check_name
 from ..attacks import THREATS
@@ -29,8 +32,8 @@ from .report.statistics import summarise
 from .runner.first_questions import first_warnings
 from .runtime.device import module_device
 from .runtime.foreign_code import asking, independent_of_caller
-from .runtime.module_copy import copy_module
 from .runtime.progress import Quiet, Reporter, reporter_for_call
+from .runtime.put_back import change_tensors, put_back
 from .training.check_statements import FEW_IMAGES, check_statements
 from .training.provenance import environment_of, summary_line
 from .training.stored_model import load_model
@@ -43,16 +46,16 @@ def evaluate(
     module: nn.Module,
     *,
     dataset: str = "digits",
-    threats: str | Sequence[str | tuple[str, float]] = ("clean", "gaussian", "pgd-linf"),
-    samples: int | None = None,
-    draws: int = 1,
-    batch_size: int = 100,
-    seed: int = 0,
+    threats: str | Sequence[Any] = ("clean", "gaussian", "pgd-linf"),
+    samples: Count | None = None,
+    draws: Count = 1,
+    batch_size: Count = 100,
+    seed: Whole = 0,
     device: str | torch.device | None = None,
     data_root: str | Path | None = None,
     name: str = "module",
-    expected_failures: Collection[str] = (),
-    progress: bool | None = None,
+    expected_failures: Names = (),
+    progress: Flag | None = None,
 ) -> pd.DataFrame:
     """Measure the accuracy of a trained module under noise and attacks; nothing is stored.
 
@@ -81,7 +84,7 @@ def evaluate(
     seed
         Seed of noise and attacks.
     device
-        Where to compute, on a copy of the module if that is on another device; by default the module's.
+        Where to compute; by default where the module lies. It is moved for the call, and then put back.
     data_root
         Folder of the datasets; by default ``$ROBUSTODE_DATA`` or ``~/.cache/robustode``.
     name
@@ -130,13 +133,9 @@ def evaluate(
     >>> sorted(set(table["threat"]))
     ['clean', 'pgd-linf', 'worst-case']
     """
-    if not isinstance(module, nn.Module):
-        raise InvalidArgument(f"evaluate takes a torch.nn.Module, not {type(module).__name__}")
+    _require_initialised(module)
     check_name(name, "model")
     DATASETS.get(dataset)
-    for what, value in (("samples", samples), ("draws", draws), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise InvalidArgument(f"{what} must be at least 1, not {value}")
     check_names(expected_failures)
     asked = [threat_and_strength(item) for item in ([threats] if isinstance(threats, str) else threats)]
     chosen = {(threat.name, strength): (threat, strength) for threat, strength in asked}
@@ -170,9 +169,7 @@ def evaluate(
         for threat, strength in chosen.values()
     ]
     records = []
-    with reporter_for_call(progress) as reporter:
-        if place != module_device(module) or _made_in_inference_mode(module):
-            module = copy_module(module).to(place)
+    with reporter_for_call(progress) as reporter, _usable_at(module, place):
         check_statements(module, data.train.images[:FEW_IMAGES].to(place))
         for category, sentence in first_warnings(
             module, data, batch_size=batch_size, device=place, expected=expected_failures
@@ -199,9 +196,28 @@ def evaluate(
     return summarise(records)
 
 
-def _made_in_inference_mode(module: nn.Module) -> bool:
-    """Whether a tensor of the module takes no part in gradients, whatever the mode in which it is used."""
-    return any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers()))
+@contextmanager
+def _usable_at(module: nn.Module, place: torch.device) -> Iterator[None]:
+    """Move `module` to `place` for a block, with tensors that take part in gradients; then put it back."""
+    made_in_inference_mode = any(t.is_inference() for t in (*module.parameters(), *module.buffers()))
+    if place == module_device(module) and not made_in_inference_mode:
+        yield
+        return
+    with put_back(module):
+        if made_in_inference_mode:
+            change_tensors(module, torch.clone)
+        module.to(place)
+        yield
+
+
+def _require_initialised(module: nn.Module) -> None:
+    """Raise `InvalidArgument` where a lazy layer has no weights yet."""
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    lazy = [name for name, tensor in tensors if is_lazy(tensor)]
+    if lazy:
+        raise InvalidArgument(
+            f"module is not initialised yet ({lazy[0]} has no shape): call it once on images, then train it"
+        )
 
 
 def _pick_device(module: nn.Module, device: str | torch.device | None) -> torch.device:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 from ...models import ODEBlock
 from ...models.ode.solver import SHU_OSHER_ALPHAS
 from ...models.ode.tanh_field import TanhField
-from ..runtime.module_copy import copy_module
+from ..runtime.put_back import change_tensors, put_back, train_all
 from .roofline import Work
 
 _FREE = re.compile(
@@ -70,7 +70,7 @@ def flow_work(flow: ODEBlock, state: Tensor, *, gradient: bool) -> Work:
     """The work of carrying `state` through `flow`, with `gradient` forwards and backwards.
 
     Operations are those of the cheapest formulation known: `tanh_operations` for a flow that states tanh
-    fields and solves by a method of `SHU_OSHER_ALPHAS`, else what a copy of the flow dispatches on a CPU
+    fields and solves by a method of `SHU_OSHER_ALPHAS`, else what the flow dispatches on a CPU
     (`OperationCounter`). Backwards means gradients to the state and to every parameter, from values that
     the forward pass kept: nothing is computed twice.
 
@@ -79,16 +79,18 @@ def flow_work(flow: ODEBlock, state: Tensor, *, gradient: bool) -> Work:
     written and those of the parameters written. Both counts err on the side of too few, so the floor that
     follows from them is too low rather than too high.
     """
-    copied = copy_module(flow).cpu().requires_grad_(True)
     size = state.numel() * state.element_size()
-    weights = sum(p.numel() * p.element_size() for p in copied.parameters())
+    weights = sum(p.numel() * p.element_size() for p in flow.parameters())
     moved = 5 * size + 2 * weights if gradient else 2 * size + weights
-    if state.ndim == 2 and flow.solver.method in SHU_OSHER_ALPHAS and flow.has_tanh_fields():
-        forward, backward = tanh_operations(
-            copied.tanh_fields(), state.shape[1], steps=copied.steps_per_layer(), method=flow.solver.method
-        )
-        return Work(operations=forward + backward if gradient else forward, bytes=moved)
-    return Work(operations=_dispatched(copied, state.detach().cpu(), gradient), bytes=moved)
+    with put_back(flow):
+        change_tensors(flow, Tensor.cpu)
+        train_all(flow)
+        if state.ndim == 2 and flow.solver.method in SHU_OSHER_ALPHAS and flow.has_tanh_fields():
+            forward, backward = tanh_operations(
+                flow.tanh_fields(), state.shape[1], steps=flow.steps_per_layer(), method=flow.solver.method
+            )
+            return Work(operations=forward + backward if gradient else forward, bytes=moved)
+        return Work(operations=_dispatched(flow, state.detach().cpu(), gradient), bytes=moved)
 
 
 def tanh_operations(fields: Sequence[TanhField], columns: int, *, steps: int, method: str) -> tuple[int, int]:
@@ -132,7 +134,8 @@ def _dispatched(flow: ODEBlock, state: Tensor, gradient: bool) -> int:
         if gradient:
             state = state.clone().requires_grad_(True)
             out = flow(state)
-            torch.autograd.grad(out, [state, *flow.parameters()], torch.ones_like(out), allow_unused=True)
+            wanted = [state, *(p for p in flow.parameters() if p.requires_grad)]
+            torch.autograd.grad(out, wanted, torch.ones_like(out), allow_unused=True)
         else:
             with torch.no_grad():
                 flow(state)

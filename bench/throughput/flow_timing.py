@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ...attacks.core.model_call import call_model
 from ...models import ODEBlock, ode_blocks
-from ..runtime.module_copy import copy_module
 from .clock import without_graph
 from .device_peaks import device_rates
 from .flop_count import flow_work
@@ -60,15 +59,15 @@ def forwards(calls: Sequence[FlowCall]) -> Callable[[], object]:
 
 
 def forwards_and_backwards(calls: Sequence[FlowCall]) -> Callable[[], object]:
-    """A call that does the same on copies of the flows, then finds gradients to states and all parameters."""
-    copies = []
+    """A call that does the same, then finds gradients to states and to all parameters that require one."""
+    asked = []
     for call in calls:
-        flow = copy_module(call.flow).requires_grad_(True)
         state = call.state.clone().requires_grad_(True)
-        copies.append((flow, state, [state, *flow.parameters()], torch.ones_like(state)))
+        wanted = [state, *(p for p in call.flow.parameters() if p.requires_grad)]
+        asked.append((call.flow, state, wanted, torch.ones_like(state)))
 
     def run() -> None:
-        for flow, state, wanted, gradient in copies:
+        for flow, state, wanted, gradient in asked:
             torch.autograd.grad(flow(state), wanted, gradient, allow_unused=True)
 
     return run

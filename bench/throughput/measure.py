@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..._errors import ModelFailure
 from ...attacks.core.image_dtype import image_dtype
 from ...attacks.core.model_call import call_model
 from ...attacks.core.modes import set_mode
@@ -21,7 +23,7 @@ from ..evaluation.accuracy import frozen
 from ..records.record import Cell, Record
 from ..runtime.checked_model import answered_rows
 from ..runtime.memory import peak_memory
-from ..runtime.module_copy import copy_module
+from ..runtime.put_back import change_tensors, put_back, train_all
 from ..solvers.observe import count_nfe
 from ..training.train import training_step
 from .clock import time_passes, without_graph
@@ -36,13 +38,33 @@ def inference(model: nn.Module, images: Tensor, num_classes: int) -> Callable[[]
     return without_graph(lambda: model(images))
 
 
-def train_once(model: nn.Module, images: Tensor, labels: Tensor, num_classes: int) -> Callable[[], object]:
-    """A call that does one Adam step on `images` on a copy of `model`."""
-    trained = copy_module(model)
-    set_mode(trained, training=True)
-    trained.requires_grad_(True)
-    optimiser = torch.optim.Adam(trained.parameters(), lr=1e-6)
-    return lambda: training_step(trained, images, labels, optimiser, num_classes)
+@contextmanager
+def training(
+    model: nn.Module, images: Tensor, labels: Tensor, num_classes: int
+) -> Iterator[Callable[[], object]]:
+    """A call that does one Adam step on `images`; after the block `model` is as it was."""
+    with put_back(model):
+        change_tensors(model, torch.clone)
+        set_mode(model, training=True)
+        train_all(model)
+        optimiser = torch.optim.Adam(model.parameters(), lr=1e-6)
+        yield lambda: training_step(model, images, labels, optimiser, num_classes)
+
+
+NO_VARIANCE = "Expected more than 1 value per channel"
+"""How torch says that batch normalisation trains on no single sample."""
+
+
+def _takes_a_step(run: Callable[[], object], batch_size: int) -> bool:
+    """Whether `run` trains; False only for a batch of one sample, of which a layer wants the variance."""
+    if batch_size == 1:
+        try:
+            run()
+        except ModelFailure as error:
+            if NO_VARIANCE not in str(error):
+                raise
+            return False
+    return True
 
 
 def measure_cell(
@@ -57,7 +79,8 @@ def measure_cell(
     """Time one throughput cell at ``cell.batch_size``: ``inference``, ``training-step`` or a flow timing.
 
     The record of a model of which no ODE block is called with a state alone carries, for a flow timing, the
-    reason and nothing else. Where the model fails at a batch, samples without an answer are left out of it
+    reason and nothing else; so does that of a training step on one sample with batch normalisation. Where the
+    model fails at a batch, samples without an answer are left out of it
     and counted, by the measure ``left_out``.
     """
     rest: dict[str, Any] = {"num_classes": num_classes, "device": device, "environment": environment}
@@ -92,8 +115,11 @@ def _measured(
     images, labels = split.images[rows].to(device), split.labels[rows].to(device)
     of_flow, gradient = cell.threat in FLOW_TIMINGS, cell.threat == "flow-gradient"
     floor: dict[str, float] = {}
-    with frozen(model):
+    with frozen(model), ExitStack() as stack:
         if of_flow:
+            if gradient:
+                stack.enter_context(put_back(model))
+                train_all(model)
             calls = flow_calls(model, images, num_classes)
             if not calls:
                 reason = {"no_flow": "the model calls no ODE block with a state alone"}
@@ -103,7 +129,11 @@ def _measured(
         elif cell.threat == "inference":
             run = inference(model, images, num_classes)
         else:
-            run = train_once(model, images, labels, num_classes)
+            run = stack.enter_context(training(model, images, labels, num_classes))
+            if not _takes_a_step(run, cell.batch_size):
+                reason = {"no_step": "batch normalisation does not train on a batch of one sample"}
+                seconds = time.perf_counter() - started
+                return Record(cell=cell, card=reason, seconds=seconds, environment=environment)
         memory = peak_memory(run, device)
         load = LoadMonitor()
         durations = time_passes(
@@ -113,6 +143,7 @@ def _measured(
         median, p95 = (float(quantile) for quantile in np.quantile(durations, [0.5, 0.95]))
         if of_flow:
             floor = floor_measures(calls, device, gradient=gradient, median=median)
+    with frozen(model):
         nfe = count_nfe(model, images)
     return Record(
         cell=cell,

@@ -140,7 +140,7 @@ def summary_line(records: Sequence[Record]) -> str:
             parts.append(reason if growth is None else apart.format(growth[-1].max()))
         elif cell.kind == "throughput":
             rate, achieved = (record.measures.get(name) for name in ("samples_per_second", "achieved"))
-            reason = str(record.card.get("no_flow", ""))
+            reason = str(record.card.get("no_flow") or record.card.get("no_step") or "")
             parts.append(reason if rate is None else f"{rate:,.0f} samples/s in batches of {cell.batch_size}")
             if achieved is not None:
                 parts.append(f"roofline efficiency {achieved:.0%}")

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 from robustode.bench.config.preset import Recipe
-from robustode.bench.throughput.measure import train_once
+from robustode.bench.throughput.measure import training
 from robustode.bench.training.train import build_model, train
 from robustode.models import MODELS
 from timed import CLASSES, EAGER, FIXED_GRID, build, dataset, eager, images
@@ -17,8 +17,8 @@ from timed import CLASSES, EAGER, FIXED_GRID, build, dataset, eager, images
 def test_training_step(against, device, scale, name):
     model = build(name, device)
     pixels, labels = images(scale.batch, device)
-    ours, theirs = (train_once(model, pixels, labels, CLASSES) for _ in range(2))
-    against(ours, eager(theirs), what=name, name=EAGER, batch=scale.batch)
+    with training(model, pixels, labels, CLASSES) as step:
+        against(step, eager(step), what=name, name=EAGER, batch=scale.batch)
 
 
 @pytest.mark.benchmark(group="training epoch")

@@ -112,7 +112,7 @@ def test_the_compiled_path_stays_on(monkeypatch):
     assert len(seen) == 3
 
 
-def test_gradients_are_found_on_a_copy():
+def test_a_flow_is_left_as_it_is():
     flow, state = block().requires_grad_(False), torch.rand(4, 6)
     before = {name: value.clone() for name, value in flow.state_dict().items()}
     forwards_and_backwards([FlowCall(flow=flow, state=state)])()
@@ -130,7 +130,7 @@ class KeepsItsState(TanhLayer):
 
 
 @pytest.mark.parametrize("method", ["euler", "dopri5"])
-def test_a_flow_that_keeps_a_tensor_with_a_graph_is_copied(method):
+def test_a_flow_that_keeps_a_tensor_with_a_graph_is_timed_and_counted(method):
     flow = ODEBlock([KeepsItsState(4)], final_time=1.0, solver=Solver(method=method, steps=2))
     state = torch.rand(4, 6)
     flow(state)

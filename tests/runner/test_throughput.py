@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,8 @@ from robustode._errors import ContractBroken, ModelFailure
 from robustode.bench.runtime.memory import peak_memory
 from robustode.bench.throughput import clock as bench_clock
 from robustode.bench.throughput.clock import WARM_UP, time_passes
-from robustode.bench.throughput.measure import inference, measure_cell, train_once
+from robustode.bench.throughput.measure import inference, measure_cell, training
+from robustode.bench.training.provenance import summary_line
 from robustode.models import MODELS
 from torch import nn
 
@@ -140,13 +142,13 @@ def test_inference_builds_no_graph_and_refuses_a_broken_model():
         inference(stubs.Linear((1, 2, 2), 4), images, 3)
 
 
-def test_a_training_step_moves_a_copy_and_not_the_model():
+def test_a_training_step_learns_and_the_model_is_put_back():
     model = stubs.Linear((1, 2, 2), 3).eval().requires_grad_(False)
     before = model.head.weight.clone()
     images, labels = torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 2, 0])
-    run = train_once(model, images, labels, 3)
-    first, second = run(), run()
-    assert first != second, "the copy learns"
+    with training(model, images, labels, 3) as run:
+        first, second = run(), run()
+    assert first != second, "it learns"
     assert torch.equal(model.head.weight, before)
     assert not model.training
     assert not model.head.weight.requires_grad
@@ -247,3 +249,47 @@ def test_a_model_that_answers_no_sample_is_not_timed(few):
     images[:, 0, 0, 0] = 1.0
     with pytest.raises(ModelFailure, match="underflow in dt"):
         timed("raise", "inference", images, few)
+
+
+class Uncopied(stubs.Linear):
+    """Holds what cannot be copied, and keeps its last state with its graph, as torchdyn's modules do."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments, nfe=2)
+        self.lock, self.calls = threading.Lock(), 0
+
+    def forward(self, images):
+        self.last, self.calls = super().forward(images), self.calls + 1
+        return self.last
+
+    def after_step(self):
+        self.head.weight = nn.Parameter(self.head.weight.detach().clone())
+
+
+@pytest.mark.parametrize("what", ["training-step", "flow-gradient"])
+def test_a_module_that_cannot_be_copied_is_timed_and_put_back(few, what):
+    model = Uncopied((1, 8, 8), 10)
+    model(few.test.images)
+    weight, values = model.head.weight, model.head.weight.detach().clone()
+    cell = dataclasses.replace(
+        stubs.cell_for("clean", 0.0, 8), kind="throughput", threat=what, family="timing", batch_size=8,
+        parameters={"seconds": 1e-6, "passes": 2},
+    )  # fmt: skip
+    record = measure_cell(cell, model, few.test, num_classes=10, device=stubs.CPU, environment={})
+    assert record.outcomes["seconds"].shape == (2,)
+    assert model.head.weight is weight
+    assert torch.equal(weight, values)
+    assert weight.grad is None
+
+
+@pytest.mark.parametrize(("size", "timed"), [(1, False), (2, True)])
+def test_a_training_step_on_one_sample_is_none_with_batch_normalisation(few, size, timed):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
+    cell = dataclasses.replace(
+        stubs.cell_for("clean", 0.0, size), kind="throughput", threat="training-step", family="timing",
+        batch_size=size, parameters={"seconds": 1e-6, "passes": 1},
+    )  # fmt: skip
+    record = measure_cell(cell, model, few.test, num_classes=10, device=stubs.CPU, environment={})
+    assert ("seconds" in record.outcomes) is timed
+    assert timed or "one sample" in summary_line([record])
+    assert model[2].num_batches_tracked == 0

@@ -82,6 +82,7 @@ def sheet(
             for what, kind, entry in (
                 ("No trajectories", "dynamics", "no_dynamics"),
                 ("No timing of ODE blocks", "throughput", "no_flow"),
+                ("No timing of a training step", "throughput", "no_step"),
             )
             for line in _absent(records, kind, entry)
         ],
