@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..._errors import ContractBroken, NonFinite
 from ...attacks.core.losses import answered
 from ...attacks.core.model_call import ask_model, call_model
-from ...attacks.core.modes import set_mode
+from ...attacks.core.modes import set_mode, training_mode
 from ...attacks.core.torch_settings import KeptSettings
 from ...models import Normalise
 from ..config.perturbation import Perturber
@@ -39,20 +39,40 @@ FINITE_CHECK_INTERVAL = 50
 
 
 def build_model(
-    build: Callable[..., nn.Module], data: Data, hyperparameters: Mapping[str, Any], seed: int
+    build: Callable[..., nn.Module],
+    data: Data,
+    hyperparameters: Mapping[str, Any],
+    seed: int,
+    *,
+    to_be_trained: bool = True,
 ) -> nn.Module:
     """Build an untrained model from `seed` and test it on two images; the caller's random state is unchanged.
 
     Raises
     ------
     ModelFailure
-        When it cannot be built, is not a module, has no parameters to train, or returns no logits.
+        When it cannot be built, is not a module, returns no logits, has a state that no checkpoint can hold,
+        or, where it is `to_be_trained`, no parameters to train.
     """
     images = data.train.images[:2].cpu().clone()
     model = construct(build, data.input_shape, data.num_classes, hyperparameters, seed=seed, images=images)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+    if to_be_trained and not any(parameter.requires_grad for parameter in model.parameters()):
         raise ContractBroken("the model has no parameters to train")
+    require_storable(model)
     return model
+
+
+def require_storable(model: nn.Module) -> None:
+    """Raise `ContractBroken` where a checkpoint, which holds plain tensors alone, cannot hold its state."""
+    with training_mode(model):
+        state = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_quantized:
+            what = type(value).__name__ if not isinstance(value, Tensor) else "a sparse or quantised tensor"
+            raise ContractBroken(
+                f"the model's state holds {what} under {name}, and a checkpoint holds plain tensors alone: "
+                "keep it in a buffer, or as an argument of the factory"
+            )
 
 
 def train(
@@ -157,7 +177,8 @@ def _train_epoch(
     order = torch.randperm(len(split)).to(split.images.device)
     losses: list[Tensor] = []
     every = 1 if device.type == "cpu" else FINITE_CHECK_INTERVAL
-    for rows in order.split(recipe.batch_size):
+    batches = training_batches(order, recipe.batch_size)
+    for rows in batches:
         images, labels = split.images[rows].to(device), split.labels[rows].to(device)
         if perturb:
             images = perturb(images, labels, split.indices[rows.cpu()], epoch)
@@ -166,8 +187,18 @@ def _train_epoch(
             _check_finite(losses[-every:], epoch)
         on_batch(len(rows))
     _check_finite(losses, epoch)
-    sizes = torch.tensor([len(rows) for rows in order.split(recipe.batch_size)], dtype=torch.float64)
-    return float(torch.stack(losses).cpu().double() @ sizes) / len(split)
+    sizes = torch.tensor([len(rows) for rows in batches], dtype=torch.float64)
+    on_batch(len(split) - int(sizes.sum()))
+    return float(torch.stack(losses).cpu().double() @ sizes) / float(sizes.sum())
+
+
+def training_batches(order: Tensor, batch_size: int) -> list[Tensor]:
+    """`order` (N,) in batches of `batch_size`, without a last one of one sample.
+
+    Batch normalisation has no variance of a single sample. In each epoch it is another one that is left out.
+    """
+    batches = list(order.split(batch_size))
+    return batches[:-1] if len(batches) > 1 and len(batches[-1]) == 1 < batch_size else batches
 
 
 def _check_finite(losses: list[Tensor], epoch: int) -> None:

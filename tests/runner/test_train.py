@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from robustode._errors import ContractBroken, ModelFailure, NonFinite
 from robustode.bench.config.preset import Recipe
 from robustode.bench.records.checkpoint import load_tensors
 from robustode.bench.training.partial_training import History
-from robustode.bench.training.train import build_model, score, train, training_step
+from robustode.bench.training.train import build_model, score, train, training_batches, training_step
 from robustode.models import MODELS
 from torch import nn
 from torch.nn import functional as F
@@ -262,3 +263,53 @@ def test_score_is_the_mean_over_all_samples(few):
         logits = model(few.validation.images)
     assert loss == pytest.approx(float(F.cross_entropy(logits, few.validation.labels)), rel=1e-5)
     assert accuracy == pytest.approx(float((logits.argmax(1) == few.validation.labels).double().mean()))
+
+
+def normed(shape, classes):
+    return torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(64, 6), torch.nn.BatchNorm1d(6), torch.nn.Linear(6, classes)
+    )
+
+
+def test_a_last_batch_of_one_sample_is_left_out(few, tmp_path):
+    """Batch normalisation cannot train on it."""
+    data = dataclasses.replace(few, train=few.train.first(41))
+    recipe = RECIPE.model_copy(update={"epochs": 2, "batch_size": 20})
+    seen = []
+    _, _, history = fit(data, tmp_path / "w.safetensors", build=normed, recipe=recipe, on_batch=seen.append)
+    assert seen[1:] == [20, 20, 1] * 2, "progress counts it all the same"
+    assert all(math.isfinite(loss) for loss in history.train_loss)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "sizes"), [(41, 20, [20, 20]), (42, 20, [20, 20, 2]), (3, 1, [1, 1, 1]), (1, 20, [1])]
+)
+def test_other_batches_stay(count, size, sizes):
+    batches = training_batches(torch.arange(count), size)
+    assert [len(rows) for rows in batches] == sizes
+    assert torch.equal(torch.cat(batches), torch.arange(sum(sizes)))
+
+
+class WithState(stubs.Linear):
+    """Its state holds more than tensors."""
+
+    def get_extra_state(self):
+        return {"calls": 3}
+
+    def set_extra_state(self, state):
+        self.calls = state["calls"]
+
+
+class Sparse(stubs.Linear):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.register_buffer("mask", torch.eye(3).to_sparse())
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(WithState, "holds dict under _extra_state"), (Sparse, "a sparse or quantised tensor under mask")],
+)
+def test_a_state_that_no_checkpoint_holds_is_refused_before_training(few, kind, message):
+    with pytest.raises(ContractBroken, match=message):
+        build_model(kind, few, {}, 0)
