@@ -23,15 +23,17 @@ from ..records.foreign_files import refuse_foreign_files
 from ..records.record import Record
 from ..records.store import Store
 from ..runner.batch_size import known_batch_sizes
+from ..runner.build_planned import build_planned
 from ..runner.run import run_plan
+from ..runner.run_context import ADVICE
 from ..runner.schedule import RemainingWork, estimate_duration, estimate_remaining
 from ..runner.slow_training import slow_training
 from ..runner.taken_names import refuse_taken_names
 from ..runner.workers import count_processes
 from ..runtime.device import pick_device
 from ..runtime.progress import Quiet, Reporter, Terminal, duration
+from ..runtime.time_limit import time_limit
 from ..throughput.machine_load import BUSY
-from ..training.train import build_model
 from .arguments import names_in
 from .run_lines import result_line
 
@@ -68,8 +70,8 @@ def run_preset(arguments: argparse.Namespace, preset: Preset, show: Callable[[Pa
         plan = request.plan()
     data = request.data()
     if plan.pretrained:
-        spec = plan.specs[0]
-        plan.pretrained.check(build_model(spec.build, data, plan.arguments(spec), 0))
+        plan = _with_fitted_weights(plan, data)
+        request = dataclasses.replace(request, pretrained=plan.pretrained)
     if arguments.dry_run:
         return _dry_run(arguments, plan, data, out, device)
     with reporter_of(arguments) as reporter:
@@ -101,6 +103,17 @@ def run_preset(arguments: argparse.Namespace, preset: Preset, show: Callable[[Pa
     for damage in outcome.damages:
         print(f"set aside and done again: {damage}", file=sys.stderr)
     return 1 if outcome.failures else status
+
+
+def _with_fitted_weights(plan: Plan, data: Data) -> Plan:
+    """The plan with its pretrained weights under the names of its model; says on stderr what was changed."""
+    assert plan.pretrained
+    (spec,) = plan.specs
+    with time_limit(plan.limits.training, f"building {spec.name}", ADVICE):
+        weights, note = plan.pretrained.fitted(build_planned(plan, spec, data, 0))
+    if note:
+        print(f"note: {weights.path.name}: {note}", file=sys.stderr)
+    return dataclasses.replace(plan, pretrained=weights)
 
 
 def reporter_of(arguments: argparse.Namespace) -> AbstractContextManager[Reporter]:

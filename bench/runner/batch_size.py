@@ -33,7 +33,7 @@ from ..runtime.foreign_code import running
 from ..runtime.memory import free_device_memory, peak_memory
 from ..runtime.time_limit import time_limit
 from ..throughput.clock import time_passes
-from ..training.train import build_model
+from .build_planned import build_planned
 from .cost_estimate import torch_threads
 
 SMALLEST = 16
@@ -235,7 +235,7 @@ def choose_batch_sizes(
             continue
         try:
             with time_limit(MEASURING, f"measuring batches of {spec.name}"), torch_threads(threads):
-                model = build_model(spec.build, data, plan.arguments(spec), 0).to(device)
+                model = build_planned(plan, spec, data, 0).to(device)
                 memory = free_device_memory(device) / 2
                 with running(model, 0), frozen(model):
                     size, timings = choose_batch_size(

@@ -120,6 +120,7 @@ class CellRunner:
     def _untrained(self, cell: Cell) -> nn.Module:
         """The model as training found it: built from the seed, its normalisation fitted."""
         arguments = self.spec.arguments(cell.hyperparameters)
-        model = build_model(self.spec.build, self.data, arguments, cell.training_seed)
+        trained = self.plan.pretrained is None
+        model = build_model(self.spec.build, self.data, arguments, cell.training_seed, to_be_trained=trained)
         fit_normalisation(model, self.data)
         return model

@@ -109,8 +109,7 @@ class ModelWeights:
             return model, checkpoint, None
         facts = {"cell": dataclasses.asdict(run.training), "environment": described}
         if run.plan.pretrained:
-            run.plan.pretrained.check(model)
-            checkpoint = run.plan.pretrained.store(self._path, facts)
+            checkpoint = run.plan.pretrained.store(self._path, facts, model)
             self._load_state(model)
         else:
             checkpoint = self._train(model, facts, resume=not fresh)

@@ -15,7 +15,7 @@ from ..data import Data
 from ..records.record import Cell, Record
 from ..records.store import Store
 from ..runtime.progress import Quiet, Reporter
-from ..training.train import build_model
+from .build_planned import build_planned
 from .cost_estimate import Cost
 from .run_summary import RunSummary, failure_line
 
@@ -75,7 +75,7 @@ class RunContext:
 
     def build(self) -> nn.Module:
         """Build the untrained model; raises `ModelFailure` where it cannot be built or gives no logits."""
-        return build_model(self.spec.build, self.data, self.plan.arguments(self.spec), self.seed)
+        return build_planned(self.plan, self.spec, self.data, self.seed)
 
     def put(self, record: Record) -> None:
         """Store a record and count it, also among the failures where it is one."""

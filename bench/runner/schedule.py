@@ -25,7 +25,7 @@ from ..solvers.changed_model import solver_surrogates
 from ..solvers.observe import adaptive_evaluations
 from ..training.load_trained import changed_since
 from ..training.provenance import solver_names
-from ..training.train import build_model
+from .build_planned import build_planned
 from .cost_estimate import ESTIMATE_LIMIT, ESTIMATE_SAMPLES, Cost, makespan, measure_cost, torch_threads
 
 
@@ -165,7 +165,7 @@ def _try(spec: ModelSpec, plan: Plan, data: Data, device: torch.device) -> tuple
     """Build the model and time it; one that cannot be built costs nothing here and fails later."""
     try:
         with time_limit(3 * ESTIMATE_LIMIT, f"building {spec.name}"):  # the first pass may compile
-            model = build_model(spec.build, data, plan.arguments(spec), 0).to(device)
+            model = build_planned(plan, spec, data, 0).to(device)
     except Exception as error:  # of the model's own code
         return None, Cost.unknown(error)
     size, of_training = plan.batch_size(spec.name), plan.recipe(spec).batch_size

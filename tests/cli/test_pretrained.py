@@ -209,11 +209,11 @@ def test_weights_that_do_not_fit_are_one_line_before_anything_runs(home, tmp_pat
     ("arguments", "message"),
     [
         (["--weights", "none.safetensors"], "none.safetensors cannot be read: No such file"),
-        (
-            ["--weights", "w.pt"],
-            "is not a .safetensors file: pickled checkpoints can run code and are refused",
-        ),
-        (["--weights", "bad.safetensors"], "bad.safetensors is a pickle under another name"),
+        (["--weights", "module.pt"], "module.pt cannot be read without running code from it"),
+        (["--weights", "mixed.pt"], "mixed.pt holds more than tensors (_extra_state: dict)"),
+        (["--weights", "list.pt"], "list.pt holds no weights by name"),
+        (["--weights", "w.npz"], "w.npz is no file of weights by its name"),
+        (["--weights", "bad.safetensors"], "another name, refused because it can run code: if torch.save"),
         (["--weights", "w.safetensors", "--seeds", "2"], "one model and one seed, not seeds 0, 1"),
         (
             ["--weights", "w.safetensors", "--models", "resnet,node"],
@@ -223,7 +223,9 @@ def test_weights_that_do_not_fit_are_one_line_before_anything_runs(home, tmp_pat
 )
 def test_what_cannot_be_given_is_one_line(home, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
-    torch.save(net().state_dict(), "w.pt")
+    torch.save(net(), "module.pt")
+    torch.save({**net().state_dict(), "_extra_state": {"calls": 3}}, "mixed.pt")
+    torch.save([1, 2], "list.pt")
     torch.save(net().state_dict(), "bad.safetensors")
     save(Path("w.safetensors"), net().state_dict())
     assert main(["run", "--preset", str(home / "tiny.toml"), *arguments, "--out", "out"]) == 2
@@ -239,7 +241,110 @@ def test_weights_that_change_while_they_are_taken_are_refused(tmp_path):
     given = PretrainedWeights.read(tmp_path / "w.safetensors")
     save(tmp_path / "w.safetensors", net(1).state_dict())
     with pytest.raises(CheckpointError, match="has changed since it was first read"):
-        given.check(net())
+        given.store(tmp_path / "stored.safetensors", {}, net())
+    assert not (tmp_path / "stored.safetensors").exists()
+
+
+class Tied(torch.nn.Module):
+    """The last layer's weight is that of the first, transposed by its use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+        self.decoder.weight = self.encoder.weight
+
+
+def prefixed(prefix: str) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in net().state_dict().items()}
+
+
+FILES = {
+    "w.pt": (net().state_dict(), ""),
+    "w.pth": (prefixed("module."), "'module.' is taken off its names"),
+    "compiled.pt": (prefixed("module._orig_mod."), "'module. and _orig_mod.' is taken off"),
+    "inner.pt": ({n.replace("1.", "1._orig_mod."): t for n, t in net().state_dict().items()}, "'_orig_mod.'"),
+    "lightning.ckpt": ({"epoch": 3, "state_dict": prefixed("model.")}, "'model.' is taken off its names"),
+    "training.bin": ({"model": net().state_dict(), "optimizer": {"state": {0: torch.zeros(1)}}}, ""),
+    "w.safetensors": (prefixed("_orig_mod."), "'_orig_mod.' is taken off its names"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_weights_are_taken_as_people_have_them(tmp_path, name):
+    state, expected = FILES[name]
+    save(tmp_path / name, state) if name.endswith("safetensors") else torch.save(state, tmp_path / name)
+    given, note = PretrainedWeights.read(tmp_path / name).fitted(net(7))
+    assert expected in note
+    assert bool(note) == bool(expected)
+    stored = given.store(tmp_path / "stored.safetensors", {}, net(7))
+    assert stored.sha256 == given.sha256
+    found = safetensors.torch.load_file(tmp_path / "stored.safetensors")
+    assert found.keys() == net().state_dict().keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in net().state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_a_model_that_is_wrapped_itself_takes_weights_without_a_prefix(tmp_path, name):
+    state = net().state_dict()
+    save(tmp_path / name, state) if name.endswith("safetensors") else torch.save(state, tmp_path / name)
+    wrapped = torch.nn.DataParallel(net(7))
+    given, _ = PretrainedWeights.read(tmp_path / name).fitted(wrapped)
+    given.store(tmp_path / "stored.safetensors", {}, wrapped)
+    wrapped.load_state_dict(safetensors.torch.load_file(tmp_path / "stored.safetensors"))
+    assert torch.equal(wrapped.module[1].weight, net()[1].weight)
+
+
+def test_of_tied_weights_a_file_holds_one(tmp_path):
+    model, other = Tied(), Tied()
+    safetensors.torch.save_model(model, tmp_path / "w.safetensors")
+    assert len(safetensors.torch.load_file(tmp_path / "w.safetensors")) == 3
+    given, note = PretrainedWeights.read(tmp_path / "w.safetensors").fitted(other)
+    assert re.search(r"(en|de)coder\.weight taken from the weights they are tied to", note)
+    given.store(tmp_path / "stored.safetensors", {}, other)
+    other.load_state_dict(safetensors.torch.load_file(tmp_path / "stored.safetensors"))
+    assert torch.equal(other.decoder.weight, model.encoder.weight)
+
+
+def test_tied_weights_that_contradict_each_other_do_not_fit(tmp_path):
+    torch.save({**Tied().state_dict(), "decoder.weight": torch.zeros(4, 4)}, tmp_path / "w.pt")
+    with pytest.raises(
+        CheckpointError, match=r"decoder.weight and encoder.weight differ, and are one tensor"
+    ):
+        PretrainedWeights.read(tmp_path / "w.pt").fitted(Tied())
+
+
+FINISHED = NET.replace("return nn", "net = nn") + "    return net.requires_grad_(False)\n"
+
+
+def test_a_finished_network_runs_with_weights_of_torch_save(home, tmp_path, capsys):
+    (tmp_path / "net.py").write_text(FINISHED)
+    (tmp_path / "tiny.toml").write_text((home / "tiny.toml").read_text())
+    torch.save(prefixed("module."), tmp_path / "w.pt")
+    arguments = argv(tmp_path, tmp_path / "out")
+    arguments[arguments.index("--weights") + 1] = str(tmp_path / "w.pt")
+    assert main([*arguments, "--quiet"]) == 0
+    assert "note: w.pt: 'module.' is taken off its names\n" in capsys.readouterr().err
+    model = robustode.load_model(tmp_path / "out", "my-net", model=f"{tmp_path}/net.py:my_net")
+    assert torch.equal(model[1].weight, net()[1].weight)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    report = tmp_path / "out" / "report"
+    assert "may have seen the test samples" in (report / "index.html").read_text()
+    assert "they may have seen the test samples." in (report / "leaderboard.md").read_text()
+    assert "they may have seen the test samples." in (report / "leaderboard.tex").read_text()
+
+
+def test_a_factory_that_hangs_meets_the_time_limit(home, tmp_path, capsys):
+    (tmp_path / "net.py").write_text(
+        "import time" + NET.replace("    size =", "    time.sleep(30)\n    size =")
+    )
+    text = (home / "tiny.toml").read_text().replace("training = 60", "training = 0.2")
+    (tmp_path / "tiny.toml").write_text(text)
+    save(tmp_path / "w.safetensors", net().state_dict())
+    assert main(argv(tmp_path, tmp_path / "out")) != 0
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "building my-net took longer than its limit of 0.2 s" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_trained_recipe_may_pass_for_given(tmp_path):

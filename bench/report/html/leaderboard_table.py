@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ..leaderboard.columns import board_columns, summary_column
-from ..leaderboard.row_status import order_class
+from ..leaderboard.row_status import PRETRAINED, PRETRAINED_NOTE, order_class
 from ..leaderboard.shown_fields import BUSY_NOTE, Field, best, fields, is_busy, shown
 from ..text import missing, percent
 from .audit_lines import AuditBadge
@@ -127,12 +127,15 @@ def _cell(field: Field, row: pd.Series[Any], top: bool, behind: Evidence) -> dic
     busy = is_busy(field, row)
     if busy:
         parts.append(BUSY_NOTE)
+    pretrained = field.name == "recipe" and value == PRETRAINED
+    if pretrained:
+        parts.append(PRETRAINED_NOTE)
     text = shown(field, value)
     interval = "" if missing(low) or missing(value) else f"{percent(low)} – {percent(high)}"
     return {
         "text": text,
         "sort": _sort(field, value),
-        "interval": "busy machine" if busy else interval,
+        "interval": "busy machine" if busy else "may have seen the test samples" if pretrained else interval,
         "tip": "; ".join(filter(None, parts)),
         "best": top,
         "kind": field.kind,

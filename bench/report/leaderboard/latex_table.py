@@ -18,7 +18,7 @@ import pandas as pd
 from ...._registry import unknown_name
 from ..tex import tex_escaped
 from ..text import missing, percent
-from .row_status import UNTRAINED_NOTE, is_trained
+from .row_status import PRETRAINED_NOTE, UNTRAINED_NOTE, is_pretrained, is_trained
 from .shown_fields import BUSY_NOTE, Field, any_busy, best, compact, fields, single_best, written
 
 
@@ -111,6 +111,8 @@ def _table(
         caption += f" *: {tex_escaped(BUSY_NOTE)}."
     if not is_trained(rows).all():
         caption += f" {tex_escaped(UNTRAINED_NOTE.capitalize())}."
+    if is_pretrained(rows).any():
+        caption += f" {tex_escaped(PRETRAINED_NOTE.capitalize())}."
     label = re.sub(r"[^A-Za-z0-9-]+", "-", dataset).strip("-") or "dataset"
     lines = [
         "\\begin{table}",

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..markdown import markdown_escaped, markdown_table
 from ..text import missing, percent
-from .row_status import UNTRAINED_NOTE, is_trained
+from .row_status import PRETRAINED_NOTE, UNTRAINED_NOTE, is_pretrained, is_trained
 from .shown_fields import BUSY_NOTE, Field, any_busy, best, compact, written
 
 
@@ -37,6 +37,7 @@ def markdown(board: pd.DataFrame, title: str) -> str:
     ]
     parts += [f"\\*: {BUSY_NOTE}."] if any_busy(compact(board), board) else []
     parts += [f"{UNTRAINED_NOTE.capitalize()}."] if not is_trained(board).all() else []
+    parts += [f"{PRETRAINED_NOTE.capitalize()}."] if is_pretrained(board).any() else []
     parts.append("")
     return "\n".join(parts)
 

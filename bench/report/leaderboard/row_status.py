@@ -20,6 +20,13 @@ UNTRAINED_NOTE = (
 )
 """What the status says, for a note below a table."""
 
+PRETRAINED = "given"
+"""The recipe's name in records of pretrained weights."""
+PRETRAINED_NOTE = (
+    f"{PRETRAINED}: pretrained weights, whose training is unknown here: they may have seen the test samples"
+)
+"""What that means, for a note below a table."""
+
 
 def row_statuses(
     used: list[Record], headline: Headline, norms: Collection[str | None]
@@ -80,6 +87,11 @@ def cleared(board: pd.DataFrame) -> pd.Series[bool]:
 def is_trained(board: pd.DataFrame) -> pd.Series[bool]:
     """Which rows are of networks that have learnt something; the others compete with none."""
     return ~board["status"].str.startswith(NOT_TRAINED)
+
+
+def is_pretrained(board: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows are of pretrained weights."""
+    return board["recipe"] == PRETRAINED
 
 
 def order_class(board: pd.DataFrame) -> pd.Series[int]:

@@ -12,7 +12,7 @@ import pandas as pd
 from ...throughput.machine_load import BUSY
 from ..text import count, missing, percent
 from .columns import AccuracyColumn, TimingColumn, board_columns, entries
-from .row_status import cleared, is_trained
+from .row_status import cleared, is_pretrained, is_trained
 
 BUSY_NOTE = f"other work took more than {BUSY:.0%} of the machine while this was timed"
 _OMITTED = ("training-step", "updated", "paper")
@@ -54,7 +54,7 @@ def fields(board: pd.DataFrame) -> list[Field]:
         Field(name="rank", group="", title="#"),
         Field(name="model", group="", title="Model", kind="text"),
     ]
-    if "recipe" in board and (board["recipe"].nunique() > 1 or "given" in set(board["recipe"])):
+    if "recipe" in board and (board["recipe"].nunique() > 1 or is_pretrained(board).any()):
         found.append(Field(name="recipe", group="", title="Recipe", kind="text"))
     columns = board_columns(board)
     for accuracy in columns.accuracies:

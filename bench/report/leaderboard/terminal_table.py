@@ -15,7 +15,7 @@ from rich.text import Text
 from ..text import missing, percent
 from .columns import board_columns
 from .ranking import ALPHA
-from .row_status import UNTRAINED_NOTE, is_trained
+from .row_status import PRETRAINED_NOTE, UNTRAINED_NOTE, is_pretrained, is_trained
 from .shown_fields import BUSY_NOTE, Field, any_busy, best, fields, written
 
 WIDTH = 100
@@ -63,6 +63,7 @@ def terminal_table(board: pd.DataFrame, width: int | None = WIDTH) -> Table:
     )
     notes += [f"* {BUSY_NOTE}"] if any_busy(visible, board) else []
     notes += [UNTRAINED_NOTE] if columns and not is_trained(board).all() else []
+    notes += [PRETRAINED_NOTE] if columns and is_pretrained(board).any() else []
     if left_out := len(columns) - len(visible):
         notes.append(f"{left_out} column{'s' * (left_out > 1)} left out; all in leaderboard.md")
     if notes:
