@@ -39,8 +39,8 @@ HANDLERS: dict[str, Callable[[Namespace], int]] = {
     "submit-attack": results_commands.submit_attack_command,
     "transfer": results_commands.transfer_command,
     "audit": results_commands.audit_command,
-    "merge": results_commands.merge_command,
     "upgrade": results_commands.upgrade_command,
+    "merge": results_commands.merge_command,
 }
 
 

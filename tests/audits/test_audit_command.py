@@ -15,8 +15,12 @@ from robustode.bench.audits.library import all_audits, audit_names
 from robustode.bench.audits.registry import AUDITS
 from robustode.bench.audits.run import audit_folder
 from robustode.bench.cli.main import main
+from robustode.bench.config.plan import make_plan
+from robustode.bench.config.preset import load_preset
+from robustode.bench.plugins.model_file import load_files
 from robustode.bench.records.store import Store
 from robustode.bench.report.report import write_report
+from robustode.bench.runner.run import run_plan
 from robustode.models import MODELS
 
 FAST = "finite,determinism,zero-gradients,solver-sensitivity"
@@ -188,13 +192,14 @@ def raising(shape, classes):
 
 
 @pytest.fixture(scope="module")
-def failing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def failing(tmp_path_factory: pytest.TempPathFactory, digits, registries_of_module) -> Path:
     """A folder with a model that will kill its process, one whose factory will raise, and a sound one."""
     folder = tmp_path_factory.mktemp("failing")
     (folder / "nets.py").write_text(FAILING)
-    models = f"{folder}/nets.py:dying,{folder}/nets.py:raising,resnet"
-    preset = str(stubs.preset_file(folder, stubs.PRESET.replace("epochs = 2", "epochs = 1")))
-    assert main(["run", "--preset", preset, "--models", models, "--out", str(folder / "out"), "--quiet"]) == 0
+    specs = load_files([f"{folder}/nets.py:{name}" for name in ("dying", "raising")])
+    preset = load_preset(str(stubs.preset_file(folder, stubs.PRESET.replace("epochs = 2", "epochs = 1"))))
+    plan = make_plan(preset, models=[*specs.values(), MODELS.get("resnet")])
+    assert run_plan(plan, digits, Store(folder / "out"), device=stubs.CPU).failures == []
     (folder / "dies").touch()
     (folder / "raises").touch()
     return folder / "out"
