@@ -109,13 +109,13 @@ class PixelNetwork(nn.Module):
             When no bound of the solver's map is known: an adaptive method, or a wide state; and when a
             subclass, a hook or another stem or head changes what `forward` computes.
         """
-        if not describes_calls(self, "lipschitz_parts") or not self._is_plain():
+        if not describes_calls(self, "lipschitz_parts") or not self.is_plain():
             raise NoCertificate("the network computes something else than normalisation, stem, flow and head")
         stem = convolution_bound(self.stem.weight / self.normalise.std, *self.image_size)
         bounds = {"stem": stem, "flow": stated_solver_bound(self.flow)}
         return LipschitzParts(body=bounds, head=self.head.weight.detach().double())
 
-    def _is_plain(self) -> bool:
+    def is_plain(self) -> bool:
         """Whether the parts around the flow are those that `lipschitz_parts` speaks of."""
         stem, head = self.stem, self.head
         if not (isinstance(stem, nn.Conv2d) and isinstance(head, nn.Linear)):
