@@ -30,6 +30,7 @@ from robustode.bench.runner.model_transfer import TransferResult, _model, replay
 from robustode.bench.runner.replay import Source, _replay
 from robustode.bench.runner.run import run_plan
 from robustode.bench.runtime.checked_model import CheckedModel
+from robustode.bench.training.find_model import ModelFinder
 from robustode.bench.verification.verify import verify
 
 EPS = 0.1
@@ -457,15 +458,16 @@ def test_a_model_that_answers_nan_is_a_failure_and_tried_again(folder, monkeypat
 
 def test_a_model_that_cannot_be_had_is_noted(folder, digits):
     store, done = Store(folder), TransferResult()
+    finder = ModelFinder(folder)
     training = next(r for r in store.load()[0] if r.cell.kind == "training" and r.cell.model == "resnet")
     unknown = dataclasses.replace(training, card={**training.card, "architecture": "mine"})
-    assert _model(store, unknown, {}, digits, done) is None
+    assert _model(store, unknown, finder, digits, done) is None
     newer = dataclasses.replace(training, cell=dataclasses.replace(training.cell, model_version="99"))
-    assert _model(store, newer, {}, digits, done) is None
+    assert _model(store, newer, finder, digits, done) is None
     other = dataclasses.replace(training, cell=dataclasses.replace(training.cell, index_sha256="0" * 64))
-    assert _model(store, other, {}, digits, done) is None
+    assert _model(store, other, finder, digits, done) is None
     store.checkpoint_path(training.cell).write_bytes(b"")
-    assert _model(store, training, {}, digits, done) is None
+    assert _model(store, training, finder, digits, done) is None
     assert [note.partition(": ")[0] for note in done.notes] == ["not replayed on resnet seed 0"] * 4
     assert ["FILE.py" in done.notes[0], "version 99" in done.notes[1], "index" in done.notes[2]] == [True] * 3
 
