@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ._errors import ForeignCodeWarning, InconsistentModelWarning, UntrainedModelWarning
     from .attacks import Threat, register_threat
     from .bench.api import evaluate, load_model
+    from .bench.config.own_datasets import register_dataset, register_image_folder
     from .bench.data import load_data
     from .bench.report.frame_plot import plot
     from .bench.results_frame import load_results
@@ -39,6 +40,8 @@ _HOME = {
     "load_data": "bench.data",
     "load_results": "bench.results_frame",
     "plot": "bench.report.frame_plot",
+    "register_dataset": "bench.config.own_datasets",
+    "register_image_folder": "bench.config.own_datasets",
     "LipschitzParts": "models",
     "MatrixField": "models",
     "ModelSpec": "models",
@@ -71,6 +74,8 @@ __all__ = [
     "load_model",
     "load_results",
     "plot",
+    "register_dataset",
+    "register_image_folder",
     "register_model",
     "register_threat",
     "use_ode_backend",

@@ -34,6 +34,10 @@ class ContractBroken(ModelFailure):
     status = "contract"
 
 
+class AttackFailure(RobustodeError):
+    """A noise or an attack of a user or of another library that raises; names the line where it is known."""
+
+
 class NonFinite(ModelFailure):
     """Logits, gradients, losses or images that are NaN or infinite."""
 

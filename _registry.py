@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
+import weakref
 from collections.abc import Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from ._errors import InvalidArgument, UnknownName
 
@@ -46,8 +47,18 @@ def unknown_name(kind: str, name: str, known: list[str]) -> UnknownName:
     return UnknownName(f"unknown {kind} {name!r}: {hint}")
 
 
+_registries: weakref.WeakSet[Registry[Any]] = weakref.WeakSet()
+
+
+def registrations() -> set[tuple[Registry[Any], str]]:
+    """Everything that is registered now, of every kind: registry and name."""
+    return {(registry, name) for registry in _registries for name in registry.names()}
+
+
 class Registry(Generic[T]):
     """Named items of one kind, in the order they were registered.
+
+    `hint` is added to what is said of an unknown name.
 
     Examples
     --------
@@ -58,9 +69,10 @@ class Registry(Generic[T]):
     ['red']
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, hint: str = "") -> None:
+        self.kind, self.hint = kind, f" ({hint})" if hint else ""
         self._items: dict[str, T] = {}
+        _registries.add(self)
 
     def register(self, item: T) -> T:
         """Add `item` under ``item.name`` and return it.
@@ -88,7 +100,8 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """Return the item called `name`; raise `UnknownName` with suggestions otherwise."""
         if name not in self._items:
-            raise unknown_name(self.kind, name, self.names())
+            error = unknown_name(self.kind, name, self.names())
+            raise UnknownName(f"{error}{self.hint}")
         return self._items[name]
 
     def names(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Gradient attacks on the cross-entropy: FGSM and PGD, in L-infinity and L2, through torchattacks.
+"""Gradient attacks on the cross-entropy: FGSM and PGD, in L-infinity and L2.
 
 Each takes `early_stopping`: whether it stops attacking a sample once that is broken.
 """
@@ -6,12 +6,13 @@ Each takes `early_stopping`: whether it stops attacking a sample once that is br
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-import torchattacks
 from torch import Tensor
 
-from .algorithms.torchattacks_adapter import run_torchattacks
+from .algorithms import pgd
+from .algorithms.repeated_runs import run_repeatedly
 from .core.types import Model, Seed
 from .registry import register_threat
 
@@ -38,14 +39,8 @@ def fgsm_linf(
     model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed, early_stopping: bool = True
 ) -> Tensor:
     """One step x + eps sign(grad)."""
-    return run_torchattacks(
-        lambda m: torchattacks.FGSM(m, eps=strength),
-        model,
-        images,
-        labels,
-        seed,
-        early_stopping=early_stopping,
-    )
+    attack = partial(pgd.fgsm, eps=strength)
+    return run_repeatedly(attack, model, images, labels, seed, early_stopping=early_stopping)
 
 
 @register_threat(
@@ -62,14 +57,8 @@ def fgsm_l2(
     model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed, early_stopping: bool = True
 ) -> Tensor:
     """One step x + eps grad/|grad|_2: PGD in L2 with a single full step from the image itself."""
-    return run_torchattacks(
-        lambda m: torchattacks.PGDL2(m, eps=strength, alpha=strength, steps=1, random_start=False),
-        model,
-        images,
-        labels,
-        seed,
-        early_stopping=early_stopping,
-    )
+    attack = partial(pgd.pgd_l2, eps=strength, alpha=strength, steps=1, random_start=False)
+    return run_repeatedly(attack, model, images, labels, seed, early_stopping=early_stopping)
 
 
 @register_threat(
@@ -96,14 +85,9 @@ def pgd_linf(
 ) -> Tensor:
     """`steps` steps of size relative_step * eps / steps from random starts; returns the best iterate."""
     alpha = relative_step * strength / steps
-    return run_torchattacks(
-        lambda m: torchattacks.PGD(m, eps=strength, alpha=alpha, steps=steps),
-        model,
-        images,
-        labels,
-        seed,
-        early_stopping=early_stopping,
-        restarts=restarts,
+    attack = partial(pgd.pgd_linf, eps=strength, alpha=alpha, steps=steps)
+    return run_repeatedly(
+        attack, model, images, labels, seed, early_stopping=early_stopping, restarts=restarts
     )
 
 
@@ -131,12 +115,7 @@ def pgd_l2(
 ) -> Tensor:
     """`steps` normalised-gradient steps of length relative_step * eps / steps; returns the best iterate."""
     alpha = relative_step * strength / steps
-    return run_torchattacks(
-        lambda m: torchattacks.PGDL2(m, eps=strength, alpha=alpha, steps=steps),
-        model,
-        images,
-        labels,
-        seed,
-        early_stopping=early_stopping,
-        restarts=restarts,
+    attack = partial(pgd.pgd_l2, eps=strength, alpha=alpha, steps=steps, random_start=True)
+    return run_repeatedly(
+        attack, model, images, labels, seed, early_stopping=early_stopping, restarts=restarts
     )

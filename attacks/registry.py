@@ -9,13 +9,24 @@ from typing import Any
 
 from torch import Tensor
 
+from .._errors import InvalidArgument, one_line
 from .._registry import Registry
 from .core.curve_search import CurveSearch
 from .core.minimum_norm_search import Run, search
-from .core.threat import Craft, CraftCurve, Threat
+from .core.threat import Craft, CraftCurve, Threat, defined_at, module_of
 from .core.types import Model, Norm, Seed
+from .libraries.lookup import library_threat
 
-THREATS: Registry[Threat] = Registry("threat")
+
+class Threats(Registry[Threat]):
+    """The registered threats; those of other libraries are found by name, and are no members."""
+
+    def get(self, name: str) -> Threat:
+        """The threat `name`, or ``LIBRARY:ATTACK``; raises as `Registry.get` and `library_threat`."""
+        return library_threat(name) if isinstance(name, str) and ":" in name else super().get(name)
+
+
+THREATS = Threats("threat", hint="--load FILE.py registers others")
 _GRADIENT_ATTACK = {"family": "gradient", "strength_name": "eps", "needs_gradient": True, "pooled": True}
 
 
@@ -23,10 +34,12 @@ def register_threat(name: str, **attributes: Any) -> Callable[[Craft], Craft]:
     """Register the decorated function as the threat `name`; `attributes` are those of `Threat`.
 
     The keyword parameters of the function, with their defaults, become ``Threat.parameters`` unless
-    `attributes` names others.
+    `attributes` names others. One of the family ``gradient`` needs gradients unless it says otherwise.
     """
+    attributes.setdefault("needs_gradient", attributes.get("family") == "gradient")
 
     def decorate(craft: Craft) -> Craft:
+        _check_signature(name, craft)
         parameters = {**_defaults(craft), **attributes.pop("parameters", {})}
         THREATS.register(Threat(name=name, craft=craft, parameters=parameters, **attributes))
         return craft
@@ -97,7 +110,8 @@ def register_minimum_norm(
         settings["parameters"] = {**_defaults(make), "restarts": 2, "refine": 10} | attributes.get(
             "parameters", {}
         )
-        register_threat(name, norm=norm, closest=closest, curve=curve, **settings)(_at_one_strength(curve))
+        craft = _at_one_strength(curve, make)
+        register_threat(name, norm=norm, closest=closest, curve=curve, **settings)(craft)
         return make
 
     return decorate
@@ -112,21 +126,33 @@ def register_curve(name: str, *, norm: Norm, **attributes: Any) -> Callable[[Cra
     def decorate(curve: CraftCurve) -> CraftCurve:
         settings = {**_GRADIENT_ATTACK, **attributes}
         settings["parameters"] = {**_defaults(curve), **attributes.get("parameters", {})}
-        register_threat(name, norm=norm, curve=curve, grid_matters=True, **settings)(_at_one_strength(curve))
+        craft = _at_one_strength(curve, curve)
+        register_threat(name, norm=norm, curve=curve, grid_matters=True, **settings)(craft)
         return curve
 
     return decorate
 
 
-def _at_one_strength(curve: CraftCurve) -> Craft:
-    """What `curve` hands out at one strength alone, which is reported."""
+def _at_one_strength(curve: CraftCurve, written: Callable[..., Any]) -> Craft:
+    """What `curve` hands out at one strength alone, which is reported; of the module of `written`."""
 
     def craft(
         model: Model, images: Tensor, labels: Tensor, strength: float, seed: Seed, **parameters: Any
     ) -> Tensor:
         return curve(model, images, labels, [strength], [strength], seed, **parameters)[0]
 
+    craft.__module__ = module_of(written)
     return craft
+
+
+def _check_signature(name: str, craft: Craft) -> None:
+    try:
+        inspect.signature(craft).bind(*[None] * 5)
+    except TypeError as error:
+        raise InvalidArgument(
+            f"threat {name}: write craft(model, images, labels, strength, seed), parameters after * with a "
+            f"default: {one_line(error)}{defined_at(craft)}"
+        ) from None
 
 
 def _defaults(function: Callable[..., Any]) -> dict[str, Any]:

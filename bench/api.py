@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -19,9 +20,11 @@ from .._arguments import Count, Flag, Names, Whole
 from .._errors import InvalidArgument, ModelFailure, one_line
 from .._registry import check_name
 from ..attacks import THREATS
+from ..attacks.core.image_dtype import call_in_its_dtype
 from ..attacks.core.model_call import call_model
 from .audits.library import check_names
-from .config.plan import attack_norm
+from .config.attack_grid import attack_norm
+from .config.own_datasets import data_to_test, is_name
 from .config.pretrained import PRETRAINED_RECIPE
 from .config.threat_strengths import DEFAULT_STRENGTHS, threat_and_strength
 from .data import DATASETS, Data, load_data
@@ -45,7 +48,7 @@ __all__ = ["DEFAULT_STRENGTHS", "evaluate", "load_model"]
 def evaluate(
     module: nn.Module,
     *,
-    dataset: str = "digits",
+    dataset: Any = "digits",
     threats: str | Sequence[Any] = ("clean", "gaussian", "pgd-linf"),
     samples: Count | None = None,
     draws: Count = 1,
@@ -70,11 +73,14 @@ def evaluate(
         everything global, such as random states. What the caller has set, such as ``torch.inference_mode()``
         or a default dtype, changes no number.
     dataset
-        Name of a dataset whose test set is used; see ``robustode list datasets``.
+        Name of a dataset whose test set is used, see ``robustode list datasets``; or images of your own: a
+        ``TensorDataset`` or a pair (images, labels) in [0, 1], or in whole numbers up to 255, of shape
+        (N, C, H, W), (N, H, W, C) or (N, H, W); or a folder that holds a folder of images for each class.
     threats
-        Names of threats, or pairs (name, strength); see ``robustode list threats``. Strengths are in pixel
-        units: the radius of the norm ball, or the standard deviation of noise. A name alone uses the strength
-        in `robustode.bench.api.DEFAULT_STRENGTHS`.
+        Names of threats, pairs (name, strength), or (name, strength, parameters) with a dictionary of
+        parameters; see ``robustode list threats``. ``torchattacks:MIFGSM`` is an attack of another library.
+        Strengths are in pixel units: the radius of the norm ball, or the standard deviation of noise. A name
+        alone uses the strength in `robustode.bench.api.DEFAULT_STRENGTHS`.
     samples
         Number of test samples, the first ones of the test set; all by default.
     draws
@@ -135,21 +141,29 @@ def evaluate(
     """
     _require_initialised(module)
     check_name(name, "model")
-    DATASETS.get(dataset)
+    registered = is_name(dataset)
+    if registered:
+        DATASETS.get(cast(str, dataset))
     check_names(expected_failures)
     asked = [threat_and_strength(item) for item in ([threats] if isinstance(threats, str) else threats)]
     chosen = {(threat.name, strength): (threat, strength) for threat, strength in asked}
+    for threat, strength in asked:
+        if threat.parameters != chosen[threat.name, strength][0].parameters:
+            raise InvalidArgument(f"{threat.name} at {strength:g}: ask for it in two ways in two calls")
     if not chosen:
         raise InvalidArgument("threats names no threat: see `robustode list threats`")
     place = _pick_device(module, device)
-    data = load_data(dataset, Path(data_root) if data_root else None)
+    if registered:
+        data = load_data(cast(str, dataset), Path(data_root) if data_root else None)
+    else:
+        data = data_to_test(dataset)
     count = samples or len(data.test)
     if count > len(data.test):
-        raise InvalidArgument(f"{dataset} has {len(data.test)} test samples, not {samples}")
+        raise InvalidArgument(f"{data.name} has {len(data.test)} test samples, not {samples}")
     cells = [
         Cell(
             kind="accuracy",
-            dataset=dataset,
+            dataset=data.name,
             index_sha256=data.index_sha256,
             model=name,
             model_version="0",
@@ -170,6 +184,8 @@ def evaluate(
     ]
     records = []
     with reporter_for_call(progress) as reporter, _usable_at(module, place):
+        if not registered:
+            data = dataclasses.replace(data, num_classes=_count_classes(module, data, place))
         check_statements(module, data.train.images[:FEW_IMAGES].to(place))
         for category, sentence in first_warnings(
             module, data, batch_size=batch_size, device=place, expected=expected_failures
@@ -218,6 +234,20 @@ def _require_initialised(module: nn.Module) -> None:
         raise InvalidArgument(
             f"module is not initialised yet ({lazy[0]} has no shape): call it once on images, then train it"
         )
+
+
+def _count_classes(module: nn.Module, data: Data, device: torch.device) -> int:
+    """How many classes the module answers, which images of one's own need not all hold."""
+    logits: object = None
+    with asking(module, 0), frozen(module), torch.no_grad(), suppress(Exception):  # the evaluation tells
+        logits = call_in_its_dtype(module, data.test.images[:1].to(device))
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        return data.num_classes
+    if logits.shape[1] < data.num_classes:
+        raise InvalidArgument(
+            f"{data.name}: a label is {data.num_classes - 1}, the module answers {logits.shape[1]} classes"
+        )
+    return int(logits.shape[1])
 
 
 def _pick_device(module: nn.Module, device: str | torch.device | None) -> torch.device:

@@ -16,16 +16,18 @@ from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .._arguments import checked
-from .._errors import InvalidArgument
+from .._errors import DataUnavailable, InvalidArgument, RobustodeError, one_line
 from .._registry import Registry
+from ..attacks.core.model_call import where
 from .dataset_files import CIFAR10, FASHION_MNIST, MNIST, Arrays
+from .runtime.foreign_arrays import checked_parts, classes_of, scale_of
 from .runtime.foreign_code import foreign_code, source_of
 
 ENVIRONMENT_VARIABLE = "ROBUSTODE_DATA"
@@ -109,28 +111,34 @@ class DatasetSource:
         One line for ``robustode list datasets``.
     load
         ``load(root)`` reads the folder `root` and returns a pair (training, test), each (images, labels):
-        images of shape (N, H, W) or (N, H, W, C), uint8 or float, and labels of shape (N,). The test set is
-        None for a source without one.
+        images of shape (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or float, and labels of shape (N,). The
+        test set is None for a source without one.
     scale
-        The pixel value that becomes 1.
+        The pixel value that becomes 1; None for 1 of floating-point images and the largest of integers.
     num_classes
-        Number of classes.
+        Number of classes; None for one more than the largest label.
     validation
-        Number of training samples held out for validation.
+        Number of training samples held out for validation; None for a tenth of them.
     test
-        Number of training samples used for testing, for a source without a test set.
+        Number of training samples used for testing, for a source without a test set; None for a fifth.
     """
 
     name: str
     summary: str
     load: Callable[[Path], tuple[Arrays, Arrays | None]]
-    scale: float = 255.0
-    num_classes: int = 10
-    validation: int = 5000
-    test: int = 0
+    scale: float | None = 255.0
+    num_classes: int | None = 10
+    validation: int | None = 5000
+    test: int | None = 0
+
+    def __post_init__(self) -> None:
+        for what in ("num_classes", "validation", "test"):
+            value = getattr(self, what)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise InvalidArgument(f"dataset {self.name}: {what} is a number of samples, not {value!r}")
 
 
-DATASETS: Registry[DatasetSource] = Registry("dataset")
+DATASETS: Registry[DatasetSource] = Registry("dataset", hint="--load FILE.py registers others")
 """Every registered dataset, in order of registration."""
 
 
@@ -168,27 +176,47 @@ def load_data(name: str, root: str | Path | None = None) -> Data:
     UnknownName
         When no dataset has this name.
     DataUnavailable
-        When it is neither in `root` nor downloadable, or a file of it is damaged.
+        When it is neither in `root` nor downloadable, a file of it is damaged, or its `load` raises: names
+        the line.
     InvalidArgument
         When an argument is of another type, or what its source returns is no training and test set.
     """
-    source = DATASETS.get(name)
+    source, what = DATASETS.get(name), f"dataset {name!r}"
     with foreign_code(source_of(source.load), seed=0):
-        loaded = source.load(Path(root) if root else default_root())
-    (images, labels), test = _checked(source, loaded)
+        try:
+            loaded = source.load(Path(root) if root else default_root())
+        except RobustodeError:
+            raise
+        except Exception as error:
+            raise DataUnavailable(
+                f"{what}: load raised {type(error).__name__}: {one_line(error)}{where(error)}"
+            ) from error
+    (images, labels), test = checked_parts(what, loaded)
+    parts = {"training": (images, labels)} if test is None else {"training": (images, labels), "test": test}
+    scale = max(scale_of(f"{what}, {part} set", x, source.scale) for part, (x, _) in parts.items())
+    classes = max(classes_of(f"{what}, {part} set", y, source.num_classes) for part, (_, y) in parts.items())
+    count = len(labels)
+    test_count = count // 5 if source.test is None else source.test
+    held_out = (count - (test_count if test is None else 0)) // 10
+    held_out = held_out if source.validation is None else source.validation
+    if held_out + (test_count if test is None else 0) >= count or (test is None and test_count < 1):
+        raise InvalidArgument(
+            f"{what}: validation={held_out} and test={test_count} of {count} samples leave none for training "
+            "or testing"
+        )
     order = np.array(
         sorted(range(len(labels)), key=lambda i: hashlib.sha256(f"{name}:{i}".encode()).digest()),
         dtype=np.int64,
     )
     if test is None:
-        test_indices, order = order[: source.test], order[source.test :]
+        test_indices, order = order[:test_count], order[test_count:]
         test = images[test_indices], labels[test_indices]
     else:
         test_indices = np.arange(len(test[1]))
-    validation_indices, train_indices = order[: source.validation], np.sort(order[source.validation :])
+    validation_indices, train_indices = order[:held_out], np.sort(order[held_out:])
 
     def split(arrays: Arrays, rows: np.ndarray, indices: np.ndarray) -> Split:
-        pixels = torch.from_numpy(arrays[0][rows]).to(torch.float32).div_(source.scale)
+        pixels = torch.from_numpy(arrays[0][rows]).to(torch.float32).div_(scale)
         pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
         return Split(images=pixels, labels=torch.from_numpy(arrays[1][rows]).long(), indices=indices)
 
@@ -199,56 +227,12 @@ def load_data(name: str, root: str | Path | None = None) -> Data:
         fingerprint.update(np.ascontiguousarray(pixels).data)
     return Data(
         name=name,
-        num_classes=source.num_classes,
+        num_classes=classes,
         train=split((images, labels), train_indices, train_indices),
         validation=split((images, labels), validation_indices, validation_indices),
         test=split(test, np.arange(len(test[1])), test_indices),
         index_sha256=fingerprint.hexdigest(),
     )
-
-
-def _checked(source: DatasetSource, loaded: Any) -> tuple[Arrays, Arrays | None]:
-    """What a source returned, as arrays; raises `InvalidArgument` where it is not what `load` promises."""
-    try:
-        train, test = loaded
-        parts = {"training": train} if test is None else {"training": train, "test": test}
-        arrays = {part: (np.asarray(images), np.asarray(labels)) for part, (images, labels) in parts.items()}
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(
-            f"dataset {source.name!r}: load must return ((images, labels), (images, labels) or None): {error}"
-        ) from None
-    for part, (images, labels) in arrays.items():
-        if problem := _problem(source, images, labels):
-            raise InvalidArgument(f"dataset {source.name!r}, {part} set: {problem}")
-    shapes = {images.shape[1:] for images, _ in arrays.values()}
-    if len(shapes) > 1:
-        raise InvalidArgument(f"dataset {source.name!r}: training and test images differ in shape: {shapes}")
-    held_out = source.validation + (0 if "test" in arrays else source.test)
-    if held_out >= (count := len(arrays["training"][1])) or ("test" not in arrays and source.test < 1):
-        raise InvalidArgument(
-            f"dataset {source.name!r}: validation={source.validation} and test={source.test} of {count} "
-            "samples leave none for training or testing"
-        )
-    return arrays["training"], arrays.get("test")
-
-
-def _problem(source: DatasetSource, images: np.ndarray, labels: np.ndarray) -> str:
-    """What is wrong with one part of a dataset; empty where nothing is."""
-    classes = source.num_classes
-    if images.ndim not in (3, 4):
-        return f"images have shape {images.shape}, should be (N, H, W) or (N, H, W, C)"
-    if labels.shape != images.shape[:1]:
-        return f"{len(images)} images and labels of shape {labels.shape}: there must be one label per image"
-    if not len(labels):
-        return "it has no samples"
-    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
-        return f"labels must be whole numbers from 0 to {classes - 1} (num_classes={classes})"
-    if images.dtype.kind not in "iuf":
-        return f"images have the type {images.dtype}, should be uint8 or float"
-    low, high = float(images.min()), float(images.max())
-    if not (low >= 0 and high <= source.scale * 1.000001):  # NaN compares false
-        return f"pixels lie between {low:g} and {high:g}, should be in [0, scale={source.scale:g}]"
-    return ""
 
 
 def _digits(_root: Path) -> tuple[Arrays, None]:

@@ -164,18 +164,29 @@ def registries_of_module() -> Iterator[None]:
         yield
 
 
+def _needed(name: str, install: str) -> types.ModuleType:
+    """A package to compare with; where ROBUSTODE_PARITY is "required", as in tox, it must be there."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        if os.environ.get("ROBUSTODE_PARITY") == "required":
+            raise
+        pytest.skip(f"{name} is not installed: {install}")
+
+
+@pytest.fixture(scope="session")
+def torchattacks() -> types.ModuleType:
+    """The package torchattacks, as `_needed`."""
+    return _needed("torchattacks", "pip install 'robustode[torchattacks]'")
+
+
 @pytest.fixture(scope="session")
 def adv_lib() -> types.ModuleType:
-    """The package adv-lib; where ROBUSTODE_PARITY is "required", as in tox, its absence is an error.
+    """The package adv-lib, as `_needed`.
 
     It imports visdom, which only its plots use and which often cannot be installed.
     """
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it uses distutils
         patch.setitem(sys.modules, "visdom", sys.modules.get("visdom", types.ModuleType("visdom")))
-        try:
-            return importlib.import_module("adv_lib.attacks")
-        except ModuleNotFoundError:
-            if os.environ.get("ROBUSTODE_PARITY") == "required":
-                raise
-            pytest.skip("adv-lib is not installed: pip install --no-deps adv-lib==0.2.8")
+        return _needed("adv_lib.attacks", "pip install --no-deps adv-lib==0.2.8")

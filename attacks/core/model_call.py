@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
 from pathlib import Path
 
@@ -75,6 +76,11 @@ def where(error: BaseException) -> str:
     """The innermost line of the model's own code, as `` (mine.py:12)``; empty when there is none."""
     frames = traceback.extract_tb(error.__traceback__)
     package = Path(__file__).parents[2]
-    outside = ("site-packages", str(package / "bench"), str(package / "attacks"))
-    own = [frame for frame in frames if not any(part in frame.filename for part in outside)]
+    library = sysconfig.get_path("stdlib")
+    outside = ("site-packages", library, str(package / "bench"), str(package / "attacks"))
+    own = [
+        frame
+        for frame in frames
+        if not frame.filename.startswith("<") and not any(part in frame.filename for part in outside)
+    ]
     return f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from ..._arguments import Count, Flag, Number, Positive, check_fields, check_value, plain
-from ..._errors import InvalidArgument
+from ..._arguments import Count, Flag, Number, Positive, Real, Whole, check_fields, check_value, plain
+from ..._errors import AttackFailure, InvalidArgument, RobustodeError, one_line
 from ..._registry import check_name, unknown_name
+from .memory import out_of_memory
+from .model_call import NO_GRAPH, where
 from .types import Family, Model, Norm, Seed
 
 Craft: TypeAlias = Callable[..., Tensor]
@@ -27,6 +34,9 @@ CraftCurve: TypeAlias = Callable[..., Tensor]
 """``curve(model, images, labels, strengths, reported, seed, **parameters)`` returns perturbed images for
 each of the ascending positive `strengths`, (S, N, C, H, W); those that are `reported` deserve most effort.
 """
+
+_LIBRARY_NAME = re.compile(r"(torchattacks|foolbox|adv_lib):[A-Za-z0-9_-]{1,50}")
+"""What threats of other libraries are called (`attacks.libraries`)."""
 
 Closest: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 """``closest(model, images, labels, seed, **parameters)`` returns the closest adversarial images found and
@@ -80,6 +90,9 @@ class Threat:
         In which space strengths are measured and images clipped: ``pixel`` unless a paper does otherwise.
     box
         The smallest and largest pixel value that a perturbed image may hold.
+    any_parameter_values
+        Whether a parameter may be a number that is not positive: whoever runs the attack checks it. Else
+        numbers must be positive.
     version
         Raise it by hand when the algorithm changes: stored records of older versions are not reused.
     """
@@ -94,6 +107,7 @@ class Threat:
     grid_matters: Flag = False
     norm: Norm | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    any_parameter_values: Flag = False
     strength_name: str = "strength"
     max_strength: Number = math.inf
     stochastic: Flag = False
@@ -106,7 +120,8 @@ class Threat:
     version: Count = 1
 
     def __post_init__(self) -> None:
-        check_name(self.name, "threat")
+        if not _LIBRARY_NAME.fullmatch(self.name):
+            check_name(self.name, "threat")
         if self.family not in get_args(Family):
             raise unknown_name("family of threats", self.family, list(get_args(Family)))
         check_fields(self, f"threat {self.name}")
@@ -134,7 +149,13 @@ class Threat:
         if not len(images) or (strength == 0 and self.box == (0.0, 1.0)):
             return images.clone()
         options = {"early_stopping": False} if self.optional_early_stopping and not early_stopping else {}
-        return self.craft(model, images, labels, strength, seed, **options, **self.parameters)
+        with self._failures_named():
+            found = self.craft(model, images, labels, strength, seed, **options, **self.parameters)
+        if not isinstance(found, Tensor):
+            raise AttackFailure(
+                f"threat {self.name} returned {type(found).__name__}, not images{defined_at(self.craft)}"
+            )
+        return found
 
     def perturb_at_strengths(
         self,
@@ -161,8 +182,29 @@ class Threat:
         same = images.expand(len(strengths) - (len(positive) if len(images) else 0), *images.shape)
         if not positive or not len(images):
             return same.clone()
-        found = self.curve(model, images, labels, positive, reported, seed, **self.parameters)
+        with self._failures_named():
+            found = self.curve(model, images, labels, positive, reported, seed, **self.parameters)
         return torch.cat([same, found])
+
+    @contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        """Say of what a threat that is not of this package raises that it is its failure, and where.
+
+        Not of what runs out of memory, which is done again in smaller batches.
+        """
+        try:
+            yield
+        except Exception as error:
+            ours = module_of(self.craft).startswith(__name__.partition(".")[0] + ".")
+            known = isinstance(error, RobustodeError | MemoryError) or out_of_memory(error)
+            if known or (ours and ":" not in self.name):
+                raise
+            advice = ""
+            if NO_GRAPH in str(error) and not self.needs_gradient:
+                advice = ": register the threat with needs_gradient=True"
+            raise AttackFailure(
+                f"threat {self.name} raised {type(error).__name__}: {one_line(error)}{where(error)}{advice}"
+            ) from error
 
     def check_strength(self, strength: float) -> float:
         """Return `strength`; raise `InvalidArgument` when it is negative, not finite or too large.
@@ -193,13 +235,30 @@ class Threat:
         for name, value in overrides.items():
             if name not in self.parameters:
                 raise unknown_name(f"parameter of threat {self.name}", name, sorted(self.parameters))
-            overrides[name] = check_value(
-                f"threat {self.name}: {name}", value, _kind_of(self.parameters[name])
-            )
+            if value is None and self.any_parameter_values:
+                continue
+            kind = _kind_of(self.parameters[name], positive=not self.any_parameter_values)
+            overrides[name] = check_value(f"threat {self.name}: {name}", value, kind)
         return dataclasses.replace(self, parameters={**self.parameters, **overrides})
 
 
-def _kind_of(default: Any) -> Any:
-    """What may take the place of a parameter's default; numbers must be positive."""
-    kinds = {bool: Flag, int: Count, float: Positive, str: str}
+def _kind_of(default: Any, *, positive: bool) -> Any:
+    """What may take the place of a parameter's default."""
+    kinds: dict[type, Any] = {bool: Flag, str: str}
+    kinds |= {int: Count, float: Positive} if positive else {int: Whole, float: Real}
     return kinds.get(type(plain(default)), Any)
+
+
+def defined_at(function: Callable[..., Any]) -> str:
+    """Where a function is defined, as `` (mine.py:12)``; empty for what has no code of its own."""
+    while isinstance(function, partial):
+        function = function.func
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f" ({Path(code.co_filename).name}:{code.co_firstlineno})" if code is not None else ""
+
+
+def module_of(function: Callable[..., Any]) -> str:
+    """The module that a function, or what `functools.partial` made of one, was written in."""
+    while isinstance(function, partial):
+        function = function.func
+    return str(getattr(function, "__module__", ""))

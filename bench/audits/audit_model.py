@@ -70,6 +70,8 @@ class Task:
     samples: int
     fresh: bool
     time_limit: float = LIMIT
+    load: tuple[Path, ...] = ()
+    """Files that register models, threats or datasets, for another process."""
     ode_backend: ODEBackend = field(default_factory=get_ode_backend)
     """``compiled`` or ``torchdiffeq``; by default that of the process that makes the task."""
 

@@ -16,7 +16,7 @@ from ...models import ModelSpec, set_ode_backend
 from ..config.training_seeds import chosen_seeds
 from ..data import load_data
 from ..evaluation.accuracy import failed
-from ..plugins.model_file import named_models
+from ..plugins.model_file import load_registrations, named_models
 from ..records.headline import headline_of
 from ..records.record import Cell, Record
 from ..records.store import Store
@@ -50,6 +50,7 @@ def audit_folder(
     fresh: bool = False,
     jobs: int | None = None,
     time_limit: float = LIMIT,
+    load: Sequence[Path] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> Audited:
     """Run the model audits on every trained model of a results folder, on the CPU.
@@ -76,6 +77,8 @@ def audit_folder(
         default one per core; 1 audits in this process.
     time_limit
         Seconds for one audit of one model, and for loading it.
+    load
+        Files that have registered models, threats or datasets here, for the other processes.
     say
         Called with each result, one line each.
 
@@ -114,6 +117,7 @@ def audit_folder(
             samples=samples,
             fresh=fresh,
             time_limit=time_limit,
+            load=tuple(load),
         )
         for row, seed in chosen
     ]
@@ -185,6 +189,7 @@ def _after_death(task: Task, begun: Sequence[Cell], reason: str, done: Audited) 
 
 def _audit_task(send: Send, task: Task) -> Audited:
     set_ode_backend(task.ode_backend)
+    load_registrations(task.load)
     torch.set_num_threads(1)
     with telling(lambda *changed: send("announcement", changed)):
         return audit_trained_model(task, partial(send, "line"), on_start=partial(send, "audit"))

@@ -105,6 +105,7 @@ def _add_run(commands: Any) -> None:
         metavar="FILE.safetensors",
         help="weights of the one model: it is not trained",
     )
+    _add_load(run)
     _add_seeds(run, "not the preset's")
     run.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda or cuda:N")
     run.add_argument(
@@ -158,20 +159,35 @@ def _add_model_commands(commands: Any) -> None:
         "WHAT [--json]",
     )
     listing.add_argument("what", choices=LISTS, metavar="WHAT", help=", ".join(LISTS))
+    _add_load(listing)
     listing.add_argument("--json", action="store_true", help="as JSON, with every property")
 
-    new = _command(
-        commands,
-        "new-model",
-        "write a one-file model to start from",
-        "Write a small model that passes `robustode check`; change it into yours.",
-        "my-model my_model.py",
-        "NAME [FILE.py]",
-    )
-    new.add_argument("name", metavar="NAME", help="lower-case letters, digits and dashes")
-    new.add_argument(
-        "file", nargs="?", type=Path, metavar="FILE.py", help="default: NAME.py here, with _ for - and ."
-    )
+    for kind, ending, description in (
+        ("model", "py", "Write a small model that passes `robustode check`; change it into yours."),
+        ("threat", "py", "Write a small attack that runs; change it into yours, or into noise."),
+        ("dataset", "py", "Write a small dataset that runs; change it into yours."),
+        ("preset", "toml", "Write a small preset that runs; change it into yours."),
+    ):
+        new = _command(
+            commands,
+            f"new-{kind}",
+            f"write a one-file {kind} to start from",
+            description,
+            f"my-{kind} my_{kind}.{ending}",
+            f"NAME [FILE.{ending}]",
+        )
+        new.add_argument("name", metavar="NAME", help="lower-case letters, digits and dashes")
+        new.add_argument(
+            "file",
+            nargs="?",
+            type=Path,
+            metavar=f"FILE.{ending}",
+            help=f"default: NAME.{ending} here, with _ for - and .",
+        )
+        if kind == "dataset":
+            new.add_argument(
+                "--images", type=Path, metavar="DIR", help="a folder of images, one folder per class"
+            )
 
     check = _command(
         commands,
@@ -183,6 +199,7 @@ def _add_model_commands(commands: Any) -> None:
         "MODEL",
     )
     check.add_argument("model", metavar="MODEL", help="a registered name, or FILE.py:FACTORY")
+    _add_load(check)
 
 
 def _add_results_commands(commands: Any) -> None:
@@ -297,9 +314,21 @@ def _add_results_commands(commands: Any) -> None:
             help="results folder (default: results/quick)",
         )
     for command in (verify, submit, transfer, audit):
+        _add_load(command)
         command.add_argument(
             "--data-root", type=Path, metavar="DIR", help="default: $ROBUSTODE_DATA or ~/.cache/robustode"
         )
+
+
+def _add_load(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--load",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="import what registers models, threats or datasets (may be repeated)",
+    )
 
 
 def names_in(text: str | None) -> list[str]:

@@ -25,19 +25,28 @@ def entries(what: str) -> list[dict[str, Any]]:
         return [{"name": d.name, "summary": d.summary, "classes": d.num_classes} for d in DATASETS]
     if what == "threats":
         from ...attacks import THREATS
+        from ...attacks.libraries.lookup import installed_attacks
 
-        return [
-            {
-                "name": t.name,
-                "family": t.family,
-                "norm": t.norm,
-                "strength": t.strength_name,
-                "parameters": dict(t.parameters),
-                "version": t.version,
-                "reference": t.reference,
-            }
-            for t in THREATS
-        ] + _of_no_preset()
+        of_libraries = [
+            {"name": f"{library}:NAME", "summary": f"of {library}: {', '.join(names)}", "attacks": names}
+            for library, names in installed_attacks().items()
+        ]
+        return (
+            [
+                {
+                    "name": t.name,
+                    "family": t.family,
+                    "norm": t.norm,
+                    "strength": t.strength_name,
+                    "parameters": dict(t.parameters),
+                    "version": t.version,
+                    "reference": t.reference,
+                }
+                for t in THREATS
+            ]
+            + _of_no_preset()
+            + of_libraries
+        )
     if what == "audits":
         from ..audits.library import all_audits
 

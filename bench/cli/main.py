@@ -32,7 +32,10 @@ def run_command(arguments: Namespace) -> int:
 HANDLERS: dict[str, Callable[[Namespace], int]] = {
     "run": run_command,
     "list": model_commands.list_command,
-    "new-model": model_commands.new_model_command,
+    "new-model": model_commands.new_file_command,
+    "new-threat": model_commands.new_file_command,
+    "new-dataset": model_commands.new_file_command,
+    "new-preset": model_commands.new_file_command,
     "check": model_commands.check_command,
     "report": results_commands.report_command,
     "verify": results_commands.verify_command,
@@ -59,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["MPLBACKEND"] = "agg"
     try:
         with telling(lambda source, names: show_warning(sentence(source, names))), each_line_once():
+            if getattr(arguments, "load", None) and arguments.command != "run":  # a run does it by its plan
+                from ..plugins.model_file import load_registrations
+
+                load_registrations(arguments.load)
             return HANDLERS[arguments.command](arguments)
     except RobustodeError as error:
         print(f"robustode: error: {' '.join(str(error).split())}", file=sys.stderr)

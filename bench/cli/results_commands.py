@@ -105,6 +105,7 @@ def audit_command(arguments: Namespace) -> int:
         fresh=arguments.fresh,
         jobs=arguments.jobs,
         time_limit=arguments.time_limit,
+        load=arguments.load,
         say=lambda line: print(line, flush=True),
     )
     print(f"{done.done} checks done, {done.skipped} stored already")

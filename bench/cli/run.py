@@ -131,6 +131,7 @@ def _request(arguments: argparse.Namespace, preset: Preset) -> RunRequest:
     return RunRequest(
         preset=preset,
         models=tuple(dict.fromkeys(names)) if names else None,
+        load=tuple(arguments.load),
         seeds=arguments.seed or arguments.seeds,
         data_root=arguments.data_root,
         batch_size=arguments.batch_size,
@@ -168,7 +169,8 @@ def _dry_run(arguments: argparse.Namespace, plan: Plan, data: Data, out: Path, d
     for slow in filter(None, (slow_training(work, plan) for work in remaining)):
         print(slow)
     preset = plan.preset
-    print(f"{preset.name}: {preset.title}; the preset says: {preset.cost}")
+    says = f"; the preset says: {preset.cost}" if preset.cost else ""
+    print(f"{preset.name}: {preset.title}{says}")
     how = "one after the other" if processes == 1 else f"{processes} at once"
     seconds = estimate_duration(remaining, processes)
     ahead = [work for work in remaining if work.left]

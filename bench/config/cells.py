@@ -12,8 +12,9 @@ from ...attacks import Threat
 from ...models import ModelSpec
 from ..data import Data
 from ..records.record import Cell
+from .attack_grid import attack_norm
 from .perturbation import recipe_facts
-from .plan import Plan, attack_norm
+from .plan import Plan
 from .preset import ThreatPlan
 
 LIPSCHITZ_VERSION, SMOOTHING_VERSION, DYNAMICS_VERSION = 2, 2, 2

@@ -13,17 +13,16 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from ..._errors import InvalidArgument
-from ...attacks import THREATS, Threat
-from ...attacks.core.types import Norm
 from ...models import ModelSpec
 from ..data import DATASETS, Data
 from ..records.headline import Headline
-from ..records.record import REPLAYS
 from ..runtime.network_hash import network_sha256
 from ..runtime.time_limit import time_limit
+from .attack_grid import Attack, plan_attacks, ranked_by, reported_strengths
 from .model_selection import find_model, preset_models, select_models, variant_specs
 from .perturbation import training_threat
-from .preset import Preset, Recipe, ThreatPlan, TimeLimits, first_line
+from .preset import Preset, Recipe, TimeLimits
+from .preset_mistakes import mistakes
 from .pretrained import PRETRAINED_RECIPE, PretrainedWeights
 from .training_seeds import chosen_seeds
 
@@ -31,25 +30,6 @@ MARGIN = 4.0
 """How many times its estimate a unit of work may take, where that is more than the preset's limit."""
 BATCH_SIZE = 100
 """Batch size where "auto" has not measured one yet."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attack:
-    """A configured threat and the preset's grid of strengths for it."""
-
-    threat: Threat
-    plan: ThreatPlan
-
-    @property
-    def queries(self) -> tuple[float, float]:
-        """Forwards and backwards per sample and draw, the harness's own two predictions included.
-
-        Of a threat that does its whole grid in one run: the share of one strength.
-        """
-        forwards, backwards = self.threat.queries(self.threat.parameters)
-        share = 1 if self.threat.curve is None else len(self.plan.strengths)
-        own = 1 if self.threat.family in ("clean", "noise") else 2
-        return forwards / share + own, backwards / share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +134,7 @@ class Plan:
         try:
             recipe = Recipe.model_validate(body)
         except ValidationError as error:
-            raise InvalidArgument(f"recipe of {spec.name}: {first_line(error, Recipe)}") from None
+            raise InvalidArgument(f"recipe of {spec.name}: {mistakes(error, Recipe)}") from None
         if recipe.name == PRETRAINED_RECIPE:
             raise InvalidArgument(
                 f"recipe of {spec.name}: {PRETRAINED_RECIPE!r} is reserved for --weights: choose another name"
@@ -165,24 +145,14 @@ class Plan:
 
     def headline(self) -> Headline:
         """What the report needs to know of the plan."""
-        reported = {
-            attack_norm(attack.threat) or attack.threat.name: attack.plan.reported
-            for attack in self.attacks
-            if attack.plan.reported is not None
-        }
-        preset = self.preset
+        preset, reported = self.preset, reported_strengths(self.attacks)
         return Headline(
             preset=preset.name,
             title=preset.title,
             reported=reported,
-            rank=preset.rank,
+            rank=ranked_by(preset, reported),
             audits=preset.audits,
         )
-
-
-def attack_norm(threat: Threat) -> Norm | None:
-    """The norm whose worst case a threat takes part in; noise takes part in none, bounded or not."""
-    return None if threat.family == "noise" else threat.norm
 
 
 def make_plan(
@@ -208,33 +178,7 @@ def make_plan(
     for name in preset.overrides:
         if name not in preset.all_variants():
             find_model(name, variant_specs(preset))
-    attacks: list[Attack] = []
-    for grid in preset.threats:
-        if grid.name in REPLAYS.values():
-            raise InvalidArgument(
-                f"preset {preset.name}: {grid.name} is no attack: `transfer = true` replays the stored "
-                "examples of other models"
-            )
-        threat = THREATS.get(grid.name).configure(**grid.parameters)
-        for strength in (*grid.strengths, *([grid.reported] if grid.reported is not None else [])):
-            threat.check_strength(strength)
-        if grid.reported is not None and grid.reported not in grid.strengths:
-            raise InvalidArgument(
-                f"preset {preset.name}: {grid.name}: reported = {grid.reported:g} is not among its strengths"
-            )
-        if threat.grid_matters and grid.strengths != sorted(set(grid.strengths)):
-            raise InvalidArgument(f"preset {preset.name}: {grid.name}: its strengths must ascend")
-        if grid.samples_on_gpu is not None and (grid.samples or math.inf) > grid.samples_on_gpu:
-            raise InvalidArgument(
-                f"preset {preset.name}: {grid.name}: samples_on_gpu = {grid.samples_on_gpu} is fewer than "
-                f"samples{'' if grid.samples is None else f' = {grid.samples}'}"
-            )
-        if any(threat.name == attack.threat.name for attack in attacks):
-            raise InvalidArgument(
-                f"preset {preset.name}: threat {grid.name} is listed twice: give it one grid"
-            )
-        attacks.append(Attack(threat=threat, plan=grid))
-    _check_reported(preset, attacks)
+    attacks = plan_attacks(preset)
     twice = [name for name, count in Counter(spec.name for spec in specs).items() if count > 1]
     if twice:
         raise InvalidArgument(f"two models are called {twice[0]!r}: rename one of the factories or files")
@@ -253,24 +197,12 @@ def make_plan(
         specs=specs,
         seeds=chosen,
         fewer=fewer,
-        attacks=tuple(attacks),
+        attacks=attacks,
         pretrained=pretrained,
         time_limits=time_limits,
     )
-    reported = plan.headline().reported
-    if preset.rank not in reported:
-        raise InvalidArgument(
-            f"preset {preset.name}: rank = {preset.rank!r} has no reported strength "
-            f"(known: {', '.join(reported)})"
-        )
+    plan.headline()
     for spec in (*specs, *variant_specs(preset).values()):
         plan.hyperparameters(spec)
         plan.recipe(spec)
     return plan
-
-
-def _check_reported(preset: Preset, attacks: Sequence[Attack]) -> None:
-    """Check that the attacks in a norm report one strength. One without ``reported`` serves others."""
-    for norm in ("linf", "l2"):
-        if len({a.plan.reported for a in attacks if attack_norm(a.threat) == norm} - {None}) > 1:
-            raise InvalidArgument(f"preset {preset.name}: the attacks in {norm} report different strengths")

@@ -6,13 +6,35 @@ import math
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 from ..._arguments import Count, Flag, NonNegative, Positive, Real, Whole, plain
 from ..._errors import InvalidArgument
 from ..._registry import check_name, unknown_name
+from .preset_mistakes import mistakes
+
+T = TypeVar("T", bound=float | str)
+
+
+def _once(values: list[T]) -> list[T]:
+    """Leave out what is there already; of numbers what agrees in 12 digits."""
+    kept: dict[object, T] = {}
+    for value in values:
+        kept.setdefault(f"{value:.12g}" if isinstance(value, float) else value, value)
+    return list(kept.values())
+
+
+Once = AfterValidator(_once)
 
 
 class _Table(BaseModel):
@@ -52,12 +74,13 @@ class Recipe(_Table):
 class ThreatPlan(_Table):
     """One threat over its grid of strengths.
 
-    `reported` is the strength shown on the leaderboard; `samples` the number of test samples, all of
-    them unless given, and `samples_on_gpu` theirs where the run is on a GPU.
+    `strengths` may be left out for ``clean``, which has none; one that is named twice is one. `reported` is
+    the strength shown on the leaderboard; `samples` the number of test samples, all of them unless given, and
+    `samples_on_gpu` theirs where the run is on a GPU.
     """
 
     name: str
-    strengths: Annotated[list[NonNegative], Field(min_length=1)]
+    strengths: Annotated[list[NonNegative], Field(min_length=1), Once]
     reported: NonNegative | None = None
     draws: Count = 1
     samples: Count | None = None
@@ -65,6 +88,13 @@ class ThreatPlan(_Table):
     batch_size: Count | None = None
     seed: Whole = 0
     parameters: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _clean_has_no_strength(cls, body: Any) -> Any:
+        if isinstance(body, dict) and body.get("name") == "clean":
+            return {"strengths": [0.0], **body}
+        return body
 
     def samples_on(self, *, gpu: bool) -> int | None:
         """How many test samples are attacked; None for all."""
@@ -74,7 +104,7 @@ class ThreatPlan(_Table):
 class ThroughputPlan(_Table):
     """Which batch sizes are timed, for at least so many seconds and passes each."""
 
-    batch_sizes: Annotated[list[Count], Field(min_length=1)]
+    batch_sizes: Annotated[list[Count], Field(min_length=1), Once]
     seconds: Positive = 0.5
     passes: Count = 10
 
@@ -98,8 +128,8 @@ class TimeLimits(_Table):
     Where the estimate asks for more they may take several times that, see `Plan.allowed`.
     """
 
-    training: Positive
-    cell: Positive
+    training: Positive = 3600.0
+    cell: Positive = 600.0
 
 
 class ModelOverride(_Table):
@@ -153,29 +183,31 @@ class Sweep(ModelOverride):
 class Preset(_Table):
     """A benchmark: dataset, models, seeds, recipe, threats, throughput.
 
-    `cost` states, in words, what the whole preset takes on two cores. `models` may be ``["all"]`` and may
+    `title` is the name unless given. `cost` states, in words, what the whole preset takes on two cores; it
+    may be left out. `models` may be ``["all"]`` and may
     name rows of `variants`, which otherwise wait to be named by ``--models``; the rows of `sweeps` join by
     themselves.
     `batch_size` is how many samples are attacked at once; "auto" measures it for each model.
-    `rank` names what models are ranked by: a threat, or the norm of a worst case. `audits` names what a row
-    must have been asked to count as audited; unless given, every audit of a model.
+    `rank` names what models are ranked by: a threat, or the norm of a worst case; unless given, ``linf`` or
+    else ``l2`` where an attack reports a strength in it, or else the first threat that reports one. `audits`
+    names what a row must have been asked to count as audited; unless given, every audit of a model.
     """
 
     name: str
     title: str
-    cost: str
+    cost: str = ""
     dataset: str
     models: Annotated[list[str], Field(min_length=1)]
     seeds: Count = 1
     batch_size: Count | Literal["auto"] = 100
-    rank: str
-    audits: Annotated[list[str], Field(min_length=1)] | None = None
+    rank: str | None = None
+    audits: Annotated[list[str], Field(min_length=1), Once] | None = None
     recipe: Recipe
     threats: Annotated[list[ThreatPlan], Field(min_length=1)]
     throughput: ThroughputPlan | None = None
     smoothing: Smoothing | None = None
     transfer: Flag = False
-    time_limit: TimeLimits
+    time_limit: TimeLimits = TimeLimits()
     overrides: dict[str, ModelOverride] = {}
     variants: dict[str, Variant] = {}
     sweeps: list[Sweep] = []
@@ -224,45 +256,15 @@ def load_preset(name: str) -> Preset:
         body = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidArgument(f"preset {name}: not valid TOML: {error}") from None
-    return parse_preset({"name": stem, **body}, origin=name)
+    return parse_preset({"name": stem, "title": stem, **body}, origin=name)
 
 
 def parse_preset(body: dict[str, Any], *, origin: str) -> Preset:
-    """Check the content of a preset; every mistake is one line that names the key."""
+    """Check the content of a preset; all its mistakes are one line that names the keys."""
     try:
         preset = Preset.model_validate(body)
     except ValidationError as error:
-        raise InvalidArgument(f"preset {origin}: {first_line(error)}") from None
+        raise InvalidArgument(f"preset {origin}: {mistakes(error, Preset)}") from None
     check_name(preset.name, "preset")
     check_name(preset.recipe.name, "recipe")
     return preset
-
-
-def first_line(error: ValidationError, table: type[BaseModel] | None = None) -> str:
-    """The first mistake in one line; `table` is what was validated, a `Preset` unless given."""
-    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    parts = [part for part in first["loc"] if isinstance(part, int) or "[" not in part]  # without unions
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
-    if first["type"] == "extra_forbidden":
-        *parents, key = first["loc"]
-        known = _keys(table or Preset, parents)
-        return f"{unknown_name('key', str(key), known)}" + (
-            f" (in {'.'.join(map(str, parents))})" if parents else ""
-        )
-    if first["type"] == "missing":
-        return f"key {where!r} is missing"
-    return f"{where} = {first['input']!r}: {first['msg'].lower()}"
-
-
-def _keys(table: type[BaseModel], path: list[Any]) -> list[str]:
-    for part in path:
-        if isinstance(part, int) or part not in table.model_fields:
-            continue
-        stack = [table.model_fields[part].annotation]
-        while stack:
-            annotation = stack.pop()
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                table = annotation
-                break
-            stack.extend(get_args(annotation))
-    return list(table.model_fields)

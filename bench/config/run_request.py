@@ -11,7 +11,7 @@ from typing import Literal
 from ...models import ODEBackend, get_ode_backend
 from ..data import Data, load_data
 from ..plugins.entry_points import load_plugins
-from ..plugins.model_file import load_files
+from ..plugins.model_file import load_files, load_registrations
 from .model_selection import select_models
 from .plan import Plan, make_plan
 from .preset import Preset, TimeLimits
@@ -26,6 +26,8 @@ class RunRequest:
     ----------
     models
         Names, rows of the preset or ``FILE.py:factory``; None for the preset's own.
+    load
+        Files that register models, threats or datasets.
     seeds, data_root
         None for the preset's number and the default folder.
     batch_size
@@ -44,6 +46,7 @@ class RunRequest:
 
     preset: Preset
     models: tuple[str, ...] | None = None
+    load: tuple[Path, ...] = ()
     seeds: int | Sequence[int] | None = None
     data_root: Path | None = None
     batch_size: int | Literal["auto"] | None = None
@@ -56,6 +59,7 @@ class RunRequest:
     def plan(self) -> Plan:
         """Resolve every name; raises `InvalidArgument` for anything that cannot be run."""
         load_plugins()
+        load_registrations(self.load)
         files = load_files([name for name in self.models or () if ".py" in name])
         models = select_models(self.preset, self.models, files.__getitem__) if self.models else None
         preset = self.preset

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..._errors import InvalidArgument
 from ...attacks import THREATS, Threat
@@ -31,12 +31,19 @@ DEFAULT_STRENGTHS: Mapping[str, float] = {
 """Strength of a threat that is named without one, in the unit of its ``strength_name``."""
 
 
-def threat_and_strength(item: Any) -> tuple[Threat, float]:
-    """The threat that `item` names, and its strength, checked."""
-    name, strength = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
-    if not isinstance(name, str):
-        raise InvalidArgument(f"a threat is a name or a pair (name, strength), not {item!r}")
-    threat = THREATS.get(name)
+ThreatItem: TypeAlias = str | tuple[str, float] | tuple[str, float, Mapping[str, Any]]
+"""A threat by its name, with its strength, or with its strength and parameters."""
+
+
+def threat_and_strength(item: ThreatItem) -> tuple[Threat, float]:
+    """The threat that `item` names, configured, and its strength, checked."""
+    parts = [item] if isinstance(item, str) else list(item) if isinstance(item, tuple | list) else []
+    name, strength, parameters = (*parts, *(None, None, {})[len(parts) :])[:3]
+    if not isinstance(name, str) or not isinstance(parameters, Mapping) or len(parts) > 3:
+        raise InvalidArgument(
+            f"a threat is a name, a pair (name, strength) or (name, strength, parameters), not {item!r}"
+        )
+    threat = THREATS.get(name).configure(**parameters)
     if isinstance(item, str):
         strength = DEFAULT_STRENGTHS.get(item)
     if strength is None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-from torch import nn
+from typing import Any, ParamSpec, TypeVar
 
 from ..._errors import InvalidArgument, RobustodeError, one_line
+from ..._registry import Registry, registrations
+from ...attacks.core.model_call import where
 from ...models import MODELS, ModelSpec
-from ...models.registry import Build, same_factory
+from ...models.registry import same_factory
 from ..runtime.foreign_code import importing
 from ..runtime.opened_files import forget_reads
 from .entry_points import load_plugins
@@ -25,15 +26,17 @@ from .file_source import source_files, source_sha256
 from .own_imports import PREFIX, imports_from, share_later, still_imported
 from .own_imports import forget as forget_imports
 
-_imported_files: dict[str, set[str]] = {}  # by module name: the models that the file registered
+P = ParamSpec("P")
+T = TypeVar("T")
+_registered: dict[str, set[tuple[Registry[Any], str]]] = {}  # by module name: what the file registered
 _sources: dict[str, dict[Path, str]] = {}  # by module name: the files of its source, and their modules
 
 
 def forget_model_files() -> None:
-    """Forget every imported model file and the modules beside them; their models stay registered."""
+    """Forget every imported file and the modules beside them; what they registered stays."""
     for name in [name for name in sys.modules if name.startswith(PREFIX)]:
         del sys.modules[name]
-    _imported_files.clear()
+    _registered.clear()
     _sources.clear()
     forget_imports()
 
@@ -93,6 +96,31 @@ def load_files(references: Sequence[str]) -> dict[str, ModelSpec]:
     return {reference: specs[reference] for reference in references}
 
 
+def load_registrations(files: Sequence[Path]) -> None:
+    """Import each of `files` as it is now, for the models, threats and datasets that it registers.
+
+    Raises
+    ------
+    InvalidArgument
+        When a file is missing, cannot be imported or registers nothing.
+    """
+    for file in files:
+        path = file.expanduser().resolve()
+        if not path.is_file():
+            raise InvalidArgument(f"--load {file}: there is no file {path}")
+        module, _ = _import_anew(path, str(file))
+        if not _registered[module.__name__]:
+            raise InvalidArgument(
+                f"--load {file}: it registers nothing: decorate a function with robustode.register_model, "
+                "register_threat or register_dataset"
+            )
+        for registry, name in _registered[module.__name__]:
+            if registry is MODELS:
+                spec = MODELS.get(name)
+                factory = getattr(spec.build, "__name__", "build")
+                MODELS.replace(_model_of_file(spec, factory, module.__name__, path))
+
+
 def _place(reference: str) -> tuple[Path, str]:
     """The file and the name of the factory in ``FILE.py:factory``."""
     file, colon, factory = reference.rpartition(":")
@@ -110,10 +138,25 @@ def _import_anew(path: Path, reference: str) -> tuple[ModuleType, set[str]]:
     """Import a file as it is now; its module, and the names of the models that were registered without it."""
     module_name = f"{PREFIX}{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     _forget(module_name, path.parent)
-    known = set(MODELS.names())
+    known, before = set(MODELS.names()), registrations()
     module = _import(path, module_name, reference)
-    _imported_files[module_name] = set(MODELS.names()) - known
+    _registered[module_name] = registrations() - before
+    for registry, name in _registered[module_name]:
+        if registry is not MODELS:
+            registry.replace(_of_file(registry.get(name), registry.kind, module_name, path))
     return module, known
+
+
+def _of_file(item: Any, kind: str, module_name: str, path: Path) -> Any:
+    """A threat or dataset that a file registered: it imports what lies beside, also later.
+
+    The version of a threat follows from the source: a changed algorithm never reuses an old record. The data
+    of a dataset are part of every key.
+    """
+    if kind == "threat":
+        version = int(source_sha256(path, _sources[module_name])[:8], 16) << 16 | item.version
+        return dataclasses.replace(item, craft=_importing_from(item.craft, path.parent), version=version)
+    return dataclasses.replace(item, load=_importing_from(item.load, path.parent))
 
 
 def _spec(reference: str, module: ModuleType, factory: str, path: Path, known: set[str]) -> ModelSpec:
@@ -144,10 +187,14 @@ def _spec(reference: str, module: ModuleType, factory: str, path: Path, known: s
         spec = ModelSpec(name=_slug(factory, path), build=build, summary=f"{path.name}:{factory}")
         if spec.name in known:
             raise InvalidArgument(f"model {reference!r}: the name {spec.name!r} is taken: rename the factory")
-    sources = _sources[module.__name__]
+    return _model_of_file(spec, factory, module.__name__, path)
+
+
+def _model_of_file(spec: ModelSpec, factory: str, module_name: str, path: Path) -> ModelSpec:
+    sources = _sources[module_name]
     return dataclasses.replace(
         spec,
-        build=_importing_from(build, path.parent),
+        build=_importing_from(spec.build, path.parent),
         source=source_sha256(path, sources),
         sources=tuple(sources),
         file=f"{path.name}:{factory}",
@@ -160,8 +207,8 @@ def _forget(module_name: str, folder: Path) -> None:
     sys.modules.pop(module_name, None)
     forget_imports(folder)
     forget_reads(_sources.pop(module_name, ()), but=still_imported())
-    for name in _imported_files.pop(module_name, set()):
-        MODELS.unregister(name)
+    for registry, name in _registered.pop(module_name, set()):
+        registry.unregister(name)
 
 
 def _import(path: Path, module_name: str, reference: str) -> ModuleType:
@@ -169,7 +216,7 @@ def _import(path: Path, module_name: str, reference: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise InvalidArgument(f"model {reference!r}: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    names = set(MODELS.names())
+    before = registrations()
     sys.modules[module_name] = module
     try:
         with importing(path.name), imports_from(path.parent) as own:
@@ -180,25 +227,26 @@ def _import(path: Path, module_name: str, reference: str) -> ModuleType:
                 share_later(name, file)
     except BaseException as error:
         sys.modules.pop(module_name, None)
-        for name in set(MODELS.names()) - names:
-            MODELS.unregister(name)
+        for registry, name in registrations() - before:
+            registry.unregister(name)
         if isinstance(error, RobustodeError | KeyboardInterrupt):
             raise
         raise InvalidArgument(
-            f"model {reference!r}: {path.name} cannot be imported: {type(error).__name__}: {one_line(error)}"
+            f"{reference!r}: {path.name} cannot be imported: {type(error).__name__}: {one_line(error)}"
+            f"{where(error)}"
         ) from error
     _sources[module_name] = sources
     return module
 
 
-def _importing_from(build: Build, folder: Path) -> Build:
-    """Wrap a factory so that imports inside it find the modules beside its file."""
+def _importing_from(function: Callable[P, T], folder: Path) -> Callable[P, T]:
+    """Wrap a function of a file so that imports inside it find the modules beside the file."""
 
-    def wrapped(input_shape: tuple[int, int, int], num_classes: int, **hyperparameters: Any) -> nn.Module:
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         with imports_from(folder):
-            return build(input_shape, num_classes, **hyperparameters)
+            return function(*args, **kwargs)
 
-    wrapped.__wrapped__ = build  # type: ignore[attr-defined]
     return wrapped
 
 

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,11 @@ def _commit() -> tuple[str | None, bool | None]:
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in _PACKAGES}
+    found = {}
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):  # of an extra that is not installed
+            found[name] = metadata.version(name)
+    return found
 
 
 def environment(device: torch.device, *, processes: int = 1) -> dict[str, Any]:

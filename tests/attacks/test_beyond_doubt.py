@@ -6,7 +6,7 @@ import pytest
 import stubs
 import torch
 from robustode.attacks import THREATS
-from robustode.attacks.algorithms import torchattacks_adapter
+from robustode.attacks.algorithms import repeated_runs
 from robustode.attacks.core.batch_state import BatchState
 from robustode.attacks.core.best_images import BestImages
 from robustode.attacks.core.beyond_doubt import STEPS, as_stored, broken_beyond_doubt
@@ -95,7 +95,7 @@ def test_a_break_in_doubt_does_not_end_the_attack(kind, name):
 @pytest.mark.parametrize("on_gpu", [True, False], ids=["as on a GPU", "on a CPU"])
 @pytest.mark.parametrize("kind", ["stored", "rounding", "batch"])
 def test_restarts_go_on_after_a_break_in_doubt_wherever_it_is_looked_for(kind, on_gpu, stop, monkeypatch):
-    monkeypatch.setattr(torchattacks_adapter, "can_stop_early", lambda images: not on_gpu)
+    monkeypatch.setattr(repeated_runs, "can_stop_early", lambda images: not on_gpu)
     model, images, labels = problem(kind)
     seen = []
     for restarts in (1, 12):

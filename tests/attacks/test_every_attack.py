@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import stubs
 import torch
-import torchattacks
 from robustode._errors import NonFinite
 from robustode.attacks import BUDGET_TOLERANCE, THREATS, Threat, closest, violation
 from robustode.attacks.core.memory import out_of_memory
@@ -23,7 +22,6 @@ def cut(threat: Threat, **sizes: int) -> Threat:
 
 ATTACKS = [cut(threat) for threat in THREATS if threat.family not in ("clean", "noise")]
 every = pytest.mark.parametrize("threat", ATTACKS, ids=lambda threat: threat.name)
-FROM_TORCHATTACKS = [threat for threat in ATTACKS if threat.name.startswith(("fgsm", "pgd"))]
 EPS = {"linf": 0.05, "l2": 0.2}
 
 
@@ -381,23 +379,3 @@ def test_a_model_in_double_precision_is_asked_in_double_precision(threat):
     single = threat(smooth(5).float(), images, labels, EPS[threat.norm], 3)
     left = [int((queried(x).argmax(1) == labels).sum()) for x in (found, single)]
     assert abs(left[0] - left[1]) <= 1
-
-
-@pytest.mark.parametrize("threat", FROM_TORCHATTACKS, ids=lambda threat: threat.name)
-def test_no_object_of_torchattacks_outlives_a_run(threat, monkeypatch):
-    """It keeps the device of the model that it was built for: each run has one of its own."""
-    built = []
-    init = torchattacks.attack.Attack.__init__
-
-    def remember(self, name, model):
-        init(self, name, model)
-        built.append((self, model, self.device))
-
-    monkeypatch.setattr(torchattacks.attack.Attack, "__init__", remember)
-    model = smooth(3)
-    images, labels = images_for(model, 2)
-    for _ in range(2):
-        threat(model, images, labels, 1e-6, 0)
-    runs = 2 * int(threat.parameters.get("restarts", 1))
-    assert len({id(attack) for attack, _, _ in built}) == len({id(m) for _, m, _ in built}) == runs
-    assert {device for _, _, device in built} == {images.device}

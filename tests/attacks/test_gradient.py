@@ -6,8 +6,8 @@ import pytest
 import stubs
 import torch
 from robustode.attacks import THREATS, distance
-from robustode.attacks.algorithms import torchattacks_adapter as _torchattacks
-from robustode.attacks.algorithms.torchattacks_adapter import TrackedModel, run_torchattacks
+from robustode.attacks.algorithms import repeated_runs
+from robustode.attacks.algorithms.repeated_runs import TrackedModel, run_repeatedly
 from robustode.attacks.core.best_images import BestImages
 from robustode.attacks.core.queried_model import QueriedModel
 from robustode.bench.evaluation.accuracy import evaluate_cell
@@ -88,16 +88,15 @@ class Valley(nn.Module):
         return torch.cat([torch.zeros_like(x), (x - 0.52).square() - 1e-4], dim=1)
 
 
-class Fake:
-    """An attack that asks about the given images in turn and returns the last."""
+def asks(values: list[float]):
+    """An attack that asks about images of the given values in turn and returns the last."""
 
-    def __init__(self, model: nn.Module, asked: list[float]) -> None:
-        self.model, self.asked = model, asked
+    def attack(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        for value in values[:-1]:
+            model(torch.full_like(images, value))
+        return torch.full_like(images, values[-1])
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        for value in self.asked[:-1]:
-            self.model(torch.full_like(images, value))
-        return torch.full_like(images, self.asked[-1])
+    return attack
 
 
 @pytest.mark.parametrize(
@@ -106,7 +105,7 @@ class Fake:
 @pytest.mark.parametrize("stop", [True, False])
 def test_the_best_iterate_is_kept_and_not_the_last(asked, best, stop):
     images, labels = torch.full((1, 1, 1, 1), 0.65), torch.tensor([1])
-    result = run_torchattacks(lambda m: Fake(m, asked), Valley(), images, labels, 0, early_stopping=stop)
+    result = run_repeatedly(asks(asked), Valley(), images, labels, 0, early_stopping=stop)
     assert result.item() == pytest.approx(best)
 
 
@@ -123,18 +122,12 @@ def test_the_best_iterate_is_kept_per_sample():
 def test_broken_samples_take_no_part_in_later_restarts():
     sizes = []
 
-    def make(model):
-        values = iter([[0.52], [0.9]][len(sizes) :])
-
-        class Counted:
-            def __call__(self, images, labels):
-                sizes.append(len(images))
-                return torch.full_like(images, next(values)[0])
-
-        return Counted()
+    def attack(model, images, labels):
+        sizes.append(len(images))
+        return torch.full_like(images, 0.52 if len(sizes) == 1 else 0.9)
 
     images, labels = torch.tensor([0.3, 0.7, 0.8]).view(3, 1, 1, 1), torch.tensor([1, 1, 0])
-    result = run_torchattacks(make, Valley(), images, labels, 0, early_stopping=True, restarts=5)
+    result = run_repeatedly(attack, Valley(), images, labels, 0, early_stopping=True, restarts=5)
     assert sizes == [3, 1]
     torch.testing.assert_close(result.flatten(), torch.tensor([0.52, 0.52, 0.9]))
 
@@ -173,20 +166,15 @@ def test_early_stopping_within_a_run_is_exact(stop):
     model = stubs.two_class(torch.ones(1, 1, 1), -0.5)
     images, labels = torch.tensor([0.62, 0.95]).view(2, 1, 1, 1), torch.ones(2, dtype=torch.long)
 
-    class Walk:
-        def __init__(self, model):
-            self.model = model
-
-        def __call__(self, images, labels):
-            for _ in range(5):
-                images = images.detach().requires_grad_(True)
-                loss = -self.model(images)[:, 1].sum()
-                (slope,) = torch.autograd.grad(loss, images)
-                images = images.detach() + 0.07 * slope
-            return images
+    def walk(model, images, labels):
+        for _ in range(5):
+            images = images.detach().requires_grad_(True)
+            (slope,) = torch.autograd.grad(-model(images)[:, 1].sum(), images)
+            images = images.detach() + 0.07 * slope
+        return images
 
     queried = CheckedModel(model, 2)
-    found = run_torchattacks(Walk, queried, images, labels, 0, early_stopping=stop)
+    found = run_repeatedly(walk, queried, images, labels, 0, early_stopping=stop)
     # asked at 0.62, 0.55, 0.48, and there once more: broken; the other at 0.95, 0.88, ... 0.60, the sixth
     # image without a gradient
     assert (queried.forwards, queried.backwards) == ((3 + 1 + 6, 3 + 5) if stop else (12, 10))
@@ -206,7 +194,7 @@ def test_early_stopping_leaves_samples_broken_as_they_are_stored(name, eps, monk
     cell = stubs.cell_for(threat, eps, samples=1000)
     options = {"num_classes": 10, "device": stubs.CPU, "environment": {}, "keep": lambda breaks: None}
     stopped = evaluate_cell(cell, model, split, threat, **options)
-    monkeypatch.setattr(_torchattacks, "can_stop_early", lambda images: False)
+    monkeypatch.setattr(repeated_runs, "can_stop_early", lambda images: False)
     whole = evaluate_cell(cell, model, split, threat, **options)
     assert torch.equal(*(torch.from_numpy(record.outcomes["correct"]) for record in (stopped, whole)))
     assert 0.2 < whole.outcomes["correct"].mean() < 0.8

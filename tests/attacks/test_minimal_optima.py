@@ -9,7 +9,6 @@ import optima
 import pytest
 import stubs
 import torch
-import torchattacks
 from robustode.attacks import THREATS, closest, distance
 from torch import nn
 
@@ -94,7 +93,7 @@ def test_pixels_at_the_edge_of_the_box_can_move(name):
     assert ratios(name, layer, images).max() <= 1.02
 
 
-def test_torchattacks_freezes_these_pixels():
+def test_torchattacks_freezes_these_pixels(torchattacks):
     """Why CW is not taken from it; once this fails, it can be looked at again."""
     layer, images = optima.linear_layer(40, 2, 3), optima.images_of("inside", 10, 40, 4).round()
     model = nn.Sequential(nn.Flatten(), layer).eval()

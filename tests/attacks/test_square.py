@@ -54,9 +54,7 @@ def test_a_proposal_keeps_its_budget_and_its_own_window(shape, side):
 
 
 @pytest.mark.parametrize("s", [1, 2, 3, 4, 5, 9])
-def test_the_hills_are_those_of_torchattacks(s):
-    import torchattacks
-
+def test_the_hills_are_those_of_torchattacks(s, torchattacks):
     theirs = torchattacks.Square(torch.nn.Linear(1, 1))
     theirs.device = "cpu"
     torch.testing.assert_close(eta_rectangle(s, s + 2).float(), theirs.eta_rectangles(s, s + 2))

@@ -342,7 +342,7 @@ def test_new_model_then_check(tmp_path, monkeypatch, capsys):
 def test_a_new_model_in_the_registrys_own_folder_goes_by_its_name(monkeypatch, capsys):
     """Loaded as a file besides, it would be registered twice."""
     inside = Path(cli.__file__).parents[2] / "models" / "my_model.py"
-    monkeypatch.setattr("robustode.bench.plugins.new_model.new_model", lambda name, file: inside)
+    monkeypatch.setattr("robustode.bench.plugins.new_file.new_file", lambda kind, name, file, images: inside)
     assert run("new-model", "my-model", inside) == 0
     assert capsys.readouterr().out.splitlines()[1:3] == [
         "next: robustode check my-model",

@@ -14,7 +14,7 @@ from robustode.bench.cli.main import main
 from robustode.bench.conformance.checks import checks_for
 from robustode.bench.conformance.run import check_model
 from robustode.bench.plugins.model_file import load_external
-from robustode.bench.plugins.new_model import new_model
+from robustode.bench.plugins.new_file import new_file
 from robustode.bench.proofs.lipschitz import certify_cell
 from robustode.bench.training.provenance import flow_implementations
 from robustode.bench.training.train import build_model
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("registries")
 
 
 def test_a_new_model_passes_as_written(tmp_path):
-    path = new_model("my-model", tmp_path / "anywhere" / "mine.py")
+    path = new_file("model", "my-model", tmp_path / "anywhere" / "mine.py")
     spec = load_external(f"{path}:build")
     assert spec.name == "my-model"
     results = list(check_model(spec))
@@ -33,7 +33,7 @@ def test_a_new_model_passes_as_written(tmp_path):
 
 
 def test_a_new_model_gets_the_compiled_path_and_a_certificate(tmp_path, few):
-    spec = load_external(f"{new_model('my-model', tmp_path / 'mine.py')}:build")
+    spec = load_external(f"{new_file('model', 'my-model', tmp_path / 'mine.py')}:build")
     model = build_model(spec.build, few, spec.resolve(), 0)
     assert flow_implementations(model, stubs.CPU) == flow_implementations(
         MODELS.get("node").build((1, 8, 8), 10), stubs.CPU
@@ -55,7 +55,7 @@ def test_a_new_model_gets_the_compiled_path_and_a_certificate(tmp_path, few):
 
 def test_the_file_is_called_after_the_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = new_model("my-model.v2")
+    path = new_file("model", "my-model.v2")
     assert path.name == "my_model_v2.py"
     text = (tmp_path / path).read_text()
     assert "@NAME@" not in text
@@ -66,7 +66,7 @@ def test_the_file_is_called_after_the_model(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["../x", "A B", "", "<b>", "a..b", '"quoted"'])
 def test_an_unsafe_name_is_refused_before_anything_is_written(tmp_path, name):
     with pytest.raises(InvalidArgument, match="is not allowed"):
-        new_model(name, tmp_path / "x.py")
+        new_file("model", name, tmp_path / "x.py")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -74,10 +74,10 @@ def test_nothing_is_overwritten(tmp_path):
     path = tmp_path / "x.py"
     path.write_text("precious")
     with pytest.raises(InvalidArgument, match="exists already"):
-        new_model("mine", path)
+        new_file("model", "mine", path)
     assert path.read_text() == "precious"
     with pytest.raises(InvalidArgument, match=r"ends in \.py"):
-        new_model("mine", tmp_path / "x.txt")
+        new_file("model", "mine", tmp_path / "x.txt")
 
 
 def test_a_name_that_is_taken_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):

@@ -39,6 +39,7 @@ def test_data_files_are_installed():
     assert (package / "py.typed").is_file()
     names = {entry.name for entry in (package / "bench" / "templates").iterdir()}
     assert {"index.html.j2", "benchmarks.html.j2", "page.js", "style.css", "model.py.txt"} <= names
+    assert {"threat.py.txt", "dataset.py.txt", "images.py.txt", "preset.toml.txt"} <= names
     charts = package / "bench" / "templates" / "vendor" / "uplot"
     assert {entry.name for entry in charts.iterdir()} >= {"uPlot.iife.min.js", "uPlot.min.css", "LICENSE"}
     assert (package / "CITATION.cff").is_file()

@@ -9,8 +9,9 @@ import math
 
 import pytest
 import torch
-import torchattacks
 from robustode.attacks import THREATS, closest, distance
+from robustode.attacks.algorithms.repeated_runs import run_repeatedly
+from robustode.bench.runtime.checked_model import CheckedModel
 from torch import Tensor
 
 SHARE = 1 / 50
@@ -28,30 +29,52 @@ def robust_accuracy(model, images: Tensor, labels: Tensor, clean: Tensor, norm: 
         return float((model(images).argmax(1) == labels).double().mean())
 
 
-def their_gradient_attack(kind: str, norm: str, model, eps: float) -> torchattacks.attack.Attack:
+def their_gradient_attack(torchattacks, kind: str, norm: str, model, eps: float, steps: int = STEPS):
     if kind == "fgsm" and norm == "linf":
         return torchattacks.FGSM(model, eps=eps)
     if kind == "fgsm":
         return torchattacks.PGDL2(model, eps=eps, alpha=eps, steps=1, random_start=False)
     attack = torchattacks.PGD if norm == "linf" else torchattacks.PGDL2
-    return attack(model, eps=eps, alpha=2.5 * eps / STEPS, steps=STEPS)
+    return attack(model, eps=eps, alpha=2.5 * eps / steps, steps=steps)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("kind", ["fgsm", "pgd"])
-def test_torchattacks_breaks_no_more(trained, attacked, kind, norm):
+def test_torchattacks_breaks_no_more(trained, attacked, torchattacks, kind, norm):
     threat, accuracies = THREATS.get(f"{kind}-{norm}"), []
     if kind == "pgd":
         threat = threat.configure(steps=STEPS, restarts=1)
     images, labels = attacked.images, attacked.labels
     for eps in BUDGETS[norm]:
         ours = threat(trained, images.clone(), labels, eps, 0)
-        theirs = their_gradient_attack(kind, norm, trained, eps)(images.clone(), labels)
+        theirs = their_gradient_attack(torchattacks, kind, norm, trained, eps)(images.clone(), labels)
         a, b = (robust_accuracy(trained, x, labels, images, norm, eps) for x in (ours, theirs))
         assert b >= a - SHARE, f"eps {eps}: ours leaves {a:.1%}, torchattacks {b:.1%}"
         accuracies += [a, b]
     assert min(accuracies) < 0.8, "the budgets are too small to tell the attacks apart"
     assert max(accuracies) > 0.2, "the budgets are too large to tell the attacks apart"
+
+
+@pytest.mark.parametrize("stop", [True, False])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("kind", ["fgsm", "pgd"])
+def test_fgsm_and_pgd_give_the_images_of_torchattacks(trained, attacked, torchattacks, kind, norm, stop):
+    """Bit by bit, with as many queries: what was stored when they went through torchattacks is valid."""
+    threat, restarts = THREATS.get(f"{kind}-{norm}"), 1
+    if kind == "pgd":
+        threat, restarts = threat.configure(steps=6, restarts=2), 2
+    images, labels, seeds = attacked.images, attacked.labels, list(range(len(attacked)))
+    for eps in BUDGETS[norm]:
+
+        def theirs(model, images, labels, eps=eps):
+            return their_gradient_attack(torchattacks, kind, norm, model, eps, 6)(images, labels)
+
+        one, other = CheckedModel(trained, 10), CheckedModel(trained, 10)
+        ours = threat(one, images, labels, eps, seeds, early_stopping=stop)
+        wanted = run_repeatedly(theirs, other, images, labels, seeds, early_stopping=stop, restarts=restarts)
+        assert torch.equal(ours, wanted)
+        assert one.meter() == other.meter()
+        assert not torch.equal(ours, images)
 
 
 @pytest.mark.parametrize("name", ["fmn-linf", "fmn-l2", "ddn-l2"])

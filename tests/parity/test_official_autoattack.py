@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torchattacks
 from robustode.attacks import THREATS
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,7 +27,7 @@ def net(digits) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def official(model: nn.Module, norm: str, eps: float) -> list:
+def official(torchattacks, model: nn.Module, norm: str, eps: float) -> list:
     """The four attacks of AutoAttack's standard version, with its numbers of steps, targets and queries.
 
     torchattacks' own AutoAttack takes 10 steps instead of 100 and rescales the schedule of Square.
@@ -52,7 +51,7 @@ def robust(model: nn.Module, images: Tensor, clean: Tensor, labels: Tensor, norm
 
 
 @pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
-def test_the_official_composition_leaves_the_same_accuracy(net, digits, norm):
+def test_the_official_composition_leaves_the_same_accuracy(net, digits, norm, torchattacks):
     test, eps = digits.test.first(SAMPLES), BUDGETS[norm]
     threat = THREATS.get(f"autoattack-{norm}")
     assert dict(threat.parameters) == {"steps": 100, "targets": 9, "queries": 5000}
@@ -61,7 +60,7 @@ def test_the_official_composition_leaves_the_same_accuracy(net, digits, norm):
     by_us = stands & robust(net, ours, test.images, test.labels, norm, eps)
     by_them = stands.clone()
     with torch.random.fork_rng():
-        for attack in official(net, norm, eps):
+        for attack in official(torchattacks, net, norm, eps):
             rows = by_them.nonzero().flatten()
             images, labels = test.images[rows], test.labels[rows]
             by_them[rows] = robust(net, attack(images.clone(), labels), images, labels, norm, eps)

@@ -81,7 +81,15 @@ MISTAKES = {
     "decay": (change("epochs = 2", "epochs = 2\ndecay = 1.5"), r"recipe\.decay = 1\.5"),
     "dataset": (change('dataset = "digits"', "dataset = 3"), "dataset = 3: input should be a valid string"),
     "missing": (change('dataset = "digits"', ""), "key 'dataset' is missing"),
-    "missing inside": (change("training = 60", ""), "key 'time_limit.training' is missing"),
+    "missing inside": (change("epochs = 2", ""), "key 'recipe.epochs' is missing"),
+    "several": (
+        change("batch_size", "batch_sise", change('dataset = "digits"', "", change("epochs = 2", ""))),
+        r"^preset \S+: unknown key 'batch_sise'.*; keys 'dataset', 'recipe.epochs' are missing$",
+    ),
+    "of every kind": (
+        change('name = "gaussian"', 'nam = "gaussian"', change("seconds = 0.001", 'seconds = "a"')),
+        r"unknown key 'nam': .*; key 'threats\[1\]\.name' is missing; throughput\.seconds = 'a'",
+    ),
     "zero samples": (change("samples = 40", "samples = 0"), r"threats\[0\]\.samples = 0"),
     "zero limit": (change("cell = 30", "cell = 0"), r"time_limit\.cell = 0"),
     "models": (change('models = ["resnet"]', "models = []"), r"models = \[\]"),
@@ -135,6 +143,60 @@ PLAN_MISTAKES = {
         "recipe of resnet: epochs",
     ),
 }
+
+
+LEAST = """
+dataset = "digits"
+models = ["resnet"]
+recipe = { epochs = 2 }
+threats = [
+    { name = "clean" }, { name = "pgd-linf", strengths = [0.1] }, { name = "fgsm-l2", strengths = [0.3, 1] }
+]
+"""
+
+
+def test_what_is_obvious_may_be_left_out(tmp_path):
+    preset = load_preset(str(stubs.preset_file(tmp_path, LEAST)))
+    assert preset.threats[0].strengths == [0.0]
+    assert (preset.title, preset.cost, preset.rank) == ("tiny", "", None)
+    assert preset.time_limit.training > 600
+    assert preset.time_limit.cell > 60
+    headline = make_plan(preset).headline()
+    assert (headline.rank, headline.reported) == ("linf", {"linf": 0.1}), "two strengths: none is obvious"
+    partly = load_preset(str(stubs.preset_file(tmp_path, LEAST + "time_limit = { cell = 7 }\n")))
+    assert partly.time_limit.cell == 7
+    assert partly.time_limit.training == preset.time_limit.training
+
+
+def test_what_ranks_is_an_attack_before_noise_and_must_report_something(tmp_path):
+    noise = LEAST.replace('{ name = "pgd-linf"', '{ name = "uniform"')
+    preset = load_preset(str(stubs.preset_file(tmp_path, noise)))
+    assert make_plan(preset).headline().rank == "uniform"
+    reported = noise.replace("[0.3, 1]", "[0.3, 1], reported = 1")
+    assert make_plan(load_preset(str(stubs.preset_file(tmp_path, reported)))).headline().rank == "l2"
+    none = noise.replace("[0.1]", "[0.1, 0.2]")
+    with pytest.raises(InvalidArgument, match="no threat reports a strength"):
+        make_plan(load_preset(str(stubs.preset_file(tmp_path, none))))
+
+
+def test_what_is_named_twice_is_one(tmp_path):
+    text = change("strengths = [0.1, 0.3]", "strengths = [0.1, 0.3, 0.10, 0.30000000000000004]")
+    text = change("batch_sizes = [4]", "batch_sizes = [4, 8, 4]", text)
+    text = change('rank = "linf"', 'rank = "linf"\naudits = ["finite", "finite"]', text)
+    preset = load_preset(str(stubs.preset_file(tmp_path, text)))
+    assert preset.threats[1].strengths == [0.1, 0.3]
+    assert preset.throughput.batch_sizes == [4, 8]
+    assert preset.audits == ["finite"]
+    curve = change('name = "pgd-linf"\nstrengths = [0.05]', 'name = "curve-linf"\nstrengths = [0.05, 0.05]')
+    curve = curve.replace("\n[threats.parameters]\nsteps = 3\nrestarts = 1", "")
+    assert make_plan(load_preset(str(stubs.preset_file(tmp_path, curve)))).attacks[2].plan.strengths == [0.05]
+
+
+def test_all_threats_that_cannot_be_run_are_named_at_once(tmp_path):
+    text = change('"gaussian"', '"gausian"', change("restarts = 1", "restart = 1"))
+    with pytest.raises(InvalidArgument, match=r"'gausian': did you mean gaussian.*; .*'restart'") as caught:
+        make_plan(load_preset(str(stubs.preset_file(tmp_path, text))))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(("text", "message"), PLAN_MISTAKES.values(), ids=PLAN_MISTAKES)

@@ -13,7 +13,7 @@ import torch
 from robustode._errors import ContractBroken
 from robustode.bench.cli.main import main
 from robustode.bench.plugins.model_file import load_external
-from robustode.bench.plugins.new_model import new_model
+from robustode.bench.plugins.new_file import new_file
 from robustode.bench.records.checkpoint import load_tensors, save_tensors
 from robustode.bench.records.store import Store
 
@@ -65,7 +65,7 @@ def by_hand(shape, classes):
 
 def template(folder: Path, *changes: tuple[str, str]) -> str:
     """The starting file of `new-model`, changed; as ``FILE.py:factory``."""
-    path = new_model("mine", folder / "mine.py")
+    path = new_file("model", "mine", folder / "mine.py")
     text = path.read_text()
     for old, new in changes:
         assert old in text

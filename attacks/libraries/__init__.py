@@ -1,0 +1,1 @@
+"""Attacks of other libraries as threats, by name: ``torchattacks:MIFGSM``, ``adv_lib:ddn``."""
