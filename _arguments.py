@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from types import UnionType
 from typing import (
     TYPE_CHECKING,
@@ -21,6 +21,7 @@ from typing import (
     TypeAlias,
     TypeVar,
     Union,
+    cast,
     get_args,
     get_origin,
     get_type_hints,
@@ -132,7 +133,7 @@ def check_fields(instance: Any, what: str) -> None:
 
     `what` stands before the name of a wrong one, such as "threat fgsm-linf".
     """
-    adapters = _of(type(instance))
+    adapters = _of(cast(Hashable, type(instance)))
     for each in dataclasses.fields(instance):
         if each.name in adapters:
             value = getattr(instance, each.name)
@@ -159,7 +160,7 @@ def _of(annotated: Any) -> dict[str, TypeAdapter[Any]]:
 
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     if dataclasses.is_dataclass(kind):  # it has checked its own fields
-        return TypeAdapter(InstanceOf[kind])
+        return TypeAdapter(InstanceOf[kind])  # type: ignore[misc]
     return TypeAdapter(kind, config=_CONFIG)
 
 

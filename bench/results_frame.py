@@ -246,7 +246,7 @@ def _add_distances(frame: pd.DataFrame, lines: list[_Lines], store: Store, used:
         norms = _norms(examples.steps / STEPS, cell.norm)
         worst = smallest.setdefault(_network(cell), np.full(samples, np.nan))
         for index, norm in zip(examples.index.tolist(), norms.tolist(), strict=True):
-            at: int = index if known is None else known.get(index, samples)
+            at: int = int(index) if known is None else known.get(int(index), int(samples))
             if at < samples:
                 draw = int(np.argmin(record.outcomes["correct"][:, at]))  # the first that broke it
                 if cell.key() in mine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ....models import NoCertificate, PixelNetwork
+from ....models import NoCertificate, ODEBlock, PixelNetwork
 from ....models.ode.solver import FIXED_GRID
 from ....models.ode.statement import describes_calls
 from .tableaus import tableau
@@ -81,12 +82,14 @@ class ColumnNetwork:
 
     def in_patches(self, values: np.ndarray) -> np.ndarray:
         """The values of the pixels, shape (pixels,), in each patch: (d, P); 0 over the edge."""
-        return np.append(values, 0.0)[self.patches]
+        patches: np.ndarray = np.append(values, 0.0)[self.patches]
+        return patches
 
     def summed_over_patches(self, values: np.ndarray) -> np.ndarray:
         """The sum over patches of what each has for a pixel: (d, P) to (pixels,)."""
         sums = np.bincount(self.patches.ravel(), values.ravel(), minlength=self.pixels + 1)
-        return sums[: self.pixels]
+        pixels: np.ndarray = sums[: self.pixels]
+        return pixels
 
     def start(self, image: np.ndarray) -> np.ndarray:
         """u of an image (pixels,), shape (n, P)."""
@@ -114,15 +117,15 @@ def column_network(model: nn.Module, input_shape: tuple[int, int, int]) -> Colum
         raise NoCertificate("the network is not a PixelNetwork as it stands in robustode.models")
     if not model.is_plain():
         raise NoCertificate("the network computes something else than normalisation, stem, flow and head")
-    (kernel,) = {*model.stem.kernel_size}
-    size = input_shape[1] * input_shape[2] * input_shape[0]
+    height, width = model.stem.weight.shape[2:]
+    size = math.prod(input_shape)
     index = torch.arange(1, size + 1, dtype=torch.float64).view(1, *input_shape)
-    patches = F.unfold(index, kernel, padding=model.stem.padding[0])[0].long() - 1
-    weight, mean = model.stem.weight.double(), model.normalise.mean.double()
-    stem = weight / model.normalise.std.double()
-    zeros = torch.zeros(1, *input_shape, dtype=torch.float64)
-    offset = F.conv2d(zeros - mean, stem, model.stem.bias.double(), padding=model.stem.padding[0])
-    channels, columns = len(weight), patches.shape[1]
+    patches = F.unfold(index, (height, width), padding=1)[0].long() - 1
+    stem = model.stem.weight.double() / model.normalise.std.double()
+    bias = None if model.stem.bias is None else model.stem.bias.double()
+    black = -model.normalise.mean.double().expand(1, *input_shape)
+    offset = F.conv2d(black, stem, bias, padding=1)
+    channels, columns = len(stem), patches.shape[1]
     return ColumnNetwork(
         stem=stem.flatten(1).numpy(),
         offset=offset[0].flatten(1).numpy(),
@@ -134,7 +137,7 @@ def column_network(model: nn.Module, input_shape: tuple[int, int, int]) -> Colum
     )
 
 
-def flow_matrices(flow: nn.Module) -> FlowMatrices:
+def flow_matrices(flow: ODEBlock) -> FlowMatrices:
     """Return an `ODEBlock` of tanh fields on a fixed grid as matrices.
 
     Raises
@@ -142,24 +145,24 @@ def flow_matrices(flow: nn.Module) -> FlowMatrices:
     NoCertificate
         For a flow that does not state its field, or an adaptive solver.
     """
-    if not flow.has_tanh_fields():  # type: ignore[operator]
+    if not flow.has_tanh_fields():
         raise NoCertificate("the flow's layers do not state their matrices (robustode.MatrixField)")
-    if flow.solver.method not in FIXED_GRID:  # type: ignore[union-attr]
+    if flow.solver.method not in FIXED_GRID:
         raise NoCertificate("nothing is proven of an adaptive solver: its steps depend on the input")
-    fields = flow.tanh_fields()  # type: ignore[operator]
+    fields = flow.tanh_fields()
 
     def stacked(tensors: list[Tensor]) -> np.ndarray:
         array: np.ndarray = torch.stack(tensors).detach().double().cpu().numpy()
         return array
 
-    stages, weights = tableau(flow.solver.method)  # type: ignore[union-attr, arg-type]
-    steps = flow.steps_per_layer()  # type: ignore[operator]
+    stages, weights = tableau(flow.solver.method)
+    steps = flow.steps_per_layer()
     return FlowMatrices(
         A=stacked([field.dense_A() for field in fields]),
         B=stacked([field.B for field in fields]),
         b=stacked([field.b.flatten() for field in fields]),
         C=stacked([field.dense_C() for field in fields]),
-        h=float(flow.final_time) / len(fields) / steps,  # type: ignore[arg-type]
+        h=float(flow.final_time) / len(fields) / steps,
         steps=steps,
         stages=stages,
         weights=weights,
