@@ -193,7 +193,7 @@ def data_to_test(dataset: Any) -> Data:
         pair = getattr(dataset, "tensors", dataset)
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise InvalidArgument(
-                f"dataset is a name, a folder of images, a TensorDataset or a pair (images, labels), "
+                f"dataset must be a name, a folder of images, a TensorDataset or a pair (images, labels), "
                 f"not a {type(dataset).__name__}"
             )
         pair = [part.detach().cpu() if isinstance(part, Tensor) else part for part in pair]

@@ -188,7 +188,8 @@ def _train_epoch(
         on_batch(len(rows))
     _check_finite(losses, epoch)
     sizes = torch.tensor([len(rows) for rows in batches], dtype=torch.float64)
-    on_batch(len(split) - int(sizes.sum()))
+    if left_out := len(split) - int(sizes.sum()):
+        on_batch(left_out)
     return float(torch.stack(losses).cpu().double() @ sizes) / float(sizes.sum())
 
 

@@ -49,9 +49,9 @@ def error(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "no command: give one of run, list, new-model, check, report, verify"),
+        ([], "no command: give one of run, list, new-model, new-threat, "),
         (["rn"], "unknown command 'rn': did you mean 'run'?"),
-        (["zzzzzz"], "unknown command 'zzzzzz': known: run, list, new-model, check, report, verify"),
+        (["zzzzzz"], "unknown command 'zzzzzz': known: run, list, new-model, new-threat, "),
         (["run", "--preset", "quik"], "unknown preset 'quik': did you mean quick"),
         (["run", "--preset", "none.toml"], "preset none.toml: cannot be read: No such file"),
         (["run", "--models", "resnt"], "unknown model 'resnt': did you mean resnet"),

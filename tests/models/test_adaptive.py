@@ -344,7 +344,8 @@ def test_a_state_that_is_not_finite_fails_on_either_path(ode_backend, taken, val
     ode_backend(backend)
     flow, state = block(), normal(8, 600)
     state[3, 500] = value
-    with pytest.raises(SolverFailure, match=r"dopri5 failed: underflow in dt 0\.0"):
+    why = r"dopri5 failed: (underflow in dt 0\.0|non-finite values in state)"
+    with pytest.raises(SolverFailure, match=why):
         flow(state)
     assert flow.nfe == 2
     assert taken == []

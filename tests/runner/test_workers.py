@@ -173,10 +173,12 @@ def test_a_process_that_ends_in_training_leaves_nothing_to_go_on_with(tmp_path, 
     assert record.status == "error"
 
 
-def test_an_error_of_the_harness_is_raised_here(tmp_path):
+def test_an_error_of_the_harness_is_raised_here(tmp_path, monkeypatch):
+    def put(self: Store, record: object) -> Path:
+        raise OSError("the disk with the records is full")
+
     request = request_of(tmp_path, "resnet")
-    (tmp_path / "out" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "out" / "records").write_text("a file where a folder should be")
+    monkeypatch.setattr(Store, "put", put)
     with pytest.raises(OSError, match="records"):
         do(request, tmp_path / "out", jobs=2)
 
