@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tomllib
 from importlib import metadata
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import robustode
@@ -20,7 +22,19 @@ def test_nothing_but_robustode_is_installed_at_the_top_level():
 def test_a_wheel_holds_no_stray_module_at_its_root():
     inside = [path.parts for path in metadata.files("robustode") or () if path.parts[0] == "robustode"]
     stray = {parts[1] for parts in inside if len(parts) == 2 and parts[1].endswith(".py")}
-    assert stray <= {"__init__.py", "__main__.py", "_errors.py", "_registry.py"}
+    assert stray <= {"__init__.py", "__main__.py", "_arguments.py", "_errors.py", "_registry.py"}
+
+
+def test_every_package_of_the_checkout_is_listed():
+    root = Path(__file__).parents[2]
+    listed = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"][
+        "packages"
+    ]
+    folders = [
+        path.parent for top in ("models", "attacks", "bench") for path in (root / top).rglob("__init__.py")
+    ]
+    found = {"robustode", *(".".join(("robustode", *folder.relative_to(root).parts)) for folder in folders)}
+    assert found == set(listed)
 
 
 def test_versions_agree():
