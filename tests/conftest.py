@@ -47,6 +47,14 @@ def _torch(request: pytest.FixtureRequest) -> None:
         torch.set_warn_always(True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_disks() -> Iterator[None]:
+    """What is written is not forced to the disk: a run of the tests need not outlast a power cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Every test draws the same numbers each time, alone or after others."""

@@ -72,7 +72,7 @@ def everything_global() -> dict[str, Any]:
         "recursion": sys.getrecursionlimit(),
         "gc": gc.isenabled(),
         "backend": get_ode_backend(),
-        "functions": (nn.functional.cross_entropy, nn.Linear.forward, torch.Tensor.tanh),
+        "functions": (nn.functional.cross_entropy, nn.functional.relu, nn.Linear.forward, torch.Tensor.tanh),
         "variables": {name: os.environ[name] for name in os.environ if name.startswith("ROBUSTODE")},
     }
 
@@ -106,6 +106,7 @@ CHANGES = {
         setattr(nn.functional, "cross_entropy", lambda logits, labels: logits.sum()),
         setattr(nn.Linear, "forward", lambda self, x: x),
         setattr(torch.Tensor, "tanh", lambda x: x),
+        setattr(nn.functional, "relu", torch.tanh),  # a function of torch, in another's place
     ),
 }
 
