@@ -7,7 +7,6 @@ the machine for themselves.
 
 from __future__ import annotations
 
-import io
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ from ..records.store import Store
 from ..runtime.announcements import announce, telling
 from ..runtime.device import environment
 from ..runtime.machine import free_memory
-from ..runtime.printed import show_line
+from ..runtime.printed import LineStream, show_line
 from ..runtime.processes import Died, Message, Raised, Returned, Send, run_jobs
 from ..runtime.progress import Reporter
 from .cost_estimate import Cost
@@ -216,27 +215,11 @@ class _RemoteReporter:
         self._work, self._sent = 0.0, time.monotonic()
 
 
-class _Printed(io.TextIOBase):
-    """A stream whose lines are printed by the process that asked, where they damage no progress bar."""
-
-    def __init__(self, send: Send) -> None:
-        self._send, self._begun = send, ""
-
-    def writable(self) -> bool:
-        """Whether it can be written to."""
-        return True
-
-    def write(self, text: str) -> int:
-        """Send each line that is complete."""
-        *lines, self._begun = (self._begun + text).split("\n")
-        for line in lines:
-            self._send("printed", line)
-        return len(text)
-
-
 def _run(send: Send, job: ModelRunJob) -> tuple[list[Cell], RunSummary]:
     """Do one job in this process; its cells, and what was done of them."""
-    with telling(lambda *changed: send("announcement", changed)), redirect_stdout(_Printed(send)):
+    # What a model prints is printed by the process that asked, where it damages no progress bar.
+    printed = LineStream(partial(send, "printed"))
+    with telling(lambda *changed: send("announcement", changed)), redirect_stdout(printed):
         return _run_here(send, job)
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from typing import TextIO
 
 _shown: list[set[str]] = []
 
@@ -37,7 +36,8 @@ def show_line(line: str) -> None:
 @contextmanager
 def printing_once() -> Iterator[None]:
     """While a model is built, pass each line that it prints on once; outside `each_line_once` all of them."""
-    stream = _EachLineOnce(sys.stdout) if _shown else None
+    stdout = sys.stdout
+    stream = LineStream(lambda line: print(line, file=stdout) if _is_new(line) else None) if _shown else None
     try:
         with redirect_stdout(stream) if stream else nullcontext():
             yield
@@ -54,20 +54,21 @@ def _is_new(line: str) -> bool:
     return new
 
 
-class _EachLineOnce(io.TextIOBase):
-    def __init__(self, stream: TextIO) -> None:
-        self._stream, self._begun = stream, ""
+class LineStream(io.TextIOBase):
+    """A stream that calls `on_line` with each complete line that is written to it, without its end."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line, self._begun = on_line, ""
 
     def writable(self) -> bool:
         """Whether it can be written to."""
         return True
 
     def write(self, text: str) -> int:
-        """Pass on each complete line that is new."""
+        """Pass on the lines that `text` completes."""
         *lines, self._begun = (self._begun + text).split("\n")
         for line in lines:
-            if _is_new(line):
-                self._stream.write(f"{line}\n")
+            self._on_line(line)
         return len(text)
 
     def finish(self) -> None:
